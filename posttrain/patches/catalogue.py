@@ -1,0 +1,1 @@
+"""The order in which patches are registered, and so applied."""

@@ -1,0 +1,1 @@
+"""What the default run needs and no hub provides: a small real model and an instruction set, both made locally."""

@@ -1,0 +1,169 @@
+"""A model in Hugging Face's form: a directory, a hub id, or the demo model; the object of the config group `model`."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import UserError
+from posttrain.models.headers import read_json
+from posttrain.models.shapes import check_directory
+
+log = logging.getLogger(__name__)
+DEMO = "demo:"
+# Everything a model needs and nothing else: no pickles, and Python files only where they are asked for.
+CONFIG_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass
+class HFModel:
+    """Where the weights, the architecture and the tokenizer come from.
+
+    Attributes:
+        path: a Hugging Face directory, a hub id, or `demo:smollm2_135m`.
+        tokenizer: directory or hub id of the tokenizer; None: the same as `path`.
+        random_init: random weights of the architecture instead of those at `path`.
+        trust_remote_code: run Python code that comes with the model.
+        architecture: config.json fields, for what must be known without reading `path`.
+    """
+
+    path: str
+    tokenizer: str | None = None
+    random_init: bool = False
+    trust_remote_code: bool = False
+    architecture: Mapping[str, Any] | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `path` is a directory of this machine (the demo model becomes one), not a hub id."""
+        return self.path.startswith(DEMO) or Path(self.path).is_dir()
+
+    @cached_property
+    def directory(self) -> Path:
+        """The directory with weights and config, checked; a hub model is downloaded first (safetensors only)."""
+        directory = fetch(self.path, [*CONFIG_FILES, "*.safetensors", *self._code])
+        check_directory(directory)
+        return directory
+
+    @property
+    def tokenizer_path(self) -> str:
+        """The directory of the tokenizer; a hub's is downloaded first."""
+        return str(fetch(self.tokenizer or self.path, [*CONFIG_FILES, *self._code]))
+
+    def hf_config(self):
+        """Return the transformers config: of `path`, or of `architecture` where the weights are random.
+
+        Raises:
+            UserError: neither is there, or transformers does not know the architecture.
+        """
+        from transformers import AutoConfig
+
+        try:
+            if self.random_init and self.architecture is not None:
+                fields = plain(self.architecture)
+                return AutoConfig.for_model(fields.pop("model_type"), **fields)
+            directory = fetch(self.path, [*CONFIG_FILES, *self._code]) if self.random_init else self.directory
+            read_json(directory / "config.json")
+            return AutoConfig.from_pretrained(directory, trust_remote_code=self._trusted())
+        except (ValueError, KeyError) as error:
+            raise UserError(f"model.path={self.path}: transformers cannot read its configuration: {error}") from error
+
+    def load_tokenizer(self):
+        """Return the fast tokenizer.
+
+        Raises:
+            UserError: there is none, or only a slow one.
+        """
+        from transformers import AutoTokenizer
+
+        path = self.tokenizer_path
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=self._trusted())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"model.tokenizer: no tokenizer can be read from {path}: {error}") from error
+        if not tokenizer.is_fast:
+            raise UserError(f"model.tokenizer: {path} has no fast tokenizer (tokenizer.json); save it with one first")
+        return tokenizer
+
+    def bridge(self):
+        """Return the `megatron.bridge.AutoBridge` of this model, with its weights unless they are random.
+
+        Raises:
+            UserError: there is no bridge for the architecture.
+        """
+        from megatron.bridge import AutoBridge
+
+        import posttrain.models.bridges  # noqa: F401  (registers the families that upstream lacks)
+
+        config = self.hf_config()
+        if not AutoBridge.supports(config) or not has_bridge(config):
+            raise UserError(
+                f"model.path={self.path}: no bridge to Megatron for the architecture {config.architectures}"
+            )
+        if self.random_init:
+            return AutoBridge.from_hf_config(config)
+        return AutoBridge.from_hf_pretrained(self.directory, trust_remote_code=self._trusted())
+
+    def provider(self):
+        """Return the Megatron model provider: the architecture as a config, loading the weights when it provides."""
+        return self.bridge().to_megatron_provider(load_weights=not self.random_init)
+
+    @property
+    def _code(self) -> list[str]:
+        return ["*.py"] if self.trust_remote_code else []
+
+    def _trusted(self) -> bool:
+        if self.trust_remote_code:
+            log.warning("model.trust_remote_code=true: Python code from %s runs with your rights", self.path)
+        return self.trust_remote_code
+
+
+def fetch(path: str, patterns: list[str]) -> Path:
+    """Return the directory of `path`, after a download of the files that match `patterns` if it is a hub id.
+
+    Raises:
+        UserError: no such directory, or the hub does not give the model.
+    """
+    if path == f"{DEMO}smollm2_135m":
+        from posttrain.demo.weights import ensure_smollm2
+
+        return ensure_smollm2()
+    if Path(path).is_dir():
+        return Path(path)
+    if path.startswith((DEMO, ".", "/", "~")) or path.count("/") != 1:
+        raise UserError(f"model.path={path}: no such directory")
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=patterns))
+    except GatedRepoError:
+        reason = "is gated: accept its licence on its hub page, then set HF_TOKEN"
+    except RepositoryNotFoundError:
+        reason = "is neither a directory here nor a model on the hub (private ones need HF_TOKEN)"
+    except LocalEntryNotFoundError:
+        offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
+        reason = f"is not a directory here nor in the hub's cache, and {offline}; set model.path to a directory"
+    except (HfHubHTTPError, OSError) as error:
+        reason = f"cannot be downloaded: {error}"
+    raise UserError(f"model.path={path}: {reason}")
+
+
+def has_bridge(config) -> bool:
+    """Whether one of the config's architectures has a registered bridge."""
+    from megatron.bridge import AutoBridge
+
+    return bool(set(config.architectures or ()) & set(AutoBridge.list_supported_models()))
+
+
+def plain(value):
+    """Return `value` with OmegaConf's containers as dicts and lists, which transformers can serialise."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        return value
+    return [plain(item) for item in value]

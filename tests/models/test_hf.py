@@ -1,0 +1,163 @@
+"""Bad model directories are refused with the file, what is wrong with it, and what to do; good ones load."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from posttrain.errors import UserError
+from posttrain.models import HFModel
+from posttrain.models.shapes import check_directory
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+# Shapes that one rule too many would refuse: every family's own names.
+OTHERS = {
+    "gpt2": {"vocab_size": 64, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2},
+    "gpt_neox": LLAMA,
+    "mixtral": {**LLAMA, "num_local_experts": 2},
+    "gemma2": {**LLAMA, "head_dim": 8},
+    "qwen3_moe": {**LLAMA, "head_dim": 8, "num_experts": 4, "moe_intermediate_size": 8, "num_experts_per_tok": 2},
+}
+
+
+def make(directory, fields, **save):
+    """Write a random model of the architecture `fields` to `directory`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {key: value for key, value in fields.items() if key != "architectures"}
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory, **save)
+    return directory
+
+
+@pytest.fixture
+def llama(tmp_path):
+    return make(tmp_path / "llama", LLAMA)
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_every_family_passes(family, tmp_path):
+    tensors = check_directory(make(tmp_path, {**OTHERS[family], "model_type": family}))
+    assert {tensor.dtype for tensor in tensors.values()} == {"F32"}
+
+
+def test_config_of_a_directory_and_of_an_architecture(llama):
+    model = HFModel(path=str(llama))
+    assert model.is_local
+    assert model.hf_config().hidden_size == 16
+    assert HFModel(path="nobody/nothing", random_init=True, architecture=LLAMA).hf_config().vocab_size == 64
+
+
+def test_pickles_are_refused(llama):
+    (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle.*save_pretrained"):
+        HFModel(path=str(llama)).hf_config()
+
+
+def test_truncated_file(llama):
+    file = llama / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"model\.safetensors: has \d+ bytes, its header says \d+"):
+        check_directory(llama)
+
+
+def test_damaged_header(llama):
+    (llama / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0" + b"x" * 32)
+    with pytest.raises(UserError, match="header is damaged"):
+        check_directory(llama)
+
+
+def test_empty_file(llama):
+    (llama / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="cut short"):
+        check_directory(llama)
+
+
+def test_missing_shard(tmp_path):
+    make(tmp_path, LLAMA, max_shard_size="5KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    check_directory(tmp_path)
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name}: this shard is missing"):
+        check_directory(tmp_path)
+
+
+def test_tensor_that_the_index_promises(tmp_path):
+    make(tmp_path, LLAMA, max_shard_size="5KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[0]
+    tensors = load_file(shard)
+    gone = sorted(tensors)[0]
+    save_file({name: value for name, value in tensors.items() if name != gone} | {"x": torch.zeros(1)}, shard)
+    with pytest.raises(UserError, match=f"lists {gone}"):
+        check_directory(tmp_path)
+
+
+def test_missing_tensor_of_one_layer(llama):
+    file = llama / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"layer 0 has mlp.up_proj.weight, layer 1 has not"):
+        check_directory(llama)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("vocab_size", 65, r"(embed_tokens|lm_head).weight has shape \[64, 16\], but config.json says \[65, 16\]"),
+        ("num_key_value_heads", 4, r"[kv]_proj.weight has shape \[8, 16\], but config.json says \[16, 16\]"),
+        ("num_hidden_layers", 3, "the weights have 2 layers, config.json says 3"),
+    ],
+)
+def test_config_that_contradicts_the_tensors(llama, field, value, message):
+    file = llama / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(UserError, match=message):
+        check_directory(llama)
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/no/where", "nowhere", "demo:other"])
+def test_no_such_directory(path):
+    with pytest.raises(UserError, match="no such directory"):
+        HFModel(path=path).hf_config()
+
+
+def test_hub_model_without_a_hub(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"set model.path to a directory"):
+        HFModel(path="somebody/some-model").hf_config()
+
+
+def test_unknown_architecture():
+    with pytest.raises(UserError, match="transformers cannot read its configuration"):
+        HFModel(path="x", random_init=True, architecture={"model_type": "nonesuch"}).hf_config()
+
+
+def test_no_tokenizer(llama):
+    with pytest.raises(UserError, match=r"model\.tokenizer: no tokenizer can be read from"):
+        HFModel(path=str(llama)).load_tokenizer()
+
+
+def test_trusting_code_is_said_aloud(llama, caplog):
+    HFModel(path=str(llama), trust_remote_code=True).hf_config()
+    assert "runs with your rights" in caplog.text
+
+
+def test_the_package_imports_nothing_heavy():
+    code = "import sys, posttrain.models; print([m for m in ('torch', 'transformers', 'megatron') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -1,11 +1,26 @@
-"""The one exception for mistakes that the person at the keyboard can mend."""
+"""Exceptions whose message is for the person at the keyboard and is shown without a traceback."""
 
 
 class UserError(Exception):
-    """A wrong key, file or combination: shown as a message without a traceback, exit code 2.
+    """A wrong key, file or combination that the user can mend.
 
     Args:
         message: what is wrong, naming the configuration key or the file, and what to do about it.
     """
 
     exit_code = 2
+
+
+class RunFailed(Exception):
+    """A run that started and did not finish.
+
+    Attributes:
+        exit_code: what the command exits with.
+        restartable: whether starting again from the newest checkpoint may help.
+        stopped: whether it was told to stop rather than failed.
+    """
+
+    STOPPED = 3  # exit code of a rank that saved and left because it was told to
+    exit_code = 1
+    restartable = True
+    stopped = False

@@ -23,6 +23,14 @@ class Platform:
     device: str
     transformer_engine: bool
 
+    @classmethod
+    def detect(cls, device: str) -> "Platform":
+        """The platform of this process; Transformer Engine counts only on a GPU. Imports nothing."""
+        import importlib.util
+
+        found = device == "cuda" and importlib.util.find_spec("transformer_engine_torch") is not None
+        return cls(device, found)
+
 
 @dataclass(frozen=True)
 class Patch:

@@ -1,0 +1,123 @@
+"""Core attention by PyTorch's scaled_dot_product_attention, for layers without Transformer Engine.
+
+Megatron's own local attention materialises every score and refuses packed sequences. This one runs each packed
+sequence by itself, so no conversation sees another, and honours grouped queries, softmax scale, sliding windows and
+logit soft-capping (Gemma 2).
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import is_layer_window_attention
+
+
+def sequence_lengths(packed: PackedSeqParams, total: int) -> list[int]:
+    """Lengths of the packed sequences as Python ints, read from the device once per batch.
+
+    Args:
+        packed: THD parameters; cu_seqlens_q is int32 [n + 1].
+        total: tokens of the row; what cu_seqlens leaves over is a last sequence of padding.
+    """
+    lengths = getattr(packed, "posttrain_lengths", None)
+    if lengths is None:
+        ends = packed.cu_seqlens_q.tolist()
+        lengths = [end - start for start, end in zip(ends, ends[1:], strict=False) if end > start]
+        if (rest := total - sum(lengths)) > 0:
+            lengths.append(rest)
+        packed.posttrain_lengths = lengths
+    return lengths
+
+
+class SDPAAttention(MegatronModule):
+    """Causal softmax(QK^T * scale)V, same constructor and call as Megatron's DotProductAttention.
+
+    Args:
+        config: transformer configuration; `attn_logit_softcapping`, `window_size`, `window_attn_skip_freq` are read
+            where present.
+        layer_number: from 1; decides whether this layer has a window.
+        softmax_scale: null: 1 / sqrt(head size).
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+        **unused: Any,
+    ) -> None:
+        super().__init__(config=config)
+        if config.context_parallel_size != 1:
+            raise ValueError("context parallelism needs Transformer Engine's attention")
+        scale = softmax_scale if softmax_scale is not None else getattr(config, "softmax_scale", None)
+        self.softmax_scale = scale if scale is not None else 1.0 / math.sqrt(config.kv_channels)
+        if config.apply_query_key_layer_scaling:
+            self.softmax_scale /= max(1, layer_number)
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.softcap = getattr(config, "attn_logit_softcapping", None)
+        windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        # (left, right): how many earlier keys a query sees besides itself; right is 0 in causal models.
+        self.window = config.window_size[0] if windowed else None
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            query: [s, b, heads, d], or packed [t, heads, d].
+            key: [s, b, groups, d], or packed [t, groups, d].
+            value: as key.
+            attention_mask: not used: attention is causal within each sequence.
+            packed_seq_params: boundaries of packed sequences.
+
+        Returns:
+            [s, b, heads * d], or packed [t, heads, d].
+        """
+        if packed_seq_params is None:
+            out = self._attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))  # [b, heads, s, d]
+            return out.permute(2, 0, 1, 3).flatten(2)
+        lengths = sequence_lengths(packed_seq_params, query.size(0))
+        parts = [
+            self._attend(*(x.transpose(0, 1).unsqueeze(0) for x in qkv)).squeeze(0).transpose(0, 1)
+            for qkv in zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Causal attention over [b, heads, s, d]."""
+        dropout = self.dropout if self.training else 0.0
+        length = q.size(2)
+        mask = None
+        if self.window is not None and length > self.window + 1:
+            distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)[None]
+            mask = (distance >= 0) & (distance <= self.window)
+        if self.softcap is None:
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=self.softmax_scale,
+                enable_gqa=q.size(1) != k.size(1),
+            )  # fmt: skip
+        if mask is None:
+            mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+        groups = q.size(1) // k.size(1)
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        scores = (q @ k.transpose(-1, -2)).float() * self.softmax_scale
+        scores = self.softcap * torch.tanh(scores / self.softcap)
+        probs = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(q.dtype)
+        return F.dropout(probs, dropout, self.training) @ v

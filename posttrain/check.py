@@ -1,0 +1,153 @@
+"""What can be known to be wrong before anything heavy is imported or a GPU is asked for.
+
+Each check raises `UserError` naming the key, the value, and what would be right.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from posttrain import schema, targets
+from posttrain.errors import UserError
+
+
+def check(cfg: DictConfig, visible_gpus: int) -> None:
+    """Run every check.
+
+    Args:
+        cfg: the composed configuration.
+        visible_gpus: GPUs of this machine; 0 on a CPU.
+
+    Raises:
+        UserError: the first thing found wrong.
+    """
+    targets.check(cfg)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"`{missing[0]}`: has no value; give it on the command line or in your configuration")
+    ranges(cfg)
+    trainer(cfg)
+    model(cfg)
+    divisibility(cfg, visible_gpus)
+
+
+def ranges(cfg: DictConfig) -> None:
+    """Every value inside the limits that its schema field states."""
+    words = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+    tests = {"ge": lambda v, m: v >= m, "gt": lambda v, m: v > m, "le": lambda v, m: v <= m, "lt": lambda v, m: v < m}
+    for path, limits in schema.limits().items():
+        value = OmegaConf.select(cfg, path)
+        if value is None:
+            continue
+        choices = limits.get("choices")
+        if choices and value not in choices:
+            raise UserError(f"`{path}={value}`: must be one of {', '.join(map(str, choices))}")
+        for name, word in words.items():
+            if name in limits and not tests[name](value, limits[name]):
+                raise UserError(f"`{path}={value}`: must be {word} {limits[name]}")
+
+
+def trainer(cfg: DictConfig) -> None:
+    """Settings of the loop that exclude or need each other."""
+    t, s, launch = cfg.trainer, cfg.scheduler, cfg.launch
+    if t.max_steps is not None and t.epochs is not None:
+        raise UserError("`trainer.max_steps` and `trainer.epochs`: give one of them, set the other to null")
+    if s.lr_warmup_fraction is not None and s.lr_warmup_iters:
+        raise UserError(
+            "`scheduler.lr_warmup_iters`: lr_warmup_fraction is set as well; add scheduler.lr_warmup_fraction=null"
+        )
+    if cfg.optimizer.min_lr > cfg.optimizer.lr:
+        raise UserError(f"`optimizer.min_lr={cfg.optimizer.min_lr}`: above optimizer.lr={cfg.optimizer.lr}")
+    if launch.node_rank >= launch.nnodes:
+        raise UserError(f"`launch.node_rank={launch.node_rank}`: must be below launch.nnodes={launch.nnodes}")
+    if launch.nnodes > 1 and launch.master_port is None:
+        raise UserError("`launch.master_port`: needs a number when launch.nnodes > 1, the same on every machine")
+
+
+def model(cfg: DictConfig) -> None:
+    """A local model directory must be one; a hub id must look like one."""
+    path = cfg.model.path
+    if path is None:
+        raise UserError("`model.path`: give a Hugging Face directory or a hub id, e.g. model.path=./my-model")
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_local and ":" not in path and not Path(path).expanduser().is_dir():
+        raise UserError(f"`model.path={path}`: there is no such directory")
+
+
+def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
+    """Batch by data-parallel size, and the model's shape by the parallel sizes."""
+    p = cfg.parallelism
+    tp, pp, cp = p.tensor_model_parallel_size, p.pipeline_model_parallel_size, p.context_parallel_size
+    ep = p.expert_model_parallel_size
+    world = world_size(cfg, visible_gpus)
+    if visible_gpus and world // cfg.launch.nnodes > visible_gpus:
+        raise UserError(
+            f"`parallelism.nproc_per_node={world // cfg.launch.nnodes}`: this machine has {visible_gpus} visible GPUs"
+        )
+    if world % (tp * pp * cp):
+        raise UserError(
+            f"`parallelism`: {world} processes can't be divided into groups of tensor x pipeline x context = "
+            f"{tp} x {pp} x {cp} = {tp * pp * cp}; change parallelism.nproc_per_node or launch.nnodes"
+        )
+    dp = world // (tp * pp * cp)
+    t = cfg.trainer
+    if t.global_batch_size % (t.micro_batch_size * dp):
+        raise UserError(
+            f"`trainer.global_batch_size={t.global_batch_size}`: must be a multiple of micro_batch_size x data-parallel "
+            f"size = {t.micro_batch_size} x {dp} = {t.micro_batch_size * dp}"
+        )
+    if (dp * cp) % ep:
+        raise UserError(
+            f"`parallelism.expert_model_parallel_size={ep}`: must divide data x context parallel size {dp * cp}"
+        )
+    if t.seq_length % (tp * cp * (2 if cp > 1 else 1)):
+        raise UserError(
+            f"`trainer.seq_length={t.seq_length}`: must be a multiple of tensor x 2 x context parallel size"
+            if cp > 1
+            else f"`trainer.seq_length={t.seq_length}`: must be a multiple of tensor_model_parallel_size={tp}"
+        )
+    shape = cfg.model.architecture
+    if shape is not None:
+        _shape(shape, tp, pp, ep)
+
+
+def _shape(shape: Any, tp: int, pp: int, ep: int) -> None:
+    """The architecture's counts by the parallel sizes; keys as in Hugging Face's config.json."""
+
+    def first(*names: str) -> int | None:
+        return next((shape[n] for n in names if n in shape and shape[n] is not None), None)
+
+    heads, layers = first("num_attention_heads", "n_head"), first("num_hidden_layers", "n_layer")
+    groups, experts = first("num_key_value_heads"), first("num_local_experts", "num_experts")
+    for what, count, size, key in (
+        ("attention heads", heads, tp, "tensor_model_parallel_size"),
+        ("key-value groups", groups, tp, "tensor_model_parallel_size"),
+        ("layers", layers, pp, "pipeline_model_parallel_size"),
+        ("experts", experts, ep, "expert_model_parallel_size"),
+    ):
+        if count is not None and count % size:
+            fits = [n for n in range(1, 65) if count % n == 0]
+            raise UserError(
+                f"`parallelism.{key}={size}`: the model's {count} {what} can't be divided by it; "
+                f"possible: {', '.join(map(str, fits))}"
+            )
+    if ep > 1 and experts is None:
+        raise UserError(f"`parallelism.expert_model_parallel_size={ep}`: this model has no experts")
+
+
+def nproc_per_node(cfg: DictConfig, visible_gpus: int) -> int:
+    """Processes on this machine: as told, else one per visible GPU, else the fewest that the parallel sizes need."""
+    p = cfg.parallelism
+    if p.nproc_per_node is not None:
+        return p.nproc_per_node
+    if visible_gpus:
+        return visible_gpus
+    least = p.tensor_model_parallel_size * p.pipeline_model_parallel_size * p.context_parallel_size
+    least = max(least, p.expert_model_parallel_size)
+    return max(1, least // cfg.launch.nnodes)
+
+
+def world_size(cfg: DictConfig, visible_gpus: int) -> int:
+    """Processes over all machines."""
+    return nproc_per_node(cfg, visible_gpus) * cfg.launch.nnodes

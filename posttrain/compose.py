@@ -1,0 +1,172 @@
+"""From the command line to a composed, checked configuration, with errors that a person can act on.
+
+Imports neither torch nor Megatron: `--help`, `--cfg job` and a mistyped key must answer at once.
+"""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from posttrain import schema
+from posttrain.errors import RunFailed, UserError
+
+PACKAGE = Path(__file__).resolve().parent
+# In a wheel conf/ lies inside the package; in a checkout beside it.
+CONF_DIR = next(d for d in (PACKAGE / "conf", PACKAGE.parent / "conf") if d.is_dir())
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+schema.register()
+
+
+def compose(overrides: list[str] | None = None, config_name: str = "config") -> DictConfig:
+    """Compose in-process, without Hydra's run directory; for library use and tests.
+
+    Raises:
+        UserError: for what `run` would report with exit code 2.
+    """
+    overrides = list(overrides or [])
+    with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
+        try:
+            return hydra.compose(config_name=config_name, overrides=overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(explain(error, overrides)) from error
+
+
+def run(task: Callable[[DictConfig], Any], config_name: str = "config") -> None:
+    """Run `task` with the configuration that sys.argv asks for; never returns after an error.
+
+    A mistake of the user's is printed as one message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback.
+    """
+    full = os.environ.get(FULL_ERROR) == "1"
+    # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.
+    os.environ[FULL_ERROR] = "1"
+    if any(arg.startswith("--experimental-rerun") for arg in sys.argv[1:]):
+        fail("--experimental-rerun: refused, it unpickles the file it is given; use the run directory's config.yaml")
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task)()
+    except (UserError, RunFailed) as error:
+        if full:
+            raise
+        fail(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        if full:
+            raise
+        fail(explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")]))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def fail(message: str, code: int = 2) -> None:
+    """Print `message` to stderr and exit with `code`."""
+    print(f"posttrain: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def explain(error: BaseException, overrides: list[str]) -> str:
+    """One readable message for an error of Hydra's or OmegaConf's, with the likely intended name."""
+    text = " ".join(str(error).split())
+    cause = " ".join(str(error.__cause__).split()) if error.__cause__ else ""
+    whole = f"{text} {cause}"
+
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: can't be read as KEY=VALUE. Quote what the shell or Hydra takes apart: 'key=\"a,b\"'"
+
+    unknown = re.search(r"[Kk]ey '([^']+)' is not in struct|Could not (?:override|append to) '([^']+)'", whole)
+    if unknown or "is not in struct" in whole or "not in '" in whole:
+        key = _overridden(text) or (unknown and (unknown[2] or unknown[1])) or ""
+        return f"`{key}`: unknown key{_meant(key, _known_keys())}. All keys: python -m posttrain --cfg job"
+
+    if isinstance(error, MissingConfigException):
+        name = getattr(error, "missing_cfg_file", None) or text
+        group, _, choice = str(name).rpartition("/")
+        options = list(getattr(error, "options", None) or _choices(group))
+        return f"`{group}={choice}`: there is no such file in conf/{group}{_meant(choice, options)}. " + _listing(
+            options
+        )
+
+    group = re.search(r"Could not override '([^']+)'\. No match in the defaults list", whole)
+    if group:
+        return f"`{group[1]}`: unknown word{_meant(group[1], _choices(''))}"
+
+    key = _overridden(text)
+    if cause and key:
+        value = next((o.partition("=")[2] for o in overrides if o.lstrip("+~").partition("=")[0] == key), None)
+        reason = cause.split(" full_key:")[0].split(" reference_type")[0]
+        return f"`{key}={value}`: {reason}" if value is not None else f"`{key}`: {reason}"
+    full_key = re.search(r"full_key: (\S+)", whole)
+    return (f"`{full_key[1]}`: " if full_key else "") + text.split(" full_key:")[0]
+
+
+def _overridden(text: str) -> str | None:
+    """The key that Hydra's merge error is about, if it says so."""
+    found = re.search(r"(?:Error merging override|Could not override|Could not append to config) '?\+?([\w.@/]+)", text)
+    return found[1] if found else None
+
+
+def _meant(word: str, candidates: list[str]) -> str:
+    """ "; did you mean ...?" for the nearest candidates, else nothing.
+
+    A path is compared as a whole and by its last part, since people forget the group as often as they mistype.
+    """
+    tail = word.rpartition(".")[2]
+    close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
+    if not close:
+        tails = {c.rpartition(".")[2]: c for c in reversed(candidates)}
+        close = [tails[t] for t in difflib.get_close_matches(tail, tails, n=1, cutoff=0.6)]
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _known_keys() -> list[str]:
+    """Every key path of the configuration that the command line's group choices compose, else of the default one."""
+    words = []
+    for arg in sys.argv[1:]:
+        key, is_override, _ = arg.partition("=")
+        if is_override and (CONF_DIR / key).is_dir():
+            words.append(arg)
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    for attempt in (words, []):
+        try:
+            return list(flatten(compose(attempt)))
+        except Exception:  # a bad group choice as well: the default configuration still helps
+            GlobalHydra.instance().clear()
+    return []
+
+
+def _choices(group: str) -> list[str]:
+    """What can be chosen in a group, or the groups themselves for ''."""
+    folder = CONF_DIR / group
+    if not folder.is_dir():
+        return []
+    return sorted(p.name if p.is_dir() else p.stem for p in folder.iterdir() if not group or p.suffix == ".yaml")
+
+
+def _listing(options: list[str]) -> str:
+    return "Choices: " + ", ".join(options) if options else ""
+
+
+def flatten(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key path below `node`, inner nodes included."""
+    if isinstance(node, DictConfig) and not node._is_none():
+        for key in node:
+            path = f"{prefix}.{key}" if prefix else str(key)
+            yield path
+            yield from flatten(node._get_node(key), path)
+
+
+def overrides_of(argv: list[str]) -> dict[str, str]:
+    """KEY -> VALUE text of the overrides in `argv`, in Hydra's own grammar."""
+    parsed = OverridesParser.create().parse_overrides([a for a in argv if not a.startswith("-")])
+    return {o.key_or_group: o.input_line.partition("=")[2] for o in parsed}

@@ -1,0 +1,258 @@
+"""Start a run's processes on this machine, watch them, and say what went wrong.
+
+Every rank is a fresh process, since Megatron's state is process-global: `python -m posttrain.worker RUN_DIR`, with
+torch's usual environment (RANK, WORLD_SIZE, ...). A rank writes to RUN_DIR/logs/rankN.log; the first rank also draws
+on the terminal through an inherited file descriptor. No torch here.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from posttrain import check
+from posttrain.errors import RunFailed, UserError
+from posttrain.files import write_json, write_text
+
+UI_FD = "POSTTRAIN_UI_FD"
+DEVICE = "POSTTRAIN_DEVICE"
+GRACE_S = 30.0  # for ranks to end by themselves after a signal or after another rank died
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def visible_gpus() -> int:
+    """GPUs that a process started here would see, without importing torch: 0 on a machine without NVIDIA's driver."""
+    if not Path("/proc/driver/nvidia/version").exists() and not Path("/dev/nvidiactl").exists():
+        return 0
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        named = [part for part in listed.split(",") if part.strip()]
+        return 0 if named[:1] == ["-1"] else len(named)
+    gpus = list(Path("/proc/driver/nvidia/gpus").glob("*"))
+    return len(gpus) or len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def prepare(cfg: DictConfig, run_dir: Path) -> Path:
+    """Write the frozen configuration that every rank reads; return its path."""
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    path = run_dir / "config.yaml"
+    write_text(path, OmegaConf.to_yaml(cfg, resolve=True))
+    return path
+
+
+def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
+    """Train in `run_dir` with this machine's share of the processes.
+
+    Returns:
+        The validation loss after training, or None where there was no validation.
+
+    Raises:
+        UserError: a rank found a mistake of the user's.
+        RunFailed: a rank died; the message names it, its error and its log.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock_run(run_dir)
+    prepare(cfg, run_dir)
+    started = time.time()
+    write_json(run_dir / "status.json", {"state": "running", "started": started, "pid": os.getpid()})
+    status: dict[str, Any] = {"state": "failed"}
+    try:
+        for attempt in range(cfg.launch.max_restarts + 1):
+            try:
+                NodeRun(cfg, run_dir, gpus).wait()
+                break
+            except RunFailed as error:
+                if attempt == cfg.launch.max_restarts or not error.restartable:
+                    raise
+                print(f"posttrain: {error}\nposttrain: starting again from the newest checkpoint", file=sys.stderr)
+        status = {"state": "finished"}
+    except (UserError, RunFailed) as error:
+        stopped = getattr(error, "stopped", False)
+        status = {"state": "stopped" if stopped else "failed", "error": str(error), "exit_code": error.exit_code}
+        raise
+    except KeyboardInterrupt:
+        status = {"state": "stopped", "error": "interrupted", "exit_code": 130}
+        raise
+    finally:
+        write_json(run_dir / "status.json", {**status, "started": started, "ended": time.time()})
+    summary = run_dir / "summary.json"
+    return json.loads(summary.read_text()).get("val_loss_after") if summary.exists() else None
+
+
+def lock_run(run_dir: Path) -> None:
+    """Refuse a run directory in which another process is training.
+
+    The lock is the kernel's (flock), so it goes with the process however that ends.
+    """
+    import fcntl
+
+    handle = open(run_dir / ".lock", "w")  # noqa: SIM115  (held until this process ends)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"hydra.run.dir={run_dir}: another run is using this directory; choose another") from None
+    _locks.append(handle)
+
+
+_locks: list[Any] = []
+
+
+@dataclass
+class NodeRun:
+    """The processes of one run on one machine, started on construction.
+
+    Args:
+        cfg: the checked configuration.
+        run_dir: where logs and errors go.
+        gpus: visible GPUs; 0 means the CPU.
+    """
+
+    cfg: DictConfig
+    run_dir: Path
+    gpus: int
+    processes: list[subprocess.Popen] = field(default_factory=list)
+    signals: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        launch, local = self.cfg.launch, check.nproc_per_node(self.cfg, self.gpus)
+        port = launch.master_port or free_port()
+        for stale in (self.run_dir / "logs").glob("rank*.error.json"):
+            stale.unlink()
+        ui = os.dup(1)
+        try:
+            for local_rank in range(local):
+                rank = launch.node_rank * local + local_rank
+                env = {
+                    **os.environ,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(local_rank),
+                    "WORLD_SIZE": str(local * launch.nnodes),
+                    "LOCAL_WORLD_SIZE": str(local),
+                    "MASTER_ADDR": launch.master_addr,
+                    "MASTER_PORT": str(port),
+                    "PYTHONUNBUFFERED": "1",
+                    DEVICE: "cuda" if self.gpus else "cpu",
+                    **platform_environment(self.gpus, local),
+                }
+                if rank == 0:
+                    env[UI_FD] = str(ui)
+                log = open(self.run_dir / "logs" / f"rank{rank}.log", "ab")  # noqa: SIM115  (the child's from here)
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "posttrain.worker", str(self.run_dir)],
+                        env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                        pass_fds=(ui,) if rank == 0 else (),
+                        start_new_session=True,  # Ctrl-C reaches this process alone, which then decides
+                        preexec_fn=_die_with_parent,
+                    )
+                )  # fmt: skip
+                log.close()
+        finally:
+            os.close(ui)
+
+    def wait(self) -> None:
+        """Until every rank has ended; on a signal or a death, end the others.
+
+        Raises:
+            UserError, RunFailed: see `launch`.
+        """
+        previous = {number: signal.signal(number, self._on_signal) for number in FORWARDED if _in_main_thread()}
+        try:
+            deadline = None
+            while any(process.poll() is None for process in self.processes):
+                bad = any(process.poll() not in (None, 0) for process in self.processes)
+                if deadline is None and bad:
+                    deadline = time.monotonic() + GRACE_S
+                    time.sleep(1.0)  # a rank that fails in a collective fails on all ranks: let them say so
+                    self._send(signal.SIGTERM)
+                if deadline is not None and time.monotonic() > deadline:
+                    self._send(signal.SIGKILL)
+                time.sleep(0.05)
+        except BaseException:
+            self._send(signal.SIGKILL)
+            raise
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        codes = [process.returncode for process in self.processes]
+        if any(codes):
+            raise self._failure(codes)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        """First signal: ranks finish the step, save and leave. A second SIGINT: stop at once."""
+        again = number == signal.SIGINT and signal.SIGINT in self.signals
+        self.signals.append(number)
+        self._send(signal.SIGKILL if again else signal.SIGTERM)
+
+    def _send(self, number: int) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def _failure(self, codes: list[int]) -> Exception:
+        """The error of the rank that failed first, in words."""
+        found = [json.loads(path.read_text()) for path in (self.run_dir / "logs").glob("rank*.error.json")]
+        first = min(found, key=lambda e: e["time"], default=None)
+        if first and first["user_error"]:
+            return UserError(first["message"])
+        if self.signals:
+            name = signal.Signals(self.signals[0]).name
+            if all(code in (0, RunFailed.STOPPED) for code in codes):
+                error = RunFailed(
+                    f"stopped by {name} after saving; the same command with hydra.run.dir={self.run_dir} goes on"
+                )
+                error.exit_code = 128 + self.signals[0]
+            else:
+                error = RunFailed(f"stopped by {name}")
+                error.exit_code = 128 + self.signals[0]
+            error.stopped, error.restartable = True, False
+            return error
+        if first:
+            where = self.run_dir / "logs" / f"rank{first['rank']}.log"
+            return RunFailed(f"rank {first['rank']} failed: {first['message']}\n  log: {where}")
+        index, code = next((i, c) for i, c in enumerate(codes) if c)
+        rank = self.cfg.launch.node_rank * len(codes) + index
+        died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return RunFailed(f"rank {rank} {died}{hint}\n  log: {self.run_dir / 'logs' / f'rank{rank}.log'}")
+
+
+def platform_environment(gpus: int, local: int) -> dict[str, str]:
+    """Variables that must be set before torch is imported; the user's own values win."""
+    wanted = {"TOKENIZERS_PARALLELISM": "true"}
+    if gpus:
+        wanted["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # Megatron's overlap relies on the order of kernel launches
+        wanted["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+        wanted["NVTE_FRAMEWORK"] = "pytorch"
+    else:
+        wanted["CUDA_VISIBLE_DEVICES"] = ""
+        wanted["TORCHDYNAMO_DISABLE"] = "1"  # Megatron's jit_fuser compiles with torch.compile
+        wanted["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // local))
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def _die_with_parent() -> None:
+    """In the child, before exec: be killed when this process dies, however it dies (Linux PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()

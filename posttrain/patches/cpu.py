@@ -1,0 +1,186 @@
+"""Run Megatron on a CPU: CUDA queries answered, CUDA placements mapped to the CPU, RNG state from the CPU generator.
+
+Only for processes without a GPU. Everything is a plain function replacement rather than a TorchFunctionMode, so that
+no Python runs per tensor operation in the training step.
+"""
+
+import functools
+from typing import Any
+
+from posttrain.patches import Platform, patch
+
+VERSIONS = {"megatron-core": ">=0.19,<0.20", "torch": ">=2.9,<2.13"}
+
+
+def on_cpu(platform: Platform) -> bool:
+    """The condition of every patch here."""
+    return platform.device == "cpu"
+
+
+class _Event:
+    """torch.cuda.Event of a device that is always done."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def record(self, *args: Any) -> None: ...
+
+    def wait(self, *args: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: "_Event") -> float:
+        return 0.0
+
+
+class _Stream:
+    """torch.cuda.Stream of a device with a single, synchronous queue; a context manager like torch.cuda.stream()."""
+
+    cuda_stream = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def wait_stream(self, *args: Any) -> None: ...
+
+    def wait_event(self, *args: Any) -> None: ...
+
+    def record_event(self, *args: Any) -> _Event:
+        return _Event()
+
+    def synchronize(self) -> None: ...
+
+    def __enter__(self) -> "_Stream":
+        return self
+
+    def __exit__(self, *args: Any) -> None: ...
+
+
+def cpu_device(device: Any) -> Any:
+    """Map what names a CUDA device (string, index, torch.device) to the CPU; leave the rest as it is."""
+    import torch
+
+    if isinstance(device, bool) or device is None:
+        return device
+    if isinstance(device, int) or str(device).startswith("cuda"):
+        return torch.device("cpu")
+    return device
+
+
+@patch(
+    "cpu-cuda-queries",
+    symptom="Megatron asks torch.cuda for devices, streams, events and memory everywhere: 'Megatron requires CUDA.'",
+    versions=VERSIONS,
+    when=on_cpu,
+)
+def cuda_queries() -> None:
+    """Answer torch.cuda's queries for a machine whose one device is the CPU."""
+    import psutil
+    import torch
+
+    cuda, cpu = torch.cuda, torch.device("cpu")
+
+    class Properties:
+        name = "cpu"
+        major = minor = 0
+        multi_processor_count = 1
+        total_memory = psutil.virtual_memory().total
+
+    nothing = ("set_device", "synchronize", "empty_cache", "reset_peak_memory_stats", "manual_seed_all", "init")
+    for name in nothing:
+        setattr(cuda, name, lambda *args, **kwargs: None)
+    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
+        setattr(cuda, name, lambda *args, **kwargs: psutil.Process().memory_info().rss)
+    cuda.is_available = lambda: True
+    cuda.is_current_stream_capturing = lambda: False
+    cuda.is_bf16_supported = lambda *args, **kwargs: True
+    cuda.current_device = lambda: cpu
+    cuda.device_count = lambda: 1
+    cuda.get_device_name = lambda *args, **kwargs: "cpu"
+    cuda.get_device_capability = lambda *args, **kwargs: (0, 0)
+    cuda.get_device_properties = lambda *args, **kwargs: Properties()
+    cuda.memory_stats = lambda *args, **kwargs: {}
+    cuda.Stream = cuda.stream = _Stream
+    cuda.Event = _Event
+    cuda.current_stream = cuda.default_stream = lambda *args, **kwargs: _Stream()
+    cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *args, **kwargs: None
+    # DataLoader asks this for a device to pin memory on and to place workers by.
+    torch.accelerator.is_available = lambda: False
+
+
+@patch(
+    "cpu-placement",
+    symptom="Megatron places tensors with device='cuda', .cuda() and .to('cuda'), and asserts on their type() string",
+    versions=VERSIONS,
+    when=on_cpu,
+)
+def placement() -> None:
+    """Map CUDA placements to the CPU in factory functions, .to and .cuda; report CUDA type names."""
+    import torch
+
+    def mapped(function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("device") is not None:
+                kwargs["device"] = cpu_device(kwargs["device"])
+            return function(*args, **kwargs)
+
+        return call
+
+    factories = (
+        "tensor as_tensor empty zeros ones full rand randn randint randperm arange linspace eye "
+        "empty_like zeros_like ones_like full_like rand_like randn_like empty_strided Generator"
+    )
+    for name in factories.split():
+        if name != "Generator":
+            setattr(torch, name, mapped(getattr(torch, name)))
+    for name in ("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"):
+        setattr(torch.Tensor, name, mapped(getattr(torch.Tensor, name)))
+
+    plain_to, plain_type = torch.Tensor.to, torch.Tensor.type
+
+    @functools.wraps(plain_to)
+    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args and not isinstance(args[0], (torch.dtype, torch.Tensor)):
+            args = (cpu_device(args[0]), *args[1:])
+        if "device" in kwargs:
+            kwargs["device"] = cpu_device(kwargs["device"])
+        return plain_to(self, *args, **kwargs)
+
+    @functools.wraps(plain_type)
+    def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = plain_type(self, *args, **kwargs)
+        return found.replace("torch.", "torch.cuda.", 1) if isinstance(found, str) else found
+
+    torch.Tensor.to = to
+    torch.Tensor.type = type_
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    torch.Tensor.pin_memory = lambda self, *args, **kwargs: self
+    torch.Tensor.record_stream = lambda self, *args, **kwargs: None
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+
+
+@patch(
+    "cpu-rng",
+    symptom="Megatron's RNG tracker forks and restores the CUDA generator's state",
+    versions=VERSIONS,
+    when=on_cpu,
+)
+def rng() -> None:
+    """Let the CPU's generator stand for the device's, in torch.cuda and in Megatron's tracker."""
+    import torch
+
+    def get(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        torch.set_rng_state(state)
+
+    torch.cuda.get_rng_state = torch.cuda.random.get_rng_state = get
+    torch.cuda.set_rng_state = torch.cuda.random.set_rng_state = set_
+    torch.cuda.manual_seed = torch.cuda.random.manual_seed = torch.manual_seed
+    import megatron.core.tensor_parallel.random as tracker
+
+    tracker._get_cuda_rng_state = get
+    tracker._set_cuda_rng_state = set_

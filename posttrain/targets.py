@@ -1,0 +1,79 @@
+"""Which `_target_`s a configuration may name.
+
+A configuration may come from a stranger, and Hydra would import and call whatever it names. So only what is listed
+here is built. Code of the user's own is allowed through the environment variable POSTTRAIN_ALLOW_TARGETS (module
+prefixes, comma separated), which no configuration file can set.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from posttrain.errors import UserError
+
+ENVIRONMENT = "POSTTRAIN_ALLOW_TARGETS"
+
+# Upstream names are classes directly in the named modules: `[A-Z]\w*` keeps module attributes such as
+# `megatron.bridge.training.config.os` out of reach.
+ALLOWED = [
+    re.compile(pattern)
+    for pattern in (
+        r"posttrain\.models\.HFModel",
+        r"posttrain\.data\.[A-Z]\w*",
+        r"posttrain\.data\.(formats|templates)(\.\w+)?\.[A-Z]\w*",
+        r"posttrain\.demo\.[A-Z]\w*",
+        r"posttrain\.peft\.[A-Z]\w*",
+        r"posttrain\.parallelism\.Parallelism",
+        r"posttrain\.precision\.Precision",
+        r"posttrain\.checkpoint\.Checkpoint",
+        r"posttrain\.trackers\.[A-Z]\w*",
+        r"posttrain\.trainer\.Trainer",
+        r"megatron\.bridge\.training\.config\.[A-Z]\w*Config",
+        r"megatron\.bridge\.training\.comm_overlap\.[A-Z]\w*Config",
+        r"megatron\.bridge\.peft\.(lora|dora|canonical_lora)\.[A-Z]\w*",
+    )
+]
+
+
+def walk(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (key path, target) for every `_target_` anywhere below `node`, lists included."""
+    if isinstance(node, DictConfig):
+        if OmegaConf.is_missing(node, "_target_") or node._is_none():
+            return
+        for key in node:
+            if OmegaConf.is_missing(node, key):
+                continue
+            value = node[key]
+            where = f"{path}.{key}" if path else str(key)
+            if key == "_target_" and value is not None:
+                yield where, value
+            else:
+                yield from walk(value, where)
+    elif isinstance(node, ListConfig) and not node._is_none():
+        for index, value in enumerate(node):
+            yield from walk(value, f"{path}[{index}]")
+
+
+def allowed(target: str) -> bool:
+    """Whether `target` may be built."""
+    if any(pattern.fullmatch(target) for pattern in ALLOWED):
+        return True
+    own = [prefix.strip() for prefix in os.environ.get(ENVIRONMENT, "").split(",") if prefix.strip()]
+    return any(target == prefix or target.startswith(prefix + ".") for prefix in own)
+
+
+def check(cfg: Any) -> None:
+    """Refuse a configuration that names anything else.
+
+    Raises:
+        UserError: naming the key, the target and how to allow code of one's own.
+    """
+    for path, target in walk(cfg):
+        if not isinstance(target, str) or not allowed(target):
+            raise UserError(
+                f"{path}={target}: not a target that a configuration may name. Code of your own: put it on PYTHONPATH "
+                f"and allow its module with the environment variable {ENVIRONMENT}=your_module."
+            )

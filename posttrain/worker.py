@@ -1,0 +1,75 @@
+"""One rank of a run: `python -m posttrain.worker RUN_DIR`, started by launch.py with torch's environment set.
+
+Reads the frozen configuration, applies the patches this platform needs, instantiates the groups, trains.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from posttrain.errors import RunFailed, UserError
+from posttrain.files import write_json
+
+log = logging.getLogger("posttrain")
+
+GROUPS = ("model", "peft", "data", "template", "parallelism", "optimizer", "scheduler", "precision", "checkpoint")
+
+
+def build(run_dir: Path):
+    """The trainer of the run in `run_dir`, with everything it is composed of."""
+    from omegaconf import OmegaConf
+
+    from posttrain import patches, targets
+    from posttrain.launch import DEVICE
+
+    cfg = OmegaConf.load(run_dir / "config.yaml")
+    targets.check(cfg)
+
+    device = os.environ.get(DEVICE, "cpu")
+    platform = patches.Platform.detect(device)
+    applied = patches.apply(platform, architecture=_architecture(cfg))
+    log.info("device %s, Transformer Engine %s, patches: %s", device, platform.transformer_engine, ", ".join(applied))
+
+    from hydra.utils import instantiate
+
+    parts = {name: instantiate(cfg[name]) if cfg[name].get("_target_") else None for name in GROUPS}
+    trackers = [instantiate(tracker) for tracker in cfg.logger.values()]
+    return instantiate(
+        cfg.trainer, **parts, trackers=trackers, platform=platform, run_dir=run_dir, config=cfg, _recursive_=False
+    )
+
+
+def _architecture(cfg) -> str | None:
+    """HF architecture name, from the configuration or the model directory's config.json."""
+    if cfg.model.architecture is not None and cfg.model.architecture.get("architectures"):
+        return cfg.model.architecture.architectures[0]
+    path = Path(cfg.model.path or "") / "config.json"
+    return json.loads(path.read_text()).get("architectures", [None])[0] if path.is_file() else None
+
+
+def main() -> None:
+    """Train; on an error leave RUN_DIR/logs/rankN.error.json for the launcher and exit with its code."""
+    run_dir, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    error_file = run_dir / "logs" / f"rank{rank}.error.json"
+    try:
+        build(run_dir).fit()
+    except SystemExit as stop:
+        # Megatron leaves the training loop by sys.exit after it has saved on a signal.
+        raise SystemExit(RunFailed.STOPPED if stop.code else 0) from None
+    except BaseException as error:
+        traceback.print_exc()
+        user_error = isinstance(error, UserError)
+        message = str(error) if user_error else f"{type(error).__name__}: {error}"
+        write_json(error_file, {"rank": rank, "time": time.time(), "user_error": user_error, "message": message})
+        sys.stdout.flush()
+        # Not sys.exit: peers may be in a collective with us, and tearing down process groups would wait for them.
+        os._exit(UserError.exit_code if user_error else 1)
+
+
+if __name__ == "__main__":
+    main()

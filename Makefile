@@ -1,0 +1,41 @@
+# make run  [ARGS="peft=none trainer.max_steps=5"]   set up and fine-tune: the default run, or what ARGS say
+# make test [ARGS="tests/data -k packing"]           set up and test
+.PHONY: run test lint format setup wheel clean help
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+SETUP := scripts/uv.sh scripts/setup.sh pyproject.toml uv.lock
+
+help:
+	@sed -n 's/^# //p' Makefile; echo 'make setup | lint | format | wheel | clean'
+
+run: .venv/.setup-run
+	@$(PYTHON) -m posttrain $(ARGS)
+
+test: .venv/.setup-test
+	$(PYTHON) -m pytest $(ARGS)
+
+lint: .venv/.setup-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: .venv/.setup-test
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+setup: .venv/.setup-test
+
+## Each stamp is newer than the lock that its environment was made from. What `run` needs, `test` needs too.
+.venv/.setup-run: $(SETUP)
+	scripts/setup.sh demo
+	@touch $@
+
+.venv/.setup-test: $(SETUP)
+	scripts/setup.sh demo dev slurm sweep
+	@touch $@ .venv/.setup-run
+
+wheel: .venv/.setup-run
+	@rm -rf dist
+	scripts/uv.sh build --wheel
+
+clean:
+	rm -rf .venv .tools dist build .pytest_cache .ruff_cache .hypothesis

@@ -1,1 +1,5 @@
 """The order in which patches are registered, and so applied."""
+
+# ruff: noqa: F401, I001  (imported for what they register; the order is the point)
+from posttrain.patches import imports  # first: nothing of Megatron may have been imported before
+from posttrain.patches import helpers

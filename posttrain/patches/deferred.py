@@ -1,0 +1,279 @@
+"""Imports that wait until what they name is used.
+
+`defer(rules)` puts a finder in front of Python's own for the packages that the rules name as importers. A module found
+there runs with an `__import__` of its own: a module-level import that a rule covers binds a `Deferred` object and loads
+nothing. Everybody else's imports, and those inside functions, are Python's: `import wandb` in a logger loads wandb.
+`lazy(package)` makes packages whose `__init__` only re-exports load each name when it is asked for, and `on_import`
+changes a module in the moment between its import and its first use.
+"""
+
+import ast
+import builtins
+import importlib
+import importlib.util
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+
+_RULES: list["Rule"] = []
+_LAZY: list[str] = []
+_HOOKS: dict[str, list[Callable[[types.ModuleType], None]]] = {}
+_executing = 0  # how many of our modules are in the middle of their import
+
+
+class Deferred:
+    """A name of a module that has not been imported.
+
+    It may stand in an annotation, a default, or the second place of `isinstance`, which is False as long as nobody has
+    loaded the module, since no instance can exist. Calling it, subclassing it or, once imports are over, reading an
+    attribute loads the module.
+
+    Args:
+        module: dotted name of the module.
+        name: dotted name inside it; empty for the module itself.
+        importer: who asked for it; for the error's message.
+        idle: tells from a call's arguments that it would do nothing and return None, as long as nobody has loaded the
+            module; such a call loads nothing.
+    """
+
+    __slots__ = ("_idle", "_importer", "_module", "_name")
+
+    def __init__(self, module: str, name: str = "", importer: str = "", idle: Callable[..., bool] | None = None):
+        self._module, self._name, self._importer, self._idle = module, name, importer, idle
+
+    def _path(self) -> str:
+        return f"{self._module}.{self._name}" if self._name else self._module
+
+    def _loaded(self) -> object | None:
+        """The real thing if somebody has loaded it; never loads anything."""
+        if self._path() in sys.modules:
+            return sys.modules[self._path()]
+        found = sys.modules.get(self._module)
+        for part in self._name.split("."):
+            found = getattr(found, "__dict__", {}).get(part)  # getattr would load from a package that is lazy itself
+        return found
+
+    def _resolve(self) -> object:
+        """The real thing, loaded now.
+
+        Raises:
+            ModuleNotFoundError: the package is not installed.
+        """
+        try:
+            found, rest = importlib.import_module(self._module), self._name.split(".") if self._name else []
+            for depth, part in enumerate(rest):
+                if not hasattr(found, part):
+                    importlib.import_module(".".join([self._module, *rest[: depth + 1]]))
+                found = getattr(found, part)
+        except ModuleNotFoundError as error:
+            package = self._module.partition(".")[0]
+            raise ModuleNotFoundError(
+                f"{self._path()} is needed by {self._importer}, but {error.name} is not installed: "
+                f"install the package that provides {package}, or turn off the option that uses it",
+                name=error.name,
+            ) from error
+        return found
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("__name__", "__qualname__"):
+            return self._path().rpartition(".")[2]
+        if name.startswith("__"):
+            raise AttributeError(f"{self._path()} is not loaded: no {name}")
+        if _executing and self._loaded() is None:
+            return Deferred(self._module, f"{self._name}.{name}" if self._name else name, self._importer)
+        return getattr(self._resolve(), name)
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        if self._idle and self._loaded() is None and self._idle(*args, **kwargs):
+            return None
+        return self._resolve()(*args, **kwargs)
+
+    def __instancecheck__(self, instance: object) -> bool:
+        real = self._loaded()
+        return real is not None and isinstance(instance, real)
+
+    def __subclasscheck__(self, cls: type) -> bool:
+        real = self._loaded()
+        return real is not None and issubclass(cls, real)
+
+    def __mro_entries__(self, bases: tuple) -> tuple:
+        return (self._resolve(),)
+
+    def __getitem__(self, item: object) -> object:
+        return self._resolve()[item]
+
+    def __or__(self, other: object) -> object:
+        return typing.Union[self, other]  # noqa: UP007  (X | Y would call this method again)
+
+    def __ror__(self, other: object) -> object:
+        return typing.Union[other, self]  # noqa: UP007
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Deferred) and self._path() == other._path()
+
+    def __hash__(self) -> int:
+        return hash(self._path())
+
+    def __reduce__(self) -> tuple:
+        return Deferred, (self._module, self._name, self._importer)
+
+    def __repr__(self) -> str:
+        return f"<{self._path()}, not loaded>"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which module-level imports wait.
+
+    Attributes:
+        importers: modules or packages (with all below) whose imports are meant.
+        imports: modules or packages (with all below) to defer; `module:Name` is one name of a module.
+        missing_too: also when the package is not installed, so that the importer can be loaded. Without it a missing
+            package raises ImportError as ever, for importers that ask with `try`.
+        only_missing: only when the package is not installed.
+        idle: `module:Name` of a function -> `Deferred.idle` for it.
+    """
+
+    importers: tuple[str, ...]
+    imports: tuple[str, ...]
+    missing_too: bool = False
+    only_missing: bool = False
+    idle: Mapping[str, Callable[..., bool]] = field(default_factory=dict)
+
+
+def defer(*rules: Rule) -> None:
+    """Make the rules hold for every module imported from now on."""
+    _RULES.extend(rules)
+    _install()
+
+
+def lazy(package: str) -> None:
+    """Make every `__init__` below the package that only re-exports load a name when it is asked for."""
+    _LAZY.append(package)
+    _install()
+
+
+def on_import(module: str, hook: Callable[[types.ModuleType], None]) -> None:
+    """Call the hook with the module once it has run and before its importer goes on; now, if it has run already."""
+    if module in sys.modules:
+        hook(sys.modules[module])
+    else:
+        _HOOKS.setdefault(module, []).append(hook)
+        _install()
+
+
+def installed(package: str) -> bool:
+    """Whether a top-level package can be found, without importing it."""
+    return package in sys.modules or importlib.util.find_spec(package) is not None
+
+
+def executing() -> bool:
+    """Whether a module that the rules name is in the middle of its import."""
+    return _executing > 0
+
+
+def reexports(source: str) -> dict[str, tuple[str, str]] | None:
+    """Name -> (module, name there) of an `__init__` that only re-exports with absolute imports; None for any other."""
+    table: dict[str, tuple[str, str]] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.names[0].name != "*":
+            table.update((alias.asname or alias.name, (node.module, alias.name)) for alias in node.names)
+        elif isinstance(node, ast.Import) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            continue  # `import a.b` for its side effects, and docstrings
+        elif not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"):
+            return None
+    return table or None
+
+
+def _below(name: str, packages: Iterable[str]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+class _Finder:
+    """Finds the modules whose imports a rule covers, those with a hook, and the packages that may be lazy."""
+
+    @staticmethod
+    def find_spec(name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if not (name in _HOOKS or _below(name, _LAZY) or any(_below(name, rule.importers) for rule in _RULES)):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec and type(spec.loader) is SourceFileLoader:
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+def _install() -> None:
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)
+
+
+class _Loader(SourceFileLoader):
+    """Runs a module with the `__import__` of its rules."""
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        global _executing
+        name = module.__name__
+        if self.is_package(name) and _below(name, _LAZY) and (table := reexports(self.get_source(name))):
+            _make_lazy(module, table)
+        else:
+            if rules := [rule for rule in _RULES if _below(name, rule.importers)]:
+                module.__dict__["__builtins__"] = builtins.__dict__ | {"__import__": _scoped_import(rules)}
+            _executing += 1
+            try:
+                super().exec_module(module)
+            finally:
+                _executing -= 1
+        for hook in _HOOKS.pop(name, ()):
+            hook(module)
+
+
+def _make_lazy(module: types.ModuleType, table: dict[str, tuple[str, str]]) -> None:
+    def load(name: str) -> object:
+        if name not in table:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        source, attribute = table[name]
+        value = getattr(importlib.import_module(source), attribute)
+        setattr(module, name, value)
+        return value
+
+    module.__getattr__ = load
+    module.__all__ = list(table)
+
+
+def _scoped_import(rules: list[Rule]) -> Callable:
+    real = builtins.__import__
+    idle = {path: check for rule in rules for path, check in rule.idle.items()}
+
+    def defers(module: str, name: str) -> bool:
+        for rule in rules:
+            if not (_below(module, rule.imports) or f"{module}:{name}" in rule.imports):
+                continue
+            if rule.missing_too and not rule.only_missing:
+                return True
+            return installed(module.partition(".")[0]) != rule.only_missing
+        return False
+
+    def scoped(name, globals=None, locals=None, fromlist=(), level=0):
+        # Inside a function `locals` is None, in a class body the class's namespace.
+        if locals is not globals or locals is None or (fromlist and "*" in fromlist):
+            return real(name, globals, locals, fromlist, level)
+        importer = globals["__name__"]
+        if not fromlist:  # `import a.b` binds a, `import a.b as c` walks to b
+            return Deferred(name.partition(".")[0], "", importer) if defers(name, "") else real(name, globals, locals)
+        source = importlib.util.resolve_name("." * level + name, globals["__package__"])
+        waiting = [wanted for wanted in fromlist if defers(source, wanted)]
+        if not waiting:
+            return real(name, globals, locals, fromlist, level)
+        found = types.SimpleNamespace(
+            **{wanted: Deferred(source, wanted, importer, idle.get(f"{source}:{wanted}")) for wanted in waiting}
+        )
+        now = tuple(wanted for wanted in fromlist if wanted not in waiting)
+        if now:
+            module = real(name, globals, locals, now, level)
+            vars(found).update((wanted, getattr(module, wanted)) for wanted in now)
+        return found
+
+    return scoped

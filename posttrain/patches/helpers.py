@@ -1,0 +1,22 @@
+"""The C++ dataset helpers: compiled in the wheel already."""
+
+from pathlib import Path
+from types import ModuleType
+
+from posttrain.patches import patch
+from posttrain.patches.deferred import on_import
+
+
+@patch(
+    name="compile-helpers",
+    symptom="start-up runs `make` in a folder where the wheel ships no Makefile, and exits",
+    versions={"megatron-core": ">=0.17,<0.20"},
+)
+def keep_compiled_helpers() -> None:
+    """Skip the compilation where there is nothing to compile with; a source checkout still compiles."""
+
+    def skip(module: ModuleType) -> None:
+        if not (Path(module.__file__).parent / "Makefile").exists():
+            module.compile_helpers = lambda: None
+
+    on_import("megatron.core.datasets.utils", skip)

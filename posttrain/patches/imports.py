@@ -1,0 +1,159 @@
+"""What Megatron imports for a text run, and what it leaves for when it is used.
+
+`import megatron.bridge` loads every model family, diffusion and vision code, trackers, a quantisation toolkit and two
+compilers: half a minute in which most of what is loaded is never called, and a failure where one of those packages is
+not installed. With this patch an import of Megatron loads what the importing module needs itself; see `deferred.py`
+for how. Nothing is replaced by an imitation: what is deferred is the real thing once it is used, and a package that is
+not installed is named when something asks for it.
+"""
+
+import importlib
+import importlib.util
+import os
+import re
+from functools import cache, wraps
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+from posttrain.patches import patch
+from posttrain.patches.deferred import Rule, defer, executing, installed, lazy, on_import
+
+
+def _always(*args: object, **kwargs: object) -> bool:
+    return True
+
+
+def _no_modelopt_state(model: object, state_dict: dict) -> bool:
+    return not any(key.startswith("modelopt_state") for key in state_dict)
+
+
+RULES = (
+    # ModelOpt (7 s) distils and quantises. The training loop and the checkpoints ask it about every model, but as long
+    # as it is not loaded no model can be one of its own.
+    Rule(
+        ("megatron",),
+        ("modelopt",),
+        missing_too=True,
+        idle={
+            "modelopt.torch.distill.plugins.megatron:get_tensor_shapes_adjust_fn_for_distillation": _always,
+            "modelopt.torch.opt.plugins:save_modelopt_state": _always,
+            "modelopt.torch.opt.plugins:save_sharded_modelopt_state": _always,
+            "modelopt.torch.opt.plugins:restore_modelopt_state": _no_modelopt_state,
+        },
+    ),
+    Rule(("megatron",), ("nvidia_resiliency_ext.inprocess", "megatron.energon"), missing_too=True),
+    # wandb (2 s): the timers name it in one comparison.
+    Rule(("megatron",), ("wandb", "torch.utils.tensorboard")),
+    # DTensor's rules for its operators ask sympy (1.6 s) about symbolic shapes, which only tracing has.
+    Rule(("torch.distributed.tensor",), ("torch.fx.experimental.symbolic_shapes",)),
+    # transformers: attention masks made under vmap want Dynamo (3 s), the losses of object detectors scipy (1 s).
+    Rule(("transformers.masking_utils",), ("torch._dynamo",)),
+    Rule(("transformers.loss.loss_utils",), ("transformers.loss",)),
+    # The fused LoRA layer names Transformer Engine's types at module level.
+    Rule(("megatron.bridge.peft.lora_layers",), ("transformer_engine",), missing_too=True, only_missing=True),
+    # The config container's unions of every dataset there is.
+    Rule(
+        ("megatron.bridge",),
+        (
+            "megatron.bridge.data.builders.direct_hf_sft",
+            "megatron.bridge.data.builders.energon",
+            "megatron.bridge.data.builders.mock_vlm_sft",
+            "megatron.bridge.data.sources.hf",
+            "megatron.bridge.data.datasets.gpt_sft",
+            "megatron.bridge.training.post_training",
+        ),
+    ),
+)
+
+
+def _compile_on_first_call() -> None:
+    """`torch.compile` loads Dynamo and Inductor (3 s) when it decorates: let a decorated function wait for its call."""
+    import torch
+
+    compile_now = torch.compile
+
+    @wraps(compile_now)
+    def compile_later(model=None, **options):
+        if not executing() or not isinstance(model, FunctionType):
+            return compile_now(model, **options)
+        compiled = None
+
+        @wraps(model)
+        def call(*args, **kwargs):
+            nonlocal compiled
+            if compiled is None:
+                disabled = os.environ.get("TORCHDYNAMO_DISABLE") == "1"
+                compiled = model if disabled else compile_now(model, **options)
+            return compiled(*args, **kwargs)
+
+        return call
+
+    torch.compile = compile_later
+
+
+def _true_te_flags(module: ModuleType) -> None:
+    """Without Transformer Engine core's names for its layers are MagicMocks: they must count as missing."""
+    safe_import_from = module.safe_import_from
+
+    @wraps(safe_import_from)
+    def checked(name, symbol, **kwargs):
+        if name == "megatron.core.extensions.transformer_engine" and not installed("transformer_engine"):
+            name = "transformer_engine"
+        return safe_import_from(name, symbol, **kwargs)
+
+    module.safe_import_from = checked
+
+
+def _families_on_demand(module: ModuleType) -> None:
+    """Ask for a model's family when AutoBridge is asked whether it supports the model."""
+    supports = module.AutoBridge.supports.__func__
+
+    def supports_after_import(cls, config):
+        for architecture in getattr(config, "architectures", None) or ():
+            need(architecture)
+        return supports(cls, config)
+
+    module.AutoBridge.supports = classmethod(supports_after_import)
+
+
+@patch(
+    name="imports",
+    symptom="importing megatron.bridge takes half a minute, and fails without packages that a text run never uses",
+    versions={"megatron-bridge": ">=0.6,<0.7", "megatron-core": ">=0.19,<0.20"},
+)
+def defer_imports() -> None:
+    """Defer what a text run does not use. Must come before anything of Megatron is imported."""
+    _compile_on_first_call()
+    defer(*RULES)
+    lazy("megatron.bridge")
+    on_import("megatron.bridge.utils.import_utils", _true_te_flags)
+    on_import("megatron.bridge.models.conversion.auto_bridge", _families_on_demand)
+
+
+@cache
+def families() -> dict[str, tuple[str, ...]]:
+    """Hugging Face architecture -> modules of megatron.bridge with a bridge for it, found without importing them."""
+    root = Path(importlib.util.find_spec("megatron.bridge").origin).parent
+    found: dict[str, tuple[str, ...]] = {}
+    for path in sorted(root.rglob("*_bridge.py")):
+        text = path.read_text()
+        for source in re.findall(r"register_bridge\(\s*source=\"?(\w+)", text):
+            constant = re.search(rf'^{source}\s*=\s*"(\w+)"', text, re.MULTILINE)
+            module = ".".join(("megatron.bridge", *path.relative_to(root).with_suffix("").parts))
+            name = constant[1] if constant else source
+            found[name] = (*found.get(name, ()), module)
+    return found
+
+
+def need(architecture: str | None) -> None:
+    """Import the bridge of an architecture; None, or one that no bridge names, imports those of all text models.
+
+    Args:
+        architecture: an entry of `architectures` of the model's config.json.
+    """
+    table = families()
+    wanted = table.get(architecture) or [
+        module for name, modules in table.items() if name.endswith("ForCausalLM") for module in modules
+    ]
+    for module in wanted:
+        importlib.import_module(module)

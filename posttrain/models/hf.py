@@ -96,9 +96,11 @@ class HFModel:
         """
         from megatron.bridge import AutoBridge
 
-        import posttrain.models.bridges  # noqa: F401  (registers the families that upstream lacks)
+        from posttrain.models.bridges import register
 
         config = self.hf_config()
+        for architecture in config.architectures or ():
+            register(architecture)
         if not AutoBridge.supports(config) or not has_bridge(config):
             raise UserError(
                 f"model.path={self.path}: no bridge to Megatron for the architecture {config.architectures}"
@@ -107,9 +109,18 @@ class HFModel:
             return AutoBridge.from_hf_config(config)
         return AutoBridge.from_hf_pretrained(self.directory, trust_remote_code=self._trusted())
 
-    def provider(self):
-        """Return the Megatron model provider: the architecture as a config, loading the weights when it provides."""
-        return self.bridge().to_megatron_provider(load_weights=not self.random_init)
+    def provider(self, transformer_engine: bool):
+        """Return the Megatron model provider: the architecture as a config, which loads the weights as it provides.
+
+        Args:
+            transformer_engine: build of Transformer Engine's layers, or of Megatron's local ones.
+        """
+        from posttrain.models.layers import without_transformer_engine
+
+        provider = self.bridge().to_megatron_provider(load_weights=not self.random_init)
+        if not transformer_engine:
+            without_transformer_engine(provider)
+        return provider
 
     @property
     def _code(self) -> list[str]:

@@ -1,0 +1,28 @@
+"""Activations by Hugging Face's names, the tanh approximations of GELU included."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from megatron.core.activations import fast_gelu
+
+from posttrain.errors import UserError
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": fast_gelu,
+    "gelu_fast": fast_gelu,
+    "gelu_pytorch_tanh": fast_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+def activation(name: str) -> Callable:
+    """Return the function.
+
+    Raises:
+        UserError: Megatron has no such activation.
+    """
+    if name not in ACTIVATIONS:
+        raise UserError(f"config.json: activation {name!r} is not supported; known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]

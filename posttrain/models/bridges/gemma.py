@@ -1,0 +1,21 @@
+"""Gemma: upstream's bridge, without its insistence on one attention kernel."""
+
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.gemma.gemma_bridge import GemmaBridge
+from megatron.bridge.models.gemma.gemma_provider import GemmaModelProvider
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.enums import AttnBackend
+from transformers import GemmaForCausalLM
+
+
+@MegatronModelBridge.register_bridge(
+    source=GemmaForCausalLM, target=GPTModel, provider=GemmaModelProvider, model_type="gemma"
+)
+class AnyKernelGemmaBridge(GemmaBridge):
+    """GemmaForCausalLM <-> GPTModel."""
+
+    def provider_bridge(self, hf_pretrained) -> GemmaModelProvider:
+        """Convert the config; upstream asks for flash-attn, which need not be there and which local layers lack."""
+        provider = super().provider_bridge(hf_pretrained)
+        provider.attention_backend = AttnBackend.auto
+        return provider

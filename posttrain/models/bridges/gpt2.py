@@ -1,0 +1,144 @@
+"""GPT-2: learned positions, tied embeddings, linear weights stored transposed (Conv1D)."""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.bridge.models.conversion import auto_bridge
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.param_mapping import AutoMapping, ConcatenatedQKVMapping, ReplicatedMapping
+from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.core.models.gpt.gpt_model import GPTModel
+from transformers import GPT2LMHeadModel
+
+from posttrain.errors import UserError
+from posttrain.models.bridges.activations import activation
+from posttrain.models.bridges.buffers import KeepsBuffers
+
+# AutoBridge takes an architecture for a causal model by the end of its name; GPT-2's is older than that convention.
+if GPT2LMHeadModel.__name__ not in auto_bridge.SUPPORTED_HF_ARCHITECTURES:
+    auto_bridge.SUPPORTED_HF_ARCHITECTURES += (GPT2LMHeadModel.__name__,)
+
+
+@dataclass
+class GPT2ModelProvider(GPTModelProvider):
+    """GPT-2, whose position embedding has its own length whatever the length of the batches.
+
+    Attributes:
+        n_positions: rows of the position embedding: the longest sequence, tokens.
+    """
+
+    n_positions: int = 1024
+
+    def provide(self, pre_process=None, post_process=None, vp_stage=None) -> GPTModel:
+        """Build the model.
+
+        Raises:
+            UserError: a sequence may be longer than there are positions.
+        """
+        wanted = self.seq_length
+        if wanted > self.n_positions:
+            raise UserError(
+                f"trainer.seq_length={wanted}: this model has {self.n_positions} learned positions; lower it"
+            )
+        self.seq_length = self.n_positions  # what core sizes the position embedding by
+        try:
+            return super().provide(pre_process, post_process, vp_stage)
+        finally:
+            self.seq_length = wanted
+
+
+class TransposedQKVMapping(ConcatenatedQKVMapping):
+    """Conv1D's [hidden, 3 * hidden] with q, k and v side by side <-> Megatron's rows, interleaved by head."""
+
+    def hf_to_megatron(self, hf_weights: torch.Tensor, megatron_module: torch.nn.Module) -> torch.Tensor:
+        """Transpose, then merge and distribute."""
+        return super().hf_to_megatron(hf_weights.T.contiguous(), megatron_module)
+
+    def megatron_to_hf(self, megatron_weights, megatron_module) -> dict[str, torch.Tensor]:
+        """Gather and split, then transpose."""
+        converted = super().megatron_to_hf(megatron_weights, megatron_module)
+        return {name: weight.T.contiguous() for name, weight in converted.items()}
+
+
+@MegatronModelBridge.register_bridge(
+    source=GPT2LMHeadModel, target=GPTModel, provider=GPT2ModelProvider, model_type="gpt2"
+)
+class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
+    """GPT2LMHeadModel <-> GPTModel."""
+
+    NORM = "ln_1.weight"
+    BUFFERS = ("attn.bias", "attn.masked_bias")
+    CONFIG_MAPPING = (
+        ("n_layer", "num_layers"),
+        ("n_embd", "hidden_size"),
+        ("n_inner", "ffn_hidden_size"),
+        ("n_head", "num_attention_heads"),
+        ("vocab_size", "vocab_size"),
+        ("n_positions", "n_positions"),
+        ("n_positions", "seq_length"),
+        ("layer_norm_epsilon", "layernorm_epsilon"),
+        ("initializer_range", "init_method_std"),
+        ("resid_pdrop", "hidden_dropout"),
+        ("attn_pdrop", "attention_dropout"),
+        ("tie_word_embeddings", "share_embeddings_and_output_weights"),
+    )
+
+    def provider_bridge(self, hf_pretrained) -> GPT2ModelProvider:
+        """Convert the config.
+
+        Raises:
+            UserError: an option of GPT-2's config that no published model uses and Megatron does not have.
+        """
+        config = hf_pretrained.config
+        for name, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False),
+                            ("add_cross_attention", False)):  # fmt: skip
+            if getattr(config, name) != usual:
+                raise UserError(f"config.json: {name}={getattr(config, name)} is not supported for GPT-2")
+        provider = super().provider_bridge(hf_pretrained)
+        provider.position_embedding_type = "learned_absolute"
+        provider.normalization = "LayerNorm"
+        provider.activation_func = activation(config.activation_function)
+        provider.add_bias_linear = True
+        return provider
+
+    @classmethod
+    def megatron_to_hf_config(cls, provider: GPT2ModelProvider) -> dict:
+        """Convert the provider back into the fields of a config.json."""
+        config = super().megatron_to_hf_config(provider)
+        config.pop("hidden_act", None)
+        return config | {"activation_function": "gelu_new", "embd_pdrop": provider.hidden_dropout}
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        """Names in Megatron (those of fused norms; the registry adds the separate ones) <-> names in Hugging Face."""
+        root = self._root()
+        layer, here = "decoder.layers.*.", f"{root}h.*."
+        plain = {
+            "embedding.word_embeddings.weight": f"{root}wte.weight",
+            "decoder.final_layernorm.weight": f"{root}ln_f.weight",
+            "decoder.final_layernorm.bias": f"{root}ln_f.bias",
+            f"{layer}self_attention.linear_qkv.layer_norm_weight": f"{here}ln_1.weight",
+            f"{layer}self_attention.linear_qkv.layer_norm_bias": f"{here}ln_1.bias",
+            f"{layer}self_attention.linear_proj.bias": f"{here}attn.c_proj.bias",
+            f"{layer}mlp.linear_fc1.layer_norm_weight": f"{here}ln_2.weight",
+            f"{layer}mlp.linear_fc1.layer_norm_bias": f"{here}ln_2.bias",
+            f"{layer}mlp.linear_fc1.bias": f"{here}mlp.c_fc.bias",
+            f"{layer}mlp.linear_fc2.bias": f"{here}mlp.c_proj.bias",
+        }
+        transposed = {
+            f"{layer}self_attention.linear_proj.weight": f"{here}attn.c_proj.weight",
+            f"{layer}mlp.linear_fc1.weight": f"{here}mlp.c_fc.weight",
+            f"{layer}mlp.linear_fc2.weight": f"{here}mlp.c_proj.weight",
+        }
+        return MegatronMappingRegistry(
+            ReplicatedMapping("embedding.position_embeddings.weight", f"{root}wpe.weight"),
+            TransposedQKVMapping(f"{layer}self_attention.linear_qkv.weight", f"{here}attn.c_attn.weight"),
+            ConcatenatedQKVMapping(f"{layer}self_attention.linear_qkv.bias", f"{here}attn.c_attn.bias"),
+            *(AutoMapping(megatron, hf) for megatron, hf in plain.items()),
+            *(AutoMapping(megatron, hf, permute_dims=(1, 0)) for megatron, hf in transposed.items()),
+        )
+
+    def _root(self) -> str:
+        """What the names start with: the hub's first GPT-2 files hold the inner model's names."""
+        source = getattr(getattr(getattr(self, "hf_pretrained", None), "state", None), "source", None)
+        return "" if source is not None and "wte.weight" in source.get_all_keys() else "transformer."

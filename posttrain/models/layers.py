@@ -1,0 +1,55 @@
+"""Which layers a model is built of: Transformer Engine's, or Megatron's local ones."""
+
+from megatron.bridge.models.gpt_provider import GPTModelProvider, default_layer_spec, local_layer_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+from posttrain.models.norms import ZeroCenteredRMSNorm
+
+
+def uses_te(config: GPTModelProvider) -> bool:
+    """Whether the model is built of Transformer Engine's layers."""
+    return config.transformer_impl == "transformer_engine"
+
+
+def layer_spec(config: GPTModelProvider, vp_stage: int | None = None) -> ModuleSpec | TransformerBlockSubmodules:
+    """A decoder layer, or the whole block where its final norm is not Megatron's own.
+
+    Args:
+        config: `transformer_impl` chooses between "transformer_engine" and "local".
+        vp_stage: stage of a virtual pipeline.
+    """
+    if uses_te(config):
+        return default_layer_spec(config)
+    return block(config, local_layer(config), vp_stage)
+
+
+def local_layer(config: GPTModelProvider) -> ModuleSpec:
+    """One layer without Transformer Engine; with norms that know zero-centred gains where the model has them."""
+    spec = local_layer_spec(config)
+    if config.layernorm_zero_centered_gamma:
+        spec.submodules.input_layernorm = ZeroCenteredRMSNorm
+        spec.submodules.pre_mlp_layernorm = ZeroCenteredRMSNorm
+    return spec
+
+
+def block(
+    config: GPTModelProvider, layer: ModuleSpec, vp_stage: int | None = None
+) -> ModuleSpec | TransformerBlockSubmodules:
+    """All layers of this pipeline stage; the final norm is core's choice, except for zero-centred local ones."""
+    if uses_te(config) or not config.layernorm_zero_centered_gamma:
+        return layer
+    return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config, vp_stage), ZeroCenteredRMSNorm)
+
+
+def without_transformer_engine(provider: GPTModelProvider) -> None:
+    """Build `provider` of local layers, and turn off what only Transformer Engine or Apex can do."""
+    provider.transformer_impl = "local"
+    if provider.transformer_layer_spec is default_layer_spec:
+        provider.transformer_layer_spec = layer_spec
+    provider.persist_layer_norm = False
+    provider.masked_softmax_fusion = False
+    provider.apply_rope_fusion = False
+    provider.gradient_accumulation_fusion = False
+    provider.moe_grouped_gemm = False
+    provider.moe_permute_fusion = False

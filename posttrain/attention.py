@@ -5,6 +5,7 @@ sequence by itself, so no conversation sees another, and honours grouped queries
 logit soft-capping (Gemma 2).
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -26,7 +27,7 @@ def sequence_lengths(packed: PackedSeqParams, total: int) -> list[int]:
     lengths = getattr(packed, "posttrain_lengths", None)
     if lengths is None:
         ends = packed.cu_seqlens_q.tolist()
-        lengths = [end - start for start, end in zip(ends, ends[1:], strict=False) if end > start]
+        lengths = [end - start for start, end in itertools.pairwise(ends) if end > start]
         if (rest := total - sum(lengths)) > 0:
             lengths.append(rest)
         packed.posttrain_lengths = lengths
@@ -101,20 +102,22 @@ class SDPAAttention(MegatronModule):
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Causal attention over [b, heads, s, d]."""
+        """Causal attention of [b, heads, s, d] queries over as many keys, or more: then the queries are the last."""
         dropout = self.dropout if self.training else 0.0
-        length = q.size(2)
-        mask = None
-        if self.window is not None and length > self.window + 1:
-            distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)[None]
-            mask = (distance >= 0) & (distance <= self.window)
+        queries, keys = q.size(2), k.size(2)
+        mask, causal = None, queries == keys
+        windowed = self.window is not None and keys > self.window + 1
+        if windowed or self.softcap is not None or 1 < queries < keys:
+            last = torch.arange(keys - queries, keys, device=q.device)[:, None]
+            distance = last - torch.arange(keys, device=q.device)[None]
+            mask, causal = distance >= 0, False
+            if windowed:
+                mask = mask & (distance <= self.window)
         if self.softcap is None:
             return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=self.softmax_scale,
+                q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=self.softmax_scale,
                 enable_gqa=q.size(1) != k.size(1),
             )  # fmt: skip
-        if mask is None:
-            mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
         groups = q.size(1) // k.size(1)
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         scores = (q @ k.transpose(-1, -2)).float() * self.softmax_scale

@@ -94,8 +94,8 @@ def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
     t = cfg.trainer
     if t.global_batch_size % (t.micro_batch_size * dp):
         raise UserError(
-            f"`trainer.global_batch_size={t.global_batch_size}`: must be a multiple of micro_batch_size x data-parallel "
-            f"size = {t.micro_batch_size} x {dp} = {t.micro_batch_size * dp}"
+            f"`trainer.global_batch_size={t.global_batch_size}`: must be a multiple of micro_batch_size x "
+            f"data-parallel size = {t.micro_batch_size} x {dp} = {t.micro_batch_size * dp}"
         )
     if (dp * cp) % ep:
         raise UserError(

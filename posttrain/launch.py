@@ -25,6 +25,7 @@ from posttrain.files import write_json, write_text
 
 UI_FD = "POSTTRAIN_UI_FD"
 DEVICE = "POSTTRAIN_DEVICE"
+STARTED = "POSTTRAIN_STARTED"
 GRACE_S = 30.0  # for ranks to end by themselves after a signal or after another rank died
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -39,6 +40,13 @@ def visible_gpus() -> int:
         return 0 if named[:1] == ["-1"] else len(named)
     gpus = list(Path("/proc/driver/nvidia/gpus").glob("*"))
     return len(gpus) or len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def process_start() -> float:
+    """When this process was started, seconds since the epoch: before its imports."""
+    import psutil
+
+    return psutil.Process().create_time()
 
 
 def free_port() -> int:
@@ -148,6 +156,7 @@ class NodeRun:
                     "MASTER_PORT": str(port),
                     "PYTHONUNBUFFERED": "1",
                     DEVICE: "cuda" if self.gpus else "cpu",
+                    STARTED: repr(process_start()),
                     **platform_environment(self.gpus, local),
                 }
                 if rank == 0:
@@ -213,14 +222,10 @@ class NodeRun:
             return UserError(first["message"])
         if self.signals:
             name = signal.Signals(self.signals[0]).name
-            if all(code in (0, RunFailed.STOPPED) for code in codes):
-                error = RunFailed(
-                    f"stopped by {name} after saving; the same command with hydra.run.dir={self.run_dir} goes on"
-                )
-                error.exit_code = 128 + self.signals[0]
-            else:
-                error = RunFailed(f"stopped by {name}")
-                error.exit_code = 128 + self.signals[0]
+            saved = all(code in (0, RunFailed.STOPPED) for code in codes)
+            again = f" after saving; the same command with hydra.run.dir={self.run_dir} goes on" if saved else ""
+            error = RunFailed(f"stopped by {name}{again}")
+            error.exit_code = 128 + self.signals[0]
             error.stopped, error.restartable = True, False
             return error
         if first:

@@ -31,24 +31,16 @@ def build(run_dir: Path):
 
     device = os.environ.get(DEVICE, "cpu")
     platform = patches.Platform.detect(device)
-    applied = patches.apply(platform, architecture=_architecture(cfg))
+    applied = patches.apply(platform)
     log.info("device %s, Transformer Engine %s, patches: %s", device, platform.transformer_engine, ", ".join(applied))
 
     from hydra.utils import instantiate
 
     parts = {name: instantiate(cfg[name]) if cfg[name].get("_target_") else None for name in GROUPS}
     trackers = [instantiate(tracker) for tracker in cfg.logger.values()]
-    return instantiate(
-        cfg.trainer, **parts, trackers=trackers, platform=platform, run_dir=run_dir, config=cfg, _recursive_=False
-    )
-
-
-def _architecture(cfg) -> str | None:
-    """HF architecture name, from the configuration or the model directory's config.json."""
-    if cfg.model.architecture is not None and cfg.model.architecture.get("architectures"):
-        return cfg.model.architecture.architectures[0]
-    path = Path(cfg.model.path or "") / "config.json"
-    return json.loads(path.read_text()).get("architectures", [None])[0] if path.is_file() else None
+    # Partial: Hydra would turn the instantiated objects among its arguments into configuration again.
+    trainer = instantiate(cfg.trainer, _partial_=True)
+    return trainer(**parts, trackers=trackers, platform=platform, run_dir=run_dir, frozen=cfg)
 
 
 def main() -> None:

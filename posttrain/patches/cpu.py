@@ -179,7 +179,8 @@ def rng() -> None:
 
     torch.cuda.get_rng_state = torch.cuda.random.get_rng_state = get
     torch.cuda.set_rng_state = torch.cuda.random.set_rng_state = set_
-    torch.cuda.manual_seed = torch.cuda.random.manual_seed = torch.manual_seed
+    # Not torch.manual_seed itself: Dynamo keeps rules by object and refuses one that has two names.
+    torch.cuda.manual_seed = torch.cuda.random.manual_seed = lambda seed: torch.manual_seed(seed)
     import megatron.core.tensor_parallel.random as tracker
 
     tracker._get_cuda_rng_state = get

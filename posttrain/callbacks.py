@@ -1,0 +1,163 @@
+"""What this project does around Megatron-Bridge's training loop: measure, validate, sample, export, sum up."""
+
+import logging
+import resource
+import time
+from typing import Any
+
+import torch
+from megatron.bridge.training.callbacks import Callback, CallbackContext
+
+from posttrain import flops
+from posttrain.files import write_json
+from posttrain.metrics import Metrics
+from posttrain.samples import Sampler
+from posttrain.validation import Validator, from_last_stage
+
+log = logging.getLogger(__name__)
+
+
+class RunCallback(Callback):
+    """One object for the whole run, since its parts share the step count and the summary.
+
+    Args:
+        trainer: the run's trainer.
+        step: the forward step, whose counts are read.
+    """
+
+    def __init__(self, trainer: Any, step: Any) -> None:
+        self.trainer, self.step = trainer, step
+        self.settings = trainer.settings
+        self.metrics = Metrics(trainer) if trainer.rank == 0 else None
+        self.validator = Validator(trainer, step) if trainer.validation_steps else None
+        self.sampler = Sampler(trainer)
+        self.summary: dict[str, Any] = {"run_dir": str(trainer.run_dir), "steps": trainer.steps}
+        self.trained_tokens = self.tokens = 0
+        self.seconds = 0.0  # in training steps alone
+        self.since_log: list[float] = [0.0] * 4
+
+    def on_train_start(self, context: CallbackContext) -> None:
+        """Validation loss and sample answers before the first step."""
+        self.first_step = context.state.train_state.step
+        self.flops = flops.Model.of(context.model, self.trainer)
+        if self.metrics:
+            self.metrics.start(self.first_step, self.flops)
+        if self.first_step == 0:
+            self.summary["val_loss_before"] = self.validate(context, 0)
+            self.sampler.run(context.model, "before")
+        self.step.counts.take()
+        self.frozen = self.fingerprint(context) if self.trainer.peft else None
+
+    def on_train_step_start(self, context: CallbackContext) -> None:
+        """Note the time and this step's learning rate (the scheduler moves on before the step ends)."""
+        self.lr = context.optimizer.param_groups[0]["lr"]
+        self.began = time.perf_counter()
+
+    def on_train_step_end(self, context: CallbackContext) -> None:
+        """Numbers of the step, and validation where it is due."""
+        step = context.state.train_state.step + 1
+        logged = step % self.settings.log_interval == 0 or step == self.trainer.steps
+        if logged:
+            loss = from_last_stage(context.loss_dict.get("lm loss"))  # waits for the device
+        elapsed = time.perf_counter() - self.began
+        self.seconds += elapsed
+        if step == self.first_step + 1:
+            self.summary["time_to_first_step_s"] = round(time.time() - self.trainer.started, 2)
+            if self.trainer.peft:
+                self.check_adapters(context)
+        counts = self.reduce([*self.step.counts.take(), elapsed])
+        self.since_log = [a + b for a, b in zip(self.since_log, counts[:4], strict=True)]
+        self.trained_tokens += int(counts[0])
+        self.tokens += int(counts[1])
+        if logged:
+            self.summary["train_loss"] = loss
+            if self.metrics:
+                self.metrics.step(step, loss=loss, lr=self.lr, grad_norm=context.grad_norm, counts=self.since_log,
+                                  seconds=self.seconds, epoch=self.epoch(step))  # fmt: skip
+            self.since_log = [0.0] * 4
+        interval = self.settings.validation_interval
+        if interval and step % interval == 0 and step != self.trainer.steps:
+            self.validate(context, step)
+
+    def on_train_end(self, context: CallbackContext) -> None:
+        """Validation loss and answers after training, the export, the summary."""
+        trainer = self.trainer
+        self.summary["val_loss_after"] = self.validate(context, trainer.steps)
+        if self.frozen is not None and self.frozen != self.fingerprint(context):
+            raise RuntimeError("the frozen base weights changed during training")
+        self.sampler.run(context.model, "after")
+        if self.settings.export:
+            from posttrain.export import export_model
+
+            self.summary["export"] = str(export_model(trainer, context.model))
+        self.summary |= {
+            "trained_tokens": self.trained_tokens,
+            "tokens": self.tokens,
+            "trained_tokens_per_second": round(self.trained_tokens / self.seconds, 1) if self.seconds else None,
+            "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else None,
+            "train_seconds": round(self.seconds, 2),
+            "peak_memory_gib": round(self.reduce([self.peak_memory_gib()], maximum=True)[0], 3),
+            "world_size": trainer.world,
+            "data": trainer.splits.report,
+        }
+        if self.metrics:
+            write_json(trainer.run_dir / "summary.json", self.summary)
+            if self.sampler.records:
+                write_json(trainer.run_dir / "samples.json", self.sampler.records)
+            self.metrics.finish(self.summary, self.sampler.records)
+
+    def validate(self, context: CallbackContext, step: int) -> float | None:
+        """Loss per trained token of the validation split, None without one."""
+        if self.validator is None:
+            return None
+        loss = self.validator.run(context)
+        if self.metrics:
+            self.metrics.validation(step, loss)
+        return loss
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training rows after `step`."""
+        return step * self.settings.global_batch_size / len(self.trainer.splits.train)
+
+    def check_adapters(self, context: CallbackContext) -> None:
+        """Every adapter's B must have moved off zero in the first step.
+
+        Raises:
+            RuntimeError: LoRA is silently not training.
+        """
+        dead = [
+            name
+            for chunk in context.model
+            for name, parameter in chunk.named_parameters()
+            if parameter.requires_grad and "linear_out" in name and not torch.any(parameter)
+        ]
+        if dead:
+            raise RuntimeError(f"{len(dead)} adapters did not move in the first step, among them {dead[0]}")
+
+    def fingerprint(self, context: CallbackContext) -> list[float]:
+        """Sums over each frozen tensor of this process, equal bit for bit while nothing changes."""
+        return [
+            parameter.detach().double().sum().item() if parameter.numel() < 1_000_000
+            else parameter.detach().view(-1)[::997].double().sum().item()
+            for chunk in context.model
+            for parameter in chunk.parameters()
+            if not parameter.requires_grad
+        ]  # fmt: skip
+
+    def reduce(self, values: list[float], maximum: bool = False) -> list[float]:
+        """Sums (or maxima) over the processes that see different data."""
+        if self.trainer.world == 1:
+            return list(values)
+        from megatron.core import parallel_state
+
+        tensor = torch.tensor(values, dtype=torch.float64, device="cuda")
+        group = None if maximum else parallel_state.get_data_parallel_group()
+        operation = torch.distributed.ReduceOp.MAX if maximum else torch.distributed.ReduceOp.SUM
+        torch.distributed.all_reduce(tensor, op=operation, group=group)
+        return tensor.tolist()
+
+    def peak_memory_gib(self) -> float:
+        """Most memory this process has held: allocated on the GPU, resident on a CPU; GiB."""
+        if self.trainer.platform.device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

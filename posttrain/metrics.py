@@ -1,0 +1,87 @@
+"""The numbers of a run: metrics.jsonl, the trackers, and the line on the terminal. First rank only."""
+
+import json
+import time
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from posttrain.files import finite
+from posttrain.ui import Screen
+
+
+class Metrics:
+    """Takes each logged step and hands it to every place that wants it.
+
+    Args:
+        trainer: the run's trainer.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.screen = Screen.inherited()
+        self.file = open(trainer.run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115  (open for the run)
+        self.last_seconds = 0.0
+
+    def start(self, first_step: int, flops: Any) -> None:
+        """Announce the run and start the trackers."""
+        t, self.flops = self.trainer, flops
+        run = t.config.run.name or t.run_dir.name
+        config = OmegaConf.to_container(t.config, resolve=True)
+        for tracker in t.trackers:
+            tracker.start(t.run_dir, run, config)
+        trainable = "all weights" if t.peft is None else f"{type(t.adapter).__name__} rank {t.adapter.rank}"
+        where = "CPU" if t.platform.device == "cpu" else f"{t.world} GPU" + ("s" if t.world > 1 else "")
+        report = t.splits.report
+        self.screen.print(
+            f"[bold]{t.config.model.path}[/]  {trainable}  {t.precision.resolve(t.platform.device)}  {where}"
+        )
+        self.screen.print(
+            f"{report.get('train_conversations', len(t.splits.train))} conversations in {len(t.splits.train)} rows of "
+            f"{t.settings.seq_length} tokens; {t.steps} steps of {t.settings.global_batch_size} rows"
+            f" = {t.steps * t.settings.global_batch_size / len(t.splits.train):.2f} epochs"
+        )
+        if first_step:
+            self.screen.print(f"going on after step {first_step}")
+        self.screen.start(first_step, t.steps)
+
+    def step(self, step: int, *, loss: float, lr: float, grad_norm: Any, counts: list[float], seconds: float,
+             epoch: float) -> None:  # fmt: skip
+        """Record a logged step; `counts` as in batches.Counts.names since the last one, `seconds` since the start."""
+        took, self.last_seconds = seconds - self.last_seconds, seconds
+        trained, tokens, squared, padded = counts
+        values = {
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": float(grad_norm) if grad_norm is not None else None,
+            "tokens_per_second": round(tokens / took, 1),
+            "trained_tokens_per_second": round(trained / took, 1),
+            "padding": round(1 - tokens / padded, 4) if padded else 0.0,
+            "mfu": self.flops.mfu(tokens, squared, took),
+            "epoch": round(epoch, 4),
+            "step_seconds": round(took / self.trainer.settings.log_interval, 4),
+        }
+        self.write(step, values)
+        self.screen.step(step, values)
+
+    def validation(self, step: int, loss: float) -> None:
+        """Record a validation loss."""
+        self.write(step, {"val_loss": loss})
+        self.screen.print(f"step {step}: validation loss [bold]{loss:.4f}[/]")
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One object in metrics.jsonl, one point in every tracker."""
+        present = {key: value for key, value in values.items() if value is not None}
+        self.file.write(json.dumps(finite({"step": step, "time": round(time.time(), 3), **present})) + "\n")
+        self.file.flush()
+        for tracker in self.trainer.trackers:
+            tracker.log(step, present)
+
+    def finish(self, summary: dict[str, Any], samples: list[dict[str, str]]) -> None:
+        """End the trackers and show the result."""
+        self.screen.stop()
+        self.file.close()
+        scalars = {key: value for key, value in summary.items() if isinstance(value, int | float | str)}
+        for tracker in self.trainer.trackers:
+            tracker.finish(scalars)
+        self.screen.result(summary, samples)

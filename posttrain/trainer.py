@@ -1,0 +1,242 @@
+"""One run, from top to bottom: data, Megatron's configuration, `megatron.bridge.training.finetune`, what is left.
+
+There is no training loop here: Megatron-Bridge's own runs, on a CPU as on a cluster; what this project adds comes in
+through its callbacks.
+"""
+
+import logging
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from posttrain import checkpoint as checkpoints
+from posttrain.errors import UserError
+from posttrain.patches import Platform
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """The config group `trainer`, holding the instantiated other groups.
+
+    Args:
+        model, peft, data, template, parallelism, optimizer, scheduler, precision, checkpoint: the groups' objects; peft
+            None: full fine-tuning; optimizer and scheduler are Megatron-Bridge's own configurations.
+        trackers: where metrics go besides metrics.jsonl.
+        platform: device and whether Transformer Engine is there.
+        run_dir: where everything is written.
+        frozen: the frozen configuration.
+        settings: the keys of conf/trainer/default.yaml.
+    """
+
+    def __init__(
+        self, *, model, peft, data, template, parallelism, optimizer, scheduler, precision, checkpoint,
+        trackers: list, platform: Platform, run_dir: Path, frozen: DictConfig, **settings: Any,
+    ) -> None:  # fmt: skip
+        self.model, self.data, self.template, self.parallelism = model, data, template, parallelism
+        self.optimizer, self.scheduler, self.precision, self.checkpoint = optimizer, scheduler, precision, checkpoint
+        self.trackers, self.platform, self.run_dir, self.config = trackers, platform, run_dir, frozen
+        self.settings = OmegaConf.create(settings)
+        self.adapter = peft
+        self.peft = peft.build() if peft else None
+        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+    def fit(self) -> None:
+        """Validate, train, validate, save, export."""
+        from megatron.bridge.training.finetune import finetune
+
+        from posttrain.callbacks import RunCallback
+        from posttrain.step import ForwardStep
+
+        self.tokenizer = self.model.load_tokenizer()
+        self.splits = self.data.build(
+            tokenizer=self.tokenizer, template=self.template, seq_length=self.settings.seq_length,
+            seed=self.config.seed, cache_dir=self.cache_dir(),
+        )  # fmt: skip
+        if not len(self.splits.train):
+            raise UserError("data: no conversation is left to train on; see the counts in the log, or use preview")
+        step = ForwardStep()
+        finetune(self.container(), step, callbacks=[RunCallback(self, step)])
+
+    def cache_dir(self) -> Path:
+        """Where rendered data is kept between runs."""
+        from posttrain.demo.cache import cache_root
+
+        return Path(self.config.cache_dir) if self.config.cache_dir else cache_root()
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Processes that see different data."""
+        p = self.parallelism
+        return self.world // (p.tensor_model_parallel_size * p.pipeline_model_parallel_size * p.context_parallel_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run; a started last batch of an epoch counts."""
+        if self.settings.max_steps is not None:
+            return self.settings.max_steps
+        epochs = self.settings.epochs or 1.0
+        return max(1, math.ceil(epochs * len(self.splits.train) / self.settings.global_batch_size))
+
+    @property
+    def validation_batch_size(self) -> int:
+        """Rows of a validation batch: no more than there are, in whole micro-batches of every process."""
+        least = self.settings.micro_batch_size * self.data_parallel_size
+        rows = len(self.splits.validation or ())
+        return min(self.settings.global_batch_size, max(1, math.ceil(rows / least)) * least)
+
+    @property
+    def validation_steps(self) -> int:
+        """Global batches of one validation."""
+        steps = math.ceil(len(self.splits.validation or ()) / self.validation_batch_size)
+        return min(steps, self.settings.validation_batches or steps)
+
+    def container(self) -> Any:
+        """Return Megatron-Bridge's whole configuration for this run."""
+        from megatron.bridge.training.config import (
+            ConfigContainer,
+            LoggerConfig,
+            RerunStateMachineConfig,
+            RNGConfig,
+            TokenizerConfig,
+            TrainingConfig,
+            ValidationConfig,
+        )
+
+        from posttrain.provider import RowsProvider
+
+        provider = self.provider()
+        s = self.settings
+        self.optimizer.use_distributed_optimizer = self.parallelism.distributed_optimizer
+        mixed = self.precision.build(self.platform.device)
+        if mixed is None:
+            self.optimizer.params_dtype = provider.params_dtype
+        # Megatron's warm-up starts at 0, a step that changes nothing; start at its first fraction instead.
+        warmup = self.scheduler.lr_warmup_iters or int((self.scheduler.lr_warmup_fraction or 0) * self.steps)
+        self.scheduler.lr_warmup_init = self.optimizer.lr / (warmup + 1)
+        self.scheduler.start_weight_decay = self.scheduler.end_weight_decay = self.optimizer.weight_decay
+        resume = self.resume_directory()
+        container = ConfigContainer(
+            model=provider,
+            train=TrainingConfig(
+                train_iters=self.steps,
+                global_batch_size=s.global_batch_size,
+                micro_batch_size=s.micro_batch_size,
+                exit_signal_handler=True,
+                manual_gc=True,  # the collector runs between steps on all ranks at once, not inside one of them
+                manual_gc_interval=100,
+            ),
+            validation=ValidationConfig(
+                eval_interval=None,  # validation is called by our callback, which also does it before training
+                eval_iters=self.validation_steps,
+                eval_global_batch_size=self.validation_batch_size,
+                eval_micro_batch_size=s.micro_batch_size,
+            ),
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            ddp=self.parallelism.ddp(self.platform),
+            dist=self.parallelism.dist(self.platform),
+            dataset=RowsProvider.of(self),
+            logger=LoggerConfig(log_interval=1, skip_train_metrics_log=True, tensorboard_dir=None),
+            tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=self.vocab_size - 1),
+            checkpoint=self.checkpoint.build(self.run_dir / "checkpoints", str(self.base_directory()), resume),
+            rng=RNGConfig(seed=self.config.seed),
+            rerun_state_machine=RerunStateMachineConfig(check_for_nan_in_loss=False),
+            mixed_precision=mixed,
+            peft=self.peft,
+        )
+        self.apply_overrides(container)
+        return container
+
+    def provider(self) -> Any:
+        """Return the Megatron model provider: the model's shape with this run's sizes, precision and layers."""
+        from posttrain.models.local import use_local_layers
+
+        self.bridge = self.model.bridge()
+        provider = self.bridge.to_megatron_provider(load_weights=False)
+        if not self.platform.transformer_engine:
+            use_local_layers(provider)
+        else:
+            provider.gradient_accumulation_fusion = False  # wants Apex
+        self.parallelism.apply(provider, self.platform)
+        dtype = self.precision.dtype(self.platform.device)
+        provider.params_dtype = provider.autocast_dtype = provider.pipeline_dtype = dtype
+        provider.bf16 = str(dtype) == "torch.bfloat16"
+        provider.fp16 = False
+        provider.seq_length = self.settings.seq_length
+        provider.use_cpu_initialization = self.platform.device == "cpu"
+        provider.calculate_per_token_loss = True  # the sum over all trained tokens, divided by their number, once
+        provider.variable_seq_lengths = not self.data.packing and provider.pipeline_model_parallel_size > 1
+        provider.deterministic_mode = self.settings.deterministic and self.platform.device == "cuda"
+        if self.settings.recompute != "none":
+            provider.recompute_granularity = self.settings.recompute
+            if self.settings.recompute == "full":
+                provider.recompute_method, provider.recompute_num_layers = "uniform", 1
+        self.vocab_size = provider.vocab_size
+        if self.vocab_size % provider.tensor_model_parallel_size:
+            provider.vocab_size, provider.should_pad_vocab = None, True  # taken from the tokenizer and padded
+            provider.make_vocab_size_divisible_by = 1
+        return provider
+
+    def base_directory(self) -> Path:
+        """The Hugging Face directory of the weights before training."""
+        if not self.model.random_init:
+            return self.model.directory
+        from posttrain.patches.base_weights import write_random_base
+
+        directory = self.run_dir / "base"
+        if self.rank == 0 or not directory.exists():
+            write_random_base(directory, self.model.hf_config())
+        return directory
+
+    def resume_directory(self) -> Path | None:
+        """The checkpoint directory to go on from: another run's, this run's, or none.
+
+        Raises:
+            UserError: run.resume=never and there is one here, or the named run has none.
+        """
+        own, resume = self.run_dir / "checkpoints", self.config.run.resume
+        if resume == "never":
+            if checkpoints.exists(own):
+                raise UserError(
+                    f"run.resume=never: {self.run_dir} has a checkpoint; choose another hydra.run.dir or run.resume=auto"
+                )
+            return None
+        if checkpoints.exists(own):
+            return own
+        if resume == "auto":
+            return None
+        other = Path(resume) / "checkpoints"
+        if not checkpoints.exists(other):
+            raise UserError(f"run.resume={resume}: there is no finished checkpoint in {other}")
+        return other
+
+    def apply_overrides(self, container: Any) -> None:
+        """Set `trainer.megatron.SECTION.KEY` on Megatron-Bridge's configuration.
+
+        Raises:
+            UserError: no such section or key.
+        """
+        import difflib
+
+        for section, values in (OmegaConf.to_container(self.settings.megatron) or {}).items():
+            target = getattr(container, section, None)
+            if target is None or not isinstance(values, dict):
+                raise UserError(f"trainer.megatron.{section}: Megatron-Bridge's configuration has no such section")
+            for key, value in values.items():
+                if not hasattr(target, key):
+                    close = difflib.get_close_matches(key, vars(target), n=1)
+                    meant = f"; did you mean {close[0]}?" if close else ""
+                    raise UserError(f"trainer.megatron.{section}.{key}: unknown key{meant}")
+                setattr(target, key, value)
+
+    @property
+    def started(self) -> float:
+        """When the command was started, seconds since the epoch."""
+        from posttrain.launch import STARTED
+
+        return float(os.environ.get(STARTED, time.time()))

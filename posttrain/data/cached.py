@@ -1,0 +1,118 @@
+"""The cached files behind a run's data: encoded conversations, and which bins they are packed into."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posttrain.data import fingerprint, packing, sources
+from posttrain.data.dataset import Bins
+from posttrain.data.encode import Encoder
+from posttrain.data.prepare import Counts, Rules, prepare
+from posttrain.data.render import Renderer
+from posttrain.data.store import Store, Writer
+from posttrain.demo.cache import build_once
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Maker:
+    """Makes the cached files of one run's data."""
+
+    pack: bool
+    tokenizer: Any
+    renderer: Renderer
+    rules: Rules
+    cache: Path
+    build: bool
+
+    def store(self, path: Any, form: Any, key: str, limit: int | None) -> tuple[Store, dict[str, Any]]:
+        """The encoded conversations of `path`, at most `limit`, and how many rows were kept and dropped."""
+        if isinstance(path, str) and path.startswith(sources.HUB):
+            contents = [path, sources.hub_revision(path)]
+        else:
+            files = sources.files(path, key, self.cache.parent)
+            contents = fingerprint.files(files, self.cache / "files.json")
+        template = self.renderer.template
+        name = fingerprint.digest(
+            {
+                "code": fingerprint.code(),
+                "contents": contents,
+                "format": form,
+                "template": [self.renderer.source, replace(template, jinja=None, file=None)],
+                "today": time.strftime("%F") if "strftime_now" in self.renderer.source else None,
+                "tokenizer": fingerprint.tokenizer(self.tokenizer),
+                "rules": self.rules,
+                "limit": limit,
+            }
+        )
+        target = self._made(self.cache / f"rows-{name}", lambda folder: self._write(folder, path, form, key, limit))
+        return Store([target / "rows.arrow"]), json.loads((target / "counts.json").read_text())
+
+    def _write(self, folder: Path, path: Any, form: Any, key: str, limit: int | None) -> None:
+        counts = Counts()
+        rows = sources.conversations(path, form, key, self.cache.parent)
+        encoder = Encoder(self.tokenizer, self.renderer)
+        started = shown = time.monotonic()
+        with Writer(folder / "rows.arrow") as file:
+            for samples in prepare(rows, self.renderer, encoder, self.rules, counts):
+                over = counts.kept - limit if limit is not None else 0
+                file.write(samples[: len(samples) - over] if over > 0 else samples)
+                now = time.monotonic()
+                if now - shown > 5:
+                    shown = now
+                    log.info("data: %d rows read, %.0f rows/s", counts.read, counts.read / (now - started))
+                if over >= 0 and limit is not None:
+                    counts.kept = limit
+                    break
+        counts_json = {
+            "read": counts.read,
+            "kept": counts.kept,
+            "truncated": counts.truncated,
+            "dropped": dict(counts.dropped),
+            "examples": counts.examples,
+        }
+        (folder / "counts.json").write_text(json.dumps(counts_json))
+
+    def bins(self, store: Store, rows: Any, seq_length: int, seed: int) -> Bins:
+        """Bins over some of a store's rows."""
+        if not self.pack:
+            order, starts = packing.alone(len(rows))
+            return Bins(store, rows[order], starts)
+
+        def write(folder: Path) -> None:
+            order, starts = packing.pack(store.lengths[rows], seq_length, seed)
+            np.save(folder / "order.npy", rows[order])
+            np.save(folder / "starts.npy", starts)
+
+        digest = fingerprint.digest(
+            [
+                fingerprint.code(),
+                [Path(path).parent.name for path in store.paths],
+                seq_length,
+                seed,
+                hashlib.sha256(rows.tobytes()).hexdigest(),
+            ]
+        )
+        target = self._made(self.cache / f"bins-{digest}", write)
+        order, starts = (np.load(target / f"{name}.npy", mmap_mode="r") for name in ("order", "starts"))
+        return Bins(store, order, starts)
+
+    def _made(self, target: Path, write: Callable[[Path], None]) -> Path:
+        """The folder `target`, made by this process or another."""
+        if self.build:
+            return build_once(target, write)
+        waited = time.monotonic()
+        while not target.is_dir():
+            if time.monotonic() - waited > 60:
+                waited = time.monotonic()
+                log.info("data: waiting for another process to prepare it")
+            time.sleep(0.2)
+        return target

@@ -1,0 +1,63 @@
+"""What every file format is turned into: a typed list of messages, with the tools they may call."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class RowError(Exception):
+    """One row can't be used. Stops the run with the file and the row, or is counted (`data.on_error=skip`).
+
+    Args:
+        reason: what is wrong and what was expected, naming the field.
+        kind: a few words without row-specific text, under which skipped rows are counted.
+    """
+
+    def __init__(self, reason: str, kind: str | None = None):
+        super().__init__(reason)
+        self.reason = reason
+        self.kind = kind or reason
+
+
+@dataclass(slots=True)
+class Message:
+    """One turn.
+
+    Args:
+        role: one of `ROLES`.
+        content: the text; empty where an assistant message only calls tools.
+        train: True or False where the row says so itself (`weight`, `loss`); None leaves it to `data.train_on`.
+        tool_calls: calls as the chat templates read them: `{"type": "function", "function": {"name", "arguments"}}`.
+        extra: further keys a chat template may read (`reasoning_content`, `name`, `tool_call_id`, ...).
+    """
+
+    role: str
+    content: str
+    train: bool | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as the dict that chat templates read."""
+        message = {"role": self.role, "content": self.content, **self.extra}
+        if self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+        return message
+
+
+@dataclass(slots=True)
+class Conversation:
+    """Messages in order, and the tool definitions (JSON schemas) they were made with."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+
+    def digest(self) -> int:
+        """64 bits of what is said, equal for duplicates: the unit of the train / validation split."""
+        said = [[m.role, m.content, m.tool_calls, m.extra] for m in self.messages]
+        text = json.dumps([said, self.tools], ensure_ascii=False, sort_keys=True)
+        raw = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return int.from_bytes(raw, "little", signed=True)

@@ -1,0 +1,77 @@
+"""What the trainer reads: bins of conversations with labels, mask and positions."""
+
+from typing import Any
+
+import numpy as np
+
+from posttrain.data.store import Store
+
+
+class Bins:
+    """A map-style dataset; item i is one bin (see `packing`).
+
+    Args:
+        store: the conversations.
+        order: int64[n], indices into `store`.
+        starts: int64[bins + 1]; bin b holds order[starts[b]:starts[b + 1]].
+    """
+
+    def __init__(self, store: Store, order: np.ndarray, starts: np.ndarray):
+        self.store, self.order, self.starts = store, order, starts
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """One bin of k conversations with n tokens in all.
+
+        Returns:
+            input_ids int32[n]; labels int32[n], the next token within the conversation; loss_mask uint8[n], 1 where the
+            label is trained; position_ids int32[n] from 0 in each conversation; seq_lens int32[k].
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rows = [self.store[i] for i in self.order[self.starts[index] : self.starts[index + 1]]]
+        lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int32)
+        ids = np.concatenate([ids for ids, _ in rows])
+        mask = np.concatenate([mask for _, mask in rows])
+        ends = np.cumsum(lengths)
+        labels = np.roll(ids, -1)
+        trained = np.roll(mask, -1)
+        labels[ends - 1] = ids[ends - 1]  # a conversation's last token predicts nothing
+        trained[ends - 1] = 0
+        positions = np.arange(len(ids), dtype=np.int32) - np.repeat(ends - lengths, lengths).astype(np.int32)
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "loss_mask": trained,
+            "position_ids": positions,
+            "seq_lens": lengths,
+        }
+
+
+class EpochOrder:
+    """`count` items of a dataset, epoch after epoch, each epoch in its own order.
+
+    Item i depends on `seed` and i alone: not on the number of processes, nor on where a run was resumed.
+    """
+
+    def __init__(self, dataset: Any, seed: int, count: int, shuffle: bool = True):
+        if not len(dataset):
+            raise ValueError("EpochOrder: the dataset is empty")
+        self.dataset, self.seed, self.count, self.shuffle = dataset, seed, count, shuffle
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        epoch, at = divmod(int(index), len(self.dataset))
+        if not self.shuffle:
+            return self.dataset[at]
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+            self._epoch = epoch
+        return self.dataset[int(self._order[at])]

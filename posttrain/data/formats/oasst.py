@@ -1,0 +1,112 @@
+"""OpenAssistant: trees of messages, nested (one tree per row) or flat (one message per row, with its parent's id)."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain.data.conversation import Conversation, Message, RowError
+from posttrain.data.formats.fields import ROLE_NAMES, role, text
+from posttrain.data.readers import Place, Row
+from posttrain.errors import UserError
+
+
+@dataclass(slots=True)
+class _Node:
+    place: Place
+    message: Message
+    rank: int
+    parent: str | None
+    replies: list["_Node"] = field(default_factory=list)
+
+
+_UNRANKED = 1 << 30
+
+
+@dataclass
+class Oasst:
+    """Trees of prompts and ranked replies.
+
+    Attributes:
+        branches: which paths from the root become conversations: "best" follows the best-ranked reply at each message
+            (unranked ones last, in file order) and gives one per tree; "all" gives one per leaf. A path ends with its
+            last assistant message.
+    """
+
+    branches: str = "best"
+
+    def read(self, rows: Iterable[Row]) -> Iterator[tuple[Place, Conversation | RowError]]:
+        """Yield the conversations of every tree. Flat files are held in memory, nested ones row by row."""
+        if self.branches not in ("best", "all"):
+            raise UserError(f"data.format.branches={self.branches}: must be best or all")
+        flat: dict[str, _Node] = {}
+        for place, row in rows:
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                if "prompt" in row:
+                    if not isinstance(row["prompt"], dict):
+                        raise RowError("field `prompt`: expected the tree's first message", "field `prompt`")
+                    yield from self._paths(_nested(row["prompt"], place))
+                elif not row.get("deleted"):
+                    node = _node(row, place)
+                    flat[text(row, "message_id")] = node
+            except RowError as error:
+                yield place, error
+        roots = []
+        for node in flat.values():
+            if node.parent is None:
+                roots.append(node)
+            elif node.parent in flat:
+                flat[node.parent].replies.append(node)
+            else:
+                yield (
+                    node.place,
+                    RowError(f"its parent {node.parent} is not in the file", "a parent is not in the file"),
+                )
+        for root in roots:
+            yield from self._paths(root)
+
+    def _paths(self, root: _Node) -> Iterator[tuple[Place, Conversation | RowError]]:
+        """The conversations of one tree, without recursion: trees may be deep."""
+        seen, stack = set(), [[root]]
+        while stack:
+            path = stack.pop()
+            replies = sorted(path[-1].replies, key=lambda node: node.rank)
+            if replies:
+                stack += [[*path, reply] for reply in (replies[:1] if self.branches == "best" else replies[::-1])]
+                continue
+            while path and path[-1].message.role != "assistant":
+                path = path[:-1]
+            if not path:
+                yield root.place, RowError("no assistant message on this path of the tree", "a path without an answer")
+            elif id(path[-1]) not in seen:
+                seen.add(id(path[-1]))
+                yield root.place, Conversation([node.message for node in path])
+
+
+def _node(row: dict[str, Any], place: Place) -> _Node:
+    rank = row.get("rank")
+    if rank is not None and not isinstance(rank, int | float):
+        raise RowError(f"field `rank`: expected a number or null, found {rank!r}", "field `rank` is not a number")
+    message = Message(role(row.get("role"), "role", ROLE_NAMES), text(row, "text"))
+    # Parquet and pandas exports write missing ranks as NaN, which no comparison orders.
+    ranked = rank is not None and rank == rank
+    return _Node(place, message, int(rank) if ranked else _UNRANKED, row.get("parent_id"))
+
+
+def _nested(row: dict[str, Any], place: Place) -> _Node:
+    root = _node(row, place)
+    stack = [(root, row)]
+    while stack:
+        node, given = stack.pop()
+        replies = given.get("replies") or []
+        if not isinstance(replies, list):
+            raise RowError("field `replies`: expected a list of messages", "field `replies` is not a list")
+        for reply in replies:
+            if not isinstance(reply, dict):
+                raise RowError("field `replies`: expected messages", "field `replies` holds something else")
+            if not reply.get("deleted"):
+                child = _node(reply, place)
+                node.replies.append(child)
+                stack.append((child, reply))
+    return root

@@ -1,0 +1,91 @@
+"""Chat templates compiled once, in the sandbox and with the helpers that Hugging Face tokenizers give them."""
+
+import json
+from datetime import datetime
+
+import jinja2
+import jinja2.ext
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from posttrain.data.marked import Marked, concat, source_of
+from posttrain.errors import UserError
+
+
+class _Generation(jinja2.ext.Extension):
+    """Accepts `{% generation %}` blocks and renders what is inside: the mask comes from the messages, not from them."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)
+
+    def _inside(self, caller):
+        return caller()
+
+
+class _MarkKeepingCode(CodeGenerator):
+    """Python for a template whose `a ~ b` keeps marks, as its other concatenations do through `environment.concat`."""
+
+    def visit_Concat(self, node, frame):
+        self.write("environment.concat_values((")
+        for value in node.nodes:
+            self.visit(value, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = _MarkKeepingCode
+    concat = staticmethod(concat)
+
+    @staticmethod
+    def concat_values(values):
+        return concat(map(str, values))
+
+    def call(self, context, called, /, *args, **kwargs):
+        text = getattr(called, "__self__", None)
+        if type(text) is str and called.__name__ == "join" and len(args) == 1:
+            return concat(args[0], text)
+        return super().call(context, called, *args, **kwargs)
+
+
+def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    source = source_of(value)
+    return Marked(text, ((0, len(text), source, 0),)) if source else text
+
+
+@jinja2.pass_eval_context
+def _join(eval_ctx, value, d="", attribute=None):
+    if attribute is not None:
+        value = map(jinja2.filters.make_attrgetter(eval_ctx.environment, attribute), value)
+    return concat(map(str, value), d)
+
+
+def _raise_exception(message):
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def compile_template(source: str, name: str) -> jinja2.Template:
+    """Compile a chat template.
+
+    Args:
+        source: the Jinja text.
+        name: what to call it in an error.
+
+    Raises:
+        UserError: not valid Jinja; names the line.
+    """
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = _tojson
+    environment.filters["join"] = _join
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"template: {name}, line {error.lineno}: not valid Jinja: {error.message}") from None

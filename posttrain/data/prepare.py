@@ -1,0 +1,224 @@
+"""Conversations to token ids and masks: which messages are trained, what is too long, what is left out and why."""
+
+import itertools
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from posttrain.data.conversation import Conversation, RowError
+from posttrain.data.encode import Encoded, Encoder, Rendered
+from posttrain.data.marked import Span
+from posttrain.data.readers import Place
+from posttrain.data.render import Renderer
+from posttrain.errors import UserError
+
+# Rows per call of the tokenizer: enough to keep its threads busy, few enough to stay small in memory.
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What to do with a conversation; see `posttrain.data.SFTData` for the words."""
+
+    train_on: str
+    max_length: int
+    overlong: str
+    keep: str
+    on_error: str
+
+
+@dataclass
+class Counts:
+    """Rows read, conversations kept and dropped; `examples` holds the first row of each reason."""
+
+    read: int = 0
+    kept: int = 0
+    truncated: int = 0
+    dropped: Counter = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def drop(self, reason: str, place: Place, detail: str | None = None) -> None:
+        self.dropped[reason] += 1
+        self.examples.setdefault(reason, f"{place}: {detail or reason}")
+
+
+@dataclass(slots=True)
+class Sample:
+    """One conversation as it is trained."""
+
+    place: Place
+    rendered: Rendered
+    encoded: Encoded
+
+
+def prepare(
+    conversations: Iterable[tuple[Place, Conversation | RowError]],
+    renderer: Renderer,
+    encoder: Encoder,
+    rules: Rules,
+    counts: Counts,
+) -> Iterator[list[Sample]]:
+    """Render and encode, in batches and in order.
+
+    The next batch is rendered (Python) while the tokenizer (Rust, its own threads) works on the one before.
+
+    Raises:
+        UserError: a row can't be used and `on_error` is "error", or is too long and `overlong` is "error".
+    """
+    rows = _rendered(conversations, renderer, rules, counts)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque()
+        while batch := list(itertools.islice(rows, BATCH)):
+            waiting.append((batch, pool.submit(encoder.encode, [item for _, item in batch])))
+            if len(waiting) > 1:
+                yield _finished(*waiting.popleft(), renderer, encoder, rules, counts)
+        while waiting:
+            yield _finished(*waiting.popleft(), renderer, encoder, rules, counts)
+
+
+def _rendered(conversations, renderer, rules, counts) -> Iterator[tuple[Place, Rendered]]:
+    for place, conversation in conversations:
+        counts.read += 1
+        try:
+            if isinstance(conversation, RowError):
+                raise conversation
+            rendered = render(conversation, renderer, rules.train_on)
+        except RowError as error:
+            _refuse(error, place, rules, counts)
+            continue
+        if rendered is None:
+            counts.drop("nothing to train on", place)
+        else:
+            yield place, rendered
+
+
+def _finished(batch, encodings, renderer, encoder, rules, counts) -> list[Sample]:
+    samples = []
+    for (place, rendered), encoding in zip(batch, encodings.result(), strict=True):
+        try:
+            encoded = encoder.finish(rendered, encoding)
+            if len(encoded.input_ids) > rules.max_length:
+                shorter = _shortened(place, rendered, len(encoded.input_ids), renderer, encoder, rules, counts)
+                if shorter is None:
+                    continue
+                rendered, encoded = shorter
+        except RowError as error:
+            _refuse(error, place, rules, counts)
+            continue
+        if not encoded.mask[1:].any():  # the first token has nothing before it to be predicted from
+            counts.drop("nothing to train on", place)
+            continue
+        counts.kept += 1
+        samples.append(Sample(place, rendered, encoded))
+    return samples
+
+
+def _refuse(error: RowError, place: Place, rules: Rules, counts: Counts) -> None:
+    if rules.on_error == "error":
+        raise UserError(f"{place}: {error.reason}\ndata.on_error=skip leaves such rows out and counts them") from None
+    counts.drop(error.kind, place, error.reason)
+
+
+def render(conversation: Conversation, renderer: Renderer, train_on: str) -> Rendered | None:
+    """The text and the characters to train; None where there is nothing to train on.
+
+    Raises:
+        RowError: the conversation can't be rendered, or a trained message not be located.
+    """
+    if not conversation.messages:
+        raise RowError("there are no messages")
+    trained = chosen(conversation, train_on)
+    if not trained:
+        return None
+    text = renderer.render(conversation)
+    guarded = renderer.special_text(conversation)
+    if train_on == "all":
+        untrained = {i for i, message in enumerate(conversation.messages) if message.train is False}
+        spans = _without(text, untrained) if untrained else None
+    else:
+        spans = renderer.trained(conversation, text, trained)
+    return Rendered(conversation, text, spans, guarded)
+
+
+def chosen(conversation: Conversation, train_on: str) -> list[int]:
+    """Indices of the messages to train, ascending. Empty answers are never trained."""
+    chosen = []
+    for index, message in enumerate(conversation.messages):
+        if message.train is False:
+            continue
+        if train_on == "all" or message.role == "assistant":
+            if message.content.strip() or message.tool_calls or any(message.extra.values()):
+                chosen.append(index)
+        elif message.train:
+            raise RowError(
+                f"messages[{index}] asks to be trained, but its role is {message.role}; data.train_on=all trains every "
+                "role, a weight of 0 leaves it out",
+                "a message that is not the assistant's asks to be trained",
+            )
+    if train_on == "last":
+        last = max((i for i, m in enumerate(conversation.messages) if m.role == "assistant"), default=-1)
+        return [index for index in chosen if index == last]
+    return chosen
+
+
+def _without(text: str, untrained: set[int]) -> list[tuple[int, int]]:
+    """Everything but the text of some messages."""
+    spans: tuple[Span, ...] = getattr(text, "spans", ())
+    found, at = [], 0
+    for start, end, source, _ in spans:
+        if source.message in untrained:
+            found.append((at, start))
+            at = end
+    return [*found, (at, len(text))]
+
+
+def _shortened(place, rendered, length, renderer, encoder, rules, counts) -> tuple[Rendered, Encoded] | None:
+    """The longest run of whole turns that fits; None where the conversation is dropped.
+
+    Kept from the left: the first turns up to an answer. From the right: the system prompt and the last turns from a
+    user's message on. Lengths grow with the number of turns, so a binary search finds it.
+    """
+    if rules.overlong == "error":
+        raise UserError(
+            f"{place}: {length} tokens, more than data.max_length={rules.max_length}; raise it and trainer.seq_length, "
+            "or set data.overlong=truncate or drop"
+        )
+    if rules.overlong == "drop":
+        counts.drop("longer than max_length", place, f"{length} tokens")
+        return None
+    options = _turns(rendered.conversation, rules.keep)
+    best, low, high = None, 0, len(options)
+    while low < high:
+        middle = (low + high) // 2
+        found = None
+        try:
+            candidate = render(options[middle], renderer, rules.train_on)
+            if candidate:
+                encoded = encoder([candidate])[0]
+                if isinstance(encoded, RowError):
+                    raise encoded
+                found = candidate, encoded
+        except RowError:
+            found = None
+        if found is None or len(found[1].input_ids) <= rules.max_length:
+            best, low = found or best, middle + 1
+        else:
+            high = middle
+    if best is None:
+        counts.drop("longer than max_length, even its shortest whole turn", place, f"{length} tokens")
+        return None
+    counts.truncated += 1
+    return best
+
+
+def _turns(conversation: Conversation, keep: str) -> list[Conversation]:
+    """The shorter conversations made of whole turns, shortest first."""
+    messages, tools = conversation.messages, conversation.tools
+    if keep == "left":
+        ends = [i + 1 for i, message in enumerate(messages[:-1]) if message.role == "assistant"]
+        ends = [end for end in ends if messages[end].role != "tool"]
+        return [Conversation(messages[:end], tools) for end in ends]
+    first = next((i for i, message in enumerate(messages) if message.role not in ("system", "developer")), 0)
+    starts = [i for i, message in enumerate(messages) if message.role == "user" and i > first]
+    return [Conversation(messages[:first] + messages[start:], tools) for start in reversed(starts)]

@@ -1,0 +1,280 @@
+"""Rows of a file, one at a time: JSON, JSON Lines, CSV, Parquet, plain or compressed with gzip or Zstandard.
+
+Nothing is read whole: a file may be larger than the memory.
+"""
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from posttrain.data.conversation import RowError
+from posttrain.errors import UserError
+
+# Bytes of one row. A file without line ends (binary, or one huge JSON value) stops here instead of filling the memory.
+MAX_ROW = 64 << 20
+_CHUNK = 1 << 20
+_SPACE = " \t\n\r"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row stands: its file, its index there from 0, and how to name it to a person."""
+
+    file: str
+    row: int
+    name: str
+
+    def __str__(self):
+        return f"{self.file}, {self.name}"
+
+
+Row = tuple[Place, dict[str, Any] | RowError]
+
+
+def read(path: Path) -> Iterator[Row]:
+    """Yield the rows of one file, a broken row as its `RowError`.
+
+    Raises:
+        UserError: the file as a whole can't be read: unknown kind, empty, binary, damaged.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else None
+    reader = _READERS.get(suffixes[-1] if suffixes else "")
+    if reader is None:
+        raise UserError(f"data.path: {path}: unknown kind of file; known are {', '.join(sorted(KNOWN))}")
+    if packed and reader is _parquet:
+        raise UserError(f"data.path: {path}: Parquet compresses by itself; unpack it first")
+    count = 0
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"data.path: {path}: the file is empty")
+        rows = reader(path) if reader is _parquet else _text_rows(reader, path, packed)
+        for row in rows:
+            count += 1
+            yield row
+    except OSError as error:
+        raise UserError(f"data.path: {path}: can't be read: {error.strerror or error}") from None
+    except EOFError:
+        raise UserError(f"data.path: {path}: the compressed file ends too early; it is damaged") from None
+    if not count:
+        raise UserError(f"data.path: {path}: there are no rows in it")
+
+
+def _text_rows(reader: Callable[[BinaryIO, Path], Iterator[Row]], path: Path, packed: str | None) -> Iterator[Row]:
+    if packed == ".zst":
+        import zstandard
+
+        try:
+            with (
+                path.open("rb") as raw,
+                zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as file,
+            ):
+                yield from reader(_Buffered(file), path)
+        except zstandard.ZstdError as error:
+            raise UserError(f"data.path: {path}: not a Zstandard file, or damaged: {error}") from None
+    else:
+        with (gzip.open if packed else open)(path, "rb") as file:
+            yield from reader(file, path)
+
+
+class _Buffered:
+    """`read` and `readline` over a stream that only reads."""
+
+    def __init__(self, stream: BinaryIO):
+        import io
+
+        self._file = io.BufferedReader(stream, _CHUNK)
+        self.read, self.readline = self._file.read, self._file.readline
+
+
+def _text(raw: bytes, path: Path, name: str) -> str:
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"data.path: {path}: is UTF-16 text; save it as UTF-8")
+    try:
+        text = raw.decode("utf-8-sig" if raw.startswith(b"\xef\xbb\xbf") else "utf-8")
+    except UnicodeDecodeError as error:
+        byte = raw[error.start]
+        hint = "a binary file" if b"\0" in raw else "text in another encoding than UTF-8"
+        raise UserError(f"data.path: {path}, {name}: byte 0x{byte:02x} is not UTF-8: this is {hint}") from None
+    if "\0" in text:
+        raise UserError(f"data.path: {path}, {name}: holds a zero byte: this is a binary file")
+    return text
+
+
+def _object(value: Any) -> dict[str, Any] | RowError:
+    if isinstance(value, dict):
+        return value
+    return RowError(f"expected an object with named fields, found {type(value).__name__}", "a row is not an object")
+
+
+def _jsonl(file: BinaryIO, path: Path) -> Iterator[Row]:
+    line, row = 0, 0
+    while raw := file.readline(MAX_ROW):
+        line += 1
+        name = f"line {line}"
+        if len(raw) == MAX_ROW:
+            raise UserError(f"data.path: {path}, {name}: longer than {MAX_ROW >> 20} MiB: not JSON Lines?")
+        text = _text(raw, path, name).strip()
+        if not text:
+            continue
+        try:
+            found = _object(json.loads(text))
+        except json.JSONDecodeError as error:
+            found = RowError(f"not valid JSON: {error.msg} at column {error.colno}", "not valid JSON")
+        except RecursionError:
+            found = RowError("not valid JSON: nested too deeply", "not valid JSON")
+        yield Place(str(path), row, name), found
+        row += 1
+
+
+def _json(file: BinaryIO, path: Path) -> Iterator[Row]:
+    """An array of objects, taken apart as it is read; or JSON Lines under the wrong name."""
+    head = file.read(_CHUNK)
+    start = _text(head[:4096].rsplit(b"\n", 1)[0] if len(head) > 4096 else head, path, "line 1").lstrip()
+    if not start.startswith("["):
+        if not start.startswith("{"):
+            raise UserError(f"data.path: {path}: not JSON: begins with {start[:20]!r}; expected [ or {{")
+        yield from _jsonl(_Prefixed(head, file), path)
+        return
+    yield from _array(head, file, path)
+
+
+class _Prefixed:
+    """`readline` over bytes already read and the stream behind them."""
+
+    def __init__(self, head: bytes, stream: BinaryIO):
+        self._head, self._stream = head, stream
+
+    def readline(self, limit: int) -> bytes:
+        if not self._head:
+            return self._stream.readline(limit)
+        line, newline, self._head = self._head.partition(b"\n")
+        return line + newline if newline or self._head else line + self._stream.readline(limit)
+
+
+def _array(head: bytes, file: BinaryIO, path: Path) -> Iterator[Row]:
+    import codecs
+
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    scan = json.JSONDecoder().raw_decode
+    text, at, line, row, more, wanted = "", 0, 1, 0, True, _CHUNK
+
+    def fill(raw: bytes) -> None:
+        nonlocal text, at, line, more
+        more = bool(raw)
+        line += text.count("\n", 0, at)
+        try:
+            text, at = text[at:] + decoder.decode(raw, final=not raw), 0
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"data.path: {path}, after line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; "
+                "save the file as UTF-8"
+            ) from None
+
+    def skip(extra: str = "") -> str:
+        """Move to the next character that is neither space nor in `extra`; '' at the end."""
+        nonlocal at
+        while True:
+            while at < len(text) and text[at] in _SPACE + extra:
+                at += 1
+            if at < len(text) or not more:
+                return text[at : at + 1]
+            fill(file.read(_CHUNK))
+
+    def here() -> str:
+        return f"line {line + text.count(chr(10), 0, at)}"
+
+    fill(head)
+    skip()
+    at += 1
+    expect_comma = False
+    while (char := skip()) != "]":
+        if not char:
+            raise UserError(f"data.path: {path}, {here()}: the file ends within the array; it is incomplete")
+        if expect_comma:
+            if char != ",":
+                raise UserError(f"data.path: {path}, {here()}: not valid JSON: expected , or ] after row {row - 1}")
+            at += 1
+            skip()
+        name = f"row {row} ({here()})"
+        try:
+            value, end = scan(text, at)
+        except json.JSONDecodeError as error:
+            if more and len(text) - at < MAX_ROW:
+                fill(file.read(wanted))  # most likely cut off: read twice as much each time
+                wanted = min(2 * wanted, MAX_ROW)
+                expect_comma = False
+                continue
+            raise UserError(f"data.path: {path}, {name}: not valid JSON: {error.msg}") from None
+        except RecursionError:
+            raise UserError(f"data.path: {path}, {name}: not valid JSON: nested too deeply") from None
+        if end == len(text) and more:  # a number may go on
+            fill(file.read(_CHUNK))
+            expect_comma = False
+            continue
+        at, wanted, expect_comma = end, _CHUNK, True
+        yield Place(str(path), row, name), _object(value)
+        row += 1
+        if at > _CHUNK // 2:
+            line += text.count("\n", 0, at)
+            text, at = text[at:], 0
+
+
+def _csv(file: BinaryIO, path: Path) -> Iterator[Row]:
+    def lines() -> Iterator[str]:
+        number = 0
+        while raw := file.readline(MAX_ROW):
+            number += 1
+            yield _text(raw, path, f"line {number}")
+
+    csv.field_size_limit(MAX_ROW)
+    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    table = csv.reader(lines(), delimiter=delimiter, strict=True)
+    try:
+        names = next(table, [])
+        if len(set(names)) != len(names):
+            raise UserError(f"data.path: {path}: the first line must name the columns, each once; found {names}")
+        row, line = 0, table.line_num + 1
+        for values in table:
+            place = Place(str(path), row, f"line {line}")
+            line = table.line_num + 1
+            if not values:
+                continue
+            if len(values) == len(names):
+                yield place, dict(zip(names, values, strict=True))
+            else:
+                reason = f"{len(values)} values for the {len(names)} columns {', '.join(names)}"
+                yield place, RowError(reason, "a line with too few or too many values")
+            row += 1
+    except csv.Error as error:
+        raise UserError(f"data.path: {path}, line {table.line_num}: not valid CSV: {error}") from None
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    row = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    yield Place(str(path), row, f"row {row}"), values
+                    row += 1
+    except pyarrow.ArrowException as error:
+        raise UserError(f"data.path: {path}: not a Parquet file, or damaged: {error}") from None
+
+
+_READERS: dict[str, Callable[..., Iterator[Row]]] = {
+    ".json": _json,
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+}
+KNOWN = set(_READERS) | {f"{kind}{pack}" for kind in _READERS if kind != ".parquet" for pack in (".gz", ".zst")}

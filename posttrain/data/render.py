@@ -1,0 +1,261 @@
+"""A conversation to text, and the characters of it that are trained, in one rendering.
+
+What is trained of a message is the text from its first character (its reasoning or tool call, where that comes first,
+with the tags that the template puts around them) to the end of the stop token after it. Both ends are read off the
+marks that the rendered text carries (see marked.py); where they can't be, the row is refused, never guessed.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jinja2
+
+from posttrain.data.conversation import Conversation, Message, RowError
+from posttrain.data.jinja import compile_template
+from posttrain.data.marked import Source, mark
+from posttrain.data.templates import ChatTemplate
+from posttrain.errors import UserError
+
+# Read by some templates within the header of a turn: not part of what is said, so not marked.
+_UNMARKED = {"name", "tool_call_id"}
+_PROBE = [Message("user", "ping"), Message("assistant", "pong")]
+_CALL = {"type": "function", "function": {"name": "probe", "arguments": {"key": "value"}}, "id": "123456789"}
+_PROBE_CALL = [Message("user", "ping"), Message("assistant", "", tool_calls=[_CALL])]
+
+
+class Renderer:
+    """A template bound to a tokenizer.
+
+    Args:
+        template: the chat template; missing special tokens are added to `tokenizer` if it says so.
+        tokenizer: a Hugging Face fast tokenizer.
+
+    Attributes:
+        source: the Jinja text.
+        special: regular expression of the tokenizer's special tokens; None if it has none.
+        stops: the tokens that end an assistant's turn.
+
+    Raises:
+        UserError: the template is broken, needs tokens the tokenizer lacks, or ends no turn with a stop token.
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer):
+        template.prepare(tokenizer)
+        self.template = template
+        self.source = template.source(tokenizer)
+        self._compiled = compile_template(self.source, template.name)
+        self._compiled_tools = self._compiled
+        own = tokenizer.chat_template
+        if template.jinja is None and template.file is None and isinstance(own, dict) and "tool_use" in own:
+            self._compiled_tools = compile_template(own["tool_use"], "tool_use")
+        self._variables = {**tokenizer.special_tokens_map, "documents": None, **dict(template.variables)}
+        added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+        special = {token.content for token in added if token.special} | set(template.stop_tokens)
+        longest_first = sorted(filter(None, special), key=lambda token: (-len(token), token))
+        self.special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._headers: list[str] = []
+        self.stops = {tokenizer.eos_token} - {None} | set(template.stop_tokens)
+        self._probe()
+
+    def _probe(self) -> None:
+        """Learn how this template opens and closes an assistant's turn from two tiny conversations."""
+        found = False
+        for messages in (_PROBE, _PROBE_CALL):
+            try:
+                text = self.render(Conversation(messages))
+            except RowError:
+                continue  # it wants a system message, or knows no tools: the rows will tell
+            spans = getattr(text, "spans", ())
+            tail = self.special and self.special.search(
+                text, max((s[1] for s in spans if s[2].message == 1), default=0)
+            )
+            if tail:
+                self.stops.add(tail.group())
+            if messages is _PROBE:
+                users = [s[1] for s in spans if s[2].message == 0]
+                answers = [s[0] for s in spans if s[2].message == 1]
+                if users and answers:
+                    found = bool(tail)
+                    self._headers.append(text[users[-1] : answers[0]])
+                    if not found and self.template.require_stop:
+                        raise UserError(
+                            f"template={self.template.name}: no special token of the tokenizer follows the assistant's "
+                            "answer, so the model would never learn to stop. End the turn with {{ eos_token }} in the "
+                            "template, name the token with template.stop_tokens=[...], or accept it with "
+                            "template.require_stop=false"
+                        )
+        try:
+            asked = Conversation(_PROBE[:1])
+            plain, prompted = self.render(asked), self.render(asked, add_generation_prompt=True)
+            if prompted.startswith(plain) and len(prompted) > len(plain):
+                self._headers.insert(0, prompted[len(plain) :])
+        except RowError:
+            pass
+        self._headers = [header for header in map(str, self._headers) if header.strip()]
+
+    def render(self, conversation: Conversation, add_generation_prompt: bool = False) -> str:
+        """The text, `Marked` with where each message's parts went.
+
+        Raises:
+            RowError: the template refuses the conversation or fails on it.
+        """
+        messages = [
+            {
+                key: value if key == "role" or key in _UNMARKED else mark(value, Source(index, key))
+                for key, value in message.for_template().items()
+            }
+            for index, message in enumerate(conversation.messages)
+        ]
+        compiled = self._compiled_tools if conversation.tools else self._compiled
+        try:
+            return compiled.render(
+                messages=messages,
+                tools=mark(conversation.tools, Source(-1, "tools")) if conversation.tools else None,
+                add_generation_prompt=add_generation_prompt,
+                **self._variables,
+            )
+        except jinja2.TemplateError as error:
+            raise RowError(f"the template {self.template.name} refuses it: {error}") from None
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
+            raise RowError(
+                f"the template {self.template.name} fails on it: {type(error).__name__}: {error}",
+                f"the template {self.template.name} fails on it: {type(error).__name__}",
+            ) from None
+
+    def trained(self, conversation: Conversation, text: str, messages: Sequence[int]) -> list[tuple[int, int]]:
+        """The characters to train.
+
+        Args:
+            conversation: what was rendered.
+            text: the result of `render`.
+            messages: indices of the messages to train, ascending.
+
+        Returns:
+            [(start, end)] in characters of `text`, ascending and disjoint.
+
+        Raises:
+            RowError: the text of a message can't be located with certainty.
+        """
+        spans = getattr(text, "spans", ())
+        return [self._turn(conversation, text, spans, index) for index in messages]
+
+    def _turn(self, conversation: Conversation, text: str, spans, index: int) -> tuple[int, int]:
+        message = conversation.messages[index]
+        name = f"messages[{index}] ({message.role})"
+        silent = not message.content.strip()  # its place still marks where the turn begins
+        own = [
+            at
+            for at, (a, b, source, _) in enumerate(spans)
+            if source.message == index and (b > a or (silent and source.field == "content"))
+        ]
+        if not own:
+            raise RowError(
+                f"{name}: the template {self.template.name} leaves it out or rewrites it, so its place is unknown",
+                "a trained message can't be found in the rendered text",
+            )
+        first, last = own[0], own[-1]
+        others = [span for span in spans[first:last] if span[2].message != index and span[1] > span[0]]
+        if others:
+            raise RowError(f"{name}: the template mixes it with other messages", "messages are mixed by the template")
+        before = max((b for _, b, source, _ in spans[:first] if source.message != index), default=0)
+        after = min((a for a, _, source, _ in spans[last + 1 :] if source.message != index), default=len(text))
+        start, _, source, origin = spans[first]
+        if source.field != "content" or message.content[:origin].strip():
+            start = self._header_end(text, before, start, name)
+        return start, self._stop_end(text, spans[last][1], after, name)
+
+    def _header_end(self, text: str, before: int, start: int, name: str) -> int:
+        """Where the turn's header ends: tags that open the reasoning or a tool call after it are trained too."""
+        for header in self._headers:
+            at = text.rfind(header, before, start)
+            if at >= 0:
+                return at + len(header)
+        raise RowError(
+            f"{name}: begins with a part that the template has reworked, and the turn's header is not found before it",
+            "the beginning of a trained message can't be found",
+        )
+
+    def _stop_end(self, text: str, end: int, after: int, name: str) -> int:
+        """The end of the stop token that closes a turn whose own text ends at `end`."""
+        found = self.special and self.special.search(text, end, after)
+        if found and found.group() in self.stops:
+            return found.end()
+        if not self.template.require_stop:
+            return end
+        raise RowError(
+            f"{name}: no stop token ({', '.join(sorted(self.stops))}) after it; name the token that ends it with "
+            "template.stop_tokens=[...], or accept it with template.require_stop=false",
+            "no stop token after a trained message",
+        )
+
+    def special_text(self, conversation: Conversation) -> bool:
+        """Whether a message, call or tool definition contains the text of a special token."""
+        search = self.special.search if self.special else lambda _: None
+        return any(search(text) for text in _texts(conversation))
+
+    def special_outside(self, text: str) -> Iterator[re.Match]:
+        """The special tokens that the template wrote: those outside of every mark, in order."""
+        at = 0
+        for a, b, _, _ in getattr(text, "spans", ()):
+            if a > at:
+                yield from self.special.finditer(text, at, a)
+            at = max(at, b)
+        yield from self.special.finditer(text, at, len(text))
+
+    def check_no_injection(self, conversation: Conversation, text: str) -> None:
+        """Prove that every special token outside the marks is the template's own.
+
+        The same conversation is rendered with the special-token text in its messages made harmless: the template must
+        write as many special tokens as before.
+
+        Raises:
+            RowError: text of a message reached a place that isn't marked.
+        """
+        harmless = self.render(_defused(conversation, self.special))
+        if sum(1 for _ in self.special_outside(text)) != sum(1 for _ in self.special_outside(harmless)):
+            raise RowError(
+                f"a message holds the text of a special token, and the template {self.template.name} rewrites that "
+                "message; template.parse_content=true reads it as the token",
+                "special-token text in a message that the template rewrites",
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string within a conversation or a part of it, the keys of mappings included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Conversation):
+        for message in value.messages:
+            yield message.content
+            if message.tool_calls or message.extra:
+                yield from _texts([message.tool_calls, message.extra])
+        yield from _texts(value.tools)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _defused(value: Any, special: re.Pattern) -> Any:
+    """`value` with the text of special tokens replaced by as many letters."""
+    if isinstance(value, Conversation):
+        return Conversation([_defused(m, special) for m in value.messages], _defused(value.tools, special))
+    if isinstance(value, Message):
+        return replace(
+            value,
+            content=_defused(value.content, special),
+            tool_calls=_defused(value.tool_calls, special),
+            extra=_defused(value.extra, special),
+        )
+    if isinstance(value, str):
+        return special.sub(lambda found: "x" * len(found.group()), value)
+    if isinstance(value, dict):
+        return {_defused(key, special): _defused(item, special) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_defused(item, special) for item in value]
+    return value

@@ -1,0 +1,158 @@
+"""Supervised fine-tuning data: the object of the config group `data`."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from posttrain.data.dataset import Bins
+    from posttrain.data.templates import ChatTemplate
+
+_CHOICES = {
+    "train_on": ("assistant", "last", "all"),
+    "overlong": ("truncate", "drop", "error"),
+    "keep": ("left", "right"),
+    "on_error": ("error", "skip"),
+}
+
+
+@dataclass
+class Splits:
+    """Datasets of a run; `validation` may be None. `report` holds the statistics, JSON-able."""
+
+    train: "Bins"
+    validation: "Bins | None"
+    report: dict[str, Any]
+
+
+@dataclass
+class SFTData:
+    """Instruction or chat data. What each option means is said in conf/data/options.yaml."""
+
+    format: Any
+    path: str | Sequence[str] | None = None
+    validation_path: str | Sequence[str] | None = None
+    validation_fraction: float | None = None
+    sources: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    train_on: str = "assistant"
+    max_length: int | None = None
+    overlong: str = "truncate"
+    keep: str = "left"
+    packing: bool = True
+    on_error: str = "error"
+    max_train_rows: int | None = None
+    max_validation_rows: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self):
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"data.{name}={getattr(self, name)}: must be one of {', '.join(choices)}")
+        if self.validation_fraction is not None:
+            if not 0 < self.validation_fraction < 1:
+                raise UserError(f"data.validation_fraction={self.validation_fraction}: must be between 0 and 1")
+            if self.validation_path is not None:
+                raise UserError("data.validation_fraction and data.validation_path exclude each other; set one to null")
+        for name in ("max_length", "max_train_rows", "max_validation_rows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"data.{name}={getattr(self, name)}: must be at least 1")
+        if bool(self.sources) == (self.path is not None):
+            raise UserError("data.path: give the file, folder or pattern to train on (or data.sources, but not both)")
+
+    def build(
+        self,
+        *,
+        tokenizer: Any,
+        template: "ChatTemplate",
+        seq_length: int,
+        seed: int,
+        cache_dir: Path,
+        build: bool = True,
+    ) -> Splits:
+        """Render, encode, split and pack, or find it done in the cache.
+
+        Any number of processes may call it at once: one does the work, the others wait and map its files.
+
+        Args:
+            tokenizer: a Hugging Face fast tokenizer; missing special tokens are added if the template says so.
+            template: how conversations become text.
+            seq_length: tokens per bin.
+            seed: of split and packing, unless `data.seed` is set.
+            cache_dir: root of the cache.
+            build: False: never do the work, only wait for another process to do it.
+
+        Raises:
+            UserError: something about the data, the template or their combination is wrong.
+        """
+        import numpy as np
+
+        from posttrain.data import splits
+        from posttrain.data.cached import Maker
+        from posttrain.data.render import Renderer
+
+        seed = seed if self.seed is None else self.seed
+        started = time.monotonic()
+        renderer = Renderer(template, tokenizer)
+        rows = self._rules(seq_length)
+        cache = Path(cache_dir) / "data"
+        maker = Maker(self.packing, tokenizer, renderer, rows, cache, build)
+        limit = self.max_train_rows if self.validation_fraction is None else None
+        parts = [maker.store(source["path"], source["format"], "data.path", limit) for source in self._sources()]
+        train, counts = splits.joined(parts)
+        weights = np.array([float(source["weight"]) for source in self._sources()])
+        validation, validation_rows = None, None
+        if self.validation_path is not None:
+            key, limit = "data.validation_path", self.max_validation_rows
+            validation, validation_counts = maker.store(self.validation_path, self.format, key, limit)
+            validation_rows = np.arange(len(validation))
+            train_rows = np.arange(len(train))
+        else:
+            train_rows, held_out = splits.hold_out(train.digests, self.validation_fraction or 0, seed)
+            if len(held_out):
+                validation, validation_rows, validation_counts = train, held_out[: self.max_validation_rows], None
+        train_rows = splits.weighted(train_rows, train.sources, weights, seed)[: self.max_train_rows]
+        if not len(train_rows):
+            raise UserError(f"data.path={self.path}: nothing is left to train on: {json.dumps(counts['dropped'])}")
+        report = {"rows": counts}
+        datasets = {"train": maker.bins(train, train_rows, seq_length, seed)}
+        report["train"] = splits.statistics(datasets["train"], seq_length)
+        if validation is not None and len(validation_rows):
+            datasets["validation"] = maker.bins(validation, validation_rows, seq_length, seed)
+            report["validation"] = splits.statistics(datasets["validation"], seq_length)
+            report["validation"]["also_in_train"] = int(
+                np.isin(validation.digests[validation_rows], train.digests[train_rows]).sum()
+            )
+            if validation_counts:
+                report["validation_rows"] = validation_counts
+        report["seconds"] = round(time.monotonic() - started, 3)
+        return Splits(datasets["train"], datasets.get("validation"), report)
+
+    def _sources(self) -> list[dict[str, Any]]:
+        """What to train on, each with path, format and weight."""
+        if not self.sources:
+            return [{"path": self.path, "format": self.format, "weight": 1.0}]
+        found = []
+        for index, source in enumerate(self.sources):
+            unknown = set(source) - {"path", "format", "weight"}
+            if unknown or "path" not in source:
+                raise UserError(
+                    f"data.sources[{index}]: needs `path`, may have `format` and `weight`; found {list(source)}"
+                )
+            weight = source.get("weight", 1.0)
+            if not isinstance(weight, int | float) or weight < 0:
+                raise UserError(f"data.sources[{index}].weight={weight}: must be a number of passes, 0 or more")
+            found.append({"path": source["path"], "format": source.get("format", self.format), "weight": weight})
+        return found
+
+    def _rules(self, seq_length: int):
+        from posttrain.data.prepare import Rules
+
+        length = self.max_length or seq_length
+        if length > seq_length:
+            raise UserError(f"data.max_length={length}: above trainer.seq_length={seq_length}")
+        return Rules(self.train_on, length, self.overlong, self.keep, self.on_error)

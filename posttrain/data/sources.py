@@ -1,0 +1,116 @@
+"""From `data.path` to files, and from files to rows."""
+
+import glob
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from posttrain.data import readers
+from posttrain.data.conversation import Conversation, RowError
+from posttrain.errors import UserError
+
+HUB = "hf://"
+DEMO = "demo:sentences"
+
+
+def conversations(
+    path: str | list[str], form: Any, key: str, cache_dir: Path
+) -> Iterator[tuple[readers.Place, Conversation | RowError]]:
+    """Stream the conversations of `path`, read with the format `form`; the broken ones as their error.
+
+    Args:
+        path, key, cache_dir: as for `files`; or a data set of the hub.
+        form: an object of posttrain.data.formats.
+
+    Raises:
+        UserError: a file can't be read.
+    """
+    if isinstance(path, str) and path.startswith(HUB):
+        rows = hub_rows(path)
+    else:
+        rows = (row for file in files(path, key, cache_dir) for row in readers.read(file))
+    yield from form.read(rows) if hasattr(form, "read") else _row_by_row(rows, form)
+
+
+def _row_by_row(rows: Iterable[readers.Row], form: Any) -> Iterator[tuple[readers.Place, Conversation | RowError]]:
+    for place, row in rows:
+        try:
+            if isinstance(row, RowError):
+                raise row
+            for conversation in form.conversations(row):
+                yield place, conversation
+        except RowError as error:
+            yield place, error
+
+
+def files(path: str | list[str], key: str, cache_dir: Path) -> list[Path]:
+    """The files that `path` means: a file, a folder (searched below), a glob, several of these, or the demo's.
+
+    Args:
+        path: as the user wrote it.
+        key: the configuration key, for errors.
+        cache_dir: where the demo data is put.
+
+    Raises:
+        UserError: there is nothing, or nothing readable.
+    """
+    if not isinstance(path, str):
+        return [file for one in path for file in files(one, key, cache_dir)]
+    if path.startswith("demo:"):
+        from posttrain.demo.data import ensure_sentences
+
+        name = path.removeprefix(DEMO).lstrip("/") or "train"
+        if not path.startswith(DEMO) or name not in ("train", "validation"):
+            raise UserError(f"{key}={path}: the demo data are {DEMO} and {DEMO}/validation")
+        return [ensure_sentences(cache_dir) / f"{name}.jsonl"]
+    where = Path(path).expanduser()
+    if where.is_file():
+        return [where]
+    if where.is_dir():
+        found = [file for file in where.rglob("*") if file.is_file() and _known(file)]
+        if not found:
+            raise UserError(f"{key}={path}: no {', '.join(sorted(readers.KNOWN))} file in this folder")
+    else:
+        found = [Path(name) for name in glob.glob(str(where), recursive=True) if Path(name).is_file()]
+        if not found:
+            hint = f"; a data set of the Hugging Face hub is named {HUB}{path}" if path.count("/") == 1 else ""
+            raise UserError(f"{key}={path}: there is no such file, folder or pattern{hint}")
+    return sorted(found)
+
+
+def _known(file: Path) -> bool:
+    return any(file.name.lower().endswith(kind) for kind in readers.KNOWN)
+
+
+def hub_rows(name: str) -> Iterator[readers.Row]:
+    """Stream a data set of the hub: `hf://owner/name`, with `:configuration` and `@split` (default: train) if needed.
+
+    Raises:
+        UserError: it can't be reached or does not exist.
+    """
+    from datasets import load_dataset
+
+    target, _, split = name.removeprefix(HUB).partition("@")
+    owner_name, _, configuration = target.partition(":")
+    try:
+        data = load_dataset(owner_name, configuration or None, split=split or "train", streaming=True)
+        for index, row in enumerate(data):
+            yield readers.Place(name, index, f"row {index}"), row
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"data.path={name}: can't be read from the hub: {str(error).splitlines()[0]}") from None
+
+
+def hub_revision(name: str) -> str:
+    """The commit of a hub data set, part of the cache's key.
+
+    Raises:
+        UserError: it can't be reached or does not exist.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    owner_name = name.removeprefix(HUB).partition("@")[0].partition(":")[0]
+    try:
+        return HfApi().dataset_info(owner_name).sha
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise UserError(f"data.path={name}: the hub does not answer: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,100 @@
+"""Encoded conversations in Arrow files on disk, read through memory maps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from posttrain.data.prepare import Sample
+
+_SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("mask", pa.list_(pa.uint8())),
+        ("trained", pa.int32()),  # tokens with mask 1, the first one left out
+        ("digest", pa.int64()),  # of what is said; equal for duplicates
+        ("row", pa.int64()),  # index in the file it comes from
+    ]
+)
+
+
+def _lists(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays), kind))
+
+
+class Writer:
+    """Writes batches of samples to one file; a context manager."""
+
+    def __init__(self, path: Path):
+        self._file = pa.ipc.new_file(str(path), _SCHEMA)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def write(self, samples: Sequence[Sample]) -> None:
+        if not samples:
+            return
+        columns = [
+            _lists([sample.encoded.input_ids for sample in samples], pa.int32()),
+            _lists([sample.encoded.mask for sample in samples], pa.uint8()),
+            pa.array([int(sample.encoded.mask[1:].sum()) for sample in samples], pa.int32()),
+            pa.array([sample.rendered.conversation.digest() for sample in samples], pa.int64()),
+            pa.array([sample.place.row for sample in samples], pa.int64()),
+        ]
+        self._file.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+
+
+class Store:
+    """The conversations of several files under one running index.
+
+    Attributes:
+        lengths: int64[n], tokens per conversation.
+        trained: int32[n], trained tokens per conversation.
+        digests: int64[n].
+        rows: int64[n], index of the conversation's row in its file.
+        sources: int64[n], which of `paths` it is in.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = [str(path) for path in paths]
+        self._open()
+
+    def _open(self) -> None:
+        batches, sources = [], []
+        for source, path in enumerate(self.paths):
+            file = pa.ipc.open_file(pa.memory_map(path))
+            batches += [file.get_batch(i) for i in range(file.num_record_batches)]
+            sources += [source] * file.num_record_batches
+        sizes = [batch.num_rows for batch in batches]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+        self._offsets = [batch.column(0).offsets.to_numpy() for batch in batches]
+        self._ids = [batch.column(0).values.to_numpy() for batch in batches]
+        self._masks = [batch.column(1).values.to_numpy() for batch in batches]
+
+        def column(index: int, kind) -> np.ndarray:
+            return np.concatenate([np.empty(0, kind), *(batch.column(index).to_numpy() for batch in batches)])
+
+        self.lengths = np.concatenate([np.empty(0, np.int64), *map(np.diff, self._offsets)]).astype(np.int64)
+        self.trained, self.digests, self.rows = column(2, np.int32), column(3, np.int64), column(4, np.int64)
+        self.sources = np.repeat(np.array(sources, np.int64), sizes)
+
+    def __getstate__(self):
+        return {"paths": self.paths}  # loader processes map the files themselves
+
+    def __setstate__(self, state):
+        self.__init__(state["paths"])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids int32[n] and mask uint8[n] of a conversation, without a copy."""
+        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
+        offsets, at = self._offsets[batch], index - self._starts[batch]
+        cut = slice(offsets[at], offsets[at + 1])
+        return self._ids[batch][cut], self._masks[batch][cut]

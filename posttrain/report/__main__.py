@@ -1,0 +1,24 @@
+"""`python -m posttrain.report DIR`: the runs in DIR as a table and a page."""
+
+import argparse
+from pathlib import Path
+
+from posttrain.compose import fail
+from posttrain.errors import UserError
+from posttrain.report import report
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m posttrain.report", description=__doc__)
+    parser.add_argument("directory", type=Path, help="of a sweep, or of a run")
+    parser.add_argument("--out", type=Path, help="where to write the page (default: DIR/report.html)")
+    args = parser.parse_args()
+    try:
+        print(f"\n{report(args.directory, args.out)}")
+    except UserError as error:
+        fail(str(error), error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The trials as a table in the terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from posttrain.report.trials import Trial, best_trial, differing, ranked_by
+
+STYLE = {"finished": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "unknown": "dim"}
+# summary.json's key -> heading. All are columns of the page, some of the terminal's table.
+NUMBERS = {
+    "val_loss_before": "val before",
+    "val_loss_after": "val loss",
+    "train_loss": "train loss",
+    "tokens_per_second": "tok/s",
+    "trained_tokens_per_second": "trained tok/s",
+    "peak_memory_gib": "GiB",
+    "train_seconds": "seconds",
+}
+TERMINAL = ("val_loss_after", "train_loss", "tokens_per_second", "peak_memory_gib")
+MOST_KEYS = 6  # differing keys shown as columns: a terminal is not wider
+
+
+def print_table(trials: list[Trial], console: Console | None = None) -> None:
+    """Print the trials, best first, with what differs between them; errors below."""
+    console = console or Console()
+    keys, best = columns(trials), best_trial(trials)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("trial", overflow="fold", min_width=10)
+    for key in keys:
+        table.add_column(short(key, keys), justify="right", overflow="fold")
+    shown = [name for name in TERMINAL if any(name in trial.summary for trial in trials)]
+    for name in shown:
+        style = "bold" if name == ranked_by(trials) else None
+        table.add_column(NUMBERS[name], justify="right", no_wrap=True, style=style)
+    table.add_column("status", no_wrap=True)
+    for trial in trials:
+        table.add_row(
+            Text(f"{'*' if trial is best else ' '} {trial.name}"),
+            *(Text(say(trial.config.get(key))) for key in keys),
+            *(Text(say(trial.summary.get(name))) for name in shown),
+            Text(trial.state, style=STYLE.get(trial.state, "")),
+        )
+    console.print(table)
+    for trial in trials:
+        if trial.error:
+            console.print(Text(f"{trial.name}: {trial.error}", style=STYLE.get(trial.state, "")))
+
+
+def columns(trials: list[Trial]) -> list[str]:
+    """The differing keys worth a column: those of the command lines first and in their order, as the user thinks."""
+    asked = [override.lstrip("+~").partition("=")[0] for trial in trials for override in trial.overrides or ()]
+    return sorted(differing(trials), key=lambda key: asked.index(key) if key in asked else len(asked))[:MOST_KEYS]
+
+
+def short(key: str, keys: list[str]) -> str:
+    """`optimizer.lr` -> `lr` where no other of `keys` ends so."""
+    last = key.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
+
+
+def say(value: Any) -> str:
+    """A value in a cell: floats with four significant digits, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return str(value)

@@ -1,0 +1,169 @@
+"""Read runs from their directories: what was asked for, how it went, what came out."""
+
+import json
+import math
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from posttrain.errors import UserError
+
+# Keys that say where a run lives, not what it does: they differ between any two runs.
+PLACES = ("run.name", "run.resume", "cache_dir", "launch", "hydra", "logger", "checkpoint.dir")
+# What trials are ranked by: the first that any of them has. Smaller is better.
+METRICS = ("val_loss_after", "train_loss")
+
+
+@dataclass
+class Trial:
+    """One run directory.
+
+    Attributes:
+        name: its path below the report's directory, or its own name if it is that directory.
+        path: where it is.
+        config: the resolved configuration, flat: `optimizer.lr` -> 1e-4.
+        overrides: what the command line said, as given to Hydra; None where Hydra left no record.
+        state: running, finished, failed or stopped; `unknown` without status.json.
+        error: why it failed or was stopped; empty otherwise.
+        summary: the numbers of summary.json; empty until the run has finished.
+        series: metric -> [(step, value), ...] by step, from metrics.jsonl.
+        samples: the dictionaries of samples.json: prompt, reference, before, after.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    overrides: list[str] | None = None
+    state: str = "unknown"
+    error: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
+    series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def command(self) -> str | None:
+        """The command that runs this trial again."""
+        return self.overrides and shlex.join(["python", "-m", "posttrain", *self.overrides])
+
+    @property
+    def export(self) -> Path | None:
+        """The Hugging Face directory that it left: the adapter or the whole model."""
+        return next((self.path / name for name in ("adapter", "hf") if (self.path / name).is_dir()), None)
+
+    def score(self, metric: str) -> float:
+        """Its value of `metric`, infinite if it has none, so that sorting puts it last."""
+        value = self.summary.get(metric)
+        return value if isinstance(value, int | float) and math.isfinite(value) else math.inf
+
+
+def read_trials(directory: Path) -> list[Trial]:
+    """Return the runs in `directory`, best first: it is a run itself, or runs are below it at any depth.
+
+    Raises:
+        UserError: there is no such directory, or no run in it.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; give the directory of a sweep or of a run")
+    found = sorted(_run_directories(directory))
+    if not found:
+        raise UserError(f"{directory}: no run in it (a run's directory has a config.yaml and a status.json)")
+    trials = [read_trial(path, directory) for path in found]
+    metric = ranked_by(trials)
+    return sorted(trials, key=lambda trial: trial.score(metric))  # stable: by name where equal
+
+
+def read_trial(path: Path, root: Path) -> Trial:
+    """Read one run directory; what is missing, or being written at this moment, is left out."""
+    status = _json(path / "status.json", {})
+    samples = _json(path / "samples.json", [])
+    overrides = path / ".hydra" / "overrides.yaml"
+    return Trial(
+        name=str(path.relative_to(root)) if path != root else path.resolve().name,
+        path=path,
+        config=flatten(_yaml(path / "config.yaml") or {}),
+        overrides=_yaml(overrides) if overrides.exists() else None,
+        state=status.get("state", "unknown"),
+        error=status.get("error") or "",
+        summary=_json(path / "summary.json", {}),
+        series=_series(path / "metrics.jsonl"),
+        samples=samples if isinstance(samples, list) else [],
+    )
+
+
+def ranked_by(trials: list[Trial]) -> str:
+    """Return the metric that ranks these trials."""
+    return next((m for m in METRICS if any(math.isfinite(trial.score(m)) for trial in trials)), METRICS[0])
+
+
+def best_trial(trials: list[Trial]) -> Trial | None:
+    """Return the finished trial with the smallest metric."""
+    metric = ranked_by(trials)
+    finished = [trial for trial in trials if trial.state == "finished" and math.isfinite(trial.score(metric))]
+    return min(finished, key=lambda trial: trial.score(metric), default=None)
+
+
+def differing(trials: list[Trial]) -> list[str]:
+    """Return the configuration keys whose values are not the same in all trials.
+
+    Where a whole group was swapped, keys that follow from it are many; they are all told.
+    """
+    keys = dict.fromkeys(key for trial in trials for key in trial.config if not is_place(key))
+    return [key for key in keys if len({json.dumps(trial.config.get(key)) for trial in trials}) > 1]
+
+
+def is_place(key: str) -> bool:
+    """Whether `key` says where a run lives."""
+    return any(key == place or key.startswith(f"{place}.") for place in PLACES)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _run_directories(directory: Path):
+    """Directories with a config.yaml and a status.json, not looking into them, nor through links (`best`)."""
+    if (directory / "config.yaml").is_file() and (directory / "status.json").is_file():
+        yield directory
+        return
+    for child in directory.iterdir():
+        if child.is_dir() and not child.is_symlink() and child.name not in (".hydra", "checkpoints", "logs"):
+            yield from _run_directories(child)
+
+
+def _series(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """The numbers of metrics.jsonl by name and step; a step that a resumed run did again counts as done last.
+
+    A last line that is still being written is skipped.
+    """
+    series: dict[str, dict[int, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            point = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        for name, value in point.items():
+            if isinstance(value, int | float) and name != "step":
+                series.setdefault(name, {})[point["step"]] = value
+    return {name: sorted(points.items()) for name, points in series.items()}
+
+
+def _json(path: Path, default: Any) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return default
+
+
+def _yaml(path: Path) -> Any:
+    """Parsed with the safe loader; its C version where PyYAML has it, 10 times as fast."""
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -23,7 +23,7 @@ class RowsProvider(DatasetProvider):
     @classmethod
     def of(cls, trainer: Any) -> "RowsProvider":
         """The provider of a trainer's rows: read in the order of their index, by workers where there are cores."""
-        workers = trainer.data.num_workers if trainer.platform.device == "cuda" else 0
+        workers = trainer.settings.num_workers if trainer.platform.device == "cuda" else 0
         provider = cls(
             dataloader_type="single",
             num_workers=workers,

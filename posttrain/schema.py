@@ -104,6 +104,7 @@ class TrainerSchema:
     sample_tokens: int = ranged(64, ge=1)
     recompute: str = ranged("none", choices=["none", "selective", "full"])
     bad_numbers: str = ranged("stop", choices=["stop", "skip"])
+    num_workers: int = ranged(2, ge=0)
     deterministic: bool = False
     export: bool = True
     megatron: dict[str, Any] = field(default_factory=dict)

@@ -162,6 +162,8 @@ class Trainer:
             use_local_layers(provider)
         else:
             provider.gradient_accumulation_fusion = False  # wants Apex
+            provider.apply_rope_fusion = provider.position_embedding_type == "rope"
+            provider.cross_entropy_loss_fusion, provider.cross_entropy_fusion_impl = True, "te"
         self.parallelism.apply(provider, self.platform)
         dtype = self.precision.dtype(self.platform.device)
         provider.params_dtype = provider.autocast_dtype = provider.pipeline_dtype = dtype
@@ -203,7 +205,7 @@ class Trainer:
         if resume == "never":
             if checkpoints.exists(own):
                 raise UserError(
-                    f"run.resume=never: {self.run_dir} has a checkpoint; choose another hydra.run.dir or run.resume=auto"
+                    f"run.resume=never: {self.run_dir} has a checkpoint; choose another hydra.run.dir or resume=auto"
                 )
             return None
         if checkpoints.exists(own):

@@ -3,7 +3,6 @@
 Reads the frozen configuration, applies the patches this platform needs, instantiates the groups, trains.
 """
 
-import json
 import logging
 import os
 import sys
@@ -21,6 +20,7 @@ GROUPS = ("model", "peft", "data", "template", "parallelism", "optimizer", "sche
 
 def build(run_dir: Path):
     """The trainer of the run in `run_dir`, with everything it is composed of."""
+    import torch  # noqa: F401  (before Transformer Engine, which needs torch's NCCL loaded)
     from omegaconf import OmegaConf
 
     from posttrain import patches, targets

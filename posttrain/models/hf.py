@@ -109,19 +109,6 @@ class HFModel:
             return AutoBridge.from_hf_config(config)
         return AutoBridge.from_hf_pretrained(self.directory, trust_remote_code=self._trusted())
 
-    def provider(self, transformer_engine: bool):
-        """Return the Megatron model provider: the architecture as a config, which loads the weights as it provides.
-
-        Args:
-            transformer_engine: build of Transformer Engine's layers, or of Megatron's local ones.
-        """
-        from posttrain.models.layers import without_transformer_engine
-
-        provider = self.bridge().to_megatron_provider(load_weights=not self.random_init)
-        if not transformer_engine:
-            without_transformer_engine(provider)
-        return provider
-
     @property
     def _code(self) -> list[str]:
         return ["*.py"] if self.trust_remote_code else []

@@ -6,3 +6,4 @@ from posttrain.patches import helpers
 from posttrain.patches import cpu
 from posttrain.patches import local_layers
 from posttrain.patches import base_weights
+from posttrain.patches import experts

@@ -14,6 +14,8 @@ def megatron(tmp_path_factory):
 
     patches.apply(patches.Platform(device="cpu", transformer_engine=False))
     import torch
+
+    torch.set_num_threads(1)  # tiny matrices; more threads only wait for each other
     from megatron.core import parallel_state, tensor_parallel
 
     if not torch.distributed.is_initialized():

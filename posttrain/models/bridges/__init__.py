@@ -17,7 +17,7 @@ MODULES = {
 }
 
 
-def register(architecture: str) -> bool:
+def register(architecture: str | None) -> bool:
     """Register the bridge of `architecture`, replacing upstream's; return whether there is one here."""
     if architecture not in MODULES:
         return False

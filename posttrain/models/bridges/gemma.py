@@ -1,15 +1,16 @@
 """Gemma: upstream's bridge, without its insistence on one attention kernel."""
 
+from megatron.bridge.models.conversion.auto_bridge import transformers
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.gemma.gemma_bridge import GemmaBridge
 from megatron.bridge.models.gemma.gemma_provider import GemmaModelProvider
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.enums import AttnBackend
-from transformers import GemmaForCausalLM
 
 
+# `transformers` as AutoBridge sees it: the key under which upstream has registered its bridge, which this one replaces.
 @MegatronModelBridge.register_bridge(
-    source=GemmaForCausalLM, target=GPTModel, provider=GemmaModelProvider, model_type="gemma"
+    source=transformers.GemmaForCausalLM, target=GPTModel, provider=GemmaModelProvider, model_type="gemma"
 )
 class AnyKernelGemmaBridge(GemmaBridge):
     """GemmaForCausalLM <-> GPTModel."""

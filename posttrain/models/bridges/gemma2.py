@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from megatron.bridge.models.conversion.auto_bridge import transformers
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
@@ -20,10 +21,9 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from transformers import Gemma2ForCausalLM
 
 from posttrain.attention import SDPAAttention
-from posttrain.models.layers import block, local_layer, uses_te
+from posttrain.models.local import block, local_layer, uses_te
 from posttrain.models.norms import ZeroCenteredRMSNorm
 
 
@@ -70,8 +70,9 @@ class PackedGemma2ModelProvider(Gemma2ModelProvider):
     window_attn_skip_freq: int | list[int] | None = 2  # every second layer has no window
 
 
+# `transformers` as AutoBridge sees it: the key under which upstream has registered its bridge, which this one replaces.
 @MegatronModelBridge.register_bridge(
-    source=Gemma2ForCausalLM, target=GPTModel, provider=PackedGemma2ModelProvider, model_type="gemma2"
+    source=transformers.Gemma2ForCausalLM, target=GPTModel, provider=PackedGemma2ModelProvider, model_type="gemma2"
 )
 class PackedGemma2Bridge(Gemma2Bridge):
     """Gemma2ForCausalLM <-> GPTModel."""

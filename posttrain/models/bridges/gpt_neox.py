@@ -17,7 +17,7 @@ from transformers import GPTNeoXForCausalLM
 from posttrain.errors import UserError
 from posttrain.models.bridges.activations import activation
 from posttrain.models.bridges.buffers import KeepsBuffers
-from posttrain.models.layers import layer_spec
+from posttrain.models.local import layer_spec
 
 
 class ParallelResidualLayer(TransformerLayer):

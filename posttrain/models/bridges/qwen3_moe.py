@@ -1,15 +1,16 @@
 """Qwen3, mixture of experts: upstream's bridge, with a load-balancing loss only where the model asks for it."""
 
+from megatron.bridge.models.conversion.auto_bridge import transformers
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.models.qwen.qwen3_moe_bridge import Qwen3MoEBridge
 from megatron.core.models.gpt.gpt_model import GPTModel
-from transformers import Qwen3MoeForCausalLM
 
 from posttrain.models.bridges.router import balancing_loss
 
 
-@MegatronModelBridge.register_bridge(source=Qwen3MoeForCausalLM, target=GPTModel, model_type="qwen3_moe")
+# `transformers` as AutoBridge sees it: the key under which upstream has registered its bridge, which this one replaces.
+@MegatronModelBridge.register_bridge(source=transformers.Qwen3MoeForCausalLM, target=GPTModel, model_type="qwen3_moe")
 class BalancedQwen3MoEBridge(Qwen3MoEBridge):
     """Qwen3MoeForCausalLM <-> GPTModel."""
 

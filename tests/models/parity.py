@@ -1,0 +1,127 @@
+"""One training step's logits and gradients of a tiny model, in transformers and in Megatron, under the same names.
+
+Gradients are compared as weights are: put in the weights' place, saved or exported. That covers what conversion does
+to them, and the transformers side needs no second table of names.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from families import save_random
+from safetensors.torch import load_file
+
+from posttrain.models import HFModel
+
+LENGTHS = (11, 7, 6)
+GENERATOR = torch.Generator().manual_seed(1)
+TOKENS = torch.randint(3, 96, (1, sum(LENGTHS)), generator=GENERATOR)
+LABELS = torch.randint(3, 96, (1, sum(LENGTHS)), generator=GENERATOR)
+MASK = torch.rand(1, sum(LENGTHS), generator=GENERATOR) < 0.6
+
+
+@dataclass
+class Step:
+    """Logits [1, t, vocabulary] (None where another pipeline stage has them) and gradients by Hugging Face names."""
+
+    logits: torch.Tensor | None
+    gradients: dict[str, torch.Tensor]
+
+
+def write_reference(family: str, directory: Path) -> None:
+    """Write a random model to `directory`, and its logits and gradients beside it."""
+    model = save_random(family, directory)
+    logits = torch.cat([model(part).logits for part in TOKENS.split(LENGTHS, dim=1)], dim=1)
+    losses = torch.nn.functional.cross_entropy(logits[0], LABELS[0], reduction="none")
+    (losses * MASK[0]).sum().div(MASK.sum()).backward()
+    torch.save(logits.detach(), directory / "logits.pt")
+    for parameter in model.parameters():
+        parameter.data = parameter.grad
+    model.save_pretrained(directory / "gradients")
+
+
+def read_reference(directory: Path) -> Step:
+    """What `write_reference` wrote."""
+    logits = torch.load(directory / "logits.pt", weights_only=True)
+    return Step(logits, load_file(directory / "gradients" / "model.safetensors"))
+
+
+def train_step(directory: Path, **layout) -> Step:
+    """One forward and backward of the model in `directory` by Megatron's own schedule, on packed sequences.
+
+    Args:
+        directory: a Hugging Face model.
+        layout: fields of the provider: tensor_model_parallel_size and so on.
+    """
+    from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+    from posttrain.models.local import use_local_layers
+
+    bridge = HFModel(path=str(directory)).bridge()
+    provider = bridge.to_megatron_provider()
+    use_local_layers(provider)
+    provider.use_cpu_initialization = True
+    provider.calculate_per_token_loss = True
+    for name, value in layout.items():
+        setattr(provider, name, value)
+    provider.finalize()
+    parts = provider.provide_distributed_model(
+        ddp_config=DistributedDataParallelConfig(),
+        use_cpu_initialization=True,
+        overlap_param_gather_with_optimizer_step=False,
+    )
+    config = parts[0].config
+    config.finalize_model_grads_func = finalize_model_grads
+    logits: list[torch.Tensor] = []
+
+    def keep_logits(module, inputs, output):
+        # A copy: the loss is computed in place.
+        logits.append(gather_from_tensor_model_parallel_region(output[0].detach().clone()).transpose(0, 1))
+
+    for part in parts:
+        part.zero_grad_buffer()
+        for module in part.modules():
+            if getattr(module, "output_layer", None) is not None and getattr(module, "post_process", False):
+                module.output_layer.register_forward_hook(keep_logits)
+
+    get_forward_backward_func()(
+        forward_step_func=forward_step, data_iterator=iter([None]), model=parts, num_microbatches=1,
+        seq_length=sum(LENGTHS), micro_batch_size=1, forward_only=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        for part in parts:
+            for parameter in part.parameters():
+                parameter.copy_(parameter.main_grad)
+    return Step(logits[0] if logits else None, dict(bridge.export_hf_weights(parts, cpu=True, show_progress=False)))
+
+
+def forward_step(iterator, model):
+    """Megatron's forward step: per-token losses, and how to sum them."""
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    next(iterator)
+    ends = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    packed = PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=max(LENGTHS), max_seqlen_kv=max(LENGTHS)
+    )
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    losses = model(TOKENS, positions, None, labels=LABELS, packed_seq_params=packed)
+
+    def total(losses):
+        return (losses * MASK).sum(), MASK.sum().int(), {}
+
+    return losses, total
+
+
+def differences(found: Step, expected: Step) -> dict[str, float]:
+    """Largest absolute difference of the logits, and of each gradient relative to its largest entry."""
+    assert found.gradients.keys() == expected.gradients.keys()
+    errors = {
+        name: ((found.gradients[name] - value).abs().max() / value.abs().max().clamp(min=1e-6)).item()
+        for name, value in expected.gradients.items()
+    }
+    if found.logits is not None:
+        errors["logits"] = (found.logits - expected.logits).abs().max().item()
+    return errors

@@ -1,0 +1,49 @@
+"""Every family on two processes, with transformers' logits and gradients: tensor, sequence, pipeline, expert parallel.
+
+One pair of processes goes through all of it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from families import FAMILIES
+from parallel_worker import LAYOUTS, applies
+from parity import write_reference
+
+HERE = Path(__file__).parent
+CASES = [(layout, family) for layout in LAYOUTS for family in FAMILIES if applies(layout, family)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> list[dict[str, dict[str, float]]]:
+    """Of each rank: layout/family -> name -> difference."""
+    directory = tmp_path_factory.mktemp("models")
+    for family in FAMILIES:
+        write_reference(family, directory / family)
+    path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    logs = [(directory / f"log.{rank}").open("w") for rank in range(2)]
+    command = [sys.executable, "-W", "ignore", str(HERE / "parallel_worker.py"), str(directory)]
+    ranks = [
+        subprocess.Popen([*command, str(rank)], env=environment, stdout=log, stderr=subprocess.STDOUT)
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        codes = [rank.wait(timeout=300) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert codes == [0, 0], (directory / "log.0").read_text()[-3000:] + (directory / "log.1").read_text()[-3000:]
+    return [json.loads((directory / f"results.{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize(("layout", "family"), CASES)
+def test_step_on_two_processes(layout, family, results):
+    first, second = (result[f"{layout}/{family}"] for result in results)
+    assert "logits" in second  # the last stage's rank
+    worst = max(first | second, key=lambda name: max(first.get(name, 0), second.get(name, 0)))
+    assert max(first.get(worst, 0), second.get(worst, 0)) < 1e-4, worst

@@ -3,7 +3,7 @@
 `defer(rules)` puts a finder in front of Python's own for the packages that the rules name as importers. A module found
 there runs with an `__import__` of its own: a module-level import that a rule covers binds a `Deferred` object and loads
 nothing. Everybody else's imports, and those inside functions, are Python's: `import wandb` in a logger loads wandb.
-`lazy(package)` makes packages whose `__init__` only re-exports load each name when it is asked for, and `on_import`
+`lazy(packages)` makes packages whose `__init__` only re-exports load each name when it is asked for, and `on_import`
 changes a module in the moment between its import and its first use.
 """
 
@@ -16,7 +16,9 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
 
 _RULES: list["Rule"] = []
 _LAZY: list[str] = []
@@ -102,6 +104,9 @@ class Deferred:
     def __mro_entries__(self, bases: tuple) -> tuple:
         return (self._resolve(),)
 
+    def __contains__(self, item: object) -> bool:
+        return item in self._resolve()
+
     def __getitem__(self, item: object) -> object:
         return self._resolve()[item]
 
@@ -130,7 +135,7 @@ class Rule:
 
     Attributes:
         importers: modules or packages (with all below) whose imports are meant.
-        imports: modules or packages (with all below) to defer; `module:Name` is one name of a module.
+        imports: modules or packages (with all below) to defer; `module:Pattern` is for names of a module (fnmatch).
         missing_too: also when the package is not installed, so that the importer can be loaded. Without it a missing
             package raises ImportError as ever, for importers that ask with `try`.
         only_missing: only when the package is not installed.
@@ -150,9 +155,9 @@ def defer(*rules: Rule) -> None:
     _install()
 
 
-def lazy(package: str) -> None:
-    """Make every `__init__` below the package that only re-exports load a name when it is asked for."""
-    _LAZY.append(package)
+def lazy(*packages: str) -> None:
+    """Make every `__init__` of and below the packages that only re-exports load a name when it is asked for."""
+    _LAZY.extend(packages)
     _install()
 
 
@@ -175,17 +180,26 @@ def executing() -> bool:
     return _executing > 0
 
 
-def reexports(source: str) -> dict[str, tuple[str, str]] | None:
-    """Name -> (module, name there) of an `__init__` that only re-exports with absolute imports; None for any other."""
+def is_deferred(value: object) -> bool:
+    """Whether the value is a `Deferred`; `isinstance` cannot be asked, since `__class__` may be read from it."""
+    return type(value) is Deferred
+
+
+def reexports(package: str, source: str, submodules: Iterable[str]) -> dict[str, tuple[str, str]] | None:
+    """What an `__init__` that only re-exports takes from where: name -> (module, name there); None for any other.
+
+    A name that is also a submodule's would be hidden by it once that is imported, so such an `__init__` does not count.
+    """
     table: dict[str, tuple[str, str]] = {}
     for node in ast.parse(source).body:
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.names[0].name != "*":
-            table.update((alias.asname or alias.name, (node.module, alias.name)) for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module and node.names[0].name != "*":
+            module = importlib.util.resolve_name("." * node.level + node.module, package)
+            table.update((alias.asname or alias.name, (module, alias.name)) for alias in node.names)
         elif isinstance(node, ast.Import) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             continue  # `import a.b` for its side effects, and docstrings
         elif not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"):
             return None
-    return table or None
+    return table if table.keys().isdisjoint(submodules) and package not in dict(table.values()) else None
 
 
 def _below(name: str, packages: Iterable[str]) -> bool:
@@ -216,7 +230,11 @@ class _Loader(SourceFileLoader):
     def exec_module(self, module: types.ModuleType) -> None:
         global _executing
         name = module.__name__
-        if self.is_package(name) and _below(name, _LAZY) and (table := reexports(self.get_source(name))):
+        table = None
+        if self.is_package(name) and _below(name, _LAZY):
+            submodules = (path.stem for path in Path(self.path).parent.iterdir())
+            table = reexports(name, self.get_source(name), submodules)
+        if table:
             _make_lazy(module, table)
         else:
             if rules := [rule for rule in _RULES if _below(name, rule.importers)]:
@@ -226,6 +244,7 @@ class _Loader(SourceFileLoader):
                 super().exec_module(module)
             finally:
                 _executing -= 1
+                module.__dict__["__builtins__"] = builtins.__dict__
         for hook in _HOOKS.pop(name, ()):
             hook(module)
 
@@ -249,7 +268,7 @@ def _scoped_import(rules: list[Rule]) -> Callable:
 
     def defers(module: str, name: str) -> bool:
         for rule in rules:
-            if not (_below(module, rule.imports) or f"{module}:{name}" in rule.imports):
+            if not (_below(module, rule.imports) or any(fnmatchcase(f"{module}:{name}", one) for one in rule.imports)):
                 continue
             if rule.missing_too and not rule.only_missing:
                 return True
@@ -257,8 +276,9 @@ def _scoped_import(rules: list[Rule]) -> Callable:
         return False
 
     def scoped(name, globals=None, locals=None, fromlist=(), level=0):
-        # Inside a function `locals` is None, in a class body the class's namespace.
-        if locals is not globals or locals is None or (fromlist and "*" in fromlist):
+        # A statement at module level, and no other: inside a function `locals` is None, in a class body the class's
+        # namespace, and C code (PyImport_Import) passes a list, empty.
+        if locals is not globals or locals is None or isinstance(fromlist, list) or "*" in (fromlist or ()):
             return real(name, globals, locals, fromlist, level)
         importer = globals["__name__"]
         if not fromlist:  # `import a.b` binds a, `import a.b as c` walks to b

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 
 from posttrain.patches import patch
-from posttrain.patches.deferred import Rule, defer, executing, installed, lazy, on_import
+from posttrain.patches.deferred import Rule, defer, executing, installed, is_deferred, lazy, on_import
 
 
 def _always(*args: object, **kwargs: object) -> bool:
@@ -46,9 +46,18 @@ RULES = (
     Rule(("megatron",), ("wandb", "torch.utils.tensorboard")),
     # DTensor's rules for its operators ask sympy (1.6 s) about symbolic shapes, which only tracing has.
     Rule(("torch.distributed.tensor",), ("torch.fx.experimental.symbolic_shapes",)),
-    # transformers: attention masks made under vmap want Dynamo (3 s), the losses of object detectors scipy (1 s).
+    # The model classes of transformers (5 s with Dynamo) are keys in AutoBridge's registry: see `_keys_for_classes`.
+    Rule(
+        ("megatron",),
+        (
+            "transformers:[A-Z]*[a-z]*",
+            "transformers.modeling_utils:PreTrainedModel",
+            "transformers.generation.utils:GenerateOutput",
+            "transformers.models.auto.modeling_auto:MODEL_FOR_MASKED_LM_MAPPING",
+        ),
+    ),
+    # The tokenizers' automatic class leads here; masks made under vmap want Dynamo (3 s).
     Rule(("transformers.masking_utils",), ("torch._dynamo",)),
-    Rule(("transformers.loss.loss_utils",), ("transformers.loss",)),
     # The fused LoRA layer names Transformer Engine's types at module level.
     Rule(("megatron.bridge.peft.lora_layers",), ("transformer_engine",), missing_too=True, only_missing=True),
     # The config container's unions of every dataset there is.
@@ -104,15 +113,38 @@ def _true_te_flags(module: ModuleType) -> None:
     module.safe_import_from = checked
 
 
+@cache
+def _key(name: str) -> type:
+    """The class that stands for a model class of transformers in AutoBridge's registry."""
+    return type(name, (), {"__module__": "transformers"})
+
+
+def _keys_for_classes(module: ModuleType) -> None:
+    """Register bridges under `_key` instead of the model class of that name, which would have to be loaded."""
+    create_bridge_decorator = module.create_bridge_decorator
+
+    @wraps(create_bridge_decorator)
+    def create(*, source, **kwargs):
+        return create_bridge_decorator(source=_key(source.__name__) if is_deferred(source) else source, **kwargs)
+
+    module.create_bridge_decorator = create
+
+
 def _families_on_demand(module: ModuleType) -> None:
-    """Ask for a model's family when AutoBridge is asked whether it supports the model."""
+    """Let AutoBridge import a model's family when asked whether it supports the model, and find it under `_key`."""
+    transformers, registry = module.transformers, module.model_bridge.get_model_bridge._exact_types
     supports = module.AutoBridge.supports.__func__
+
+    class Classes:
+        def __getattr__(self, name):
+            return _key(name) if _key(name) in registry else getattr(transformers, name)
 
     def supports_after_import(cls, config):
         for architecture in getattr(config, "architectures", None) or ():
             need(architecture)
         return supports(cls, config)
 
+    module.transformers = Classes()
     module.AutoBridge.supports = classmethod(supports_after_import)
 
 
@@ -125,8 +157,9 @@ def defer_imports() -> None:
     """Defer what a text run does not use. Must come before anything of Megatron is imported."""
     _compile_on_first_call()
     defer(*RULES)
-    lazy("megatron.bridge")
+    lazy("megatron.bridge", "megatron.training")
     on_import("megatron.bridge.utils.import_utils", _true_te_flags)
+    on_import("megatron.bridge.models.conversion.model_bridge", _keys_for_classes)
     on_import("megatron.bridge.models.conversion.auto_bridge", _families_on_demand)
 
 
@@ -151,6 +184,10 @@ def need(architecture: str | None) -> None:
     Args:
         architecture: an entry of `architectures` of the model's config.json.
     """
+    from posttrain.models.bridges import register
+
+    if register(architecture):
+        return
     table = families()
     wanted = table.get(architecture) or [
         module for name, modules in table.items() if name.endswith("ForCausalLM") for module in modules

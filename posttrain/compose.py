@@ -3,6 +3,7 @@
 Imports neither torch nor Megatron: `--help`, `--cfg job` and a mistyped key must answer at once.
 """
 
+import contextlib
 import difflib
 import os
 import re
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain import schema
 from posttrain.errors import RunFailed, UserError
+from posttrain.sweep.names import sweep_name
 
 PACKAGE = Path(__file__).resolve().parent
 # In a wheel conf/ lies inside the package; in a checkout beside it.
@@ -27,6 +30,8 @@ CONF_DIR = next(d for d in (PACKAGE / "conf", PACKAGE.parent / "conf") if d.is_d
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 schema.register()
+# Cached by OmegaConf, and Hydra copies the cache to each trial's configuration: the whole sweep has one name.
+OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
 
 
 def compose(overrides: list[str] | None = None, config_name: str = "config") -> DictConfig:
@@ -36,11 +41,15 @@ def compose(overrides: list[str] | None = None, config_name: str = "config") -> 
         UserError: for what `run` would report with exit code 2.
     """
     overrides = list(overrides or [])
-    with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-        try:
+    outer = GlobalHydra.instance().hydra  # set when this is called from a command, e.g. at the end of a sweep
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
             return hydra.compose(config_name=config_name, overrides=overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explain(error, overrides)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, overrides)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str = "config") -> None:
@@ -134,14 +143,9 @@ def _known_keys() -> list[str]:
         key, is_override, _ = arg.partition("=")
         if is_override and (CONF_DIR / key).is_dir():
             words.append(arg)
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
     for attempt in (words, []):
-        try:
+        with contextlib.suppress(Exception):  # a bad group choice as well: the default configuration still helps
             return list(flatten(compose(attempt)))
-        except Exception:  # a bad group choice as well: the default configuration still helps
-            GlobalHydra.instance().clear()
     return []
 
 

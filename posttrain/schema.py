@@ -151,6 +151,14 @@ class RunSchema:
 
 
 @dataclass
+class SweepSchema:
+    """Trials of a --multirun: see posttrain.sweep."""
+
+    name: str | None = None
+    parallel: int = ranged(1, ge=1)
+
+
+@dataclass
 class Config:
     """The whole configuration, one field per group."""
 
@@ -167,6 +175,7 @@ class Config:
     logger: dict[str, Any] = field(default_factory=dict)
     launch: LaunchSchema = field(default_factory=LaunchSchema)
     run: RunSchema = field(default_factory=RunSchema)
+    sweep: SweepSchema = field(default_factory=SweepSchema)
     seed: int = ranged(1234, ge=0)
     cache_dir: str | None = None
 

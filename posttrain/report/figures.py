@@ -5,8 +5,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from posttrain.report.table import NUMBERS, columns, say, short
+from posttrain.report.table import NUMBERS, columns, say
 from posttrain.report.trials import Trial, ranked_by
+from posttrain.sweep.names import short
 
 PAIR = ("peft.rank", "optimizer.lr")  # the axes of choice, where they differ
 SCALE = "Viridis"  # dark is low, which is good

@@ -13,7 +13,8 @@ from plotly.offline import get_plotlyjs
 from posttrain.compose import compose
 from posttrain.report import figures
 from posttrain.report.table import NUMBERS, columns, say
-from posttrain.report.trials import Trial, best_trial, flatten, is_place, ranked_by
+from posttrain.report.trials import Trial, best_trial, ranked_by
+from posttrain.sweep.names import flatten, is_place
 
 FOLDER = Path(__file__).parent
 MOST_POINTS = 1500  # per curve: more than a screen has columns, few enough for 100 trials in one file

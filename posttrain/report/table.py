@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.report.trials import Trial, best_trial, differing, ranked_by
+from posttrain.sweep.names import short
 
 STYLE = {"finished": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "unknown": "dim"}
 # summary.json's key -> heading. All are columns of the page, some of the terminal's table.
@@ -53,12 +54,6 @@ def columns(trials: list[Trial]) -> list[str]:
     """The differing keys worth a column: those of the command lines first and in their order, as the user thinks."""
     asked = [override.lstrip("+~").partition("=")[0] for trial in trials for override in trial.overrides or ()]
     return sorted(differing(trials), key=lambda key: asked.index(key) if key in asked else len(asked))[:MOST_KEYS]
-
-
-def short(key: str, keys: list[str]) -> str:
-    """`optimizer.lr` -> `lr` where no other of `keys` ends so."""
-    last = key.rpartition(".")[2]
-    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
 
 
 def say(value: Any) -> str:

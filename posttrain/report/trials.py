@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from posttrain.errors import UserError
+from posttrain.sweep.names import flatten, is_place
 
-# Keys that say where a run lives, not what it does: they differ between any two runs.
-PLACES = ("run.name", "run.resume", "cache_dir", "launch", "hydra", "logger", "checkpoint.dir")
 # What trials are ranked by: the first that any of them has. Smaller is better.
 METRICS = ("val_loss_after", "train_loss")
 
@@ -112,22 +111,6 @@ def differing(trials: list[Trial]) -> list[str]:
     """
     keys = dict.fromkeys(key for trial in trials for key in trial.config if not is_place(key))
     return [key for key in keys if len({json.dumps(trial.config.get(key)) for trial in trials}) > 1]
-
-
-def is_place(key: str) -> bool:
-    """Whether `key` says where a run lives."""
-    return any(key == place or key.startswith(f"{place}.") for place in PLACES)
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _run_directories(directory: Path):

@@ -1,0 +1,67 @@
+"""Hydra finds launchers in the namespace `hydra_plugins` only; what this one does is in `posttrain.sweep`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+
+class LocalLauncher(Launcher):
+    """Each trial of a sweep in a process of its own on this machine; finished trials are not run again."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs; returns one result per job, in order, failed ones included."""
+        from posttrain.sweep.local import run_trials, summarize
+
+        setup_globals()
+        made: dict = {}  # a trial that is asked for twice is run once
+        asked = [self._trial(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+        asked = [made.setdefault(trial.directory, trial) for trial in asked]
+        trials = list(made.values())
+        signalled = run_trials(trials, self._run, self.config.sweep.parallel)
+        summarize(Path(self.config.hydra.sweep.dir))
+        if signalled:
+            raise KeyboardInterrupt
+        failed = [trial.name for trial in trials if trial.error]
+        return [self._result(trial, failed, len(trials)) for trial in asked]
+
+    def _trial(self, overrides: Sequence[str], number: int):
+        from posttrain.sweep.names import swept_keys, trial_name
+        from posttrain.sweep.trial import Trial
+
+        hydra = self.config.hydra
+        name = trial_name(overrides, swept_keys(hydra.overrides.task, hydra.sweeper.get("params")))
+        loader = self.hydra_context.config_loader
+        config = loader.load_sweep_config(self.config, [*overrides, f"hydra.sweep.subdir='{name}'"])
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        return Trial(name, Path(config.hydra.sweep.dir, name), config)
+
+    def _run(self, config: DictConfig) -> JobReturn:
+        return run_job(
+            hydra_context=self.hydra_context,
+            task_function=self.task_function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+
+    @staticmethod
+    def _result(trial, failed: list[str], count: int) -> JobReturn:
+        from posttrain.errors import RunFailed
+
+        result = JobReturn(
+            overrides=OmegaConf.to_container(trial.config.hydra.overrides.task),
+            working_dir=str(trial.directory),
+            status=JobStatus.FAILED if trial.error else JobStatus.COMPLETED,
+        )
+        message = f"{len(failed)} of {count} trials failed: {', '.join(failed)}"
+        result.return_value = RunFailed(message) if trial.error else trial.value
+        return result

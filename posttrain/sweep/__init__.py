@@ -1,0 +1,1 @@
+"""Grids and searches: `--multirun`. Where trials live, which are still to do, how many run at once."""

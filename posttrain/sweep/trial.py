@@ -1,0 +1,153 @@
+"""One trial in a process of its own."""
+
+import contextlib
+import ctypes
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from posttrain.errors import RunFailed, UserError
+from posttrain.files import write_json, write_text
+from posttrain.sweep.names import difference, flatten
+
+
+@dataclass
+class Share:
+    """The part of this machine that a trial may use.
+
+    Attributes:
+        gpus: entries for CUDA_VISIBLE_DEVICES; None: leave it as it is.
+        cores: CPU cores it may run on.
+    """
+
+    gpus: list[str] | None
+    cores: set[int]
+
+
+@dataclass
+class Trial:
+    """One point of a grid.
+
+    Attributes:
+        name: its folder's name.
+        directory: its run directory.
+        config: its composed configuration, with `hydra`.
+        value: the validation loss that it returned.
+        error: why it has none; empty if it has.
+        stopped: whether it was told to stop.
+    """
+
+    name: str
+    directory: Path
+    config: DictConfig
+    value: float | None = None
+    error: str = ""
+    stopped: bool = False
+    process: Any = field(default=None, repr=False)
+    pipe: Connection | None = field(default=None, repr=False)
+
+    def already_finished(self) -> bool:
+        """Whether its directory holds the finished run of this very configuration, whose value is then taken.
+
+        Raises:
+            UserError: the directory was made with another configuration.
+        """
+        frozen, status = self.directory / "config.yaml", self.directory / "status.json"
+        if not (frozen.exists() and status.exists()):
+            return False
+        old = yaml.load(frozen.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if changed := difference(flatten(old), flatten(self.task_config())):
+            raise UserError(
+                f"{self.directory}: this trial was made with other settings ({'; '.join(changed[:5])}); "
+                "choose another sweep.name, or remove the directory"
+            )
+        if json.loads(status.read_text()).get("state") != "finished":
+            return False
+        summary = self.directory / "summary.json"
+        self.value = json.loads(summary.read_text()).get("val_loss_after") if summary.exists() else None
+        return True
+
+    def task_config(self) -> dict[str, Any]:
+        """The resolved configuration as the run freezes it."""
+        config = self.config.copy()
+        OmegaConf.set_struct(config, False)
+        config.pop("hydra", None)
+        return OmegaConf.to_container(config, resolve=True)
+
+    def start(self, run: Callable[[DictConfig], Any], share: Share, console: Path | None) -> None:
+        """Run it in a forked process, which composes and imports nothing again.
+
+        Args:
+            run: runs the job of a configuration and returns Hydra's JobReturn.
+            share: what it may use.
+            console: file for what it prints; None: this terminal.
+        """
+        here, there = multiprocessing.Pipe(duplex=False)
+        context = multiprocessing.get_context("fork")  # safe here: this process has no threads and no torch
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.process = context.Process(target=self._child, args=(run, share, console, there), name=self.name)
+        self.process.start()
+        there.close()
+        self.pipe = here
+
+    def _child(self, run: Callable[[DictConfig], Any], share: Share, console: Path | None, pipe: Connection) -> None:
+        os.setsid()  # Ctrl-C reaches the sweep, which tells its trials once
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: stop, saving, if the sweep is killed
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if share.gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
+        os.sched_setaffinity(0, share.cores)
+        if console is not None:
+            console.parent.mkdir(parents=True, exist_ok=True)
+            with open(console, "ab") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+        try:
+            job = run(self.config)
+            answer = {"value": job.return_value}
+        except (UserError, RunFailed) as error:
+            answer = {"error": str(error), "stopped": getattr(error, "stopped", False)}
+        except KeyboardInterrupt:
+            answer = {"error": "interrupted", "stopped": True}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        pipe.send(json.dumps(answer))
+
+    def finish(self) -> None:
+        """Take the answer of the process, which has ended; leave a status.json that says how it went."""
+        self.process.join()
+        try:
+            answer = json.loads(self.pipe.recv())
+        except EOFError:
+            code = self.process.exitcode
+            answer = {"error": f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"}
+        self.pipe.close()
+        self.value, self.error = answer.get("value"), answer.get("error", "")
+        self.stopped = answer.get("stopped", False)
+        if self.error:
+            self._record_failure()
+
+    def _record_failure(self) -> None:
+        """A trial that failed before or without its run's own record, in the form of such a record."""
+        status = self.directory / "status.json"
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            if json.loads(status.read_text()).get("state") in ("failed", "stopped"):
+                return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if not (self.directory / "config.yaml").exists():
+            write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.task_config())))
+        state = "stopped" if self.stopped else "failed"
+        write_json(status, {"state": state, "error": self.error, "ended": time.time()})

@@ -1,0 +1,115 @@
+"""A real `--multirun` of the launcher, with trials that take no time."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from posttrain.errors import UserError
+from posttrain.sweep.local import shares
+
+TASK = Path(__file__).with_name("quick_task.py")
+GRID = ["optimizer.lr=1e-4,3e-4", "peft.rank=8,8"]
+NAMES = ["lr=0.0001,rank=8", "lr=0.0003,rank=8"]
+
+
+def start(cwd, *overrides):
+    command = [sys.executable, str(TASK), "--multirun", *overrides]
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def sweep(cwd, *overrides):
+    process = start(cwd, *overrides)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def runs(directory):
+    """Trial -> how often it was run."""
+    return {path.parent.name: len(path.read_text().splitlines()) for path in sorted(directory.glob("*/runs.log"))}
+
+
+def state(directory):
+    return json.loads((directory / "status.json").read_text())
+
+
+def test_a_grid_is_run_once_and_grows(tmp_path):
+    code, out, err = sweep(tmp_path, *GRID)
+    assert code == 0, err
+    (directory,) = (tmp_path / "outputs/sweeps").iterdir()
+    assert runs(directory) == dict.fromkeys(NAMES, 1)
+    assert (directory / "report.html").exists()
+    assert (directory / "best").resolve().parent.name == "lr=0.0003,rank=8"
+    assert re.search(r"\* lr=0.0003,rank=8 +0.0003 +0.125", out)
+
+    code, out, err = sweep(tmp_path, "optimizer.lr=1e-4,3e-4", "peft.rank=8,32", "logger=tensorboard")
+    assert code == 0 and "2 of 4 trials are finished already" in err
+    assert set(runs(directory).values()) == {1} and len(runs(directory)) == 4
+    assert (directory / "best").resolve().parent.name == "lr=0.0003,rank=32"
+    assert len(list((tmp_path / "outputs/sweeps").iterdir())) == 1
+
+
+def test_failing_trials_do_not_stop_the_rest_and_are_tried_again(tmp_path):
+    # 1 fails, 2 is killed, rank 0 is refused before it starts
+    code, out, err = sweep(tmp_path, "seed=1,2,5", "peft.rank=8,0", f"hydra.sweep.dir={tmp_path / 'here'}")
+    assert code == 1
+    assert "5 of 6 trials failed" in err
+    here = tmp_path / "here"
+    assert state(here / "seed=5,rank=8")["state"] == "finished"
+    assert "loss is NaN" in state(here / "seed=1,rank=8")["error"]
+    assert "killed by SIGKILL" in state(here / "seed=2,rank=8")["error"]
+    assert "peft.rank" in state(here / "seed=5,rank=0")["error"]
+    assert "seed=2,rank=8: was killed by SIGKILL" in out
+    sweep(tmp_path, "seed=1,5", "peft.rank=8,8", f"hydra.sweep.dir={here}")
+    assert (runs(here)["seed=5,rank=8"], runs(here)["seed=1,rank=8"]) == (1, 2)
+
+
+def test_several_at_once_share_the_cores(tmp_path):
+    cores = os.sched_getaffinity(0)
+    code, out, err = sweep(tmp_path, *GRID, "seed=4", "sweep.parallel=2", "sweep.name=both")
+    assert code == 0, err
+    directory = tmp_path / "outputs/sweeps/both"
+    if len(cores) > 1:
+        logs = [json.loads(path.read_text()) for path in directory.glob("*/runs.log")]
+        assert all(len(log["cores"]) < len(cores) for log in logs)
+    assert "a line of the trial's own" not in out + err
+    assert "a line of the trial's own" in (directory / NAMES[0] / "logs/console.log").read_text()
+
+
+def test_a_name_for_other_settings_is_refused(tmp_path):
+    assert sweep(tmp_path, "peft.rank=8,16", "sweep.name=x")[0] == 0
+    code, _, err = sweep(tmp_path, "peft.rank=8,16", "sweep.name=x", "seed=7")
+    assert code == 2 and "seed: 1234 -> 7" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_reaches_the_trial_and_starts_no_more(tmp_path, number):
+    process = start(tmp_path, "seed=3,5", f"hydra.sweep.dir={tmp_path / 'here'}")
+    running = tmp_path / "here/seed=3/status.json"
+    deadline = time.time() + 60
+    while not running.exists() and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert state(tmp_path / "here/seed=3")["state"] == "stopped" or number == signal.SIGTERM
+    assert not (tmp_path / "here/seed=5").exists()
+    assert "Traceback" not in err
+
+
+def test_shares_of_gpus(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [share.gpus for share in shares(2, 4)] == [["0", "1"], ["2", "3"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,GPU-1")
+    assert [share.gpus for share in shares(2, 3)] == [["5"], ["7", "GPU-1"]]
+    assert [share.gpus for share in shares(2, 0)] == [None, None]
+    with pytest.raises(UserError, match="there are 2 GPUs"):
+        shares(3, 2)
+    assert all(share.cores for share in shares(500, 0))

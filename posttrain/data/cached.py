@@ -72,14 +72,7 @@ class Maker:
                 if over >= 0 and limit is not None:
                     counts.kept = limit
                     break
-        counts_json = {
-            "read": counts.read,
-            "kept": counts.kept,
-            "truncated": counts.truncated,
-            "dropped": dict(counts.dropped),
-            "examples": counts.examples,
-        }
-        (folder / "counts.json").write_text(json.dumps(counts_json))
+        (folder / "counts.json").write_text(json.dumps(vars(counts)))
 
     def bins(self, store: Store, rows: Any, seq_length: int, seed: int) -> Bins:
         """Bins over some of a store's rows."""

@@ -1,7 +1,5 @@
 """What the trainer reads: bins of conversations with labels, mask and positions."""
 
-from typing import Any
-
 import numpy as np
 
 from posttrain.data.store import Store
@@ -48,30 +46,3 @@ class Bins:
             "position_ids": positions,
             "seq_lens": lengths,
         }
-
-
-class EpochOrder:
-    """`count` items of a dataset, epoch after epoch, each epoch in its own order.
-
-    Item i depends on `seed` and i alone: not on the number of processes, nor on where a run was resumed.
-    """
-
-    def __init__(self, dataset: Any, seed: int, count: int, shuffle: bool = True):
-        if not len(dataset):
-            raise ValueError("EpochOrder: the dataset is empty")
-        self.dataset, self.seed, self.count, self.shuffle = dataset, seed, count, shuffle
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        epoch, at = divmod(int(index), len(self.dataset))
-        if not self.shuffle:
-            return self.dataset[at]
-        if epoch != self._epoch:
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
-            self._epoch = epoch
-        return self.dataset[int(self._order[at])]

@@ -30,8 +30,12 @@ class Rules:
 
 @dataclass
 class Counts:
-    """Rows read, conversations kept and dropped; `examples` holds the first row of each reason."""
+    """Rows and conversations read, conversations kept and dropped.
 
+    `examples` holds the first row of each reason.
+    """
+
+    rows: int = 0
     read: int = 0
     kept: int = 0
     truncated: int = 0
@@ -78,7 +82,10 @@ def prepare(
 
 
 def _rendered(conversations, renderer, rules, counts) -> Iterator[tuple[Place, Rendered]]:
+    last = None
     for place, conversation in conversations:
+        counts.rows += place is not last
+        last = place
         counts.read += 1
         try:
             if isinstance(conversation, RowError):

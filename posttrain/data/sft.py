@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from posttrain.errors import UserError
 
 if TYPE_CHECKING:
     from posttrain.data.dataset import Bins
+    from posttrain.data.prepare import Sample
     from posttrain.data.templates import ChatTemplate
 
 _CHOICES = {
@@ -131,6 +132,26 @@ class SFTData:
                 report["validation_rows"] = validation_counts
         report["seconds"] = round(time.monotonic() - started, 3)
         return Splits(datasets["train"], datasets.get("validation"), report)
+
+    def samples(
+        self, *, tokenizer: Any, template: "ChatTemplate", seq_length: int, cache_dir: Path
+    ) -> "Iterator[Sample]":
+        """Stream the conversations of `path` as they are trained, in the order of the files, without the cache.
+
+        Raises:
+            UserError: as `build`.
+        """
+        from posttrain.data import sources
+        from posttrain.data.encode import Encoder
+        from posttrain.data.prepare import Counts, prepare
+        from posttrain.data.render import Renderer
+
+        renderer = Renderer(template, tokenizer)
+        encoder = Encoder(tokenizer, renderer)
+        for source in self._sources():
+            rows = sources.conversations(source["path"], source["format"], "data.path", Path(cache_dir))
+            for batch in prepare(rows, renderer, encoder, self._rules(seq_length), Counts()):
+                yield from batch
 
     def _sources(self) -> list[dict[str, Any]]:
         """What to train on, each with path, format and weight."""

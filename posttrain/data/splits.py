@@ -14,9 +14,9 @@ def joined(parts: Sequence[tuple[Store, dict[str, Any]]]) -> tuple[Store, dict[s
     """Several stores as one, and the sum of their counts."""
     if len(parts) == 1:
         return parts[0]
-    counts: dict[str, Any] = {"read": 0, "kept": 0, "truncated": 0, "dropped": Counter(), "examples": {}}
+    counts: dict[str, Any] = {"rows": 0, "read": 0, "kept": 0, "truncated": 0, "dropped": Counter(), "examples": {}}
     for _, part in parts:
-        for name in ("read", "kept", "truncated"):
+        for name in ("rows", "read", "kept", "truncated"):
             counts[name] += part[name]
         counts["dropped"].update(part["dropped"])
         counts["examples"] = {**part["examples"], **counts["examples"]}

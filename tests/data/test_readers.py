@@ -1,0 +1,137 @@
+"""Files are streamed, and what is wrong with one is said with file, line and what was expected."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from posttrain.data import readers, sources
+from posttrain.data.conversation import RowError
+from posttrain.errors import UserError
+
+ROWS = [{"a": "x", "b": "é\r\n"}, {"a": "", "b": "🎉"}]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+def read(path):
+    return list(readers.read(path))
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "ndjson", "csv", "tsv", "parquet", "lines.json", "one.json"])
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+def test_every_kind(tmp_path, kind, packed):
+    path = tmp_path / f"data.{kind}{packed}"
+    expected = ROWS
+    if kind == "parquet":
+        if packed:
+            pytest.skip("Parquet compresses by itself")
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    else:
+        text = {
+            "json": json.dumps(ROWS, indent=2),
+            "csv": 'a,b\nx,"é\r\n"\n"",🎉\n',
+            "tsv": 'a\tb\nx\t"é\r\n"\n""\t🎉\n',
+            "one.json": json.dumps(ROWS[0]),
+        }.get(kind, LINES)
+        expected = ROWS[:1] if kind == "one.json" else ROWS
+        raw = text.encode()
+        path.write_bytes({"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[packed](raw))
+    found = read(path)
+    assert [row for _, row in found] == expected
+    assert [place.row for place, _ in found] == list(range(len(expected)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=30) | st.integers() | st.none(), max_size=3)))
+def test_an_array_read_in_small_pieces_is_the_array(tmp_path_factory, rows):
+    if not rows:
+        return
+    path = tmp_path_factory.mktemp("array") / "data.json"
+    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1))
+    before = readers._CHUNK
+    readers._CHUNK = 7
+    try:
+        assert [row for _, row in read(path)] == rows
+    finally:
+        readers._CHUNK = before
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "message"),
+    [
+        ("a.jsonl", b"", "the file is empty"),
+        ("a.jsonl", b"\n \n", "no rows"),
+        ("a.json", b"[]", "no rows"),
+        ("a.txt", b"x", "unknown kind of file"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', "line 2: byte 0xe9 is not UTF-8"),
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "UTF-16"),
+        ("a.jsonl", b"\x7fELF\0\0\xff", "binary"),
+        ("a.jsonl", b"\0\0\0", "binary"),
+        ("a.json", b"\x89PNG\r\n", "is not UTF-8"),
+        ("a.json", b"hello", "not JSON: begins with 'hello'"),
+        ("a.json", b'[{"a": 1},\n{"a": }]', r"row 1 \(line 2\): not valid JSON"),
+        ("a.json", b'[{"a": 1},\n{"a": 2}', "ends within the array"),
+        ("a.json", b'[{"a": 1} {"a": 2}]', "expected , or ]"),
+        ("a.csv", b"a,a\n1,2\n", "name the columns, each once"),
+        ("a.parquet", b"PAR1 not really", "not a Parquet file"),
+        ("a.jsonl.gz", b"not gzip", "can't be read"),
+        ("a.jsonl.zst", b"not zstandard", "not a Zstandard file"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "damaged"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, raw, message):
+    path = tmp_path / name
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=message) as error:
+        read(path)
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "reason"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": \n{"a": 2}\n', "not valid JSON"),
+        ("a.jsonl", b'{"a": 1}\n[1]\n{"a": 2}\n', "expected an object"),
+        ("a.jsonl", b'{"a": 1}\n' + b"[" * 100_000 + b'\n{"a": 2}\n', "nested too deeply"),
+        ("a.json", b'[{"a": 1}, 7, {"a": 2}]', "expected an object"),
+        ("a.csv", b"a\n1\n2,3\n2\n", "2 values for the 1 columns"),
+    ],
+)
+def test_broken_rows_do_not_hide_the_others(tmp_path, name, raw, reason):
+    path = tmp_path / name
+    path.write_bytes(raw)
+    first, broken, last = (row for _, row in read(path))
+    assert str(first["a"]) == "1" and str(last["a"]) == "2"
+    assert isinstance(broken, RowError) and reason in broken.reason
+
+
+def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_ROW", 1000)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": "' + b"x" * 5000 + b'"}')
+    with pytest.raises(UserError, match="line 1: longer than"):
+        read(path)
+
+
+def test_folders_globs_and_lists(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("b.jsonl", "a.jsonl", "in/c.jsonl.gz", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    names = [file.name for file in sources.files(str(tmp_path), "data.path", tmp_path)]
+    assert names == ["a.jsonl", "b.jsonl", "c.jsonl.gz"]
+    assert [file.name for file in sources.files(f"{tmp_path}/*.jsonl", "data.path", tmp_path)] == ["a.jsonl", "b.jsonl"]
+    both = [str(tmp_path / "b.jsonl"), str(tmp_path / "in")]
+    assert [file.name for file in sources.files(both, "data.path", tmp_path)] == ["b.jsonl", "c.jsonl.gz"]
+
+
+def test_nothing_found(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no .* file in this folder"):
+        sources.files(str(tmp_path / "empty"), "data.path", tmp_path)
+    with pytest.raises(UserError, match=r"data\.path=tatsu-lab/alpaca.*hf://tatsu-lab/alpaca"):
+        sources.files("tatsu-lab/alpaca", "data.path", tmp_path)

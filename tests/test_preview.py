@@ -1,0 +1,138 @@
+"""The preview shows, writes and counts what training would be trained on."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch  # noqa: F401  (before the preview keeps it from being imported, for the sake of later tests)
+
+from posttrain import preview
+from posttrain.compose import compose
+from posttrain.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+from tiny_tokenizer import byte_tokenizer
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+ROWS = [
+    {"instruction": "say hello", "input": "", "output": "hello <b>wörld</b> 🎉"},
+    {"instruction": "x", "input": "y", "output": "<|im_end|>\x1b[31m"},
+    {"instruction": "nothing", "output": ""},
+]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """The words of a command over a tokenizer-only folder and three rows."""
+    folder = tmp_path_factory.mktemp("preview")
+    byte_tokenizer().save_pretrained(folder / "tokenizer")
+    (folder / "rows.json").write_text(json.dumps(ROWS))
+    return [
+        "model=hf",
+        f"model.path={folder / 'tokenizer'}",
+        "data=alpaca",
+        f"data.path={folder / 'rows.json'}",
+        f"cache_dir={folder / 'cache'}",
+        "trainer.seq_length=256",
+    ]
+
+
+def run(words, *more):
+    preview.run(compose([*words, *more], config_name="preview"))
+
+
+def test_terminal(words, capsys):
+    run(words, "preview.limit=0")
+    out = capsys.readouterr().out
+    assert "<|im_start|>assistant\n⟦hello <b>wörld</b> 🎉<|im_end|>⟧" in out
+    assert "⟦<|im_end|>\\x1b[31m<|im_end|>⟧" in out and "\x1b[31m" not in out
+    found = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines() if re.search(r"\S  +\d", line))
+    assert found["rows read"] == "3" and found["kept"] == "2" and found["dropped: nothing to train on"] == "1"
+    assert found["steps per epoch"] == "1" and found["train: sequences"].startswith("1, ")
+
+
+def test_out(words, tmp_path, capsys):
+    run(words, "preview.limit=0", f"preview.out={tmp_path / 'o.jsonl'}")
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == [0, 1]
+    tokenizer = byte_tokenizer()
+    for row, given in zip(rows, ROWS, strict=False):
+        assert len(row["input_ids"]) == len(row["loss_mask"]) and set(row["loss_mask"]) == {0, 1}
+        assert tokenizer.decode(row["input_ids"]) == row["text"]
+        trained = [i for i, on in zip(row["input_ids"], row["loss_mask"], strict=True) if on]
+        assert tokenizer.decode(trained) == given["output"] + "<|im_end|>"
+    run(words, "preview.limit=1", f"preview.out={tmp_path / 'one.jsonl'}")
+    assert len((tmp_path / "one.jsonl").read_text().splitlines()) == 1
+
+
+class Trained(HTMLParser):
+    """The text within elements of class trained, and of the whole page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.stack, self.trained, self.tags = [], "", set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.stack.append("trained" in (dict(attributes).get("class") or ""))
+
+    def handle_endtag(self, tag):
+        self.stack and self.stack.pop()
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1]:
+            self.trained += data
+
+
+def test_html(words, tmp_path, capsys):
+    run(words, f"preview.html={tmp_path / 'o.html'}")
+    page = Trained((tmp_path / "o.html").read_text())
+    assert "hello <b>wörld</b> 🎉<|im_end|>" in page.trained and "say hello" not in page.trained
+    assert not page.tags & {"script", "link", "img", "b"}
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_html_in_a_browser(words, tmp_path, capsys):
+    run(words, f"preview.html={tmp_path / 'o.html'}")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    url = (tmp_path / "o.html").as_uri()
+    dom = subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "hello <b>wörld</b> 🎉<|im_end|>" in Trained(dom).trained
+    picture = tmp_path / "page.png"
+    shot = [*command, f"--screenshot={picture}", "--window-size=800,600", url]
+    subprocess.run(shot, capture_output=True, timeout=120, check=True)
+    assert picture.stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["preview.limit=-1"], "preview.limit=-1"),
+        (["preview.out=/no/such/folder/x"], "no such folder"),
+        (["preview.limt=3"], "preview.limt.*unknown"),
+        (["data.path=/no/such/file.json"], "data.path=/no/such/file.json: there is no such"),
+        (["template=llama3"], "lacks the special tokens"),
+        (["model.path=/no/such/dir"], "model.*no/such/dir"),
+    ],
+)
+def test_mistakes(words, more, message):
+    with pytest.raises(UserError, match=message):
+        run(words, *more)
+
+
+def test_the_command_loads_neither_torch_nor_megatron(words, tmp_path):
+    code = (
+        "import sys; from posttrain import preview; sys.argv = ['preview', *sys.argv[1:]]; preview.main();"
+        "assert not {'torch', 'megatron', 'datasets'} & set(sys.modules), 'loaded'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "steps per epoch" in done.stdout and done.stderr == "" and not list(tmp_path.iterdir())

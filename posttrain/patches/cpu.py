@@ -118,6 +118,7 @@ def cuda_queries() -> None:
 def placement() -> None:
     """Map CUDA placements to the CPU in factory functions, .to and .cuda; report CUDA type names."""
     import torch
+    from torch.utils._device import _device_constructors
 
     def mapped(function: Any) -> Any:
         @functools.wraps(function)
@@ -132,6 +133,9 @@ def placement() -> None:
         "tensor as_tensor empty zeros ones full rand randn randint randperm arange linspace eye "
         "empty_like zeros_like ones_like full_like rand_like randn_like empty_strided Generator"
     )
+    # `with torch.device(...)` knows the factories by identity and notes them once: it must note the plain ones, or
+    # transformers, which loads on the meta device, takes uninitialised memory for rotary frequencies.
+    _device_constructors()
     for name in factories.split():
         if name != "Generator":
             setattr(torch, name, mapped(getattr(torch, name)))

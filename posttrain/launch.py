@@ -248,6 +248,7 @@ def platform_environment(gpus: int, local: int) -> dict[str, str]:
     else:
         wanted["CUDA_VISIBLE_DEVICES"] = ""
         wanted["TORCHDYNAMO_DISABLE"] = "1"  # Megatron's jit_fuser compiles with torch.compile
+        wanted["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads that spin take the cores from everything else
         wanted["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // local))
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
 

@@ -64,7 +64,7 @@ class Sampler:
             )
             if len(self.records) <= index:
                 self.records.append({
-                    "prompt": tokenizer.decode(prompt),
+                    "prompt": tokenizer.decode(prompt, skip_special_tokens=True).strip(),
                     "reference": tokenizer.decode(reference, skip_special_tokens=True),
                 })  # fmt: skip
             self.records[index][when] = tokenizer.decode(answer, skip_special_tokens=True)

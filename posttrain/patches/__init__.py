@@ -28,7 +28,7 @@ class Platform:
         """The platform of this process; Transformer Engine counts only on a GPU. Imports nothing."""
         import importlib.util
 
-        found = device == "cuda" and importlib.util.find_spec("transformer_engine_torch") is not None
+        found = device == "cuda" and importlib.util.find_spec("transformer_engine") is not None
         return cls(device, found)
 
 

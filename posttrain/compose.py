@@ -19,9 +19,11 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain import schema
+from posttrain import schema, sweep
 from posttrain.errors import RunFailed, UserError
+from posttrain.precheck import precheck
 from posttrain.sweep.names import sweep_name
+from posttrain.sweep.optuna import set_defaults as set_optuna_defaults
 
 PACKAGE = Path(__file__).resolve().parent
 # In a wheel conf/ lies inside the package; in a checkout beside it.
@@ -52,8 +54,14 @@ def compose(overrides: list[str] | None = None, config_name: str = "config") -> 
         GlobalHydra.instance().hydra = outer
 
 
-def run(task: Callable[[DictConfig], Any], config_name: str = "config") -> None:
-    """Run `task` with the configuration that sys.argv asks for; never returns after an error.
+def run(
+    task: Callable[[DictConfig], Any],
+    config_name: str = "config",
+    check: Callable[[DictConfig], None] | None = None,
+) -> None:
+    """Run `task` with the configuration that sys.argv asks for, once `check` has nothing against it.
+
+    Never returns after an error.
 
     A mistake of the user's is printed as one message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback.
     """
@@ -63,7 +71,13 @@ def run(task: Callable[[DictConfig], Any], config_name: str = "config") -> None:
     if any(arg.startswith("--experimental-rerun") for arg in sys.argv[1:]):
         fail("--experimental-rerun: refused, it unpickles the file it is given; use the run directory's config.yaml")
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task)()
+        if check:
+            precheck(lambda overrides: compose(overrides, config_name), check)
+        set_optuna_defaults(sys.argv[1:])
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task)()
+        finally:
+            sweep.summarize()
     except (UserError, RunFailed) as error:
         if full:
             raise

@@ -102,9 +102,9 @@ def test_page_is_whole_and_harmless(sweep):
     data = json.loads(re.search(r'id="data">(.*?)</script>', own, re.S)[1])
     assert data["curves"] == ["loss", "val_loss", "lr"]
     assert data["trials"][0]["series"]["val_loss"] == {"step": [0, 20], "minutes": [0, 1.0167], "value": [3.6, 0.2]}
-    assert re.findall(r"<code>optimizer.lr</code></td><td>0.0002</td><td>(.*?)</td>", own) == [
-        "0.001", "0.0001", "0.0001", "0.001",
-    ]  # fmt: skip
+    default = compose().peft.rank
+    here = [str(rank) for rank in (8, 16, 8, 16) if rank != default]  # of trials 2, 1, 0, 3
+    assert re.findall(rf"<code>peft.rank</code></td><td>{default}</td><td>(.*?)</td>", own) == here
 
 
 def test_heat_map_and_parallel_coordinates(sweep):

@@ -18,15 +18,18 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; returns one result per job, in order, failed ones included."""
-        from posttrain.sweep.local import run_trials, summarize
+        from posttrain.sweep import launched
+        from posttrain.sweep.local import run_trials
 
         setup_globals()
         made: dict = {}  # a trial that is asked for twice is run once
         asked = [self._trial(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         asked = [made.setdefault(trial.directory, trial) for trial in asked]
         trials = list(made.values())
-        signalled = run_trials(trials, self._run, self.config.sweep.parallel)
-        summarize(Path(self.config.hydra.sweep.dir))
+        hydra = self.config.hydra
+        launched.add(Path(hydra.sweep.dir))
+        total = hydra.sweeper.get("n_trials") or len(trials)
+        signalled = run_trials(trials, self._run, self.config.sweep.parallel, total)
         if signalled:
             raise KeyboardInterrupt
         failed = [trial.name for trial in trials if trial.error]

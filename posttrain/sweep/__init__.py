@@ -1,1 +1,24 @@
 """Grids and searches: `--multirun`. Where trials live, which are still to do, how many run at once."""
+
+import sys
+from pathlib import Path
+
+from posttrain.errors import UserError
+
+launched: set[Path] = set()  # directories of the sweeps that this command has launched
+
+
+def summarize() -> None:
+    """Table, page and link to the best of what was launched, however it ended; a launcher may be called many times."""
+    while launched:
+        from posttrain.report import report
+
+        try:
+            tell(f"report: {report(launched.pop())}")
+        except UserError as error:  # a sweep is not spoiled by a report that can't be made
+            tell(str(error))
+
+
+def tell(text: str) -> None:
+    """One line on stderr."""
+    print(f"posttrain: {text}", file=sys.stderr, flush=True)

@@ -2,10 +2,8 @@
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -13,18 +11,20 @@ from omegaconf import DictConfig
 from posttrain.errors import UserError
 from posttrain.launch import visible_gpus
 from posttrain.report.table import say
+from posttrain.sweep import tell
 from posttrain.sweep.trial import Share, Trial
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: int) -> int | None:
+def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: int, total: int) -> int | None:
     """Run those that are not finished yet; a failing one doesn't stop the rest.
 
     Args:
         trials: to run, in order; their `value` and `error` are filled in.
         run: see `Trial.start`.
         parallel: how many at once, each with its share of the GPUs, else of the cores.
+        total: trials of the whole sweep, of which a search proposes a few at a time.
 
     Returns:
         The signal that ended it early, or None. Running trials were told, and have saved and left.
@@ -35,7 +35,7 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
     todo = [trial for trial in trials if not trial.already_finished()]
     free = shares(min(parallel, len(todo)) or 1, visible_gpus())
     if len(todo) < len(trials):
-        _say(f"{len(trials) - len(todo)} of {len(trials)} trials are finished already")
+        tell(f"{len(trials) - len(todo)} of {len(trials)} trials are finished already")
     queue, running = list(todo), {}
     received: list[int] = []
 
@@ -50,7 +50,7 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
             while queue and free and not received:
                 trial, share = queue.pop(0), free.pop(0)
                 console = trial.directory / "logs" / "console.log" if parallel > 1 else None
-                _say(f"trial {len(todo) - len(queue)} of {len(todo)}: {trial.name}")
+                tell(f"trial {trial.config.hydra.job.num + 1} of {total}: {trial.name}")
                 trial.start(run, share, console)
                 running[trial.process.sentinel] = trial, share
             for sentinel in wait(list(running)):
@@ -58,7 +58,7 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
                 trial.finish()
                 free.append(share)
                 outcome = trial.error.splitlines()[0] if trial.error else f"validation loss {say(trial.value)}"
-                _say(f"{trial.name}: {outcome}")
+                tell(f"{trial.name}: {outcome}")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -85,17 +85,3 @@ def shares(count: int, gpus: int) -> list[Share]:
         )
         for i in range(count)
     ]
-
-
-def _say(text: str) -> None:
-    print(f"posttrain: {text}", file=sys.stderr, flush=True)
-
-
-def summarize(directory: Path) -> None:
-    """Table, page and link to the best; a sweep is not spoiled by a report that can't be made."""
-    from posttrain.report import report
-
-    try:
-        _say(f"report: {report(directory)}")
-    except UserError as error:
-        _say(str(error))

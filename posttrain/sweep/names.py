@@ -47,9 +47,12 @@ def trial_name(overrides: Iterable[str], swept: Sequence[str]) -> str:
         swept: see `swept_keys`.
     """
     values = {_key(o): o.value() for o in _parse(overrides)}
-    parts = [f"{short(key, swept)}={_say(values[key])}" for key in swept if key in values and not is_place(key)]
-    whole = ",".join(parts) or "trial"
-    name = _clean(whole)
+    own = {key: values[key] for key in swept if key in values and not is_place(key)}
+    whole, said = (
+        ",".join(f"{short(key, swept)}={say(value)}" for key, value in own.items()) or "trial"
+        for say in (_exactly, _briefly)
+    )
+    name = _clean(said)
     return name if name == whole and len(name) <= LONGEST else f"{name[:LONGEST]}-{_hash(whole)}"
 
 
@@ -88,8 +91,12 @@ def _key(override: Override) -> str:
     return override.get_key_element().lstrip("+~")
 
 
-def _say(value: Any) -> str:
+def _exactly(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, separators=(",", ":"))
+
+
+def _briefly(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else _exactly(value)
 
 
 def _clean(text: str) -> str:

@@ -104,6 +104,18 @@ def test_stopping_reaches_the_trial_and_starts_no_more(tmp_path, number):
     assert "Traceback" not in err
 
 
+def test_a_search_goes_on_where_it_was(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(1e-5,1e-3))", "sweep.name=search"]
+    assert sweep(tmp_path, *search, "hydra.sweeper.n_trials=2")[0] == 0
+    directory = tmp_path / "outputs/sweeps/search"
+    first = runs(directory)
+    assert len(first) == 2
+    code, out, _ = sweep(tmp_path, *search, "hydra.sweeper.n_trials=3")
+    assert code == 0 and len(runs(directory)) == 3 and first.items() < runs(directory).items()
+    assert out.count("val loss") == 1  # one table
+
+
 def test_shares_of_gpus(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [share.gpus for share in shares(2, 4)] == [["0", "1"], ["2", "3"]]

@@ -49,6 +49,13 @@ def test_trial_name(overrides, swept, name):
     assert trial_name(overrides, swept) == name
 
 
+def test_long_numbers_are_shortened_and_stay_different():
+    a, b = (
+        trial_name([f"optimizer.lr={lr}"], ["optimizer.lr"]) for lr in (0.00010398120940275099, 0.00010398120940275)
+    )
+    assert a.startswith("lr=0.000104-") and b.startswith("lr=0.000104-") and a != b
+
+
 def test_trial_names_that_lose_characters_stay_different():
     a, b = (trial_name([f"data.path='{path}'"], ["data.path"]) for path in ("x/y", "x y"))
     assert a != b and "/" not in a

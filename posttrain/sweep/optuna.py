@@ -1,0 +1,38 @@
+"""`hydra/sweeper=optuna`: a search instead of a grid, by Hydra's own plugin with defaults that suit training runs.
+
+With a fixed seed the same command proposes the same trials: what is finished is not run again, and a larger
+`hydra.sweeper.n_trials` goes on from there. No database is needed for that.
+"""
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigLoadError
+
+from posttrain.errors import UserError
+
+SEED = 1234
+
+
+def set_defaults(arguments: list[str]) -> None:
+    """Change the plugin's configuration as it is registered; a YAML file of the same name would be refused by Hydra.
+
+    Args:
+        arguments: of the command line.
+
+    Raises:
+        UserError: the command asks for the plugin, and it is not installed.
+    """
+    Plugins.instance()  # imports the plugins, which register their configurations
+    store = ConfigStore.instance()
+    try:
+        sweeper = store.load("hydra/sweeper/optuna.yaml").node
+        sampler = store.load("hydra/sweeper/sampler/tpe.yaml").node
+    except ConfigLoadError:
+        if "hydra/sweeper=optuna" in arguments:
+            raise UserError("hydra/sweeper=optuna: is not installed; run `uv sync --extra sweep`") from None
+        return
+    sweeper.n_jobs = "${sweep.parallel}"  # proposed at a time
+    sweeper.max_failure_rate = 1.0  # a failed trial is a bad one, not the end of the search
+    sampler.seed = SEED
+    store.store(group="hydra/sweeper", name="optuna", node=sweeper, provider="posttrain")
+    store.store(group="hydra/sweeper/sampler", name="tpe", node=sampler, provider="posttrain")

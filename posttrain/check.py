@@ -3,6 +3,7 @@
 Each check raises `UserError` naming the key, the value, and what would be right.
 """
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def check(cfg: DictConfig, visible_gpus: int) -> None:
     Raises:
         UserError: the first thing found wrong.
     """
+    keys(cfg)
     targets.check(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -30,6 +32,19 @@ def check(cfg: DictConfig, visible_gpus: int) -> None:
     trainer(cfg)
     model(cfg)
     divisibility(cfg, visible_gpus)
+
+
+def keys(cfg: DictConfig) -> None:
+    """Nothing appended beside the known groups, and no setting that the chosen group ignores."""
+    known = {field.name for field in fields(schema.Config)}
+    unknown = sorted(set(map(str, cfg)) - known - {"hydra"})
+    if unknown:
+        raise UserError(f"`{unknown[0]}`: there is no such group; known: {', '.join(sorted(known))}")
+    plain = schema.PeftSchema()
+    for name in (field.name for field in fields(plain) if field.name != "_target_"):
+        ignored = cfg.peft._target_ is None or (cfg.peft._target_.endswith("DoRA") and name in ("rslora",))
+        if ignored and cfg.peft[name] != getattr(plain, name):
+            raise UserError(f"`peft.{name}`: has no effect with this `peft=`; choose peft=lora or remove it")
 
 
 def ranges(cfg: DictConfig) -> None:

@@ -1,0 +1,48 @@
+"""Check what a command would run before Hydra makes a directory for it: every trial of a grid, not just the first."""
+
+import sys
+from collections.abc import Callable, Iterator
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from omegaconf import DictConfig
+
+from posttrain.errors import UserError
+
+MOST_TRIALS = 64  # of a grid that are composed ahead (0.1 s each); the others are checked when their turn comes
+
+
+def precheck(compose: Callable[[list[str]], DictConfig], check: Callable[[DictConfig], None]) -> None:
+    """Compose and check each configuration that sys.argv asks to run.
+
+    Args:
+        compose: overrides -> configuration.
+        check: raises UserError for a wrong one.
+    """
+    args = get_args_parser().parse_args(sys.argv[1:])
+    if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion or args.config_name:
+        return
+    extra = [f"hydra.searchpath=[file://{args.config_dir}]"] if args.config_dir else []
+    overrides = [item for item in args.overrides if not item.lstrip("+~").startswith("hydra.")]
+    for trial in trials(overrides) if args.multirun else [overrides]:
+        try:
+            check(compose([*trial, *extra]))
+        except UserError as error:
+            changed = [item for item in trial if item not in overrides]
+            raise (UserError(f"trial {' '.join(changed)}: {error}") if changed else error) from error
+
+
+def trials(overrides: list[str]) -> Iterator[list[str]]:
+    """The override lists of a grid's first trials; a search's ranges (`interval(...)`) are left to the sweeper."""
+    import itertools
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    axes: list[list[str]] = []
+    for item in parsed:
+        if not item.is_sweep_override():
+            axes.append([item.input_line])
+        elif item.is_discrete_sweep() and item.type is not OverrideType.DEL:
+            key = item.get_key_element()
+            axes.append([f"{key}={value}" for value in item.sweep_string_iterator()])
+    yield from (list(point) for point in itertools.islice(itertools.product(*axes), MOST_TRIALS))

@@ -84,7 +84,7 @@ class Deferred:
             return self._path().rpartition(".")[2]
         if name.startswith("__"):
             raise AttributeError(f"{self._path()} is not loaded: no {name}")
-        if _executing and self._loaded() is None:
+        if _executing:  # also each step of `import a.b.c as d`
             return Deferred(self._module, f"{self._name}.{name}" if self._name else name, self._importer)
         return getattr(self._resolve(), name)
 
@@ -172,7 +172,9 @@ def on_import(module: str, hook: Callable[[types.ModuleType], None]) -> None:
 
 def installed(package: str) -> bool:
     """Whether a top-level package can be found, without importing it."""
-    return package in sys.modules or importlib.util.find_spec(package) is not None
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    return importlib.util.find_spec(package) is not None
 
 
 def executing() -> bool:

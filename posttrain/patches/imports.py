@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import re
+import sys
 from functools import cache, wraps
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -42,8 +43,16 @@ RULES = (
         },
     ),
     Rule(("megatron",), ("nvidia_resiliency_ext.inprocess", "megatron.energon"), missing_too=True),
-    # wandb (2 s): the timers name it in one comparison.
-    Rule(("megatron",), ("wandb", "torch.utils.tensorboard")),
+    # wandb (2 s) is one comparison in the timers; a storage client (1 s) for object stores nobody has asked for.
+    Rule(("megatron",), ("wandb", "torch.utils.tensorboard", "multistorageclient")),
+    # What compiles C++ at run time brings setuptools, and a warning that there is no CUDA.
+    Rule(("megatron.core.tensor_parallel.random",), ("torch.utils.cpp_extension",)),
+    Rule(("megatron.core.distributed",), ("megatron.core.nccl_allocator",)),
+    Rule(("megatron.core.inference.contexts",), ("megatron.core.inference.contexts.dynamic_context",)),
+    # Linear attention's kernels (3 s) are for models that have such layers.
+    Rule(("megatron.core.ssm",), ("fla",)),
+    # Transformer Engine's export to ONNX wants onnxscript (2 s), which is not even installed with it.
+    Rule(("transformer_engine.pytorch.export",), ("transformer_engine.pytorch.onnx_extensions",)),
     # DTensor's rules for its operators ask sympy (1.6 s) about symbolic shapes, which only tracing has.
     Rule(("torch.distributed.tensor",), ("torch.fx.experimental.symbolic_shapes",)),
     # The model classes of transformers (5 s with Dynamo) are keys in AutoBridge's registry: see `_keys_for_classes`.
@@ -137,6 +146,8 @@ def _families_on_demand(module: ModuleType) -> None:
 
     class Classes:
         def __getattr__(self, name):
+            if name in registry:  # registered by name: AutoBridge takes the name where there is no class
+                raise AttributeError(name)
             return _key(name) if _key(name) in registry else getattr(transformers, name)
 
     def supports_after_import(cls, config):
@@ -161,6 +172,18 @@ def defer_imports() -> None:
     on_import("megatron.bridge.utils.import_utils", _true_te_flags)
     on_import("megatron.bridge.models.conversion.model_bridge", _keys_for_classes)
     on_import("megatron.bridge.models.conversion.auto_bridge", _families_on_demand)
+
+
+@patch(
+    name="hide-transformer-engine",
+    symptom="an optimizer or a layer of Transformer Engine is chosen for a CPU, because the package is installed",
+    versions={"megatron-core": ">=0.19,<0.20"},
+    when=lambda platform: not platform.transformer_engine and installed("transformer_engine"),
+)
+def hide_transformer_engine() -> None:
+    """Let every import of it fail as if it were not installed."""
+    for name in ("transformer_engine", "transformer_engine_torch"):
+        sys.modules[name] = None
 
 
 @cache

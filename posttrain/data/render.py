@@ -139,6 +139,12 @@ class Renderer:
             RowError: the text of a message can't be located with certainty.
         """
         spans = getattr(text, "spans", ())
+        if conversation.tools and not any(source.message < 0 for _, _, source, _ in spans):
+            raise RowError(
+                f"the template {self.template.name} leaves out the tool definitions; use template=chatml, or "
+                "leave them out yourself with data.format.tools=null",
+                "the template leaves out the tool definitions",
+            )
         return [self._turn(conversation, text, spans, index) for index in messages]
 
     def _turn(self, conversation: Conversation, text: str, spans, index: int) -> tuple[int, int]:
@@ -154,6 +160,11 @@ class Renderer:
             raise RowError(
                 f"{name}: the template {self.template.name} leaves it out or rewrites it, so its place is unknown",
                 "a trained message can't be found in the rendered text",
+            )
+        if message.tool_calls and not any(spans[at][2].field == "tool_calls" for at in own):
+            raise RowError(
+                f"{name}: the template {self.template.name} leaves out its tool calls; use template=chatml",
+                "the template leaves out tool calls",
             )
         first, last = own[0], own[-1]
         others = [span for span in spans[first:last] if span[2].message != index and span[1] > span[0]]

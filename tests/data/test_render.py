@@ -128,6 +128,16 @@ def test_tool_calls_are_trained_with_what_wraps_them(tokenizer):
     assert runs == ['<call>{"name": "f", "arguments": {"x": 1}}</call><|im_end|>', "two<|im_end|>"]
 
 
+def test_a_template_that_drops_tools_is_refused(tokenizer):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    renderer = Renderer(ChatTemplate(jinja=CHATML), tokenizer)
+    with pytest.raises(RowError, match="leaves out the tool definitions"):
+        render(Conversation([user("a"), answer("b")], tools), renderer, "assistant")
+    call = Message("assistant", "", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {}}}])
+    with pytest.raises(RowError, match="leaves out its tool calls"):
+        render(Conversation([user("a"), call]), renderer, "assistant")
+
+
 def test_a_moved_system_message(tokenizer):
     moved = (
         "{% if messages[0].role == 'system' %}{% set system, loop_messages = messages[0].content, messages[1:] %}"

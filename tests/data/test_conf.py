@@ -1,0 +1,49 @@
+"""Every file of conf/data and conf/template: composes, is built, and explains each of its options."""
+
+import re
+
+import pytest
+from hydra.utils import instantiate
+
+from posttrain.compose import CONF_DIR, compose
+from posttrain.data import SFTData
+from posttrain.data.jinja import compile_template
+from posttrain.data.templates import ChatTemplate
+
+FORMATS = sorted(file.stem for file in (CONF_DIR / "data").glob("*.yaml"))
+TEMPLATES = sorted(file.stem for file in (CONF_DIR / "template").glob("*.yaml"))
+
+
+def test_all_are_there():
+    formats = {"alpaca", "custom", "demo", "dolly", "messages", "oasst", "prompt_completion", "sharegpt"}
+    assert formats <= set(FORMATS)
+    assert {"alpaca", "chatml", "custom", "gemma", "llama2", "llama3", "mistral", "model"} <= set(TEMPLATES)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_data(name):
+    words = [f"data={name}", "data.path=rows.jsonl"]
+    if name == "custom":
+        words += ["data.format.prompt=q", "data.format.answer=a"]
+    data = instantiate(compose(words).data)
+    assert isinstance(data, SFTData) and (hasattr(data.format, "conversations") or hasattr(data.format, "read"))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_template(name):
+    template = instantiate(compose([f"template={name}"]).template)
+    assert isinstance(template, ChatTemplate) and template.name == name
+    if template.jinja is not None:
+        compile_template(template.jinja, name)
+
+
+@pytest.mark.parametrize("path", ["data/base/options.yaml", "template/base/options.yaml"])
+def test_each_option_is_explained_and_no_other_exists(path):
+    text = (CONF_DIR / path).read_text()
+    keys = [line.partition(":")[0] for line in text.splitlines() if re.match(r"[a-z]", line)]
+    known = {"data": SFTData, "template": ChatTemplate}[path.split("/")[0]]
+    assert set(keys) | {"format"} >= set(known.__dataclass_fields__) - {"_target_"} and len(keys) == len(set(keys))
+    lines = text.splitlines()
+    for at, line in enumerate(lines):
+        if re.match(r"[a-z]", line) and line.partition(":")[0] != "max_validation_rows":
+            assert lines[at - 1].startswith("#"), f"{path}: {line} has no comment"

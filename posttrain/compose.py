@@ -108,15 +108,14 @@ def explain(error: BaseException, overrides: list[str]) -> str:
     unknown = re.search(r"[Kk]ey '([^']+)' is not in struct|Could not (?:override|append to) '([^']+)'", whole)
     if unknown or "is not in struct" in whole or "not in '" in whole:
         key = _overridden(text) or (unknown and (unknown[2] or unknown[1])) or ""
-        return f"`{key}`: unknown key{_meant(key, _known_keys())}. All keys: python -m posttrain --cfg job"
+        return f"`{key}`: unknown key{_meant(key, _known_keys()) or '.'} All keys: python -m posttrain --cfg job"
 
     if isinstance(error, MissingConfigException):
         name = getattr(error, "missing_cfg_file", None) or text
         group, _, choice = str(name).rpartition("/")
         options = list(getattr(error, "options", None) or _choices(group))
-        return f"`{group}={choice}`: there is no such file in conf/{group}{_meant(choice, options)}. " + _listing(
-            options
-        )
+        meant = _meant(choice, options)
+        return f"`{group}={choice}`: there is no such choice" + (meant or f". Choices: {', '.join(options)}")
 
     group = re.search(r"Could not override '([^']+)'\. No match in the defaults list", whole)
     if group:
@@ -169,10 +168,6 @@ def _choices(group: str) -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(p.name if p.is_dir() else p.stem for p in folder.iterdir() if not group or p.suffix == ".yaml")
-
-
-def _listing(options: list[str]) -> str:
-    return "Choices: " + ", ".join(options) if options else ""
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[str]:

@@ -79,14 +79,14 @@ class DoRA(LoRA):
 
     def build(self) -> Any:
         """Return Megatron-Bridge's DoRA."""
-        from megatron.bridge.peft.dora import DoRA as BridgeDoRA
-
         canonical, names = resolve(self.target_modules)
         if canonical:
             raise UserError(
                 f"peft.target_modules={list(self.target_modules)}: DoRA works on Megatron's whole matrices; "
                 f"use all-linear or some of {', '.join(FUSED)}"
             )
+        from megatron.bridge.peft.dora import DoRA as BridgeDoRA
+
         return BridgeDoRA(
             target_modules=names, dim=self.rank, alpha=self.effective_alpha, dropout=self.dropout,
             lora_A_init_method="kaiming",

@@ -1,0 +1,73 @@
+"""Order of rows and the counts of a micro-batch."""
+
+import numpy as np
+import pytest
+
+from posttrain.batches import Collate, Counts, TrainOrder, ValidationOrder, blank_row
+
+
+class Rows(list):
+    """Rows that are their own index."""
+
+
+def test_each_epoch_is_a_new_permutation_of_all_rows():
+    order = TrainOrder(Rows(range(10)), 30, seed=7, collate_fn=list)
+    epochs = [[order[i] for i in range(start, start + 10)] for start in (0, 10, 20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_order_depends_on_seed_and_index_only():
+    rows = Rows(range(10))
+    first, second = TrainOrder(rows, 30, 7, list), TrainOrder(rows, 30, 7, list)
+    backwards = [second[i] for i in reversed(range(30))]
+    assert [first[i] for i in range(30)] == backwards[::-1]
+    assert [TrainOrder(rows, 30, 8, list)[i] for i in range(30)] != backwards[::-1]
+
+
+def test_validation_is_filled_up_with_padding():
+    blank = blank_row(4, 0)
+    order = ValidationOrder(Rows("abc"), 4, blank, list)
+    assert [order[i] for i in range(3)] == list("abc")
+    assert order[3] is blank and not blank["loss_mask"].any()
+
+
+def row(*lengths, trained=1):
+    """A row of sequences whose last `trained` positions are trained."""
+    total = sum(lengths)
+    mask = np.zeros(total, np.uint8)
+    for end in np.cumsum(lengths):
+        mask[end - trained : end] = 1
+    return {
+        "input_ids": np.arange(total, dtype=np.int32),
+        "labels": np.arange(1, total + 1, dtype=np.int32),
+        "loss_mask": mask,
+        "position_ids": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        "seq_lens": np.array(lengths, np.int32),
+    }
+
+
+def test_packed_micro_batch():
+    batch = Collate(length=8, pad_id=0)([row(3, 2), row(8)])
+    assert batch["tokens"].shape == batch["labels"].shape == batch["loss_mask"].shape == (1, 16)
+    assert batch["cu_seqlens_q"].tolist() == [0, 3, 5, 8, 16]
+    assert int(batch["max_seqlen_q"]) == 8
+    assert int(batch["loss_mask"].sum()) == 3
+    assert batch["counts"] == [3, 13, 9 + 4 + 64, 16]
+
+
+def test_unpacked_micro_batch_is_padded_as_a_whole():
+    batch = Collate(length=None, pad_id=0, multiple=4)([row(3), row(6)])
+    assert batch["tokens"].shape == (1, 12)
+    assert batch["cu_seqlens_q"].tolist() == [0, 3, 9, 12]
+
+
+def test_counts_start_again_after_take():
+    collate, counts = Collate(8, 0), Counts()
+    iterator = counts.tap(iter([collate([row(3, 2)]), collate([row(8)])]))
+    next(iterator)
+    assert counts.take() == [2, 5, 13, 8]
+    next(iterator)
+    assert counts.take() == [1, 8, 64, 8]
+    with pytest.raises(StopIteration):
+        next(iterator)

@@ -1,0 +1,128 @@
+"""What is found wrong before anything heavy starts."""
+
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from posttrain import check
+from posttrain.compose import compose
+from posttrain.errors import UserError
+
+LLAMA = ["model=llama3_8b", "data=alpaca", "data.path=x.json"]
+
+
+@pytest.mark.parametrize(
+    "words, gpus, expected",
+    [
+        (["trainer.max_steps=0"], 0, "`trainer.max_steps=0`: must be at least 1"),
+        (["peft.dropout=1.0"], 0, "`peft.dropout=1.0`: must be less than 1"),
+        (["precision.name=fp9"], 0, "must be one of auto, fp32, bf16, fp8"),
+        (["trainer.epochs=1"], 0, "`trainer.max_steps` and `trainer.epochs`"),
+        (["optimizer.min_lr=1"], 0, "`optimizer.min_lr=1.0`: above optimizer.lr"),
+        (["scheduler.lr_warmup_iters=3"], 0, "lr_warmup_fraction is set as well"),
+        (["launch.node_rank=1"], 0, "`launch.node_rank=1`: must be below launch.nnodes=1"),
+        (["launch.nnodes=2"], 0, "`launch.master_port`"),
+        (["model.path=./nowhere"], 0, "`model.path=./nowhere`: there is no such directory"),
+        (["model.path=/nowhere"], 0, "there is no such directory"),
+        (["trainer.micro_batch_size=3"], 0, "must be a multiple of micro_batch_size x data-parallel size = 3 x 1 = 3"),
+        (["trainer.global_batch_size=9"], 2, "= 1 x 2 = 2"),
+        (["parallelism=tp2"], 0, "the model's 9 attention heads can't be divided by it; possible: 1, 3, 9"),
+        ([*LLAMA, "parallelism=tp2", "parallelism.nproc_per_node=3"], 0, "3 processes can't be divided"),
+        ([*LLAMA, "parallelism=single", "parallelism.nproc_per_node=4"], 2, "this machine has 2 visible GPUs"),
+        ([*LLAMA, "parallelism=tp2", "parallelism.pipeline_model_parallel_size=3"], 6, "32 layers can't be divided"),
+        ([*LLAMA, "parallelism=ep2"], 2, "this model has no experts"),
+        ([*LLAMA, "parallelism=tp8", "trainer.seq_length=100"], 8, "must be a multiple of tensor_model_parallel_size"),
+        (["peft=none", "peft.rank=8"], 0, "`peft.rank`: has no effect"),
+        (["peft=dora", "peft.rslora=true"], 0, "`peft.rslora`: has no effect"),
+        (["+foo.bar=1"], 0, "`foo`: there is no such group"),
+        (["peft._target_=os.system"], 0, "not a target that a configuration may name"),
+    ],
+)
+def test_refused(words, gpus, expected):
+    with pytest.raises(UserError) as error:
+        check.check(compose(words), gpus)
+    assert expected in str(error.value)
+
+
+def test_missing_value_is_named():
+    cfg = compose()
+    OmegaConf.update(cfg, "optimizer.lr", "???")
+    with pytest.raises(UserError, match=r"`optimizer\.lr`: has no value"):
+        check.check(cfg, 0)
+
+
+@pytest.mark.parametrize(
+    "words, gpus, processes",
+    [
+        ([], 0, 1),
+        ([], 4, 4),
+        ([*LLAMA, "parallelism=tp2"], 0, 2),
+        ([*LLAMA, "parallelism=tp2_pp2"], 0, 4),
+        ([*LLAMA, "parallelism=tp2"], 8, 8),
+        (["parallelism=single"], 8, 1),
+    ],
+)
+def test_processes_per_node(words, gpus, processes):
+    cfg = compose(words)
+    check.check(cfg, gpus)
+    assert check.nproc_per_node(cfg, gpus) == processes
+
+
+GROUPS = [
+    f"{group.name}={choice.stem}"
+    for group in sorted(__import__("posttrain.compose", fromlist=["CONF_DIR"]).CONF_DIR.iterdir())
+    if group.is_dir() and group.name not in ("hydra",)
+    for choice in sorted(group.glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("word", GROUPS)
+def test_every_choice_composes_and_is_allowed(word):
+    from posttrain import targets
+
+    words = [word]
+    if word.startswith("data=") and word != "data=demo":
+        words.append("data.path=x.json")
+    cfg = compose(words)
+    targets.check(cfg)
+    check.ranges(cfg)
+    check.keys(cfg)
+
+
+def options(path):
+    """(key, whether a comment on or above the line explains it, its parent key) for each option of a YAML file."""
+    above, block, parents = False, None, {}
+    for line in path.read_text().splitlines():
+        text, indent = line.strip(), len(line) - len(line.lstrip())
+        if block is not None and (not text or indent > block):
+            continue
+        block = None
+        found = re.match(r"([\w.]+):(\s|$)", text)
+        if not found:
+            above = text.startswith("#") or (above and bool(text) and not text.startswith("-"))
+            continue
+        if re.search(r":\s*[|>]-?\s*(#.*)?$", text):
+            block = indent
+        parents = {depth: key for depth, key in parents.items() if depth < indent}
+        is_mapping = not line.split("#")[0].strip().partition(":")[2].strip()
+        if not is_mapping or "#" in line:
+            yield found[1], above or "#" in line, parents.get(max(parents, default=-1))
+        parents[indent] = found[1]
+
+
+def test_every_option_has_a_comment():
+    from posttrain.compose import CONF_DIR
+
+    bare = []
+    for group in [CONF_DIR, *sorted(p for p in CONF_DIR.iterdir() if p.is_dir())]:
+        files = sorted(group.glob("*.yaml") if group == CONF_DIR else group.rglob("*.yaml"))
+        listed = [(path, *option) for path in files for option in options(path)]
+        # A choice may leave to its group's other files what they explain, and a mapping's comment covers what is in it.
+        explained = {key for _, key, commented, _ in listed if commented} | {"_target_", "defaults", "format", "hydra"}
+        bare += [
+            f"{path.relative_to(CONF_DIR)}: {key}"
+            for path, key, commented, parent in listed
+            if not (commented or key in explained or parent in explained - {"format"}) and path.stem != key
+        ]
+    assert not bare, "\n".join(bare)

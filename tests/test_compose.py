@@ -1,0 +1,102 @@
+"""From words to a configuration, and from a mistake to a message."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from posttrain.compose import CONF_DIR, compose, flatten
+from posttrain.errors import UserError
+
+
+def test_default_configuration_is_the_demo():
+    cfg = compose()
+    assert cfg.model.path == "demo:smollm2_135m"
+    assert cfg.peft._target_ == "posttrain.peft.LoRA"
+    assert cfg.trainer.seq_length == 256
+
+
+def test_other_data_keep_the_trainer_defaults():
+    cfg = compose(["data=alpaca", "data.path=x.json"])
+    assert (cfg.trainer.seq_length, cfg.trainer.max_steps, cfg.optimizer.lr) == (4096, None, 2e-4)
+
+
+def test_full_fine_tuning_has_its_own_learning_rate():
+    assert compose(["peft=none", "data=alpaca"]).optimizer.lr == 1e-5
+
+
+def test_command_line_wins_over_every_group():
+    assert compose(["peft=lora", "data=demo", "optimizer.lr=3e-5"]).optimizer.lr == 3e-5
+
+
+def test_several_loggers():
+    assert set(compose(["logger=[wandb,tensorboard]"]).logger) == {"wandb", "tensorboard"}
+    assert set(compose(["logger=wandb"]).logger) == {"wandb"}
+    assert not compose().logger
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["peft.rnak=8"], "`peft.rnak`: unknown key; did you mean `peft.rank`?"),
+        (["rnak=8"], "did you mean `peft.rank`?"),
+        (["trainer.max_step=8"], "did you mean `trainer.max_steps`?"),
+        (["peft.rank=abc"], "`peft.rank=abc`: Value 'abc' of type 'str' could not be converted to Integer"),
+        (["trainer.deterministic=perhaps"], "`trainer.deterministic=perhaps`"),
+        (["optimizer.lr=fast"], "`optimizer.lr=fast`"),
+        (["model=lama3_8b"], "`model=lama3_8b`: there is no such choice; did you mean `llama3_8b`?"),
+        (["experiment=smokey"], "did you mean `smoke`?"),
+        (["optimzer=adam"], "did you mean `optimizer`?"),
+        (["trainer.seq_length="], "trainer.seq_length"),
+        (["a=[b"], "a=[b: can't be read as KEY=VALUE"),
+    ],
+)
+def test_mistakes_are_named(words, expected):
+    with pytest.raises(UserError) as error:
+        compose(words)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_flatten_names_every_key():
+    keys = set(flatten(compose()))
+    assert {"peft", "peft.rank", "model.architecture.hidden_size", "launch.nnodes"} <= keys
+
+
+def command(*words):
+    """Run `python -m posttrain` with `words`; (exit code, stdout, stderr, seconds)."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "posttrain", *words], capture_output=True, text=True, cwd=CONF_DIR)
+    return done.returncode, done.stdout, done.stderr, time.perf_counter() - began
+
+
+def test_a_mistyped_key_exits_with_2_and_no_traceback(tmp_path):
+    code, out, err, seconds = command("peft.rnak=8", f"hydra.run.dir={tmp_path / 'run'}")
+    assert code == 2
+    assert "peft.rank" in err and "Traceback" not in err + out
+    assert not (tmp_path / "run").exists()
+    assert seconds < 10  # 0.7 s on a quiet machine
+
+
+def test_rerun_of_a_pickle_is_refused():
+    code, _, err, _ = command("--experimental-rerun", "x.pickle")
+    assert code == 2 and "unpickles" in err
+
+
+def test_help_is_one_screen_with_every_word():
+    code, out, _, _ = command("--help")
+    assert code == 0
+    assert len(out.splitlines()) < 45
+    for word in ("model", "peft", "parallelism", "llama31_{", "preview"):
+        assert word in out
+
+
+def test_composing_imports_nothing_heavy():
+    program = (
+        "import sys; import posttrain.__main__, posttrain.launch; from posttrain.check import check;"
+        "from posttrain.compose import compose; check(compose(), 0);"
+        "print([m for m in ('torch', 'megatron', 'transformers', 'datasets', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,82 @@
+"""Which targets a configuration may name, wherever it names them."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from posttrain import targets
+from posttrain.compose import compose
+from posttrain.errors import UserError
+
+EVIL = [
+    "os.system",
+    "subprocess.Popen",
+    "builtins.eval",
+    "builtins.exec",
+    "pickle.loads",
+    "torch.load",
+    "torch.hub.load",
+    "importlib.import_module",
+    "hydra.utils.get_method",
+    "posttrain.launch.subprocess.Popen",
+    "posttrain.launch.os.system",
+    "posttrain.data.formats.json.load",
+    "posttrain.targets.os.system",
+    "posttrain.models.hf.os.system",
+    "posttrain.worker.main",
+    "megatron.bridge.training.config.os.system",
+    "megatron.bridge.training.config.ConfigContainer.from_yaml",
+    "megatron.core.utils.torch.load",
+    "transformers.pipeline",
+    "posttrain.peft.LoRA.build",
+    " posttrain.peft.LoRA",
+    "posttrain.peft.LoRA\nos.system",
+]
+
+
+@pytest.mark.parametrize("target", EVIL)
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda t: {"peft": {"_target_": t}},
+        lambda t: {"data": {"format": {"nested": {"_target_": t}}}},
+        lambda t: {"logger": {"x": [{"a": 1}, {"_target_": t}]}},
+        lambda t: {"trainer": {"megatron": {"model": {"deep": [[{"_target_": t}]]}}}},
+    ],
+)
+def test_refused_wherever_it_stands(target, place):
+    with pytest.raises(UserError, match="POSTTRAIN_ALLOW_TARGETS"):
+        targets.check(OmegaConf.create(place(target)))
+
+
+def test_interpolated_target_is_seen():
+    cfg = OmegaConf.create({"name": "os.system", "peft": {"_target_": "${name}"}})
+    with pytest.raises(UserError, match=r"os\.system"):
+        targets.check(cfg)
+
+
+def test_target_that_is_not_text_is_refused():
+    with pytest.raises(UserError):
+        targets.check(OmegaConf.create({"peft": {"_target_": ["os", "system"]}}))
+
+
+def test_config_dir_does_not_help(tmp_path):
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "evil.yaml").write_text("# @package _global_\npeft:\n  _target_: os.system\n")
+    cfg = compose(["peft=evil", f"hydra.searchpath=[file://{tmp_path}]"])
+    with pytest.raises(UserError, match=r"peft\._target_=os\.system"):
+        targets.check(cfg)
+
+
+def test_own_code_is_allowed_by_the_environment_only(monkeypatch):
+    cfg = OmegaConf.create({"data": {"_target_": "mine.Data"}})
+    with pytest.raises(UserError):
+        targets.check(cfg)
+    monkeypatch.setenv(targets.ENVIRONMENT, "mine, other.place")
+    targets.check(cfg)
+    with pytest.raises(UserError):
+        targets.check(OmegaConf.create({"data": {"_target_": "minerva.Data"}}))
+
+
+def test_everything_the_project_ships_is_allowed():
+    assert [target for _, target in targets.walk(compose(["logger=[wandb,tensorboard]"]))]
+    targets.check(compose(["logger=[wandb,tensorboard]"]))

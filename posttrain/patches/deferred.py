@@ -1,8 +1,8 @@
 """Imports that wait until what they name is used.
 
 `defer(rules)` puts a finder in front of Python's own for the packages that the rules name as importers. A module found
-there runs with an `__import__` of its own: a module-level import that a rule covers binds a `Deferred` object and loads
-nothing. Everybody else's imports, and those inside functions, are Python's: `import wandb` in a logger loads wandb.
+there runs with an `__import__` of its own: an import that a rule covers binds a `Deferred` object and loads nothing.
+Everybody else's imports are Python's: `import wandb` in a logger loads wandb.
 `lazy(packages)` makes packages whose `__init__` only re-exports load each name when it is asked for, and `on_import`
 changes a module in the moment between its import and its first use.
 """
@@ -123,7 +123,7 @@ class Deferred:
         return hash(self._path())
 
     def __reduce__(self) -> tuple:
-        return Deferred, (self._module, self._name, self._importer)
+        return Deferred, (self._module, self._name, self._importer, self._idle)
 
     def __repr__(self) -> str:
         return f"<{self._path()}, not loaded>"
@@ -131,7 +131,7 @@ class Deferred:
 
 @dataclass(frozen=True)
 class Rule:
-    """Which module-level imports wait.
+    """Which imports wait.
 
     Attributes:
         importers: modules or packages (with all below) whose imports are meant.
@@ -139,6 +139,7 @@ class Rule:
         missing_too: also when the package is not installed, so that the importer can be loaded. Without it a missing
             package raises ImportError as ever, for importers that ask with `try`.
         only_missing: only when the package is not installed.
+        in_functions: also imports inside functions, which otherwise are Python's.
         idle: `module:Name` of a function -> `Deferred.idle` for it.
     """
 
@@ -146,6 +147,7 @@ class Rule:
     imports: tuple[str, ...]
     missing_too: bool = False
     only_missing: bool = False
+    in_functions: bool = False
     idle: Mapping[str, Callable[..., bool]] = field(default_factory=dict)
 
 
@@ -268,8 +270,10 @@ def _scoped_import(rules: list[Rule]) -> Callable:
     real = builtins.__import__
     idle = {path: check for rule in rules for path, check in rule.idle.items()}
 
-    def defers(module: str, name: str) -> bool:
+    def defers(module: str, name: str, in_function: bool) -> bool:
         for rule in rules:
+            if in_function and not rule.in_functions:
+                continue
             if not (_below(module, rule.imports) or any(fnmatchcase(f"{module}:{name}", one) for one in rule.imports)):
                 continue
             if rule.missing_too and not rule.only_missing:
@@ -278,15 +282,17 @@ def _scoped_import(rules: list[Rule]) -> Callable:
         return False
 
     def scoped(name, globals=None, locals=None, fromlist=(), level=0):
-        # A statement at module level, and no other: inside a function `locals` is None, in a class body the class's
-        # namespace, and C code (PyImport_Import) passes a list, empty.
-        if locals is not globals or locals is None or isinstance(fromlist, list) or "*" in (fromlist or ()):
+        # C code (PyImport_Import) passes a list, empty, and takes what it wants from sys.modules.
+        if globals is None or isinstance(fromlist, list) or "*" in (fromlist or ()):
             return real(name, globals, locals, fromlist, level)
         importer = globals["__name__"]
+        in_function = locals is not globals  # there `locals` is None, and a class body has the class's namespace
         if not fromlist:  # `import a.b` binds a, `import a.b as c` walks to b
-            return Deferred(name.partition(".")[0], "", importer) if defers(name, "") else real(name, globals, locals)
+            if defers(name, "", in_function):
+                return Deferred(name.partition(".")[0], "", importer)
+            return real(name, globals, locals, fromlist, level)
         source = importlib.util.resolve_name("." * level + name, globals["__package__"])
-        waiting = [wanted for wanted in fromlist if defers(source, wanted)]
+        waiting = [wanted for wanted in fromlist if defers(source, wanted, in_function)]
         if not waiting:
             return real(name, globals, locals, fromlist, level)
         found = types.SimpleNamespace(

@@ -29,17 +29,19 @@ def _no_modelopt_state(model: object, state_dict: dict) -> bool:
 
 
 RULES = (
-    # ModelOpt (7 s) distils and quantises. The training loop and the checkpoints ask it about every model, but as long
+    # ModelOpt (7 s) distils and quantises. Training, checkpoints and conversion ask it about every model, but as long
     # as it is not loaded no model can be one of its own.
     Rule(
         ("megatron",),
         ("modelopt",),
         missing_too=True,
+        in_functions=True,
         idle={
             "modelopt.torch.distill.plugins.megatron:get_tensor_shapes_adjust_fn_for_distillation": _always,
             "modelopt.torch.opt.plugins:save_modelopt_state": _always,
             "modelopt.torch.opt.plugins:save_sharded_modelopt_state": _always,
             "modelopt.torch.opt.plugins:restore_modelopt_state": _no_modelopt_state,
+            "modelopt.torch.quantization.utils:is_quantized": _always,
         },
     ),
     Rule(("megatron",), ("nvidia_resiliency_ext.inprocess", "megatron.energon"), missing_too=True),
@@ -187,17 +189,18 @@ def hide_transformer_engine() -> None:
 
 
 @cache
-def families() -> dict[str, tuple[str, ...]]:
-    """Hugging Face architecture -> modules of megatron.bridge with a bridge for it, found without importing them."""
+def families() -> dict[str, str]:
+    """Hugging Face architecture -> module of megatron.bridge with the bridge for it, found without importing any."""
     root = Path(importlib.util.find_spec("megatron.bridge").origin).parent
-    found: dict[str, tuple[str, ...]] = {}
-    for path in sorted(root.rglob("*_bridge.py")):
+    found: dict[str, str] = {}
+    for path in sorted((root / "models").rglob("*_bridge.py")):
+        if path.parent.name == "conversion":  # the machinery, with examples in its docstrings
+            continue
         text = path.read_text()
         for source in re.findall(r"register_bridge\(\s*source=\"?(\w+)", text):
             constant = re.search(rf'^{source}\s*=\s*"(\w+)"', text, re.MULTILINE)
             module = ".".join(("megatron.bridge", *path.relative_to(root).with_suffix("").parts))
-            name = constant[1] if constant else source
-            found[name] = (*found.get(name, ()), module)
+            found[constant[1] if constant else source] = module
     return found
 
 
@@ -211,9 +214,7 @@ def need(architecture: str | None) -> None:
 
     if register(architecture):
         return
-    table = families()
-    wanted = table.get(architecture) or [
-        module for name, modules in table.items() if name.endswith("ForCausalLM") for module in modules
-    ]
-    for module in wanted:
+    modules = families()
+    text = [module for name, module in modules.items() if name.endswith("ForCausalLM")]
+    for module in [modules[architecture]] if architecture in modules else text:
         importlib.import_module(module)

@@ -33,15 +33,14 @@ def main() -> None:
     import torch
     from families import FAMILIES
     from megatron.core import parallel_state, tensor_parallel
-    from parity import differences, read_reference, train_step
+    from parity import adapter_logits, differences, read_reference, train_step
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     results = {}
     for layout, sizes in LAYOUTS.items():
-        parallel_state.initialize_model_parallel(
-            **{name: size for name, size in sizes.items() if name != "sequence_parallel"}
-        )
+        groups = {name: size for name, size in sizes.items() if name != "sequence_parallel"}
+        parallel_state.initialize_model_parallel(**groups, expert_tensor_parallel_size=1)
         tensor_parallel.model_parallel_cuda_manual_seed(1)
         for family in FAMILIES:
             if applies(layout, family):
@@ -49,6 +48,10 @@ def main() -> None:
                     pipeline = {"pipeline_dtype": torch.float32} if layout == "pp2" else {}
                     step = train_step(directory / family, **sizes, **pipeline)
                     results[f"{layout}/{family}"] = differences(step, read_reference(directory / family))
+                    adapter = directory / f"{layout}-{family}"
+                    logits = adapter_logits(directory / family, adapter, "all-linear", **sizes, **pipeline)
+                    if rank == 1:
+                        torch.save(logits, directory / f"{layout}-{family}.pt")
                 except Exception as error:  # told by the test of this model and layout
                     results[f"{layout}/{family}"] = {"".join(traceback.format_exception(error)): float("inf")}
         parallel_state.destroy_model_parallel()

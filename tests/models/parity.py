@@ -4,14 +4,17 @@ Gradients are compared as weights are: put in the weights' place, saved or expor
 to them, and the transformers side needs no second table of names.
 """
 
+import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from families import save_random
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from posttrain.models import HFModel
+from posttrain.peft import LoRA
 
 LENGTHS = (11, 7, 6)
 GENERATOR = torch.Generator().manual_seed(1)
@@ -31,13 +34,36 @@ class Step:
 def write_reference(family: str, directory: Path) -> None:
     """Write a random model to `directory`, and its logits and gradients beside it."""
     model = save_random(family, directory)
-    logits = torch.cat([model(part).logits for part in TOKENS.split(LENGTHS, dim=1)], dim=1)
+    logits = unpacked_logits(model)
     losses = torch.nn.functional.cross_entropy(logits[0], LABELS[0], reduction="none")
     (losses * MASK[0]).sum().div(MASK.sum()).backward()
     torch.save(logits.detach(), directory / "logits.pt")
     for parameter in model.parameters():
         parameter.data = parameter.grad
     model.save_pretrained(directory / "gradients")
+
+
+def peft_logits(directory: Path, adapter: Path) -> torch.Tensor:
+    """What transformers and PEFT make of the model and the exported adapter."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    return unpacked_logits(PeftModel.from_pretrained(base, adapter, torch_device="cpu").eval()).detach()
+
+
+def merged_logits(adapter: Path) -> torch.Tensor:
+    """What transformers makes of the merged model."""
+    from transformers import AutoModelForCausalLM
+
+    merged = adapter / "merged"
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32, attn_implementation="eager")
+    return unpacked_logits(model).detach()
+
+
+def unpacked_logits(model) -> torch.Tensor:
+    """Logits of the sequences, each by itself, joined."""
+    return torch.cat([model(part).logits for part in TOKENS.split(LENGTHS, dim=1)], dim=1)
 
 
 def read_reference(directory: Path) -> Step:
@@ -47,14 +73,55 @@ def read_reference(directory: Path) -> Step:
 
 
 def train_step(directory: Path, **layout) -> Step:
-    """One forward and backward of the model in `directory` by Megatron's own schedule, on packed sequences.
+    """One forward and backward of the model in `directory`, on packed sequences; see `build` for the layout."""
+    bridge, parts, logits = build(directory, **layout)
+    run(parts)
+    with torch.no_grad():
+        for part in parts:
+            for parameter in part.parameters():
+                parameter.copy_(parameter.main_grad)
+    gradients = dict(bridge.export_hf_weights(parts, cpu=True, show_progress=False))
+    return Step(logits[0] if logits else None, gradients)
+
+
+def adapter_logits(directory: Path, out: Path, target_modules, **layout) -> torch.Tensor | None:
+    """Logits of the model in `directory` with a random LoRA adapter; exported to `out`, and merged to `out`/merged."""
+    lora = LoRA(rank=4, alpha=8, target_modules=target_modules).build()
+    bridge, parts, logits = build(directory, lora=lora, **layout)
+    randomise_adapters(parts)
+    run(parts)
+    bridge.save_hf_adapter(parts, out, lora, base_model_name_or_path=str(directory), show_progress=False)
+    weights = {name: w.clone() for name, w in bridge.export_hf_weights(parts, cpu=True, show_progress=False)}
+    if torch.distributed.get_rank() == 0:
+        (out / "merged").mkdir()
+        shutil.copy(directory / "config.json", out / "merged")
+        save_file(weights, out / "merged" / "model.safetensors", metadata={"format": "pt"})
+    return logits[0] if logits else None
+
+
+@torch.no_grad()
+def randomise_adapters(parts) -> None:
+    """Make every adapter's B random: other numbers on each process for what is its own, the same for what is shared."""
+    from megatron.core import parallel_state
+
+    dense = parallel_state.get_tensor_model_parallel_rank()
+    expert = parallel_state.get_expert_tensor_parallel_rank(), parallel_state.get_expert_model_parallel_rank()
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            if "linear_out" in name:
+                seed = zlib.crc32(f"{name} {expert if 'experts' in name else dense}".encode())
+                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(seed))
+
+
+def build(directory: Path, lora=None, **layout):
+    """Return the bridge, the model's parts of this process, and a list that its logits will be put in.
 
     Args:
         directory: a Hugging Face model.
+        lora: Megatron-Bridge's adapter.
         layout: fields of the provider: tensor_model_parallel_size and so on.
     """
     from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
-    from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
     from posttrain.models.local import use_local_layers
@@ -66,14 +133,11 @@ def train_step(directory: Path, **layout) -> Step:
     provider.calculate_per_token_loss = True
     for name, value in layout.items():
         setattr(provider, name, value)
+    if lora is not None:
+        provider.register_pre_wrap_hook(lambda model: lora(model, training=True))
     provider.finalize()
-    parts = provider.provide_distributed_model(
-        ddp_config=DistributedDataParallelConfig(),
-        use_cpu_initialization=True,
-        overlap_param_gather_with_optimizer_step=False,
-    )
-    config = parts[0].config
-    config.finalize_model_grads_func = finalize_model_grads
+    parts = provider.provide_distributed_model(ddp_config=DistributedDataParallelConfig(), use_cpu_initialization=True)
+    parts[0].config.finalize_model_grads_func = finalize_model_grads
     logits: list[torch.Tensor] = []
 
     def keep_logits(module, inputs, output):
@@ -81,20 +145,22 @@ def train_step(directory: Path, **layout) -> Step:
         logits.append(gather_from_tensor_model_parallel_region(output[0].detach().clone()).transpose(0, 1))
 
     for part in parts:
-        part.zero_grad_buffer()
         for module in part.modules():
             if getattr(module, "output_layer", None) is not None and getattr(module, "post_process", False):
                 module.output_layer.register_forward_hook(keep_logits)
+    return bridge, parts, logits
 
+
+def run(parts) -> None:
+    """One forward and backward by Megatron's own schedule."""
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    for part in parts:
+        part.zero_grad_buffer()
     get_forward_backward_func()(
         forward_step_func=forward_step, data_iterator=iter([None]), model=parts, num_microbatches=1,
         seq_length=sum(LENGTHS), micro_batch_size=1, forward_only=False,
     )  # fmt: skip
-    with torch.no_grad():
-        for part in parts:
-            for parameter in part.parameters():
-                parameter.copy_(parameter.main_grad)
-    return Step(logits[0] if logits else None, dict(bridge.export_hf_weights(parts, cpu=True, show_progress=False)))
 
 
 def forward_step(iterator, model):

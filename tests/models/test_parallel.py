@@ -10,18 +10,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from families import FAMILIES
 from parallel_worker import LAYOUTS, applies
-from parity import write_reference
+from parity import merged_logits, peft_logits, write_reference
 
 HERE = Path(__file__).parent
 CASES = [(layout, family) for layout in LAYOUTS for family in FAMILIES if applies(layout, family)]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> list[dict[str, dict[str, float]]]:
+def directory(tmp_path_factory) -> Path:
+    """Where the models, the adapters and the results are."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def results(directory) -> list[dict[str, dict[str, float]]]:
     """Of each rank: layout/family -> name -> difference."""
-    directory = tmp_path_factory.mktemp("models")
     for family in FAMILIES:
         write_reference(family, directory / family)
     path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -47,3 +53,12 @@ def test_step_on_two_processes(layout, family, results):
     assert "logits" in second  # the last stage's rank
     worst = max(first | second, key=lambda name: max(first.get(name, 0), second.get(name, 0)))
     assert max(first.get(worst, 0), second.get(worst, 0)) < 1e-4, worst
+
+
+@pytest.mark.parametrize(("layout", "family"), CASES)
+def test_adapter_exported_from_two_processes(layout, family, results, directory):
+    name = f"{layout}-{family}"
+    assert (directory / f"{name}.pt").is_file(), results[0][f"{layout}/{family}"]
+    found = torch.load(directory / f"{name}.pt", weights_only=True)
+    assert (found - peft_logits(directory / family, directory / name)).abs().max() < 1e-4
+    assert (found - merged_logits(directory / name)).abs().max() < 1e-4

@@ -1,12 +1,15 @@
 """GPT-2: learned positions, tied embeddings, linear weights stored transposed (Conv1D)."""
 
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from megatron.bridge.models.conversion import auto_bridge
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.model_bridge import HFWeightTuple, MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, ConcatenatedQKVMapping, ReplicatedMapping
+from megatron.bridge.models.conversion.peft_bridge import AdapterWeight
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.core.models.gpt.gpt_model import GPTModel
 from transformers import GPT2LMHeadModel
@@ -137,6 +140,30 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
             *(AutoMapping(megatron, hf) for megatron, hf in plain.items()),
             *(AutoMapping(megatron, hf, permute_dims=(1, 0)) for megatron, hf in transposed.items()),
         )
+
+    def stream_adapter_weights_megatron_to_hf(self, megatron_model, *args, **kwargs) -> Iterator[HFWeightTuple]:
+        """As upstream's, with the rows of c_attn's B side by side as Hugging Face has q, k and v."""
+        for name, weight in super().stream_adapter_weights_megatron_to_hf(megatron_model, *args, **kwargs):
+            if name.endswith("c_attn.lora_B.weight"):
+                weight = self._side_by_side(megatron_model, weight)
+            yield HFWeightTuple(name, weight)
+
+    def _merge_lora_adapter_weights(
+        self, megatron_model, converted_weights_dict: dict[str, torch.Tensor], adapter_weights: list[AdapterWeight]
+    ) -> dict[str, torch.Tensor]:
+        """As upstream's, on weights turned as a Linear's and back."""
+        for name in converted_weights_dict:
+            if name.endswith("c_attn.weight"):
+                out = adapter_weights[0].linear_out_weight
+                out = out._replace(weight=self._side_by_side(megatron_model, out.weight))
+                adapter_weights = [dataclasses.replace(adapter_weights[0], linear_out_weight=out)]
+        linear = {name: weight.T for name, weight in converted_weights_dict.items()}
+        merged = super()._merge_lora_adapter_weights(megatron_model, linear, adapter_weights)
+        return {name: weight.T.contiguous() for name, weight in merged.items()}
+
+    def _side_by_side(self, megatron_model, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of q, k and v interleaved by head [3 * hidden, n] -> all of q, all of k, all of v."""
+        return torch.cat([*self._split_qkv_linear_out_weight(megatron_model, rows).values()])
 
     def _root(self) -> str:
         """What the names start with: the hub's first GPT-2 files hold the inner model's names."""

@@ -8,11 +8,12 @@ from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.core.models.gpt.gpt_model import GPTModel
 from transformers import MixtralForCausalLM
 
-from posttrain.models.bridges.router import balancing_loss
+from posttrain.models.bridges.experts import SeparateExperts
+from posttrain.models.bridges.mixture import set_mixture
 
 
 @MegatronModelBridge.register_bridge(source=MixtralForCausalLM, target=GPTModel, model_type="mixtral")
-class MixtralBridge(MegatronModelBridge):
+class MixtralBridge(SeparateExperts, MegatronModelBridge):
     """MixtralForCausalLM <-> GPTModel."""
 
     def provider_bridge(self, hf_pretrained) -> GPTModelProvider:
@@ -28,7 +29,7 @@ class MixtralBridge(MegatronModelBridge):
         provider.moe_token_dispatcher_type = "alltoall"
         provider.moe_grouped_gemm = True
         provider.moe_permute_fusion = True
-        balancing_loss(provider, config)
+        set_mixture(provider, config)
         if config.sliding_window is not None:
             provider.window_size = (config.sliding_window - 1, 0)
         return provider

@@ -6,16 +6,17 @@ from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.models.qwen.qwen3_moe_bridge import Qwen3MoEBridge
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from posttrain.models.bridges.router import balancing_loss
+from posttrain.models.bridges.experts import SeparateExperts
+from posttrain.models.bridges.mixture import set_mixture
 
 
 # `transformers` as AutoBridge sees it: the key under which upstream has registered its bridge, which this one replaces.
 @MegatronModelBridge.register_bridge(source=transformers.Qwen3MoeForCausalLM, target=GPTModel, model_type="qwen3_moe")
-class BalancedQwen3MoEBridge(Qwen3MoEBridge):
+class BalancedQwen3MoEBridge(SeparateExperts, Qwen3MoEBridge):
     """Qwen3MoeForCausalLM <-> GPTModel."""
 
     def provider_bridge(self, hf_pretrained) -> GPTModelProvider:
         """Convert the config."""
         provider = super().provider_bridge(hf_pretrained)
-        balancing_loss(provider, hf_pretrained.config)
+        set_mixture(provider, hf_pretrained.config)
         return provider

@@ -43,6 +43,8 @@ class Trainer:
         self.settings = OmegaConf.create(settings)
         self.adapter = peft
         self.peft = peft.build() if peft else None
+        if self.peft is not None:
+            self.peft.seed = frozen.seed
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
     def fit(self) -> None:

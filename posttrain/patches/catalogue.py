@@ -7,4 +7,5 @@ from posttrain.patches import helpers
 from posttrain.patches import cpu
 from posttrain.patches import local_layers
 from posttrain.patches import base_weights
+from posttrain.patches import canonical_lora
 from posttrain.patches import experts

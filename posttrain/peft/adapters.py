@@ -64,13 +64,10 @@ class LoRA:
         """Return Megatron-Bridge's LoRA, or CanonicalLoRA for Hugging Face names."""
         canonical, names = resolve(self.target_modules)
         settings = {"dim": self.rank, "alpha": self.effective_alpha, "dropout": self.dropout}
-        if canonical:
-            from megatron.bridge.peft.canonical_lora import CanonicalLoRA
+        from posttrain.peft.seeded import SeededCanonicalLoRA, SeededLoRA
 
-            return CanonicalLoRA(target_modules=names, lora_A_init_method="kaiming", **settings)
-        from megatron.bridge.peft.lora import LoRA as BridgeLoRA
-
-        return BridgeLoRA(target_modules=names, lora_A_init_method="kaiming", **settings)
+        kind = SeededCanonicalLoRA if canonical else SeededLoRA
+        return kind(target_modules=names, lora_A_init_method="kaiming", **settings)
 
 
 @dataclass
@@ -85,9 +82,9 @@ class DoRA(LoRA):
                 f"peft.target_modules={list(self.target_modules)}: DoRA works on Megatron's whole matrices; "
                 f"use all-linear or some of {', '.join(FUSED)}"
             )
-        from megatron.bridge.peft.dora import DoRA as BridgeDoRA
+        from posttrain.peft.seeded import SeededDoRA
 
-        return BridgeDoRA(
+        return SeededDoRA(
             target_modules=names, dim=self.rank, alpha=self.effective_alpha, dropout=self.dropout,
             lora_A_init_method="kaiming",
         )  # fmt: skip

@@ -1,0 +1,72 @@
+"""Adapters whose start does not depend on how the model is divided over processes.
+
+Megatron-Bridge draws each process's part of A from that process's generator and scales it by the part's width, so
+another tensor- or pipeline-parallel size is another run. Here each A is drawn whole, from a generator seeded by the run
+and the parameter's name, and each process keeps its part: kaiming-uniform with a = sqrt(5) over the full input width,
+as Hugging Face's PEFT does.
+"""
+
+import hashlib
+import math
+
+import torch
+from megatron.bridge.peft.canonical_lora import CanonicalLoRA
+from megatron.bridge.peft.dora import DoRA
+from megatron.bridge.peft.lora import LoRA
+from megatron.core import parallel_state
+from megatron.core.transformer.transformer_layer import BaseTransformerLayer
+
+
+def draw(model: list[torch.nn.Module], seed: int) -> None:
+    """Fill every adapter's A of `model` (chunks of this process) in place."""
+    tp_size, tp_rank = (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_tensor_model_parallel_rank(),
+    )
+    for chunk in model:
+        for layer in (module for module in chunk.modules() if isinstance(module, BaseTransformerLayer)):
+            for name, parameter in layer.named_parameters():
+                if not (parameter.requires_grad and name.endswith("linear_in.weight")):
+                    continue
+                # Each expert-parallel process has experts of its own under the same names.
+                place = parallel_state.get_expert_model_parallel_rank() if "experts" in name else 0
+                split = (
+                    getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", 0) else -1
+                )
+                shape = list(parameter.shape)  # [rank, in], either divided over the processes or not at all
+                if split >= 0:
+                    shape[split] *= tp_size
+                text = f"{seed}/{layer.layer_number}/{place}/{name}"
+                number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+                bound = 1.0 / math.sqrt(shape[-1])
+                whole = torch.empty(shape, device="cpu").uniform_(
+                    -bound, bound, generator=torch.Generator("cpu").manual_seed(number)
+                )
+                part = whole.chunk(tp_size, dim=split)[tp_rank] if split >= 0 else whole
+                with torch.no_grad():
+                    parameter.copy_(part)
+
+
+class Seeded:
+    """Adds the draw to one of Megatron-Bridge's adapter classes; `seed` is set by the trainer."""
+
+    seed = 0
+
+    def __call__(self, model, training: bool = True):
+        """Attach the adapters and draw their A."""
+        adapted = super().__call__(model, training=training)
+        if training:
+            draw(adapted if isinstance(adapted, list) else [adapted], self.seed)
+        return adapted
+
+
+class SeededLoRA(Seeded, LoRA):
+    """One adapter per matrix of Megatron's."""
+
+
+class SeededCanonicalLoRA(Seeded, CanonicalLoRA):
+    """One adapter per projection of Hugging Face's."""
+
+
+class SeededDoRA(Seeded, DoRA):
+    """DoRA per matrix of Megatron's."""

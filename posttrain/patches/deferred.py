@@ -55,7 +55,12 @@ class Deferred:
             return sys.modules[self._path()]
         found = sys.modules.get(self._module)
         for part in self._name.split("."):
-            found = getattr(found, "__dict__", {}).get(part)  # getattr would load from a package that is lazy itself
+            names = getattr(found, "__dict__", {})  # getattr(found, part) would load from a package that is lazy itself
+            submodule = names.get("_class_to_module", {}).get(part)  # transformers: the class may be there all the same
+            if submodule and f"{self._module}.{submodule}" in sys.modules:
+                found = getattr(found, part)
+            else:
+                found = names.get(part)
         return found
 
     def _resolve(self) -> object:

@@ -57,7 +57,10 @@ class Conversation:
 
     def digest(self) -> int:
         """64 bits of what is said, equal for duplicates: the unit of the train / validation split."""
-        said = [[m.role, m.content, m.tool_calls, m.extra] for m in self.messages]
-        text = json.dumps([said, self.tools], ensure_ascii=False, sort_keys=True)
-        raw = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return int.from_bytes(raw, "little", signed=True)
+        found = hashlib.blake2b(digest_size=8)
+        for m in self.messages:
+            rest = json.dumps([m.tool_calls, m.extra], sort_keys=True) if m.tool_calls or m.extra else ""
+            found.update(f"{m.role} {len(m.content)} {m.content}{rest}".encode("utf-8", "surrogatepass"))
+        if self.tools:
+            found.update(json.dumps(self.tools, sort_keys=True).encode())
+        return int.from_bytes(found.digest(), "little", signed=True)

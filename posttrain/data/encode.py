@@ -4,6 +4,7 @@ A token is trained when its last character is. So a token that begins in the hea
 space of `[/INST] ` joined to the first word) is trained, and one that reaches beyond a turn's end is not.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes with a copy of `tokenizer`'s Rust core: exactly the ids of the tokenizer for the same text.
+    """Encodes with `tokenizer`'s Rust core: exactly the ids of the tokenizer for the same text.
 
     Args:
         tokenizer: a Hugging Face fast tokenizer.
@@ -46,8 +47,10 @@ class Encoder:
 
     def __init__(self, tokenizer, renderer: Renderer):
         self._renderer = renderer
-        self._spec = tokenizer.backend_tokenizer.to_str()
-        self._plain = _core(self._spec)
+        self._own = tokenizer.backend_tokenizer
+        # A copy costs a second and a hundred megabytes: only where the tokenizer's own would cut, pad or trim offsets.
+        altered = self._own.truncation or self._own.padding or "trim_offsets=True" in str(self._own.post_processor)
+        self._plain = _core(self._own.to_str()) if altered else self._own
         self._guarding: tuple[Tokenizer, dict[str, str], np.ndarray] | None = None
         size = max(len(tokenizer), 1 + max(self._plain.get_added_tokens_decoder(), default=0))
         self._is_special = np.zeros(size, dtype=bool)
@@ -56,30 +59,37 @@ class Encoder:
 
     def __call__(self, batch: Sequence[Rendered]) -> list[Encoded | RowError]:
         """Encode; a row that can't be encoded safely yields its error."""
-        results = []
-        for item, encoding in zip(batch, self.encode(batch), strict=True):
-            try:
-                results.append(self.finish(item, encoding))
-            except RowError as error:
-                results.append(error)
-        return results
+        return self.finish(batch, self.encode(batch))
 
     def encode(self, batch: Sequence[Rendered]) -> list[Encoding]:
         """The tokenizer's own work on the texts of a batch, in Rust threads and without the GIL."""
         return self._plain.encode_batch([str.__str__(item.text) for item in batch], add_special_tokens=False)
 
-    def finish(self, item: Rendered, encoding: Encoding) -> Encoded:
-        """Ids and mask from a tokenizer's encoding of the item's text.
+    def finish(self, batch: Sequence[Rendered], encodings: Sequence[Encoding]) -> list[Encoded | RowError]:
+        """Ids and masks from the tokenizer's encodings of a batch; for a row that isn't safe its error."""
+        rows = [encoding.ids for encoding in encodings]
+        flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
+        starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+        specials = np.diff(np.concatenate([[0], np.cumsum(self._is_special[flat])])[starts]).tolist()
+        results = []
+        for at, (item, encoding) in enumerate(zip(batch, encodings, strict=True)):
+            try:
+                results.append(self._finish(item, encoding, flat[starts[at] : starts[at + 1]], specials[at]))
+            except RowError as error:
+                results.append(error)
+        return results
+
+    def _finish(self, item: Rendered, encoding: Encoding, ids: np.ndarray, specials: int) -> Encoded:
+        """Ids and mask of one row whose encoding has `specials` special tokens.
 
         Raises:
             RowError: text in a message can't be kept apart from the template's special tokens.
         """
         renderer = self._renderer
-        ids = np.array(encoding.ids, dtype=np.int32)
         spans, shift = item.spans, None
         if renderer.special and not renderer.template.parse_content:
-            written = sum(1 for _ in renderer.special_outside(item.text))
-            if item.guarded or self._is_special[ids].sum() != written:
+            written = renderer.count_special_outside(item.text)
+            if item.guarded or specials != written:
                 encoding, ids, shift = self._encode_guarded(item)
                 if self._is_special[ids].sum() != written:
                     raise RowError(
@@ -138,7 +148,7 @@ class Encoder:
 
     def _guard(self):
         """A copy of the tokenizer to which special tokens are known under names that no message contains."""
-        spec = json.loads(self._spec)
+        spec = json.loads(self._own.to_str())
         known = {token["id"]: token["content"] for token in spec["added_tokens"]}
         names = {}
         for token in spec["added_tokens"]:

@@ -35,9 +35,13 @@ class Marked(str):
         return self  # `str(x)` is what Jinja wraps around every output
 
     def __add__(self, other):
+        if type(other) is str:
+            return Marked(str.__add__(self, other), self.spans)
         return concat((self, other)) if isinstance(other, str) else NotImplemented
 
     def __radd__(self, other):
+        if type(other) is str:
+            return Marked(str.__add__(other, self), _moved(self.spans, len(other)))
         return concat((other, self)) if isinstance(other, str) else NotImplemented
 
     def __getitem__(self, key):
@@ -128,6 +132,10 @@ class MarkedList(list):
     __slots__ = ("source",)
 
 
+def _moved(spans: tuple[Span, ...], by: int) -> tuple[Span, ...]:
+    return tuple([(a + by, b + by, source, origin) for a, b, source, origin in spans])
+
+
 def concat(parts: Iterable[str], separator: str = "") -> str:
     """`separator.join(parts)` that keeps the marks of parts and separator."""
     parts = list(parts)
@@ -137,7 +145,7 @@ def concat(parts: Iterable[str], separator: str = "") -> str:
     spans, at = [], 0
     for part in parts:
         if type(part) is Marked:
-            spans += [(a + at, b + at, source, origin) for a, b, source, origin in part.spans]
+            spans += _moved(part.spans, at)
         at += len(part)
     return Marked(text, tuple(spans)) if spans else text
 

@@ -102,9 +102,11 @@ def _rendered(conversations, renderer, rules, counts) -> Iterator[tuple[Place, R
 
 def _finished(batch, encodings, renderer, encoder, rules, counts) -> list[Sample]:
     samples = []
-    for (place, rendered), encoding in zip(batch, encodings.result(), strict=True):
+    results = encoder.finish([rendered for _, rendered in batch], encodings.result())
+    for (place, rendered), encoded in zip(batch, results, strict=True):
         try:
-            encoded = encoder.finish(rendered, encoding)
+            if isinstance(encoded, RowError):
+                raise encoded
             if len(encoded.input_ids) > rules.max_length:
                 shorter = _shortened(place, rendered, len(encoded.input_ids), renderer, encoder, rules, counts)
                 if shorter is None:

@@ -14,7 +14,7 @@ import jinja2
 
 from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.jinja import compile_template
-from posttrain.data.marked import Source, mark
+from posttrain.data.marked import Source, concat, mark
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
 
@@ -110,12 +110,15 @@ class Renderer:
         ]
         compiled = self._compiled_tools if conversation.tools else self._compiled
         try:
-            return compiled.render(
-                messages=messages,
-                tools=mark(conversation.tools, Source(-1, "tools")) if conversation.tools else None,
-                add_generation_prompt=add_generation_prompt,
+            # As compiled.render does it, without copying the environment's globals for every conversation.
+            variables = {
+                **compiled.globals,
                 **self._variables,
-            )
+                "messages": messages,
+                "tools": mark(conversation.tools, Source(-1, "tools")) if conversation.tools else None,
+                "add_generation_prompt": add_generation_prompt,
+            }
+            return concat(compiled.root_render_func(compiled.new_context(variables, shared=True)))
         except jinja2.TemplateError as error:
             raise RowError(f"the template {self.template.name} refuses it: {error}") from None
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
@@ -205,6 +208,19 @@ class Renderer:
         """Whether a message, call or tool definition contains the text of a special token."""
         search = self.special.search if self.special else lambda _: None
         return any(search(text) for text in _texts(conversation))
+
+    def count_special_outside(self, text: str) -> int:
+        """How many special tokens the template wrote."""
+        spans = getattr(text, "spans", ())
+        if len(spans) < 64:  # what is left without the messages, in one search: a line end can't make a special token
+            at, pieces = 0, []
+            for a, b, _, _ in spans:
+                if a > at:
+                    pieces.append(str.__getitem__(text, slice(at, a)))
+                at = max(at, b)
+            pieces.append(str.__getitem__(text, slice(at, None)))
+            return len(self.special.findall("\n".join(pieces)))
+        return sum(1 for _ in self.special_outside(text))
 
     def special_outside(self, text: str) -> Iterator[re.Match]:
         """The special tokens that the template wrote: those outside of every mark, in order."""

@@ -19,9 +19,21 @@ _SCHEMA = pa.schema(
 )
 
 
+def _column(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """An array without a copy. (`pa.array` would import pandas on its first call, half a second.)"""
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
 def _lists(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays), kind))
+    return pa.ListArray.from_arrays(_column(offsets, pa.int32()), _column(np.concatenate(arrays), kind))
+
+
+def _numpy(array: pa.Array, kind: type) -> np.ndarray:
+    """A view of an array without nulls. (`to_numpy` would import pandas.)"""
+    if not len(array):
+        return np.empty(0, kind)
+    return np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array)]
 
 
 class Writer:
@@ -39,12 +51,14 @@ class Writer:
     def write(self, samples: Sequence[Sample]) -> None:
         if not samples:
             return
+        masks = _lists([sample.encoded.mask for sample in samples], pa.uint8())
+        starts, flat = _numpy(masks.offsets, np.int32)[:-1], _numpy(masks.values, np.uint8)
         columns = [
             _lists([sample.encoded.input_ids for sample in samples], pa.int32()),
-            _lists([sample.encoded.mask for sample in samples], pa.uint8()),
-            pa.array([int(sample.encoded.mask[1:].sum()) for sample in samples], pa.int32()),
-            pa.array([sample.rendered.conversation.digest() for sample in samples], pa.int64()),
-            pa.array([sample.place.row for sample in samples], pa.int64()),
+            masks,
+            _column(np.add.reduceat(flat, starts, dtype=np.int32) - flat[starts], pa.int32()),
+            _column(np.array([sample.rendered.conversation.digest() for sample in samples], np.int64), pa.int64()),
+            _column(np.array([sample.place.row for sample in samples], np.int64), pa.int64()),
         ]
         self._file.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
@@ -72,12 +86,12 @@ class Store:
             sources += [source] * file.num_record_batches
         sizes = [batch.num_rows for batch in batches]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-        self._offsets = [batch.column(0).offsets.to_numpy() for batch in batches]
-        self._ids = [batch.column(0).values.to_numpy() for batch in batches]
-        self._masks = [batch.column(1).values.to_numpy() for batch in batches]
+        self._offsets = [_numpy(batch.column(0).offsets, np.int32) for batch in batches]
+        self._ids = [_numpy(batch.column(0).values, np.int32) for batch in batches]
+        self._masks = [_numpy(batch.column(1).values, np.uint8) for batch in batches]
 
         def column(index: int, kind) -> np.ndarray:
-            return np.concatenate([np.empty(0, kind), *(batch.column(index).to_numpy() for batch in batches)])
+            return np.concatenate([np.empty(0, kind), *(_numpy(batch.column(index), kind) for batch in batches)])
 
         self.lengths = np.concatenate([np.empty(0, np.int64), *map(np.diff, self._offsets)]).astype(np.int64)
         self.trained, self.digests, self.rows = column(2, np.int32), column(3, np.int64), column(4, np.int64)

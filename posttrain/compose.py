@@ -65,6 +65,8 @@ def run(
 
     A mistake of the user's is printed as one message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback.
     """
+    # argparse refuses options between overrides (`model=x --multirun optimizer.lr=1,2`): a stable sort puts them first.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda arg: not arg.startswith("-") and ("=" in arg or arg.startswith("~")))
     full = os.environ.get(FULL_ERROR) == "1"
     # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.
     os.environ[FULL_ERROR] = "1"

@@ -117,6 +117,8 @@ class Trial:
                 os.dup2(file.fileno(), 2)
         try:
             job = run(self.config)
+            if isinstance(job._return_value, Exception):  # its property would print Hydra's words first
+                raise job._return_value
             answer = {"value": job.return_value}
         except (UserError, RunFailed) as error:
             answer = {"error": str(error), "stopped": getattr(error, "stopped", False)}

@@ -27,6 +27,7 @@ class Maker:
     """Makes the cached files of one run's data."""
 
     pack: bool
+    multiple: int
     tokenizer: Any
     renderer: Renderer
     rules: Rules
@@ -78,10 +79,10 @@ class Maker:
         """Bins over some of a store's rows."""
         if not self.pack:
             order, starts = packing.alone(len(rows))
-            return Bins(store, rows[order], starts)
+            return self._bins(store, rows[order], starts)
 
         def write(folder: Path) -> None:
-            order, starts = packing.pack(store.lengths[rows], seq_length, seed)
+            order, starts = packing.pack(-(-store.lengths[rows] // self.multiple) * self.multiple, seq_length, seed)
             np.save(folder / "order.npy", rows[order])
             np.save(folder / "starts.npy", starts)
 
@@ -90,13 +91,18 @@ class Maker:
                 fingerprint.code(),
                 [Path(path).parent.name for path in store.paths],
                 seq_length,
+                self.multiple,
                 seed,
                 hashlib.sha256(rows.tobytes()).hexdigest(),
             ]
         )
         target = self._made(self.cache / f"bins-{digest}", write)
         order, starts = (np.load(target / f"{name}.npy", mmap_mode="r") for name in ("order", "starts"))
-        return Bins(store, order, starts)
+        return self._bins(store, order, starts)
+
+    def _bins(self, store: Store, order: np.ndarray, starts: np.ndarray) -> Bins:
+        pad_id = next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
+        return Bins(store, order, starts, self.multiple, pad_id)
 
     def _made(self, target: Path, write: Callable[[Path], None]) -> Path:
         """The folder `target`, made by this process or another."""

@@ -12,10 +12,14 @@ class Bins:
         store: the conversations.
         order: int64[n], indices into `store`.
         starts: int64[bins + 1]; bin b holds order[starts[b]:starts[b + 1]].
+        multiple: each conversation is padded at its end to a multiple of this many tokens, untrained; context
+            parallelism cuts every one into equal parts.
+        pad_id: the padding token.
     """
 
-    def __init__(self, store: Store, order: np.ndarray, starts: np.ndarray):
+    def __init__(self, store: Store, order: np.ndarray, starts: np.ndarray, multiple: int = 1, pad_id: int = 0):
         self.store, self.order, self.starts = store, order, starts
+        self.multiple, self.pad_id = multiple, pad_id
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -29,7 +33,7 @@ class Bins:
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
-        rows = [self.store[i] for i in self.order[self.starts[index] : self.starts[index + 1]]]
+        rows = [self._row(i) for i in self.order[self.starts[index] : self.starts[index + 1]]]
         lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int32)
         ids = np.concatenate([ids for ids, _ in rows])
         mask = np.concatenate([mask for _, mask in rows])
@@ -46,3 +50,10 @@ class Bins:
             "position_ids": positions,
             "seq_lens": lengths,
         }
+
+    def _row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        ids, mask = self.store[index]
+        padding = -len(ids) % self.multiple
+        if not padding:
+            return ids, mask
+        return np.pad(ids, (0, padding), constant_values=self.pad_id), np.pad(mask, (0, padding))

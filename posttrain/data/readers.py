@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from posttrain.data import json_array
 from posttrain.data.conversation import RowError
+from posttrain.data.json_array import JSONArray, NotAnArray
 from posttrain.errors import UserError
 
 # Bytes of one row. A file without line ends (binary, or one huge JSON value) stops here instead of filling the memory.
 MAX_ROW = 64 << 20
-_CHUNK = 1 << 20
-_SPACE = " \t\n\r"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class _Buffered:
     def __init__(self, stream: BinaryIO):
         import io
 
-        self._file = io.BufferedReader(stream, _CHUNK)
+        self._file = io.BufferedReader(stream, json_array.CHUNK)
         self.read, self.readline = self._file.read, self._file.readline
 
 
@@ -133,7 +133,7 @@ def _jsonl(file: BinaryIO, path: Path) -> Iterator[Row]:
 
 def _json(file: BinaryIO, path: Path) -> Iterator[Row]:
     """An array of objects, taken apart as it is read; or JSON Lines under the wrong name."""
-    head = file.read(_CHUNK)
+    head = file.read(json_array.CHUNK)
     start = _text(head[:4096].rsplit(b"\n", 1)[0] if len(head) > 4096 else head, path, "line 1").lstrip()
     if not start.startswith("["):
         if not start.startswith("{"):
@@ -157,71 +157,11 @@ class _Prefixed:
 
 
 def _array(head: bytes, file: BinaryIO, path: Path) -> Iterator[Row]:
-    import codecs
-
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    scan = json.JSONDecoder().raw_decode
-    text, at, line, row, more, wanted = "", 0, 1, 0, True, _CHUNK
-
-    def fill(raw: bytes) -> None:
-        nonlocal text, at, line, more
-        more = bool(raw)
-        line += text.count("\n", 0, at)
-        try:
-            text, at = text[at:] + decoder.decode(raw, final=not raw), 0
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"data.path: {path}, after line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; "
-                "save the file as UTF-8"
-            ) from None
-
-    def skip(extra: str = "") -> str:
-        """Move to the next character that is neither space nor in `extra`; '' at the end."""
-        nonlocal at
-        while True:
-            while at < len(text) and text[at] in _SPACE + extra:
-                at += 1
-            if at < len(text) or not more:
-                return text[at : at + 1]
-            fill(file.read(_CHUNK))
-
-    def here() -> str:
-        return f"line {line + text.count(chr(10), 0, at)}"
-
-    fill(head)
-    skip()
-    at += 1
-    expect_comma = False
-    while (char := skip()) != "]":
-        if not char:
-            raise UserError(f"data.path: {path}, {here()}: the file ends within the array; it is incomplete")
-        if expect_comma:
-            if char != ",":
-                raise UserError(f"data.path: {path}, {here()}: not valid JSON: expected , or ] after row {row - 1}")
-            at += 1
-            skip()
-        name = f"row {row} ({here()})"
-        try:
-            value, end = scan(text, at)
-        except json.JSONDecodeError as error:
-            if more and len(text) - at < MAX_ROW:
-                fill(file.read(wanted))  # most likely cut off: read twice as much each time
-                wanted = min(2 * wanted, MAX_ROW)
-                expect_comma = False
-                continue
-            raise UserError(f"data.path: {path}, {name}: not valid JSON: {error.msg}") from None
-        except RecursionError:
-            raise UserError(f"data.path: {path}, {name}: not valid JSON: nested too deeply") from None
-        if end == len(text) and more:  # a number may go on
-            fill(file.read(_CHUNK))
-            expect_comma = False
-            continue
-        at, wanted, expect_comma = end, _CHUNK, True
-        yield Place(str(path), row, name), _object(value)
-        row += 1
-        if at > _CHUNK // 2:
-            line += text.count("\n", 0, at)
-            text, at = text[at:], 0
+    try:
+        for row, (value, line) in enumerate(JSONArray(head, file, MAX_ROW)):
+            yield Place(str(path), row, f"row {row} (line {line})"), _object(value)
+    except NotAnArray as error:
+        raise UserError(f"data.path: {path}, line {error.line}: {error}") from None
 
 
 def _csv(file: BinaryIO, path: Path) -> Iterator[Row]:

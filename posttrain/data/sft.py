@@ -74,6 +74,7 @@ class SFTData:
         seed: int,
         cache_dir: Path,
         build: bool = True,
+        length_multiple: int = 1,
     ) -> Splits:
         """Render, encode, split and pack, or find it done in the cache.
 
@@ -86,6 +87,8 @@ class SFTData:
             seed: of split and packing, unless `data.seed` is set.
             cache_dir: root of the cache.
             build: False: never do the work, only wait for another process to do it.
+            length_multiple: pad each conversation to a multiple of this many tokens, which must divide `seq_length`;
+                context parallelism of size c needs 2c.
 
         Raises:
             UserError: something about the data, the template or their combination is wrong.
@@ -101,7 +104,7 @@ class SFTData:
         renderer = Renderer(template, tokenizer)
         rows = self._rules(seq_length)
         cache = Path(cache_dir) / "data"
-        maker = Maker(self.packing, tokenizer, renderer, rows, cache, build)
+        maker = Maker(self.packing, length_multiple, tokenizer, renderer, rows, cache, build)
         limit = self.max_train_rows if self.validation_fraction is None else None
         parts = [maker.store(source["path"], source["format"], "data.path", limit) for source in self._sources()]
         train, counts = splits.joined(parts)

@@ -10,7 +10,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.data import readers, sources
+from posttrain.data import json_array, readers, sources
 from posttrain.data.conversation import RowError
 from posttrain.errors import UserError
 
@@ -53,12 +53,12 @@ def test_an_array_read_in_small_pieces_is_the_array(tmp_path_factory, rows):
         return
     path = tmp_path_factory.mktemp("array") / "data.json"
     path.write_text(json.dumps(rows, ensure_ascii=False, indent=1))
-    before = readers._CHUNK
-    readers._CHUNK = 7
+    before = json_array.CHUNK
+    json_array.CHUNK = 7
     try:
         assert [row for _, row in read(path)] == rows
     finally:
-        readers._CHUNK = before
+        json_array.CHUNK = before
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,12 @@ def test_an_array_read_in_small_pieces_is_the_array(tmp_path_factory, rows):
         ("a.jsonl", b"\0\0\0", "binary"),
         ("a.json", b"\x89PNG\r\n", "is not UTF-8"),
         ("a.json", b"hello", "not JSON: begins with 'hello'"),
-        ("a.json", b'[{"a": 1},\n{"a": }]', r"row 1 \(line 2\): not valid JSON"),
+        ("a.json", b'[{"a": 1},\n{"a": }]', "line 2: row 1: not valid JSON"),
         ("a.json", b'[{"a": 1},\n{"a": 2}', "ends within the array"),
         ("a.json", b'[{"a": 1} {"a": 2}]', "expected , or ]"),
+        ("a.json", b'[{"a": 1}] x', "more after the array"),
+        ("a.json", b'[{"a": 1},]', "line 1: row 1: not valid JSON"),
+        ("a.json", b'[{"a": 1},\n{"a": "\xe9"}]', "byte 0xe9 is not UTF-8"),
         ("a.csv", b"a,a\n1,2\n", "name the columns, each once"),
         ("a.parquet", b"PAR1 not really", "not a Parquet file"),
         ("a.jsonl.gz", b"not gzip", "can't be read"),
@@ -116,6 +119,27 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
     path.write_bytes(b'{"a": "' + b"x" * 5000 + b'"}')
     with pytest.raises(UserError, match="line 1: longer than"):
         read(path)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.jsonl.gz"])
+def test_a_large_file_is_streamed(tmp_path, name):
+    import tracemalloc
+
+    row = {"a": "x" * 2000}
+    lines = {"a.json": "[" + ",\n".join([json.dumps(row)] * 10_000) + "]", "a.csv": "a\n" + (row["a"] + "\n") * 10_000}
+    raw = lines.get(name, (json.dumps(row) + "\n") * 10_000).encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw, 1) if name.endswith(".gz") else raw)
+    tracemalloc.start()
+    assert sum(1 for _ in readers.read(tmp_path / name)) == 10_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(raw) / 3
+
+
+def test_places_name_the_line_of_each_row(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[\n{"a": 1},\n\n{"a":\n2}]')
+    assert [place.name for place, _ in read(path)] == ["row 0 (line 2)", "row 1 (line 4)"]
 
 
 def test_folders_globs_and_lists(tmp_path):

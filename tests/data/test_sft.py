@@ -26,7 +26,7 @@ def pairs(count, start=0, size=3):
     return [{"prompt": f"q{i}", "completion": f"a{i} " * (1 + i % size)} for i in range(start, start + count)]
 
 
-def build(tokenizer, tmp_path, seq_length=256, seed=1, build=True, **options):
+def build(tokenizer, tmp_path, seq_length=256, seed=1, build=True, length_multiple=1, **options):
     options.setdefault("format", PromptCompletion())
     return SFTData(**options).build(
         tokenizer=tokenizer,
@@ -35,6 +35,7 @@ def build(tokenizer, tmp_path, seq_length=256, seed=1, build=True, **options):
         seed=seed,
         cache_dir=tmp_path / "cache",
         build=build,
+        length_multiple=length_multiple,
     )
 
 
@@ -71,6 +72,17 @@ def test_items(tokenizer, tmp_path, packing):
     assert sorted(texts(tokenizer, splits.train))[0].startswith(
         "<|im_start|>user\nq0<|im_end|>\n<|im_start|>assistant\na0"
     )
+
+
+def test_conversations_padded_for_context_parallelism(tokenizer, tmp_path):
+    path = write(tmp_path / "a.jsonl", pairs(40))
+    plain = build(tokenizer, tmp_path, path=path).train
+    padded = build(tokenizer, tmp_path, path=path, length_multiple=8).train
+    assert len(texts(tokenizer, padded)) == 40
+    for i in range(len(padded)):
+        assert (padded[i]["seq_lens"] % 8 == 0).all() and padded[i]["seq_lens"].sum() <= 256
+    trained = sum(int(padded[i]["loss_mask"].sum()) for i in range(len(padded)))
+    assert trained == sum(int(plain[i]["loss_mask"].sum()) for i in range(len(plain)))
 
 
 def test_report(tokenizer, tmp_path):

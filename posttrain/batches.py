@@ -66,18 +66,26 @@ def blank_row(length: int, pad_id: int) -> dict[str, np.ndarray]:
 
 
 class Collate:
-    """Rows -> one micro-batch in the keys that megatron.bridge.training.gpt_step reads, and its counts.
+    """Rows -> one micro-batch as `posttrain.step.forward_step` reads it, and its counts.
 
     Args:
         length: tokens that each row is padded to; None: rows are joined without padding.
         pad_id: padding token.
         multiple: the whole is padded to a multiple of this (tensor x context parallel size).
+        sequences: fill the boundaries up to this many sequences, the last ones empty; None: as many as there are.
+            With `length` every batch then has the same shapes, which a CUDA graph needs.
     """
 
-    def __init__(self, length: int | None, pad_id: int, multiple: int = 1) -> None:
-        self.length, self.pad_id, self.multiple = length, pad_id, multiple
+    def __init__(self, length: int | None, pad_id: int, multiple: int = 1, sequences: int | None = None) -> None:
+        self.length, self.pad_id, self.multiple, self.sequences = length, pad_id, multiple, sequences
 
     def __call__(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+        """Collate.
+
+        Returns:
+            tokens, labels, position_ids int64[1, t]; loss_mask float32[1, t]; cu_seqlens_q int32[n + 1]; max_seqlen an
+            int; counts, see Counts.
+        """
         import torch
 
         from posttrain.data.collate import collate
@@ -85,52 +93,44 @@ class Collate:
         batch = collate(rows, self.length, self.pad_id, pad_multiple=self.multiple)
         lengths = np.concatenate([row["seq_lens"] for row in rows]).astype(np.int64)
         trained = int(sum(int(row["loss_mask"].sum()) for row in rows))
-        cu_seqlens = batch["cu_seqlens"]
-        max_seqlen = torch.tensor(int(batch["max_seqlen"]), dtype=torch.int32)
+        ends, longest = batch["cu_seqlens"], int(batch["max_seqlen"])
+        if self.sequences is not None:
+            ends = torch.cat([ends, ends[-1:].expand(self.sequences + 1 - len(ends))])
+            longest = self.length
         return {
-            "tokens": batch["tokens"].long(),
-            "labels": batch["labels"].long(),
-            "loss_mask": batch["loss_mask"].float(),
-            "position_ids": batch["position_ids"].long(),
-            "attention_mask": None,
-            "cu_seqlens_q": cu_seqlens,
-            "cu_seqlens_kv": cu_seqlens,
-            "max_seqlen_q": max_seqlen,
-            "max_seqlen_kv": max_seqlen,
-            # Counts stay on the host: reading them must not wait for the device.
+            "tokens": batch["tokens"],
+            "labels": batch["labels"],
+            "loss_mask": batch["loss_mask"],
+            "position_ids": batch["position_ids"],
+            "cu_seqlens_q": ends,
+            "max_seqlen": longest,
+            # Counts stay on the host: reading them must not wait for the device. A row of padding is no work.
             "counts": [trained, int(lengths.sum()) if trained else 0, int((lengths**2).sum()) if trained else 0,
                        int(batch["tokens"].numel())],
         }  # fmt: skip
 
 
-class Counts:
-    """What this process has been given since the last `take`: trained, real and all tokens, sum of squared lengths."""
+class Counted:
+    """An iterator over batches that adds up what it gives, and keeps the counts out of the batches.
+
+    Attributes:
+        totals: trained, real and all tokens, and the sum of squared sequence lengths, since the last `take`.
+    """
 
     names = ("trained_tokens", "tokens", "squared_lengths", "padded_tokens")
 
-    def __init__(self) -> None:
-        self.totals = [0, 0, 0, 0]
+    def __init__(self, batches: Iterator[dict[str, Any]]) -> None:
+        self.batches, self.totals = batches, [0] * len(self.names)
 
-    def tap(self, iterator: Iterator[dict[str, Any]]) -> "Tapped":
-        """`iterator`, adding up what goes through it."""
-        return Tapped(iterator, self)
-
-    def take(self) -> list[int]:
-        """The totals, which start again from zero."""
-        totals, self.totals = self.totals, [0, 0, 0, 0]
-        return totals
-
-
-class Tapped:
-    """An iterator whose batches are counted; see `Counts.tap`."""
-
-    def __init__(self, iterator: Iterator[dict[str, Any]], counts: Counts) -> None:
-        self.iterator, self.counts = iterator, counts
-
-    def __iter__(self) -> "Tapped":
+    def __iter__(self) -> "Counted":
         return self
 
     def __next__(self) -> dict[str, Any]:
-        batch = next(self.iterator)
-        self.counts.totals = [total + count for total, count in zip(self.counts.totals, batch["counts"], strict=True)]
+        batch = next(self.batches)
+        self.totals = [total + count for total, count in zip(self.totals, batch.pop("counts"), strict=True)]
         return batch
+
+    def take(self) -> list[int]:
+        """The totals, which start again from zero."""
+        totals, self.totals = self.totals, [0] * len(self.names)
+        return totals

@@ -12,7 +12,7 @@ from posttrain import flops
 from posttrain.files import write_json
 from posttrain.metrics import Metrics
 from posttrain.samples import Sampler
-from posttrain.validation import Validator, from_last_stage
+from posttrain.validation import from_last_stage, validate
 
 log = logging.getLogger(__name__)
 
@@ -22,19 +22,21 @@ class RunCallback(Callback):
 
     Args:
         trainer: the run's trainer.
-        step: the forward step, whose counts are read.
     """
 
-    def __init__(self, trainer: Any, step: Any) -> None:
-        self.trainer, self.step = trainer, step
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
         self.settings = trainer.settings
         self.metrics = Metrics(trainer) if trainer.rank == 0 else None
-        self.validator = Validator(trainer, step) if trainer.validation_steps else None
         self.sampler = Sampler(trainer)
         self.summary: dict[str, Any] = {"run_dir": str(trainer.run_dir), "steps": trainer.steps}
         self.trained_tokens = self.tokens = 0
         self.seconds = 0.0  # in training steps alone
         self.since_log: list[float] = [0.0] * 4
+
+    def on_data_init_start(self, context: CallbackContext) -> None:
+        """The checkpoint is loaded: the data goes on from its place."""
+        context.state.cfg.dataset.consumed_samples = context.state.train_state.consumed_train_samples
 
     def on_train_start(self, context: CallbackContext) -> None:
         """Validation loss and sample answers before the first step."""
@@ -45,7 +47,11 @@ class RunCallback(Callback):
         if self.first_step == 0:
             self.summary["val_loss_before"] = self.validate(context, 0)
             self.sampler.run(context.model, "before")
-        self.step.counts.take()
+        self.profile = None
+        if self.settings.profile and self.metrics:
+            from posttrain.profiling import Profile
+
+            self.profile = Profile(self.trainer.run_dir, self.trainer.platform.device)
         self.frozen = self.fingerprint(context) if self.trainer.peft else None
 
     def on_train_step_start(self, context: CallbackContext) -> None:
@@ -65,7 +71,7 @@ class RunCallback(Callback):
             self.summary["time_to_first_step_s"] = round(time.time() - self.trainer.started, 2)
             if self.trainer.peft:
                 self.check_adapters(context)
-        counts = self.reduce([*self.step.counts.take(), elapsed])
+        counts = self.reduce([*self.trainer.counted.take(), elapsed])
         self.since_log = [a + b for a, b in zip(self.since_log, counts[:4], strict=True)]
         self.trained_tokens += int(counts[0])
         self.tokens += int(counts[1])
@@ -75,6 +81,8 @@ class RunCallback(Callback):
                 self.metrics.step(step, loss=loss, lr=self.lr, grad_norm=context.grad_norm, counts=self.since_log,
                                   seconds=self.seconds, epoch=self.epoch(step))  # fmt: skip
             self.since_log = [0.0] * 4
+        if self.profile:
+            self.profile.step()
         interval = self.settings.validation_interval
         if interval and step % interval == 0 and step != self.trainer.steps:
             self.validate(context, step)
@@ -100,6 +108,8 @@ class RunCallback(Callback):
             "world_size": trainer.world,
             "data": trainer.splits.report,
         }
+        if self.profile and self.profile.table:
+            self.summary["profile"] = self.profile.table["milliseconds_per_step"]
         if self.metrics:
             write_json(trainer.run_dir / "summary.json", self.summary)
             if self.sampler.records:
@@ -108,9 +118,9 @@ class RunCallback(Callback):
 
     def validate(self, context: CallbackContext, step: int) -> float | None:
         """Loss per trained token of the validation split, None without one."""
-        if self.validator is None:
+        if not self.trainer.validation_steps:
             return None
-        loss = self.validator.run(context)
+        loss = validate(context)
         if self.metrics:
             self.metrics.validation(step, loss)
         return loss

@@ -1,11 +1,14 @@
-"""Hand this project's rows to Megatron-Bridge's data loaders."""
+"""Hand this project's rows to Megatron-Bridge: which rows, in which order, to which process."""
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
+from megatron.bridge.data.samplers import build_pretraining_data_loader
+from megatron.core import parallel_state
 
-from posttrain.batches import Collate, TrainOrder, ValidationOrder, blank_row
+from posttrain.batches import Collate, Counted, TrainOrder, ValidationOrder, blank_row
 
 
 @dataclass
@@ -14,38 +17,52 @@ class RowsProvider(DatasetProvider):
 
     Attributes:
         seq_length: tokens per row.
-        skip_getting_attention_mask_from_dataset: False makes middle pipeline stages read sequence boundaries too.
+        consumed_samples: rows of this run that earlier processes have trained on; set before the data is opened.
     """
 
     seq_length: int = 0
-    skip_getting_attention_mask_from_dataset: bool = False
+    consumed_samples: int = 0
 
     @classmethod
     def of(cls, trainer: Any) -> "RowsProvider":
-        """The provider of a trainer's rows: read in the order of their index, by workers where there are cores."""
-        workers = trainer.settings.num_workers if trainer.platform.device == "cuda" else 0
+        """The provider of a trainer's rows: read ahead by workers where there is a GPU to keep busy."""
+        on_gpu = trainer.platform.device == "cuda"
+        workers = trainer.settings.num_workers if on_gpu else 0
         provider = cls(
-            dataloader_type="single",
+            dataloader_type="external",
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=trainer.platform.device == "cuda",
+            pin_memory=on_gpu,
             seq_length=trainer.settings.seq_length,
         )
         provider._trainer = trainer  # not a field: Megatron-Bridge writes the fields to run_config.yaml
         return provider
 
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any, Any, Any]:
-        """Return the training rows; validation has a loader of its own (see callbacks)."""
+        """Return the training batches; validation has batches of its own (see validation.py)."""
         t = self._trainer
-        samples = t.steps * t.settings.global_batch_size
-        return TrainOrder(t.splits.train, samples, t.config.seed, self.collate()), None, None
+        rows = TrainOrder(t.splits.train, t.steps * t.settings.global_batch_size, t.config.seed, self.collate())
+        t.counted = self.loader(rows, self.consumed_samples, t.settings.global_batch_size, self.num_workers)
+        return t.counted, None, None
 
-    def validation(self) -> ValidationOrder:
-        """Return the validation rows, filled up to whole batches."""
+    def validation(self) -> Counted:
+        """Return the batches of one validation: every row once, filled up to whole batches."""
         t = self._trainer
         samples = t.validation_steps * t.validation_batch_size
         length = self.seq_length if t.data.packing else 16
-        return ValidationOrder(t.splits.validation, samples, blank_row(length, self.pad_id), self.collate())
+        rows = ValidationOrder(t.splits.validation, samples, blank_row(length, self.pad_id), self.collate())
+        return self.loader(rows, 0, t.validation_batch_size, 0)
+
+    def loader(self, rows: Any, consumed: int, global_batch_size: int, workers: int) -> Counted:
+        """This process's micro-batches of `rows` from the row `consumed` on, in order."""
+        loader = build_pretraining_data_loader(
+            rows, consumed, "single", self._trainer.settings.micro_batch_size, workers, True,
+            collate_fn=rows.collate_fn, pin_memory=self.pin_memory, persistent_workers=workers > 0,
+            data_parallel_rank=parallel_state.get_data_parallel_rank(),
+            data_parallel_size=parallel_state.get_data_parallel_world_size(),
+            global_batch_size=global_batch_size,
+        )  # fmt: skip
+        return Counted(iter(loader))
 
     @property
     def pad_id(self) -> int:
@@ -53,8 +70,13 @@ class RowsProvider(DatasetProvider):
         return self._trainer.tokenizer.pad_token_id or 0
 
     def collate(self) -> Collate:
-        """Return rows -> micro-batch."""
+        """Return rows -> micro-batch, of one shape for all where a CUDA graph needs that."""
         t = self._trainer
         p = t.parallelism
         multiple = p.tensor_model_parallel_size * p.context_parallel_size * (2 if p.context_parallel_size > 1 else 1)
-        return Collate(self.seq_length if t.data.packing else None, self.pad_id, multiple)
+        sequences = None
+        if t.cuda_graph:
+            most = max(int(np.diff(rows.starts).max()) for rows in (t.splits.train, t.splits.validation) if rows)
+            sequences = t.settings.micro_batch_size * (most + 1)  # each row's padding is a sequence
+            sequences += -sequences % 16
+        return Collate(self.seq_length if t.data.packing else None, self.pad_id, multiple, sequences)

@@ -106,6 +106,8 @@ class TrainerSchema:
     bad_numbers: str = ranged("stop", choices=["stop", "skip"])
     num_workers: int = ranged(2, ge=0)
     deterministic: bool = False
+    profile: bool = False
+    cuda_graph: bool | None = None
     export: bool = True
     megatron: dict[str, Any] = field(default_factory=dict)
 

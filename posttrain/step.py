@@ -1,24 +1,57 @@
-"""The forward step: Megatron-Bridge's own, with the batch's tokens counted on the way."""
+"""The forward step that Megatron-Bridge's training loop calls: one micro-batch of packed sequences through the model.
 
-from collections.abc import Iterable
+Nothing in it waits for the device, so that a step can be captured in a CUDA graph.
+"""
+
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from megatron.bridge.training.gpt_step import forward_step
+import torch
+from megatron.bridge.training.gpt_step import _partition_packed_batch_for_cp
+from megatron.bridge.training.losses import masked_next_token_loss
 from megatron.bridge.training.state import GlobalState
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
 
-from posttrain.batches import Counts
+ON_DEVICE = ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens_q")
 
 
-class ForwardStep:
-    """Callable for `finetune`.
+def forward_step(
+    state: GlobalState, data_iterator: Iterator[dict[str, Any]], model: Any, return_schedule_plan: bool = False
+) -> tuple[torch.Tensor, partial]:
+    """Per-token losses of one micro-batch, and the function that sums them over the trained tokens.
 
-    Attributes:
-        counts: tokens of the batches this process has been given since they were last taken.
+    Args:
+        state: Megatron-Bridge's global state.
+        data_iterator: of batches as posttrain.batches.Collate makes them.
+        model: this pipeline stage's part of the model.
+
+    Returns:
+        The stage's output ([1, t] losses on the last stage) and (output) -> (sum, number of trained tokens, report).
     """
-
-    def __init__(self) -> None:
-        self.counts = Counts()
-
-    def __call__(self, state: GlobalState, data_iterator: Iterable, model: Any, return_schedule_plan: bool = False):
-        """One micro-batch forward; returns per-token losses and the function that reduces them."""
-        return forward_step(state, self.counts.tap(data_iterator), model, return_schedule_plan)
+    batch = next(data_iterator)
+    batch = {key: batch[key].cuda(non_blocking=True) for key in ON_DEVICE} | {"max_seqlen": batch["max_seqlen"]}
+    ends = batch["cu_seqlens_q"]
+    if parallel_state.get_context_parallel_world_size() > 1:
+        longest = batch.pop("max_seqlen")
+        batch = _partition_packed_batch_for_cp(batch, parallel_state.get_context_parallel_group())
+        batch["max_seqlen"] = longest
+    packed = PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=ends,
+        cu_seqlens_kv=ends,
+        max_seqlen_q=batch["max_seqlen"],
+        max_seqlen_kv=batch["max_seqlen"],
+        pad_between_seqs=False,  # padding is a sequence of its own; asking the device would wait for it
+    )
+    output = model(
+        input_ids=batch["tokens"],
+        position_ids=batch["position_ids"],
+        attention_mask=None,
+        labels=batch["labels"],
+        packed_seq_params=packed,
+    )
+    # NaN is looked for once a step in the gradient's norm, not here: that would wait for the device.
+    reduce = partial(masked_next_token_loss, batch["loss_mask"], check_for_nan_in_loss=False)
+    return output, reduce

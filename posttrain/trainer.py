@@ -52,7 +52,7 @@ class Trainer:
         from megatron.bridge.training.finetune import finetune
 
         from posttrain.callbacks import RunCallback
-        from posttrain.step import ForwardStep
+        from posttrain.step import forward_step
 
         self.tokenizer = self.model.load_tokenizer()
         self.splits = self.data.build(
@@ -61,8 +61,7 @@ class Trainer:
         )  # fmt: skip
         if not len(self.splits.train):
             raise UserError("data: no conversation is left to train on; see the counts in the log, or use preview")
-        step = ForwardStep()
-        finetune(self.container(), step, callbacks=[RunCallback(self, step)])
+        finetune(self.container(), forward_step, callbacks=[RunCallback(self)])
 
     def cache_dir(self) -> Path:
         """Where rendered data is kept between runs."""
@@ -97,6 +96,26 @@ class Trainer:
         steps = math.ceil(len(self.splits.validation or ()) / self.validation_batch_size)
         return min(steps, self.settings.validation_batches or steps)
 
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether the forward and backward passes of a step are captured once and replayed.
+
+        Small models spend most of a step on launching kernels otherwise. Needs batches of one shape and a step that
+        never asks the device for a number: packed rows, Transformer Engine's attention, no experts.
+        """
+        wanted = self.settings.cuda_graph
+        shape = self.model.architecture or {}
+        possible = (
+            self.platform.transformer_engine
+            and self.data.packing
+            and self.world == 1
+            and not any(shape.get(key) for key in ("num_local_experts", "num_experts"))
+            and shape.get("model_type") != "gemma2"  # its soft-capped attention is not Transformer Engine's
+        )
+        if wanted and not possible:
+            raise UserError("trainer.cuda_graph=true: needs one GPU, Transformer Engine, packing, and a dense model")
+        return possible if wanted is None else wanted
+
     def container(self) -> Any:
         """Return Megatron-Bridge's whole configuration for this run."""
         from megatron.bridge.training.config import (
@@ -122,6 +141,11 @@ class Trainer:
         self.scheduler.lr_warmup_init = self.optimizer.lr / (warmup + 1)
         self.scheduler.start_weight_decay = self.scheduler.end_weight_decay = self.optimizer.weight_decay
         resume = self.resume_directory()
+        ddp = self.parallelism.ddp(self.platform)
+        if self.cuda_graph:
+            provider.cuda_graph_impl = "full_iteration"
+            provider.use_te_rng_tracker = True
+            ddp.check_for_nan_in_grad = False  # would wait for the device inside the graph; the norm is checked after
         container = ConfigContainer(
             model=provider,
             train=TrainingConfig(
@@ -140,13 +164,13 @@ class Trainer:
             ),
             optimizer=self.optimizer,
             scheduler=self.scheduler,
-            ddp=self.parallelism.ddp(self.platform),
+            ddp=ddp,
             dist=self.parallelism.dist(self.platform),
             dataset=RowsProvider.of(self),
             logger=LoggerConfig(log_interval=1, skip_train_metrics_log=True, tensorboard_dir=None),
             tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=self.vocab_size - 1),
             checkpoint=self.checkpoint.build(self.run_dir / "checkpoints", str(self.base_directory()), resume),
-            rng=RNGConfig(seed=self.config.seed),
+            rng=RNGConfig(seed=self.config.seed, te_rng_tracker=self.cuda_graph),
             rerun_state_machine=RerunStateMachineConfig(check_for_nan_in_loss=False),
             mixed_precision=mixed,
             peft=self.peft,

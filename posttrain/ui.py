@@ -82,6 +82,11 @@ class Screen:
             for sample in samples:
                 table.add_row(*(escape(sample.get(name) or "") for name in ("prompt", "before", "after", "reference")))
             self.console.print(table, soft_wrap=False)
+        if summary.get("profile"):
+            table = Table(title="Milliseconds per step")
+            for name, value in summary["profile"].items():
+                table.add_row(name, f"{value:.2f}")
+            self.console.print(table)
         before, after = summary.get("val_loss_before"), summary.get("val_loss_after")
         if after is not None:
             drop = f"{before:.4f} -> " if before is not None else ""

@@ -1,15 +1,15 @@
 """Loss on the validation split: Megatron-Bridge's evaluation over this project's rows."""
 
-from typing import Any
 
 import torch
-from megatron.bridge.data.samplers import build_pretraining_data_loader
 from megatron.bridge.training.callbacks import CallbackContext
 from megatron.bridge.training.eval import evaluate
 from megatron.bridge.training.train import disable_forward_pre_hook, enable_forward_pre_hook
 from megatron.core import parallel_state
 from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.utils import get_model_config
+
+from posttrain.step import forward_step
 
 
 def from_last_stage(value: torch.Tensor | None) -> float:
@@ -24,44 +24,19 @@ def from_last_stage(value: torch.Tensor | None) -> float:
     return float(tensor)
 
 
-class Validator:
-    """Evaluates the model as it is.
-
-    Args:
-        trainer: the run's trainer.
-        step: the forward step.
-    """
-
-    def __init__(self, trainer: Any, step: Any) -> None:
-        self.trainer, self.step = trainer, step
-
-    def run(self, context: CallbackContext) -> float:
-        """Mean loss per trained token over the validation split; the same on every rank."""
-        counts, totals = self.step.counts, list(self.step.counts.totals)
-        model = context.model
-        overlapped = any(getattr(chunk, "remove_forward_pre_hook_handles", None) for chunk in model)
-        if overlapped:
-            disable_forward_pre_hook(model, optimizer=context.optimizer)
-        losses, _, _ = evaluate(
-            context.state,
-            self.step,
-            RerunDataIterator(iter(self.loader(context))),
-            model,
-            None,
-            get_model_config(model[0]),
-        )
+def validate(context: CallbackContext) -> float:
+    """Mean loss per trained token over the validation split; the same on every rank. A collective call."""
+    model, cfg = context.model, context.state.cfg
+    overlapped = any(getattr(chunk, "remove_forward_pre_hook_handles", None) for chunk in model)
+    if overlapped:
+        disable_forward_pre_hook(model, optimizer=context.optimizer)
+    # A graph for the few steps of a validation would hold its memory for the whole run.
+    graph, cfg.model.cuda_graph_impl = cfg.model.cuda_graph_impl, "none"
+    try:
+        batches = RerunDataIterator(cfg.dataset.validation())
+        losses, _, _ = evaluate(context.state, forward_step, batches, model, None, get_model_config(model[0]))
+    finally:
+        cfg.model.cuda_graph_impl = graph
         if overlapped:
             enable_forward_pre_hook(model)
-        counts.totals = totals
-        return from_last_stage(losses.get("lm loss"))
-
-    def loader(self, context: CallbackContext) -> Any:
-        """A fresh loader over all validation rows, this process's share of each batch."""
-        cfg = context.state.cfg
-        rows = cfg.dataset.validation()
-        return build_pretraining_data_loader(
-            rows, 0, "single", cfg.validation.eval_micro_batch_size, 0, True, collate_fn=rows.collate_fn,
-            data_parallel_rank=parallel_state.get_data_parallel_rank(),
-            data_parallel_size=parallel_state.get_data_parallel_world_size(),
-            global_batch_size=cfg.validation.eval_global_batch_size, pin_memory=False, persistent_workers=False,
-        )  # fmt: skip
+    return from_last_stage(losses.get("lm loss"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from posttrain.batches import Collate, Counts, TrainOrder, ValidationOrder, blank_row
+from posttrain.batches import Collate, Counted, TrainOrder, ValidationOrder, blank_row
 
 
 class Rows(list):
@@ -51,7 +51,7 @@ def test_packed_micro_batch():
     batch = Collate(length=8, pad_id=0)([row(3, 2), row(8)])
     assert batch["tokens"].shape == batch["labels"].shape == batch["loss_mask"].shape == (1, 16)
     assert batch["cu_seqlens_q"].tolist() == [0, 3, 5, 8, 16]
-    assert int(batch["max_seqlen_q"]) == 8
+    assert batch["max_seqlen"] == 8
     assert int(batch["loss_mask"].sum()) == 3
     assert batch["counts"] == [3, 13, 9 + 4 + 64, 16]
 
@@ -62,12 +62,20 @@ def test_unpacked_micro_batch_is_padded_as_a_whole():
     assert batch["cu_seqlens_q"].tolist() == [0, 3, 9, 12]
 
 
+def test_graphs_get_batches_of_one_shape():
+    collate = Collate(8, 0, sequences=6)
+    first, second = collate([row(3, 2), row(8)]), collate([row(1, 1, 1), row(4, 4)])
+    assert first["cu_seqlens_q"].tolist() == [0, 3, 5, 8, 16, 16, 16]
+    assert first["cu_seqlens_q"].shape == second["cu_seqlens_q"].shape
+    assert first["max_seqlen"] == second["max_seqlen"] == 8
+
+
 def test_counts_start_again_after_take():
-    collate, counts = Collate(8, 0), Counts()
-    iterator = counts.tap(iter([collate([row(3, 2)]), collate([row(8)])]))
-    next(iterator)
-    assert counts.take() == [2, 5, 13, 8]
-    next(iterator)
-    assert counts.take() == [1, 8, 64, 8]
+    collate = Collate(8, 0)
+    batches = Counted(iter([collate([row(3, 2)]), collate([row(8)])]))
+    assert "counts" not in next(batches)
+    assert batches.take() == [2, 5, 13, 8]
+    next(batches)
+    assert batches.take() == [1, 8, 64, 8]
     with pytest.raises(StopIteration):
-        next(iterator)
+        next(batches)

@@ -2,7 +2,8 @@
 
 The package is only a carrier: it is located without being imported, and its own dependencies are not needed. The
 files are written as the hub's own repository has them, so that transformers 4 and 5, Megatron-Bridge and others read
-them; transformers' own GGUF loader is not used, as it gets this tokenizer's digits and stop token wrong.
+them; transformers' own GGUF loader is not used, as it gets this tokenizer's digits and stop token wrong. The values are
+4-bit and 8-bit ones; rounding them to bfloat16 moves a tensor by 0.14 % at most, and the loss on text by 0.0002.
 """
 
 import hashlib

@@ -14,7 +14,7 @@ from posttrain.data.render import Renderer
 from posttrain.errors import UserError
 
 # Rows per call of the tokenizer: enough to keep its threads busy, few enough to stay small in memory.
-BATCH = 256
+BATCH = 512
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #d0d7de;
 pre span:hover { outline: 1px solid #57606a }
 .trained { background: #b7ebc3 } .special { color: #a40e9c; font-weight: 600 }
 h1 { font-size: 1.3rem; overflow-wrap: anywhere }
-td { padding: .1rem 1.5rem .1rem 0; vertical-align: top } td:first-child { color: #57606a } 
+td { padding: .1rem 1.5rem .1rem 0; vertical-align: top } td:first-child { color: #57606a }
 h2 { font-size: 1rem; overflow-wrap: anywhere }
 @media (prefers-color-scheme: dark) {
   body { background: #0d1117; color: #e6edf3 } pre { border-color: #30363d }

@@ -8,6 +8,7 @@ as Hugging Face's PEFT does.
 
 import hashlib
 import math
+import re
 
 import torch
 from megatron.bridge.peft.canonical_lora import CanonicalLoRA
@@ -19,24 +20,19 @@ from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
 def draw(model: list[torch.nn.Module], seed: int) -> None:
     """Fill every adapter's A of `model` (chunks of this process) in place."""
-    tp_size, tp_rank = (
-        parallel_state.get_tensor_model_parallel_world_size(),
-        parallel_state.get_tensor_model_parallel_rank(),
-    )
     for chunk in model:
         for layer in (module for module in chunk.modules() if isinstance(module, BaseTransformerLayer)):
             for name, parameter in layer.named_parameters():
                 if not (parameter.requires_grad and name.endswith("linear_in.weight")):
                     continue
-                # Each expert-parallel process has experts of its own under the same names.
-                place = parallel_state.get_expert_model_parallel_rank() if "experts" in name else 0
+                tp_size, tp_rank = divided_by(name)
                 split = (
                     getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", 0) else -1
                 )
                 shape = list(parameter.shape)  # [rank, in], either divided over the processes or not at all
                 if split >= 0:
                     shape[split] *= tp_size
-                text = f"{seed}/{layer.layer_number}/{place}/{name}"
+                text = f"{seed}/{layer.layer_number}/{whole_name(name, layer.config.num_moe_experts)}"
                 number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
                 bound = 1.0 / math.sqrt(shape[-1])
                 whole = torch.empty(shape, device="cpu").uniform_(
@@ -45,6 +41,26 @@ def draw(model: list[torch.nn.Module], seed: int) -> None:
                 part = whole.chunk(tp_size, dim=split)[tp_rank] if split >= 0 else whole
                 with torch.no_grad():
                     parameter.copy_(part)
+
+
+def divided_by(name: str) -> tuple[int, int]:
+    """Processes that the parameter `name` may be divided over, and the place of this one among them."""
+    if ".experts." in name:
+        return (
+            parallel_state.get_expert_tensor_parallel_world_size(),
+            parallel_state.get_expert_tensor_parallel_rank(),
+        )
+    return parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
+
+
+def whole_name(name: str, experts: int | None) -> str:
+    """The parameter's name with an expert's number in the whole model; each process counts its own from 0.
+
+    Grouped experts share one adapter, on all processes the same, and have no number.
+    """
+    here = (experts or 0) // parallel_state.get_expert_model_parallel_world_size()
+    first = here * parallel_state.get_expert_model_parallel_rank()
+    return re.sub(r"(?<=local_experts\.)\d+", lambda found: str(first + int(found[0])), name)
 
 
 class Seeded:

@@ -13,29 +13,45 @@ from megatron.bridge.models.conversion.model_bridge import HFWeightTuple
 from megatron.bridge.models.conversion.peft_bridge import AdapterWeight
 from megatron.core import parallel_state
 
-EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
+EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)")
+LOCAL = ".local_experts."
 
 
 class SeparateExperts:
     """Mixin of a MegatronModelBridge of a mixture of experts."""
 
+    def build_adapter_conversion_tasks(self, megatron_model, *args, **kwargs) -> dict[str, list]:
+        """As upstream's, under the experts' numbers in the whole model."""
+        tasks = super().build_adapter_conversion_tasks(megatron_model, *args, **kwargs)
+        here = experts_here(megatron_model)
+        first = here * parallel_state.get_expert_model_parallel_rank()
+
+        def number(prefix: str) -> str:
+            return EXPERT.sub(lambda found: str(first + int(found[0])), prefix) if LOCAL in prefix else prefix
+
+        return {
+            number(prefix): [dataclasses.replace(task, global_base_prefix=number(prefix)) for task in group]
+            for prefix, group in tasks.items()
+        }
+
     def stream_adapter_weights_megatron_to_hf(self, megatron_model, *args, **kwargs) -> Iterator[HFWeightTuple]:
-        """As upstream's, with the experts of all processes under their numbers in the whole model."""
+        """As upstream's, with the experts of all processes."""
+        separate = any(LOCAL in name for part in megatron_model for name, _ in part.named_parameters())
+        here = experts_here(megatron_model)
         for name, weight in super().stream_adapter_weights_megatron_to_hf(megatron_model, *args, **kwargs):
             found = EXPERT.search(name)
-            if found is None or not are_separate(megatron_model):
+            if found is None or not separate:
                 yield HFWeightTuple(name, weight)
                 continue
             for process, part in enumerate(gathered(weight)):
-                number = int(found[0]) + process * experts_here(megatron_model)
-                yield HFWeightTuple(EXPERT.sub(str(number), name), part)
+                yield HFWeightTuple(EXPERT.sub(str(process * here + int(found[0]) % here), name), part)
 
     def _merge_lora_adapter_weights(
         self, megatron_model, converted_weights_dict: dict[str, torch.Tensor], adapter_weights: list[AdapterWeight]
     ) -> dict[str, torch.Tensor]:
         """As upstream's, each expert with its own adapter."""
         merge = super()._merge_lora_adapter_weights
-        if ".local_experts." not in adapter_weights[0].global_base_prefix:
+        if LOCAL not in adapter_weights[0].global_base_prefix:
             return merge(megatron_model, converted_weights_dict, adapter_weights)
         (mine,) = adapter_weights
         inner, outer = (gathered(part.weight) for part in (mine.linear_in_weight, mine.linear_out_weight))
@@ -53,11 +69,6 @@ class SeparateExperts:
             )
             merged |= merge(megatron_model, theirs, [adapter])
         return merged
-
-
-def are_separate(megatron_model) -> bool:
-    """Whether the experts are modules of their own."""
-    return any(".local_experts." in name for part in megatron_model for name, _ in part.named_parameters())
 
 
 def experts_here(megatron_model) -> int:

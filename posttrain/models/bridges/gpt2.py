@@ -8,7 +8,7 @@ import torch
 from megatron.bridge.models.conversion import auto_bridge
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import HFWeightTuple, MegatronModelBridge
-from megatron.bridge.models.conversion.param_mapping import AutoMapping, ConcatenatedQKVMapping, ReplicatedMapping
+from megatron.bridge.models.conversion.param_mapping import AutoMapping, ReplicatedMapping
 from megatron.bridge.models.conversion.peft_bridge import AdapterWeight
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -51,17 +51,39 @@ class GPT2ModelProvider(GPTModelProvider):
             self.seq_length = wanted
 
 
-class TransposedQKVMapping(ConcatenatedQKVMapping):
-    """Conv1D's [hidden, 3 * hidden] with q, k and v side by side <-> Megatron's rows, interleaved by head."""
+def side_by_side(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of q, k and v by head, as Megatron has them [heads * 3 * d, ...] -> all of q, all of k, all of v."""
+    return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+class QKVMapping(AutoMapping):
+    """Conv1D's [hidden, 3 * hidden], q, k and v side by side, or its bias <-> Megatron's rows.
+
+    Upstream's ConcatenatedQKVMapping sends the whole configuration along a pipeline, with all that hangs on it.
+
+    Args:
+        heads: attention heads.
+    """
+
+    def __init__(self, megatron_param: str, hf_param: str, heads: int | None) -> None:
+        super().__init__(megatron_param, hf_param)
+        self.heads = heads
 
     def hf_to_megatron(self, hf_weights: torch.Tensor, megatron_module: torch.nn.Module) -> torch.Tensor:
-        """Transpose, then merge and distribute."""
-        return super().hf_to_megatron(hf_weights.T.contiguous(), megatron_module)
+        """Transpose, order by head, distribute."""
+        rows = hf_weights.T if hf_weights.dim() == 2 else hf_weights
+        by_head = rows.unflatten(0, (3, self.heads, -1)).transpose(0, 1).flatten(0, 2)
+        return super().hf_to_megatron(by_head.contiguous(), megatron_module)
 
     def megatron_to_hf(self, megatron_weights, megatron_module) -> dict[str, torch.Tensor]:
-        """Gather and split, then transpose."""
+        """Gather, order by kind, transpose."""
         converted = super().megatron_to_hf(megatron_weights, megatron_module)
-        return {name: weight.T.contiguous() for name, weight in converted.items()}
+        rows = {name: side_by_side(weight, self.heads) for name, weight in converted.items()}
+        return {name: (weight.T if weight.dim() == 2 else weight).contiguous() for name, weight in rows.items()}
+
+    def resolve(self, captures: tuple[str, ...]) -> "QKVMapping":
+        """Return the mapping of one layer."""
+        return type(self)(*self._resolve_names(captures), self.heads)
 
 
 @MegatronModelBridge.register_bridge(
@@ -115,6 +137,7 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
     def mapping_registry(self) -> MegatronMappingRegistry:
         """Names in Megatron (those of fused norms; the registry adds the separate ones) <-> names in Hugging Face."""
         root = self._root()
+        heads = getattr(self.hf_config, "n_head", None)  # None where only the names are asked for
         layer, here = "decoder.layers.*.", f"{root}h.*."
         plain = {
             "embedding.word_embeddings.weight": f"{root}wte.weight",
@@ -135,8 +158,10 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
         }
         return MegatronMappingRegistry(
             ReplicatedMapping("embedding.position_embeddings.weight", f"{root}wpe.weight"),
-            TransposedQKVMapping(f"{layer}self_attention.linear_qkv.weight", f"{here}attn.c_attn.weight"),
-            ConcatenatedQKVMapping(f"{layer}self_attention.linear_qkv.bias", f"{here}attn.c_attn.bias"),
+            *(
+                QKVMapping(f"{layer}self_attention.linear_qkv.{kind}", f"{here}attn.c_attn.{kind}", heads)
+                for kind in ("weight", "bias")
+            ),
             *(AutoMapping(megatron, hf) for megatron, hf in plain.items()),
             *(AutoMapping(megatron, hf, permute_dims=(1, 0)) for megatron, hf in transposed.items()),
         )
@@ -145,7 +170,7 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
         """As upstream's, with the rows of c_attn's B side by side as Hugging Face has q, k and v."""
         for name, weight in super().stream_adapter_weights_megatron_to_hf(megatron_model, *args, **kwargs):
             if name.endswith("c_attn.lora_B.weight"):
-                weight = self._side_by_side(megatron_model, weight)
+                weight = side_by_side(weight, megatron_model[0].config.num_attention_heads)
             yield HFWeightTuple(name, weight)
 
     def _merge_lora_adapter_weights(
@@ -155,15 +180,11 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
         for name in converted_weights_dict:
             if name.endswith("c_attn.weight"):
                 out = adapter_weights[0].linear_out_weight
-                out = out._replace(weight=self._side_by_side(megatron_model, out.weight))
+                out = out._replace(weight=side_by_side(out.weight, megatron_model[0].config.num_attention_heads))
                 adapter_weights = [dataclasses.replace(adapter_weights[0], linear_out_weight=out)]
         linear = {name: weight.T for name, weight in converted_weights_dict.items()}
         merged = super()._merge_lora_adapter_weights(megatron_model, linear, adapter_weights)
         return {name: weight.T.contiguous() for name, weight in merged.items()}
-
-    def _side_by_side(self, megatron_model, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of q, k and v interleaved by head [3 * hidden, n] -> all of q, all of k, all of v."""
-        return torch.cat([*self._split_qkv_linear_out_weight(megatron_model, rows).values()])
 
     def _root(self) -> str:
         """What the names start with: the hub's first GPT-2 files hold the inner model's names."""

@@ -51,8 +51,9 @@ def main() -> None:
     try:
         build(run_dir).fit()
     except SystemExit as stop:
-        # Megatron leaves the training loop by sys.exit after it has saved on a signal.
-        raise SystemExit(RunFailed.STOPPED if stop.code else 0) from None
+        # Megatron leaves the training loop by sys.exit(0) after it has saved on a signal, and elsewhere by sys.exit()
+        # or another code when it gives up; a run that is done returns.
+        raise SystemExit(RunFailed.STOPPED if stop.code == 0 else 1) from None
     except BaseException as error:
         traceback.print_exc()
         user_error = isinstance(error, UserError)

@@ -65,12 +65,11 @@ def run(cfg: DictConfig) -> None:
         if OmegaConf.is_missing(cfg, key):
             raise UserError(f"`{key}`: has no value; give it on the command line")
 
-    from hydra.utils import instantiate
-
     from posttrain.data import show
+    from posttrain.data.check import check as check_data
     from posttrain.demo.cache import cache_root
 
-    data, template = instantiate(cfg.data), instantiate(cfg.template)
+    data, template = check_data(cfg)
     tokenizer = load_tokenizer(cfg)
     cache_dir = cache_root(cfg.cache_dir)
     built = data.build(
@@ -98,9 +97,9 @@ def run(cfg: DictConfig) -> None:
 
 def load_tokenizer(cfg: DictConfig) -> Any:
     """The model's tokenizer. Kept from importing torch, which takes longer than all the rest."""
-    from hydra.utils import instantiate
+    from posttrain.data.check import built
 
-    model = instantiate(cfg.model)
+    model = built(cfg.model)
     if model.path is None and model.tokenizer is None:
         raise UserError("`model.path`: give a folder with a tokenizer, or a hub id")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # one says that torch is missing

@@ -11,21 +11,11 @@ from posttrain.data.encode import Encoded, Encoder, Rendered
 from posttrain.data.marked import Span
 from posttrain.data.readers import Place
 from posttrain.data.render import Renderer
+from posttrain.data.rules import Rules
 from posttrain.errors import UserError
 
 # Rows per call of the tokenizer: enough to keep its threads busy, few enough to stay small in memory.
 BATCH = 512
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What to do with a conversation; see `posttrain.data.SFTData` for the words."""
-
-    train_on: str
-    max_length: int
-    overlong: str
-    keep: str
-    on_error: str
 
 
 @dataclass

@@ -12,6 +12,7 @@ from posttrain.errors import UserError
 if TYPE_CHECKING:
     from posttrain.data.dataset import Bins
     from posttrain.data.prepare import Sample
+    from posttrain.data.rules import Rules
     from posttrain.data.templates import ChatTemplate
 
 _CHOICES = {
@@ -102,7 +103,7 @@ class SFTData:
         seed = seed if self.seed is None else self.seed
         started = time.monotonic()
         renderer = Renderer(template, tokenizer)
-        rows = self._rules(seq_length)
+        rows = self.rules(seq_length)
         cache = Path(cache_dir) / "data"
         maker = Maker(self.packing, length_multiple, tokenizer, renderer, rows, cache, build)
         limit = self.max_train_rows if self.validation_fraction is None else None
@@ -153,7 +154,7 @@ class SFTData:
         encoder = Encoder(tokenizer, renderer)
         for source in self._sources():
             rows = sources.conversations(source["path"], source["format"], "data.path", Path(cache_dir))
-            for batch in prepare(rows, renderer, encoder, self._rules(seq_length), Counts()):
+            for batch in prepare(rows, renderer, encoder, self.rules(seq_length), Counts()):
                 yield from batch
 
     def _sources(self) -> list[dict[str, Any]]:
@@ -173,8 +174,18 @@ class SFTData:
             found.append({"path": source["path"], "format": source.get("format", self.format), "weight": weight})
         return found
 
-    def _rules(self, seq_length: int):
-        from posttrain.data.prepare import Rules
+    def paths(self) -> list[tuple[Any, str]]:
+        """Every path of this configuration, with the key it is from."""
+        found = [(source["path"], "data.path") for source in self._sources()]
+        return found + ([(self.validation_path, "data.validation_path")] if self.validation_path is not None else [])
+
+    def rules(self, seq_length: int) -> "Rules":
+        """What to do with each conversation.
+
+        Raises:
+            UserError: `max_length` is above `seq_length`.
+        """
+        from posttrain.data.rules import Rules
 
         length = self.max_length or seq_length
         if length > seq_length:

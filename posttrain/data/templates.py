@@ -37,18 +37,34 @@ class ChatTemplate:
     parse_content: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self):
+        if self.bos not in ("auto", "always", "never"):
+            raise UserError(f"template.bos={self.bos}: must be auto, always or never")
+        if self.jinja is not None and self.file is not None:
+            raise UserError("template.file: template.jinja is set as well; set one of them to null")
+        if self.name == "custom" and self.jinja is None and self.file is None:
+            raise UserError("template.file: give the file of the template (or template.jinja, its text)")
+
+    def read(self) -> str:
+        """The text of `file`.
+
+        Raises:
+            UserError: it can't be read.
+        """
+        try:
+            return Path(self.file).expanduser().read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"template.file={self.file}: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"template.file={self.file}: not UTF-8 text: {error}") from None
+
     def source(self, tokenizer) -> str:
         """The Jinja text for `tokenizer`; what `tokenizer.chat_template` has to be for the trained model.
 
         Raises:
             UserError: there is none, or the file can't be read.
         """
-        text = self.jinja
-        if self.file is not None:
-            try:
-                text = Path(self.file).expanduser().read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"template.file={self.file}: can't be read: {error}") from None
+        text = self.jinja if self.file is None else self.read()
         if text is None:
             text = tokenizer.chat_template
             if isinstance(text, dict):
@@ -57,8 +73,6 @@ class ChatTemplate:
             raise UserError(
                 f"template={self.name}: the tokenizer has no chat template of its own; choose one, e.g. template=chatml"
             )
-        if self.bos not in ("auto", "always", "never"):
-            raise UserError(f"template.bos={self.bos}: must be auto, always or never")
         if self.bos == "always" or (self.bos == "auto" and adds_bos(tokenizer)):
             text = "{{ bos_token }}" + text
         return text
@@ -74,6 +88,9 @@ class ChatTemplate:
             UserError: tokens are missing and `add_special_tokens` is off.
         """
         known = {token.content for token in tokenizer.backend_tokenizer.get_added_tokens_decoder().values()}
+        unknown = [token for token in self.stop_tokens if token not in known and token not in self.special_tokens]
+        if unknown:
+            raise UserError(f"template.stop_tokens: {', '.join(unknown)}: not a special token of the tokenizer")
         missing = [token for token in self.special_tokens if token not in known]
         if not missing:
             return 0

@@ -7,8 +7,10 @@ from hydra.utils import instantiate
 
 from posttrain.compose import CONF_DIR, compose
 from posttrain.data import SFTData
+from posttrain.data.check import check
 from posttrain.data.jinja import compile_template
 from posttrain.data.templates import ChatTemplate
+from posttrain.errors import UserError
 
 FORMATS = sorted(file.stem for file in (CONF_DIR / "data").glob("*.yaml"))
 TEMPLATES = sorted(file.stem for file in (CONF_DIR / "template").glob("*.yaml"))
@@ -31,7 +33,8 @@ def test_data(name):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_template(name):
-    template = instantiate(compose([f"template={name}"]).template)
+    words = [f"template={name}", *(["template.file=own.jinja"] if name == "custom" else [])]
+    template = instantiate(compose(words).template)
     assert isinstance(template, ChatTemplate) and template.name == name
     if template.jinja is not None:
         compile_template(template.jinja, name)
@@ -47,3 +50,25 @@ def test_each_option_is_explained_and_no_other_exists(path):
     for at, line in enumerate(lines):
         if re.match(r"[a-z]", line) and line.partition(":")[0] != "max_validation_rows":
             assert lines[at - 1].startswith("#"), f"{path}: {line} has no comment"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=alpaca"], "data.path: give the file"),
+        (["data=alpaca", "data.path=no/such.json"], "data.path=no/such.json: there is no such"),
+        (["data=alpaca", "data.path=no/such.json", "data.train_on=x"], "data.train_on=x: must be one of"),
+        (["data.max_length=9999"], "data.max_length=9999: above trainer.seq_length"),
+        (["data=custom", "data.path=x"], "data.format: give either prompt and answer"),
+        (["template=custom"], "template.file: give the file"),
+        (["template=custom", "template.file=no.jinja"], "template.file=no.jinja: No such file"),
+        (["template=chatml", "template.bos=maybe"], "template.bos=maybe: must be"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_loaded(words, message):
+    with pytest.raises(UserError, match=message):
+        check(compose(words))
+
+
+def test_the_demo_has_no_mistakes():
+    check(compose([]))

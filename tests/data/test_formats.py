@@ -73,6 +73,11 @@ def test_messages_with_parts_weights_and_roles_in_any_spelling():
     assert found.tools == [{"type": "function", "function": {"name": "f"}}]
 
 
+def test_messages_as_json_text():
+    text = '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
+    assert said(Messages(), {"messages": text}) == [("user", "a"), ("assistant", "b")]
+
+
 def test_sharegpt_with_calls_and_observations():
     row = {
         "conversations": [

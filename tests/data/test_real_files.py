@@ -9,8 +9,9 @@ import pytest
 from posttrain.compose import compose
 from posttrain.data import sources
 from posttrain.data.encode import Encoder
-from posttrain.data.prepare import Counts, Rules, prepare
+from posttrain.data.prepare import Counts, prepare
 from posttrain.data.render import Renderer
+from posttrain.data.rules import Rules
 from posttrain.errors import UserError
 
 FILES = {

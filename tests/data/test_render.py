@@ -205,6 +205,11 @@ def test_missing_special_tokens(tokenizer):
     assert len(grown) == before + 1 and len(grown("<|eot|>").input_ids) == 1
 
 
+def test_stop_tokens_are_tokens(tokenizer):
+    with pytest.raises(UserError, match=r"template\.stop_tokens: XX: not a special token"):
+        Renderer(ChatTemplate(jinja=CHATML, stop_tokens=["XX"]), tokenizer)
+
+
 def test_one_bos_exactly_where_the_tokenizer_writes_one():
     with_bos = byte_tokenizer(bos="<s>")
     for bos, count in (("auto", 1), ("always", 1), ("never", 0)):

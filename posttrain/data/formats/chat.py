@@ -28,9 +28,7 @@ class Messages:
     roles: Mapping[str, str] = field(default_factory=dict)
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
-        given = present(row, self.column)
-        if not isinstance(given, list):
-            raise wrong_type(self.column, "a list of messages", given)
+        given = _list(row, self.column)
         names = {**ROLE_NAMES, **self.roles}
         messages = [self._message(item, f"{self.column}[{i}]", names) for i, item in enumerate(given)]
         yield Conversation(messages, read_tools(row.get(self.tools), self.tools))
@@ -74,9 +72,7 @@ class ShareGPT:
     roles: Mapping[str, str] = field(default_factory=dict)
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
-        given = present(row, self.column)
-        if not isinstance(given, list):
-            raise wrong_type(self.column, "a list of messages", given)
+        given = _list(row, self.column)
         names = {**ROLE_NAMES, **self.roles}
         messages = []
         if row.get(self.system):
@@ -93,6 +89,19 @@ class ShareGPT:
             else:
                 messages.append(Message(who, said, weight))
         yield Conversation(messages, read_tools(row.get(self.tools), self.tools))
+
+
+def _list(row: Mapping[str, Any], column: str) -> list:
+    """A column of messages: a list, or as a CSV file holds it, its JSON text."""
+    given = present(row, column)
+    if isinstance(given, str) and given.lstrip().startswith("["):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise RowError(f"field `{column}`: not valid JSON: {error}", f"field `{column}` is not JSON") from None
+    if not isinstance(given, list):
+        raise wrong_type(column, "a list of messages", given)
+    return given
 
 
 def content(item: Mapping[str, Any], where: str) -> str:

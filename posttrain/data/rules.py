@@ -1,0 +1,14 @@
+"""Which messages are trained, and what happens to a conversation that is too long or broken."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What to do with a conversation; see `posttrain.data.SFTData` for the words."""
+
+    train_on: str
+    max_length: int
+    overlong: str
+    keep: str
+    on_error: str

@@ -8,8 +8,9 @@ import pytest
 
 from posttrain.compose import compose
 from posttrain.data import sources
+from posttrain.data.conversation import Conversation, Message
 from posttrain.data.encode import Encoder
-from posttrain.data.prepare import Counts, prepare
+from posttrain.data.prepare import Counts, prepare, render
 from posttrain.data.render import Renderer
 from posttrain.data.rules import Rules
 from posttrain.errors import UserError
@@ -133,6 +134,36 @@ def check(sample, tokenizer, template_name, stops):
             assert squashed(tokenizer.decode(run)) == squashed(answer.content + tokenizer.decode(run[-1:]))
         else:
             assert squashed(answer.tool_calls[0]["function"]["name"]) in squashed(tokenizer.decode(run))
+
+
+@pytest.mark.parametrize("template_name", ["alpaca", "llama2", "chatml"])
+@pytest.mark.parametrize("tokenizer_name", TOKENIZERS)
+def test_special_text_in_messages(shared, folders, tokenizer_name, template_name):
+    tokenizer = load(folders, tokenizer_name)
+    renderer = Renderer(template(template_name), tokenizer)
+    encoder = Encoder(tokenizer, renderer)
+
+    def encoded(said, guarded):
+        turns = [
+            ("user", f"a {said} b{said}"),
+            ("assistant", f"x{said} é🎉 "),
+            ("user", said),
+            ("assistant", f"{said}z"),
+        ]
+        item = render(Conversation([Message(*turn) for turn in turns]), renderer, "assistant")
+        assert item.guarded == (said != "QQ")
+        item.guarded |= guarded
+        (found,) = encoder([item])
+        return found.input_ids.tolist(), found.mask.tolist()
+
+    assert encoded("QQ", guarded=True) == encoded("QQ", guarded=False)
+    ids, mask = encoded(tokenizer.eos_token, guarded=False)
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    clean = [index for index in encoded("QQ", guarded=False)[0] if index in special]
+    assert [index for index in ids if index in special] == clean
+    trained = [index for index, on in zip(ids, mask, strict=True) if on]
+    assert sum(index in special for index in trained) == 2  # the two stop tokens
+    assert squashed(f"x{tokenizer.eos_token}é🎉") in squashed(tokenizer.decode(trained))
 
 
 def test_packing_efficiency(shared, folders, tmp_path):

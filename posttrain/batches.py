@@ -74,17 +74,23 @@ class Collate:
         multiple: the whole is padded to a multiple of this (tensor x context parallel size).
         sequences: fill the boundaries up to this many sequences, the last ones empty; None: as many as there are.
             With `length` every batch then has the same shapes, which a CUDA graph needs.
+        trained: fill the trained positions up to this many; None: as many as there are.
     """
 
-    def __init__(self, length: int | None, pad_id: int, multiple: int = 1, sequences: int | None = None) -> None:
-        self.length, self.pad_id, self.multiple, self.sequences = length, pad_id, multiple, sequences
+    def __init__(
+        self, length: int | None, pad_id: int, multiple: int = 1, sequences: int | None = None,
+        trained: int | None = None,
+    ) -> None:  # fmt: skip
+        self.length, self.pad_id, self.multiple = length, pad_id, multiple
+        self.sequences, self.trained = sequences, trained
 
     def __call__(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         """Collate.
 
         Returns:
             tokens, labels, position_ids int64[1, t]; loss_mask float32[1, t]; cu_seqlens_q int32[n + 1]; max_seqlen an
-            int; counts, see Counts.
+            int; trained_at int64[k], positions with loss_mask 1, filled up with position 0; trained_mask float32[1, k],
+            0 where filled up; counts, see Counted.
         """
         import torch
 
@@ -97,6 +103,13 @@ class Collate:
         if self.sequences is not None:
             ends = torch.cat([ends, ends[-1:].expand(self.sequences + 1 - len(ends))])
             longest = self.length
+        at = batch["loss_mask"][0].nonzero()[:, 0]
+        # Never none: a micro-batch of padding still has to pass through the output layer on every rank.
+        fill = max(self.trained or 0, 1) if self.trained is not None or not len(at) else len(at)
+        if len(at) > fill:
+            raise ValueError(f"a micro-batch has {len(at)} trained tokens, more than the {fill} that were counted")
+        trained_at = torch.zeros(fill, dtype=torch.int64)
+        trained_at[: len(at)] = at
         return {
             "tokens": batch["tokens"],
             "labels": batch["labels"],
@@ -104,6 +117,8 @@ class Collate:
             "position_ids": batch["position_ids"],
             "cu_seqlens_q": ends,
             "max_seqlen": longest,
+            "trained_at": trained_at,
+            "trained_mask": (torch.arange(fill) < len(at)).float()[None],
             # Counts stay on the host: reading them must not wait for the device. A row of padding is no work.
             "counts": [trained, int(lengths.sum()) if trained else 0, int((lengths**2).sum()) if trained else 0,
                        int(batch["tokens"].numel())],

@@ -17,11 +17,13 @@ class RowsProvider(DatasetProvider):
 
     Attributes:
         seq_length: tokens per row.
+        trained_logits_only: whether the loss is computed from the logits of trained tokens alone.
         consumed_samples: rows of this run that earlier processes have trained on; set before the data is opened.
     """
 
     seq_length: int = 0
     consumed_samples: int = 0
+    trained_logits_only: bool = False
 
     @classmethod
     def of(cls, trainer: Any) -> "RowsProvider":
@@ -34,6 +36,7 @@ class RowsProvider(DatasetProvider):
             persistent_workers=workers > 0,
             pin_memory=on_gpu,
             seq_length=trainer.settings.seq_length,
+            trained_logits_only=trainer.trained_logits_only,
         )
         provider._trainer = trainer  # not a field: Megatron-Bridge writes the fields to run_config.yaml
         return provider
@@ -74,9 +77,16 @@ class RowsProvider(DatasetProvider):
         t = self._trainer
         p = t.parallelism
         multiple = p.tensor_model_parallel_size * p.context_parallel_size * (2 if p.context_parallel_size > 1 else 1)
-        sequences = None
+        size, sequences, trained = t.settings.micro_batch_size, None, None
         if t.cuda_graph:
-            most = max(int(np.diff(rows.starts).max()) for rows in (t.splits.train, t.splits.validation) if rows)
-            sequences = t.settings.micro_batch_size * (most + 1)  # each row's padding is a sequence
-            sequences += -sequences % 16
-        return Collate(self.seq_length if t.data.packing else None, self.pad_id, multiple, sequences)
+            splits = [rows for rows in (t.splits.train, t.splits.validation) if rows]
+            most = max(int(np.diff(rows.starts).max()) for rows in splits)
+            sequences = _up(size * (most + 1), 16)  # each row's padding is a sequence
+            most = max(int(np.add.reduceat(rows.store.trained[rows.order], rows.starts[:-1]).max()) for rows in splits)
+            trained = _up(size * most, 128)
+        return Collate(self.seq_length if t.data.packing else None, self.pad_id, multiple, sequences, trained)
+
+
+def _up(value: int, multiple: int) -> int:
+    """`value` rounded up: matrix kernels want sizes of whole tiles."""
+    return value + -value % multiple

@@ -40,6 +40,7 @@ class PeftSchema:
     target_modules: Any = "all-linear"
     rslora: bool = False
     lora_plus_ratio: float | None = ranged(None, gt=0)
+    fused: bool = True
 
 
 @dataclass
@@ -108,6 +109,7 @@ class TrainerSchema:
     deterministic: bool = False
     profile: bool = False
     cuda_graph: bool | None = None
+    trained_logits_only: bool = True
     export: bool = True
     megatron: dict[str, Any] = field(default_factory=dict)
 

@@ -14,7 +14,9 @@ from megatron.bridge.training.state import GlobalState
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 
-ON_DEVICE = ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens_q")
+from posttrain.loss import trained_losses
+
+ON_DEVICE = ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens_q", "trained_at", "trained_mask")
 
 
 def forward_step(
@@ -28,15 +30,20 @@ def forward_step(
         model: this pipeline stage's part of the model.
 
     Returns:
-        The stage's output ([1, t] losses on the last stage) and (output) -> (sum, number of trained tokens, report).
+        The stage's output (losses [1, k] of the trained tokens on the last stage) and
+        (output) -> (sum, number of trained tokens, report).
     """
     batch = next(data_iterator)
     batch = {key: batch[key].cuda(non_blocking=True) for key in ON_DEVICE} | {"max_seqlen": batch["max_seqlen"]}
     ends = batch["cu_seqlens_q"]
+    mask, selection = batch["loss_mask"], {}
     if parallel_state.get_context_parallel_world_size() > 1:
-        longest = batch.pop("max_seqlen")
-        batch = _partition_packed_batch_for_cp(batch, parallel_state.get_context_parallel_group())
-        batch["max_seqlen"] = longest
+        divided = {key: batch[key] for key in ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens_q")}
+        batch |= _partition_packed_batch_for_cp(divided, parallel_state.get_context_parallel_group())
+        mask = batch["loss_mask"]
+    elif state.cfg.dataset.trained_logits_only and parallel_state.is_pipeline_last_stage():
+        selection = {"output_processor": trained_losses, "output_processor_context": batch["trained_at"]}
+        mask = batch["trained_mask"]
     packed = PackedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=ends,
@@ -51,7 +58,8 @@ def forward_step(
         attention_mask=None,
         labels=batch["labels"],
         packed_seq_params=packed,
+        **selection,
     )
     # NaN is looked for once a step in the gradient's norm, not here: that would wait for the device.
-    reduce = partial(masked_next_token_loss, batch["loss_mask"], check_for_nan_in_loss=False)
+    reduce = partial(masked_next_token_loss, mask, check_for_nan_in_loss=False)
     return output, reduce

@@ -116,6 +116,14 @@ class Trainer:
             raise UserError("trainer.cuda_graph=true: needs one GPU, Transformer Engine, packing, and a dense model")
         return possible if wanted is None else wanted
 
+    @property
+    def trained_logits_only(self) -> bool:
+        """Whether the output layer sees trained tokens alone; not where it is divided over processes."""
+        p = self.parallelism
+        soft_capped = (self.model.architecture or {}).get("final_logit_softcapping")
+        divided = p.tensor_model_parallel_size > 1 or p.context_parallel_size > 1
+        return self.settings.trained_logits_only and not divided and not soft_capped
+
     def container(self) -> Any:
         """Return Megatron-Bridge's whole configuration for this run."""
         from megatron.bridge.training.config import (

@@ -79,3 +79,13 @@ def test_counts_start_again_after_take():
     assert batches.take() == [1, 8, 64, 8]
     with pytest.raises(StopIteration):
         next(batches)
+
+
+def test_trained_positions_are_listed_and_filled_up():
+    batch = Collate(8, 0, trained=5)([row(3, 2), row(8)])
+    assert batch["trained_at"].tolist() == [2, 4, 15, 0, 0]
+    assert batch["trained_mask"].tolist() == [[1, 1, 1, 0, 0]]
+    assert Collate(8, 0)([row(3, 2), row(8)])["trained_at"].tolist() == [2, 4, 15]
+    assert Collate(8, 0)([blank_row(8, 0)])["trained_mask"].tolist() == [[0]]
+    with pytest.raises(ValueError, match="more than the 2"):
+        Collate(8, 0, trained=2)([row(3, 2), row(8)])

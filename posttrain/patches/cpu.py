@@ -125,6 +125,7 @@ def placement() -> None:
         def call(*args: Any, **kwargs: Any) -> Any:
             if kwargs.get("device") is not None:
                 kwargs["device"] = cpu_device(kwargs["device"])
+            kwargs.pop("pin_memory", None)  # needs a driver; asked for by libraries that find CUDA "available"
             return function(*args, **kwargs)
 
         return call

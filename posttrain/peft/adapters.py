@@ -45,6 +45,7 @@ class LoRA:
         target_modules: `all-linear` or names; see the module's docstring.
         rslora: multiply by alpha / sqrt(rank) instead (arXiv:2312.03732).
         lora_plus_ratio: learning rate of B over that of A (arXiv:2402.12354); None: the same.
+        fused: compute a layer and its adapter as one operation where possible.
     """
 
     rank: int = 16
@@ -53,6 +54,7 @@ class LoRA:
     target_modules: str | Sequence[str] = "all-linear"
     rslora: bool = False
     lora_plus_ratio: float | None = None
+    fused: bool = True
 
     @property
     def effective_alpha(self) -> float:
@@ -67,7 +69,9 @@ class LoRA:
         from posttrain.peft.seeded import SeededCanonicalLoRA, SeededLoRA
 
         kind = SeededCanonicalLoRA if canonical else SeededLoRA
-        return kind(target_modules=names, lora_A_init_method="kaiming", **settings)
+        built = kind(target_modules=names, lora_A_init_method="kaiming", **settings)
+        built.fused = self.fused
+        return built
 
 
 @dataclass

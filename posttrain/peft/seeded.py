@@ -77,7 +77,16 @@ class Seeded:
 
 
 class SeededLoRA(Seeded, LoRA):
-    """One adapter per matrix of Megatron's."""
+    """One adapter per matrix of Megatron's, fused with it; `fused` is set by the trainer."""
+
+    fused = True
+
+    def transform(self, module, name=None, prefix=None):
+        """Attach an adapter to one module where it is a target."""
+        from posttrain.peft.fused import fuse
+
+        adapted = super().transform(module, name, prefix)
+        return fuse(adapted) if self.fused else adapted
 
 
 class SeededCanonicalLoRA(Seeded, CanonicalLoRA):

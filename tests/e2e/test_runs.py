@@ -121,6 +121,16 @@ def test_accumulation_and_packing_do_not_change_the_loss(posttrain, words, full)
     assert result.losses == pytest.approx(full.losses, rel=1e-5)
 
 
+def test_fast_paths_have_the_losses_of_the_plain_ones(posttrain, words):
+    """Fused adapters and logits of trained tokens alone, against Megatron-Bridge's own way."""
+    words = [word for word in words if not word.startswith("peft")]
+    fast = posttrain(*words, "trainer.export=false")
+    plain = posttrain(*words, "trainer.export=false", "peft.fused=false", "trainer.trained_logits_only=false")
+    assert fast.code == plain.code == 0, fast.log() + plain.log()
+    assert fast.losses == pytest.approx(plain.losses, rel=1e-5)
+    assert fast.summary["val_loss_after"] == pytest.approx(plain.summary["val_loss_after"], rel=1e-5)
+
+
 def test_random_weights_and_trackers(posttrain, words):
     """model.random_init, an offline Weights & Biases run and TensorBoard events."""
     result = posttrain(*words, "model.random_init=true", "logger=[wandb,tensorboard]", "logger.wandb.mode=offline",

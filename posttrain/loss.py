@@ -1,0 +1,87 @@
+"""The output layer and its loss, for the tokens that are trained and no others.
+
+A prompt's tokens need no logits. With a vocabulary of 128 k the output layer is a fifth of a 1B model's work and most
+of its memory, so the hidden states of trained positions are picked out before it. Where its weight is frozen (LoRA),
+loss and input gradient are computed together in chunks and the logits of more than one chunk never exist; the idea is
+that of Liger's fused linear cross entropy (Hsu et al. 2024, arXiv:2410.10989), whose kernel does the row-wise part.
+"""
+
+from typing import Any
+
+import torch
+
+CHUNK = 2048  # rows of logits held at once: 0.5 GB at a vocabulary of 128 k in bf16; larger is not faster
+IGNORE = -100
+
+
+def trained_losses(*, hidden_states, output_layer, output_weight, labels, context, compute_language_model_loss, config,
+                   **unused: Any) -> torch.Tensor:  # fmt: skip
+    """Losses of the positions in `context`; the output processor of Megatron's GPTModel.
+
+    Args:
+        hidden_states: [t, 1, h] of the last layer.
+        output_layer: the model's vocabulary projection.
+        output_weight: [v, h], the embedding where it is shared, else None.
+        labels: [1, t].
+        context: int64[k], positions to compute the loss of; a position may be repeated to fill up.
+        compute_language_model_loss: (labels [1, k], logits [k, 1, v]) -> losses [1, k].
+        config: the model's configuration.
+
+    Returns:
+        float32[1, k].
+    """
+    hidden, labels = hidden_states.index_select(0, context), labels.index_select(1, context)
+    weight = output_layer.weight if output_weight is None else output_weight
+    if hidden.is_cuda and not weight.requires_grad and getattr(output_layer, "bias", None) is None and has_kernel():
+        return FrozenLinearCrossEntropy.apply(hidden.squeeze(1), weight, labels[0])[None]
+    logits, _ = output_layer(hidden, weight=output_weight)
+    return compute_language_model_loss(labels, logits)
+
+
+def has_kernel() -> bool:
+    """Whether Liger's cross-entropy kernel can be imported."""
+    import importlib.util
+
+    return importlib.util.find_spec("liger_kernel") is not None
+
+
+class FrozenLinearCrossEntropy(torch.autograd.Function):
+    """cross_entropy(hidden @ weight.T, labels) per row, with the gradient of `hidden` alone."""
+
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Losses float32[k] of hidden [k, h], weight [v, h], labels int64[k]."""
+        losses = torch.empty(hidden.size(0), dtype=torch.float32, device=hidden.device)
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wanted else None
+        for start in range(0, hidden.size(0), CHUNK):
+            rows = slice(start, start + CHUNK)
+            logits = hidden[rows] @ weight.t()
+            cross_entropy_(logits, labels[rows], losses[rows], wanted)  # logits now hold their own gradient
+            if wanted:
+                torch.mm(logits, weight, out=gradient[rows])
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx, upstream: torch.Tensor):
+        """Rows scale with their own upstream gradient."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None].to(gradient.dtype), None, None
+
+
+def cross_entropy_(logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor, gradient: bool) -> None:
+    """Fill `losses` [k]; with `gradient` overwrite `logits` [k, v] with d loss / d logits. Waits for nothing."""
+    import triton
+    from liger_kernel.ops.cross_entropy import liger_cross_entropy_kernel
+
+    size = logits.size(1)
+    liger_cross_entropy_kernel[(logits.size(0),)](
+        X_ptr=logits, X_stride=logits.stride(0), Y_ptr=labels, Y_stride=labels.stride(0), weight_ptr=None,
+        loss_ptr=losses, z_loss_ptr=None, loss_stride=losses.stride(0), token_accuracy_ptr=None,
+        token_accuracy_stride=0, predicted_tokens_ptr=None, predicted_tokens_stride=0, n_cols=size,
+        n_non_ignore=0, sum_non_ignore_weight=0, weight_sum=0.0, ignore_index=IGNORE, lse_square_scale=0.0,
+        label_smoothing=0.0, reduction="none", softcap=None, RETURN_Z_LOSS=False, RETURN_TOKEN_ACCURACY=False,
+        RETURN_PREDICTED_TOKENS=False, HAS_WEIGHT=False, HAS_SOFTCAPPING=False, HAS_GRADIENTS=gradient,
+        BLOCK_SIZE=min(32768, triton.next_power_of_2(size)), num_warps=32,
+    )  # fmt: skip

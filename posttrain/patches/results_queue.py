@@ -1,0 +1,36 @@
+"""A synchronous checkpoint is written without a second process."""
+
+import queue
+from functools import wraps
+from types import ModuleType
+
+from posttrain.patches import patch
+from posttrain.patches.deferred import on_import
+
+
+def _save_in_process(module: ModuleType) -> None:
+    """Let a save that waits for its result hand it over in a queue of its own process."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    save = module.TorchDistSaveShardedStrategy.save
+
+    @wraps(save)
+    def save_with_queue(self, *args, **kwargs):
+        # An asynchronous save in another process needs the manager's queue, and may have one already.
+        kept, filesystem_async._results_queue = filesystem_async._results_queue, queue.Queue()
+        try:
+            return save(self, *args, **kwargs)
+        finally:
+            filesystem_async._results_queue = kept
+
+    module.TorchDistSaveShardedStrategy.save = save_with_queue
+
+
+@patch(
+    name="results-queue",
+    symptom="a rank's first save starts a process that imports torch (5 s), to pass the result of a write by threads",
+    versions={"megatron-core": ">=0.19,<0.20"},
+)
+def save_without_manager() -> None:
+    """Keep the manager process for asynchronous saves."""
+    on_import("megatron.core.dist_checkpointing.strategies.torch", _save_in_process)

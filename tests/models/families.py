@@ -47,15 +47,27 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def save_random(family: str, directory, seed: int = 0):
-    """Write a random fp32 model of `family` to `directory`; return it. Norms and biases are random too."""
+WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size", "head_dim", "n_embd", "query_pre_attn_scalar")
+
+
+def save_random(family: str, directory, seed: int = 0, width: int = 1, **more):
+    """Write a random fp32 model of `family` to `directory`; return it. Norms and biases are random too.
+
+    Args:
+        family: a key of FAMILIES.
+        directory: where to.
+        seed: of the weights.
+        width: the model is made wider by this factor; kernels of GPUs want heads of 32 and more.
+        more: further fields of the config.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, fields = FAMILIES[family]
+    fields = {name: value * width if name in WIDTHS else value for name, value in fields.items()}
     torch.manual_seed(seed)
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = AutoConfig.for_model(model_type, **fields, **tokens)
+    config = AutoConfig.for_model(model_type, **{**fields, **tokens, **more})
     config._attn_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
@@ -63,6 +75,6 @@ def save_random(family: str, directory, seed: int = 0):
             if parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
             else:
-                parameter.mul_(10.0)
+                parameter.mul_(10.0 / width**0.5)
     model.save_pretrained(directory)
     return model

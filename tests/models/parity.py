@@ -31,13 +31,18 @@ class Step:
     gradients: dict[str, torch.Tensor]
 
 
-def write_reference(family: str, directory: Path) -> None:
+def write_reference(family: str, directory: Path, width: int = 1) -> None:
     """Write a random model to `directory`, and its logits and gradients beside it."""
-    model = save_random(family, directory)
-    logits = unpacked_logits(model)
-    losses = torch.nn.functional.cross_entropy(logits[0], LABELS[0], reduction="none")
-    (losses * MASK[0]).sum().div(MASK.sum()).backward()
-    torch.save(logits.detach(), directory / "logits.pt")
+    write_step(save_random(family, directory, width=width), directory)
+
+
+def write_step(model, directory: Path) -> None:
+    """Write the logits and gradients of a transformers model to `directory`."""
+    directory.mkdir(exist_ok=True)
+    logits = unpacked_logits(model).float()
+    losses = torch.nn.functional.cross_entropy(logits[0], LABELS[0].to(model.device), reduction="none")
+    (losses * MASK[0].to(model.device)).sum().div(MASK.sum()).backward()
+    torch.save(logits.detach().cpu(), directory / "logits.pt")
     for parameter in model.parameters():
         parameter.data = parameter.grad
     model.save_pretrained(directory / "gradients")
@@ -63,7 +68,7 @@ def merged_logits(adapter: Path) -> torch.Tensor:
 
 def unpacked_logits(model) -> torch.Tensor:
     """Logits of the sequences, each by itself, joined."""
-    return torch.cat([model(part).logits for part in TOKENS.split(LENGTHS, dim=1)], dim=1)
+    return torch.cat([model(part).logits for part in TOKENS.to(model.device).split(LENGTHS, dim=1)], dim=1)
 
 
 def read_reference(directory: Path) -> Step:
@@ -113,12 +118,13 @@ def randomise_adapters(parts) -> None:
                 parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(seed))
 
 
-def build(directory: Path, lora=None, **layout):
+def build(directory: Path, lora=None, gpu: bool = False, **layout):
     """Return the bridge, the model's parts of this process, and a list that its logits will be put in.
 
     Args:
         directory: a Hugging Face model.
         lora: Megatron-Bridge's adapter.
+        gpu: Transformer Engine's layers in bf16, instead of local layers in fp32.
         layout: fields of the provider: tensor_model_parallel_size and so on.
     """
     from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
@@ -128,8 +134,12 @@ def build(directory: Path, lora=None, **layout):
 
     bridge = HFModel(path=str(directory)).bridge()
     provider = bridge.to_megatron_provider()
-    use_local_layers(provider)
-    provider.use_cpu_initialization = True
+    if gpu:
+        provider.gradient_accumulation_fusion = False
+        provider.bf16, provider.params_dtype = True, torch.bfloat16
+    else:
+        use_local_layers(provider)
+    provider.use_cpu_initialization = not gpu
     provider.calculate_per_token_loss = True
     for name, value in layout.items():
         setattr(provider, name, value)
@@ -142,7 +152,7 @@ def build(directory: Path, lora=None, **layout):
 
     def keep_logits(module, inputs, output):
         # A copy: the loss is computed in place.
-        logits.append(gather_from_tensor_model_parallel_region(output[0].detach().clone()).transpose(0, 1))
+        logits.append(gather_from_tensor_model_parallel_region(output[0].detach().float().clone()).transpose(0, 1))
 
     for part in parts:
         for module in part.modules():
@@ -168,15 +178,17 @@ def forward_step(iterator, model):
     from megatron.core.packed_seq_params import PackedSeqParams
 
     next(iterator)
-    ends = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    device = next(model.parameters()).device
+    ends = torch.tensor([0, *LENGTHS]).cumsum(0).int().to(device)
     packed = PackedSeqParams(
         qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=max(LENGTHS), max_seqlen_kv=max(LENGTHS)
     )
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
-    losses = model(TOKENS, positions, None, labels=LABELS, packed_seq_params=packed)
+    tokens, positions, labels, mask = (tensor.to(device) for tensor in (TOKENS, positions, LABELS, MASK))
+    losses = model(tokens, positions, None, labels=labels, packed_seq_params=packed)
 
     def total(losses):
-        return (losses * MASK).sum(), MASK.sum().int(), {}
+        return (losses * mask).sum(), mask.sum().int(), {}
 
     return losses, total
 

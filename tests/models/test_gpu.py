@@ -1,0 +1,71 @@
+"""Every family on a GPU with Transformer Engine's layers in bf16: as near to fp32 as transformers in bf16 is."""
+
+import pytest
+from families import FAMILIES
+from parity import Step, adapter_logits, read_reference, train_step, write_reference, write_step
+
+pytestmark = pytest.mark.gpu
+WIDTH = 8  # heads of 64 and more
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory):
+    """Megatron on this process's GPU."""
+    import torch
+
+    from posttrain import patches
+
+    # Not torch.cuda: the patches for a CPU, if they are applied in this process, answer it.
+    if not torch._C._cuda_getDeviceCount() or "cpu-placement" in patches._applied:
+        pytest.skip("no GPU, or this process is patched for a CPU: run these tests alone with -m gpu")
+    patches.apply(patches.Platform.detect("cuda"))
+    from megatron.core import parallel_state, tensor_parallel
+
+    store = tmp_path_factory.mktemp("store") / "file"
+    torch.cuda.set_device(0)
+    torch.distributed.init_process_group("nccl", init_method=f"file://{store}", rank=0, world_size=1)
+    parallel_state.initialize_model_parallel(expert_tensor_parallel_size=1)
+    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    yield
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+
+
+def errors(found: Step, expected: Step) -> tuple[float, float]:
+    """Relative errors, in the root of the mean square: of the logits, and of all gradients together."""
+    assert found.gradients.keys() == expected.gradients.keys()
+
+    def relative(pairs):
+        off = sum((a.float().cpu() - b.float()).square().sum() for a, b in pairs)
+        return (off / sum(b.float().square().sum() for _, b in pairs)).sqrt().item()
+
+    gradients = [(found.gradients[name], value) for name, value in expected.gradients.items()]
+    return relative([(found.logits, expected.logits)]), relative(gradients)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_step_in_bf16(family, gpu, tmp_path, record_property):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    write_reference(family, tmp_path, width=WIDTH)
+    expected = read_reference(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager").cuda()
+    write_step(theirs, tmp_path / "bf16")
+    noise = errors(read_reference(tmp_path / "bf16"), expected)
+    found = errors(train_step(tmp_path, gpu=True), expected)
+    record_property("bf16", {"transformers": noise, "megatron": found})
+    print(f"{family}: transformers {noise[0]:.4f} {noise[1]:.4f}, Megatron {found[0]:.4f} {found[1]:.4f}")
+    assert found[0] < 2 * noise[0] + 0.01
+    assert found[1] < 2 * noise[1] + 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapter_in_bf16(family, gpu, tmp_path):
+    import torch
+    from parity import merged_logits
+
+    write_reference(family, tmp_path, width=WIDTH)
+    found = adapter_logits(tmp_path, tmp_path / "adapter", "all-linear", gpu=True)
+    merged = merged_logits(tmp_path / "adapter")
+    assert (found.cpu() - merged).square().mean().sqrt() < 0.1 * torch.std(merged)

@@ -14,7 +14,10 @@ def wanted(device, transformer_engine):
     return [patch.name for patch in patches.REGISTRY.values() if patch.wanted(platform)]
 
 
-EVERYWHERE = ["imports", "compile-helpers", "results-queue", "random-base-weights", "canonical-lora-parts"]
+EVERYWHERE = [
+    "imports", "compile-helpers", "results-queue", "random-base-weights", "canonical-lora-parts", "packed-rope",
+    "jit-warmup",
+]  # fmt: skip
 
 
 def test_gpu_with_transformer_engine_gets_only_what_every_machine_needs():

@@ -115,7 +115,8 @@ def randomise_adapters(parts) -> None:
         for name, parameter in part.named_parameters():
             if "linear_out" in name:
                 seed = zlib.crc32(f"{name} {expert if 'experts' in name else dense}".encode())
-                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(seed))
+                random = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+                parameter.copy_(0.2 * random)
 
 
 def build(directory: Path, lora=None, gpu: bool = False, **layout):
@@ -146,7 +147,9 @@ def build(directory: Path, lora=None, gpu: bool = False, **layout):
     if lora is not None:
         provider.register_pre_wrap_hook(lambda model: lora(model, training=True))
     provider.finalize()
-    parts = provider.provide_distributed_model(ddp_config=DistributedDataParallelConfig(), use_cpu_initialization=True)
+    parts = provider.provide_distributed_model(
+        ddp_config=DistributedDataParallelConfig(grad_reduce_in_fp32=True), use_cpu_initialization=not gpu
+    )
     parts[0].config.finalize_model_grads_func = finalize_model_grads
     logits: list[torch.Tensor] = []
 

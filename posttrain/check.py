@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain import schema, targets
+from posttrain.data import check as data
 from posttrain.errors import UserError
 
 
@@ -29,6 +30,7 @@ def check(cfg: DictConfig, visible_gpus: int) -> None:
     if missing:
         raise UserError(f"`{missing[0]}`: has no value; give it on the command line or in your configuration")
     ranges(cfg)
+    data.check(cfg)
     trainer(cfg)
     model(cfg)
     divisibility(cfg, visible_gpus)

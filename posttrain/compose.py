@@ -5,6 +5,7 @@ Imports neither torch nor Megatron: `--help`, `--cfg job` and a mistyped key mus
 
 import contextlib
 import difflib
+import functools
 import os
 import re
 import sys
@@ -77,7 +78,12 @@ def run(
             precheck(lambda overrides: compose(overrides, config_name), check)
         set_optuna_defaults(sys.argv[1:])
         try:
-            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task)()
+            single = not {"-m", "--multirun"} & set(sys.argv[1:])
+            with_hydra = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
+            spoken: list[Exception] = []
+            with_hydra(_kept_from_hydra(task, spoken) if single else task)()
+            if spoken:
+                raise spoken[0]
         finally:
             sweep.summarize()
     except (UserError, RunFailed) as error:
@@ -90,6 +96,20 @@ def run(
         fail(explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")]))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _kept_from_hydra(task: Callable[[DictConfig], Any], spoken: list[Exception]) -> Callable[[DictConfig], Any]:
+    """`task` with our own errors put into `spoken`: Hydra would print a line about them before we do."""
+
+    @functools.wraps(task)
+    def quiet(cfg: DictConfig) -> Any:
+        try:
+            return task(cfg)
+        except (UserError, RunFailed) as error:
+            spoken.append(error)
+            return None
+
+    return quiet
 
 
 def fail(message: str, code: int = 2) -> None:

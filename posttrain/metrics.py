@@ -31,16 +31,16 @@ class Metrics:
         for tracker in t.trackers:
             tracker.start(t.run_dir, run, config)
         trainable = "all weights" if t.peft is None else f"{type(t.adapter).__name__} rank {t.adapter.rank}"
+        precision = t.precision.resolve(t.platform.device)
         where = "CPU" if t.platform.device == "cpu" else f"{t.world} GPU" + ("s" if t.world > 1 else "")
-        report = t.splits.report
+        train = t.splits.report["train"]
+        self.screen.print(f"[bold]{t.config.model.path}[/]  {trainable}  {precision}  {where}")
         self.screen.print(
-            f"[bold]{t.config.model.path}[/]  {trainable}  {t.precision.resolve(t.platform.device)}  {where}"
+            f"{train['conversations']} conversations, {train['tokens']:,} tokens, {train['trained_share']:.0%} trained, "
+            f"in {len(t.splits.train)} rows of {t.settings.seq_length} ({train['packing_efficiency']:.1%} full)"
         )
-        self.screen.print(
-            f"{report.get('train_conversations', len(t.splits.train))} conversations in {len(t.splits.train)} rows of "
-            f"{t.settings.seq_length} tokens; {t.steps} steps of {t.settings.global_batch_size} rows"
-            f" = {t.steps * t.settings.global_batch_size / len(t.splits.train):.2f} epochs"
-        )
+        epochs = t.steps * t.settings.global_batch_size / len(t.splits.train)
+        self.screen.print(f"{t.steps} steps of {t.settings.global_batch_size} rows: {epochs:.2f} epochs")
         if first_step:
             self.screen.print(f"going on after step {first_step}")
         self.screen.start(first_step, t.steps)

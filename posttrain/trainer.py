@@ -55,10 +55,14 @@ class Trainer:
         from posttrain.step import forward_step
 
         self.tokenizer = self.model.load_tokenizer()
+        cp = self.parallelism.context_parallel_size
         self.splits = self.data.build(
             tokenizer=self.tokenizer, template=self.template, seq_length=self.settings.seq_length,
             seed=self.config.seed, cache_dir=self.cache_dir(),
+            # Context parallelism gives each process two pieces of every sequence.
+            length_multiple=2 * cp if cp > 1 else 1,
         )  # fmt: skip
+        self.tokenizer.chat_template = self.template.source(self.tokenizer)  # exported with the model
         if not len(self.splits.train):
             raise UserError("data: no conversation is left to train on; see the counts in the log, or use preview")
         finetune(self.container(), forward_step, callbacks=[RunCallback(self)])
@@ -213,6 +217,11 @@ class Trainer:
             if self.settings.recompute == "full":
                 provider.recompute_method, provider.recompute_num_layers = "uniform", 1
         self.vocab_size = provider.vocab_size
+        if len(self.tokenizer) > self.vocab_size:
+            raise UserError(
+                f"template: with its special tokens the tokenizer has {len(self.tokenizer)} tokens, the model "
+                f"{self.vocab_size} embeddings and no spare ones; choose a template whose tokens the tokenizer has"
+            )
         if self.vocab_size % provider.tensor_model_parallel_size:
             provider.vocab_size, provider.should_pad_vocab = None, True  # taken from the tokenizer and padded
             provider.make_vocab_size_divisible_by = 1

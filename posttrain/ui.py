@@ -80,7 +80,10 @@ class Screen:
             for name in ("prompt", "before", "after", "reference"):
                 table.add_column(name, overflow="fold")
             for sample in samples:
-                table.add_row(*(escape(sample.get(name) or "") for name in ("prompt", "before", "after", "reference")))
+                prompt = _tail(sample["prompt"])
+                table.add_row(
+                    *(escape(text or "") for text in (prompt, *map(sample.get, ("before", "after", "reference"))))
+                )
             self.console.print(table, soft_wrap=False)
         if summary.get("profile"):
             table = Table(title="Milliseconds per step")
@@ -101,3 +104,12 @@ class Screen:
         if summary.get("export"):
             self.print(f"export: {summary['export']}")
             self.print(f"use it: {summary['use']}") if summary.get("use") else None
+
+
+def _tail(prompt: str, most: int = 240) -> str:
+    """The end of a prompt, where the question is, without the role that the answer starts with."""
+    lines = [line for line in prompt.splitlines() if line.strip()]
+    if len(lines) > 1 and len(lines[-1]) < 12:  # "assistant", "model"
+        lines.pop()
+    text = lines[-1] if lines else ""
+    return text if len(text) <= most else "..." + text[-most:]

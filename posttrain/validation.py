@@ -1,6 +1,5 @@
 """Loss on the validation split: Megatron-Bridge's evaluation over this project's rows."""
 
-
 import torch
 from megatron.bridge.training.callbacks import CallbackContext
 from megatron.bridge.training.eval import evaluate

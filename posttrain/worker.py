@@ -36,8 +36,10 @@ def build(run_dir: Path):
 
     from hydra.utils import instantiate
 
-    parts = {name: instantiate(cfg[name]) if cfg[name].get("_target_") else None for name in GROUPS}
-    trackers = [instantiate(tracker) for tracker in cfg.logger.values()]
+    from posttrain.data.check import built
+
+    parts = {name: built(cfg[name]) if cfg[name].get("_target_") else None for name in GROUPS}
+    trackers = [built(tracker) for tracker in cfg.logger.values()]
     # Partial: Hydra would turn the instantiated objects among its arguments into configuration again.
     trainer = instantiate(cfg.trainer, _partial_=True)
     return trainer(**parts, trackers=trackers, platform=platform, run_dir=run_dir, frozen=cfg)

@@ -9,7 +9,7 @@ from posttrain import check
 from posttrain.compose import compose
 from posttrain.errors import UserError
 
-LLAMA = ["model=llama3_8b", "data=alpaca", "data.path=x.json"]
+LLAMA = ["model=llama3_8b"]
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,8 @@ def _compile_on_first_call() -> None:
         @wraps(model)
         def call(*args, **kwargs):
             nonlocal compiled
+            if torch.compiler.is_compiling():  # inside another one: traced as a part of it
+                return model(*args, **kwargs)
             if compiled is None:
                 disabled = os.environ.get("TORCHDYNAMO_DISABLE") == "1"
                 compiled = model if disabled else compile_now(model, **options)

@@ -110,3 +110,22 @@ def test_every_text_family_is_found():
     assert found["Ernie4_5_MoeForCausalLM"] == "megatron.bridge.models.ernie.ernie_45_bridge"  # a constant's name
     assert found["Mistral3ForConditionalGeneration"].endswith("ministral3_bridge")  # registered by a call
     assert len(found) > 50 and not [module for module in found.values() if ".conversion." in module]
+
+
+def test_a_fusion_inside_a_fusion_is_one_graph():
+    """On a GPU, where functions are compiled when first called: one that calls another must still be traced whole."""
+    code = """
+from posttrain import patches
+patches.apply(patches.Platform(device="cuda", transformer_engine=False))
+import torch
+from megatron.core.fusions.fused_bias_swiglu import bias_swiglu  # calls swiglu, which is decorated too
+x, bias = torch.randn(4, 8), torch.randn(8)
+traced = torch.compile(bias_swiglu.__wrapped__, fullgraph=True, backend="eager")
+expected = torch.nn.functional.silu((x + bias)[:, :4]) * (x + bias)[:, 4:]
+assert torch.allclose(traced(x, bias), expected, atol=1e-6)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr

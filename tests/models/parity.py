@@ -57,12 +57,12 @@ def peft_logits(directory: Path, adapter: Path) -> torch.Tensor:
     return unpacked_logits(PeftModel.from_pretrained(base, adapter, torch_device="cpu").eval()).detach()
 
 
-def merged_logits(adapter: Path) -> torch.Tensor:
+def merged_logits(adapter: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.Tensor:
     """What transformers makes of the merged model."""
     from transformers import AutoModelForCausalLM
 
     merged = adapter / "merged"
-    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=dtype, attn_implementation="eager").to(device)
     return unpacked_logits(model).detach()
 
 

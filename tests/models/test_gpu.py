@@ -68,4 +68,8 @@ def test_adapter_in_bf16(family, gpu, tmp_path):
     write_reference(family, tmp_path, width=WIDTH)
     found = adapter_logits(tmp_path, tmp_path / "adapter", "all-linear", gpu=True)
     merged = merged_logits(tmp_path / "adapter")
-    assert (found.cpu() - merged).square().mean().sqrt() < 0.1 * torch.std(merged)
+    noise = merged_logits(tmp_path / "adapter", torch.bfloat16, "cuda")
+    ours, theirs = ((logits.cpu().float() - merged).square().mean().sqrt().item() for logits in (found, noise))
+    print(f"{family}: transformers {theirs:.4f}, Megatron {ours:.4f}")
+    # The merged weights are rounded to bf16, the adapter's sum here is not: that comes on top.
+    assert ours < 2 * theirs + 0.02

@@ -19,13 +19,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check
+from posttrain import check, nodes
 from posttrain.errors import RunFailed, UserError
 from posttrain.files import write_json, write_text
 
 UI_FD = "POSTTRAIN_UI_FD"
 DEVICE = "POSTTRAIN_DEVICE"
 STARTED = "POSTTRAIN_STARTED"
+ERRORS = "rank*.error.json"  # in logs/: how a rank ended that ended badly
 GRACE_S = 30.0  # for ranks to end by themselves after a signal or after another rank died
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -60,7 +61,8 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Path:
     """Write the frozen configuration that every rank reads; return its path."""
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     path = run_dir / "config.yaml"
-    write_text(path, OmegaConf.to_yaml(cfg, resolve=True))
+    # Every machine of a run writes the same text, whichever comes last.
+    write_text(path, OmegaConf.to_yaml(OmegaConf.merge(cfg, {"launch": {"node_rank": 0}}), resolve=True))
     return path
 
 
@@ -75,10 +77,10 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
         RunFailed: a rank died; the message names it, its error and its log.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock_run(run_dir)
+    lock_run(run_dir, nodes.first(cfg))
     prepare(cfg, run_dir)
     started = time.time()
-    write_json(run_dir / "status.json", {"state": "running", "started": started, "pid": os.getpid()})
+    record(cfg, run_dir, {"state": "running", "started": started, "pid": os.getpid()})
     status: dict[str, Any] = {"state": "failed"}
     try:
         for attempt in range(cfg.launch.max_restarts + 1):
@@ -98,18 +100,26 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
         status = {"state": "stopped", "error": "interrupted", "exit_code": 130}
         raise
     finally:
-        write_json(run_dir / "status.json", {**status, "started": started, "ended": time.time()})
+        record(cfg, run_dir, {**status, "started": started, "ended": time.time()})
     summary = run_dir / "summary.json"
     return json.loads(summary.read_text()).get("val_loss_after") if summary.exists() else None
 
 
-def lock_run(run_dir: Path) -> None:
-    """Refuse a run directory in which another process is training.
+def record(cfg: DictConfig, run_dir: Path, status: dict[str, Any]) -> None:
+    """Write status.json, which is the first process's to write where several machines share the directory."""
+    if nodes.first(cfg):
+        write_json(run_dir / "status.json", status)
+
+
+def lock_run(run_dir: Path, first: bool = True) -> None:
+    """Refuse a run directory in which another run is training; `first` is whether this command starts rank 0.
 
     The lock is the kernel's (flock), so it goes with the process however that ends.
     """
     import fcntl
 
+    if not first:  # the other machines of a run that rank 0's command has locked
+        return
     handle = open(run_dir / ".lock", "w")  # noqa: SIM115  (held until this process ends)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,16 +146,23 @@ class NodeRun:
     gpus: int
     processes: list[subprocess.Popen] = field(default_factory=list)
     signals: list[int] = field(default_factory=list)
+    signalled: float = 0.0  # when the first signal came, seconds since the epoch
 
     def __post_init__(self) -> None:
         launch, local = self.cfg.launch, check.nproc_per_node(self.cfg, self.gpus)
         port = launch.master_port or free_port()
-        for stale in (self.run_dir / "logs").glob("rank*.error.json"):
-            stale.unlink()
+        ranks = {local_rank: launch.node_rank * local + local_rank for local_rank in nodes.local_ranks(local)}
+        self.ranks = list(ranks.values())
+        logs = self.run_dir / "logs"
+        # The first command clears all; another machine's own, since it may start later than the first has failed.
+        stale = (
+            logs.glob(ERRORS) if nodes.first(self.cfg) else [logs / ERRORS.replace("*", str(r)) for r in ranks.values()]
+        )
+        for path in stale:
+            path.unlink(missing_ok=True)
         ui = os.dup(1)
         try:
-            for local_rank in range(local):
-                rank = launch.node_rank * local + local_rank
+            for local_rank, rank in ranks.items():
                 env = {
                     **os.environ,
                     "RANK": str(rank),
@@ -206,6 +223,7 @@ class NodeRun:
     def _on_signal(self, number: int, frame: Any) -> None:
         """First signal: ranks finish the step, save and leave. A second SIGINT: stop at once."""
         again = number == signal.SIGINT and signal.SIGINT in self.signals
+        self.signalled = self.signalled or time.time()
         self.signals.append(number)
         self._send(signal.SIGKILL if again else signal.SIGTERM)
 
@@ -216,23 +234,24 @@ class NodeRun:
 
     def _failure(self, codes: list[int]) -> Exception:
         """The error of the rank that failed first, in words."""
-        found = [json.loads(path.read_text()) for path in (self.run_dir / "logs").glob("rank*.error.json")]
+        found = [json.loads(path.read_text()) for path in (self.run_dir / "logs").glob(ERRORS)]
         first = min(found, key=lambda e: e["time"], default=None)
         if first and first["user_error"]:
             return UserError(first["message"])
-        if self.signals:
-            name = signal.Signals(self.signals[0]).name
-            saved = all(code in (0, RunFailed.STOPPED) for code in codes)
+        saved = all(code in (0, RunFailed.STOPPED) for code in codes)
+        failed_before = first and self.signals and first["time"] < self.signalled  # another machine's rank
+        if (self.signals and not failed_before) or saved:
+            name = signal.Signals(self.signals[0]).name if self.signals else "a signal to another of its commands"
             again = f" after saving; the same command with hydra.run.dir={self.run_dir} goes on" if saved else ""
             error = RunFailed(f"stopped by {name}{again}")
-            error.exit_code = 128 + self.signals[0]
+            error.exit_code = 128 + (self.signals or [signal.SIGTERM])[0]
             error.stopped, error.restartable = True, False
             return error
         if first:
             where = self.run_dir / "logs" / f"rank{first['rank']}.log"
             return RunFailed(f"rank {first['rank']} failed: {first['message']}\n  log: {where}")
         index, code = next((i, c) for i, c in enumerate(codes) if c)
-        rank = self.cfg.launch.node_rank * len(codes) + index
+        rank = self.ranks[index]
         died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
         return RunFailed(f"rank {rank} {died}{hint}\n  log: {self.run_dir / 'logs' / f'rank{rank}.log'}")

@@ -1,0 +1,88 @@
+"""A run on several machines, or under torchrun: which of its processes this command starts, and where its files go.
+
+Machines of a run need a file system in common: each writes its ranks' logs to the run directory, and a checkpoint is
+written by all of them. No torch here.
+"""
+
+import os
+
+from omegaconf import DictConfig
+
+from posttrain.errors import UserError
+
+RUN_DIR = "hydra.run.dir"
+PORTS = range(10000, 30000)  # below those that Linux gives to outgoing connections
+
+
+def torchrun() -> bool:
+    """Whether torchrun started this process, as one rank of many."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def local_ranks(processes: int) -> list[int]:
+    """The ranks of this machine that this command starts: all of them, or torchrun's one.
+
+    Args:
+        processes: ranks of the run on this machine.
+    """
+    return [int(os.environ["LOCAL_RANK"])] if torchrun() else list(range(processes))
+
+
+def first(cfg: DictConfig) -> bool:
+    """Whether this command starts rank 0, and so keeps the run's status."""
+    return cfg.launch.node_rank == 0 and local_ranks(1) == [0]
+
+
+def adopt(cfg: DictConfig) -> None:
+    """Under torchrun, take over its machines and processes; else leave `cfg` as it is.
+
+    Raises:
+        UserError: the configuration asks for another number of processes than torchrun has started.
+    """
+    if not torchrun():
+        return
+    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if cfg.parallelism.nproc_per_node not in (None, local):
+        raise UserError(
+            f"`parallelism.nproc_per_node={cfg.parallelism.nproc_per_node}`: torchrun has started {local} processes; "
+            "leave it out"
+        )
+    cfg.parallelism.nproc_per_node = local
+    cfg.launch.nnodes, cfg.launch.node_rank = world // local, int(os.environ["RANK"]) // local
+    cfg.launch.master_addr, cfg.launch.master_port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+
+def agree_on_directory(argv: list[str]) -> list[str]:
+    """The command line with a run directory that every rank of torchrun's finds alike; the default has the time in it.
+
+    Raises:
+        UserError: a sweep, or torchrun has no id of its own and the command line names no directory.
+    """
+    if not torchrun():
+        return argv
+    if {"-m", "--multirun"} & set(argv):
+        raise UserError("--multirun: a sweep starts its own processes; leave torchrun out")
+    more = []
+    if not any(arg.lstrip("+").startswith(f"{RUN_DIR}=") for arg in argv):
+        name = os.environ["TORCHELASTIC_RUN_ID"]
+        if name == "none":
+            raise UserError(f"{RUN_DIR}: give a directory, or torchrun an --rdzv-id: its ranks must use the same one")
+        more.append(f"{RUN_DIR}=outputs/torchrun-{name}")
+    if os.environ["RANK"] != "0":
+        more.append("hydra.output_subdir=null")  # Hydra's own record is written once
+    return [*argv, *more]
+
+
+def check_directory(cfg: DictConfig, argv: list[str]) -> None:
+    """Refuse several machines without a run directory that they can agree on.
+
+    Raises:
+        UserError: in that case.
+    """
+    if cfg.launch.nnodes > 1 and not any(arg.lstrip("+").startswith(f"{RUN_DIR}=") for arg in argv):
+        raise UserError(f"{RUN_DIR}: with launch.nnodes > 1 give a directory, the same on every machine")
+
+
+def port_of_job(job: int) -> int:
+    """A port that the machines of a job agree on without talking; jobs that follow each other get different ones."""
+    return PORTS[job % len(PORTS)]

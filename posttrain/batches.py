@@ -4,6 +4,7 @@ The order is a pure function of the seed and the global index, so a resumed run,
 size, sees the same global batches.
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -121,7 +122,8 @@ class Collate:
             "trained_mask": (torch.arange(fill) < len(at)).float()[None],
             # Counts stay on the host: reading them must not wait for the device. A row of padding is no work.
             "counts": [trained, int(lengths.sum()) if trained else 0, int((lengths**2).sum()) if trained else 0,
-                       int(batch["tokens"].numel())],
+                       int(batch["tokens"].numel()),
+                       sum(zlib.crc32(row["input_ids"].tobytes()) for row in rows if row["loss_mask"].any())],
         }  # fmt: skip
 
 
@@ -129,10 +131,11 @@ class Counted:
     """An iterator over batches that adds up what it gives, and keeps the counts out of the batches.
 
     Attributes:
-        totals: trained, real and all tokens, and the sum of squared sequence lengths, since the last `take`.
+        totals: trained, real and all tokens, the sum of squared sequence lengths, and the sum of the rows' checksums,
+            which tells one global batch from another however it is divided; since the last `take`.
     """
 
-    names = ("trained_tokens", "tokens", "squared_lengths", "padded_tokens")
+    names = ("trained_tokens", "tokens", "squared_lengths", "padded_tokens", "checksum")
 
     def __init__(self, batches: Iterator[dict[str, Any]]) -> None:
         self.batches, self.totals = batches, [0] * len(self.names)

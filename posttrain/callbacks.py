@@ -30,9 +30,8 @@ class RunCallback(Callback):
         self.metrics = Metrics(trainer) if trainer.rank == 0 else None
         self.sampler = Sampler(trainer)
         self.summary: dict[str, Any] = {"run_dir": str(trainer.run_dir), "steps": trainer.steps}
-        self.trained_tokens = self.tokens = 0
-        self.seconds = 0.0  # in training steps alone
-        self.since_log: list[float] = [0.0] * 4
+        self.progress = trainer.progress
+        self.since_log: list[float] = [0.0] * 5
 
     def on_data_init_start(self, context: CallbackContext) -> None:
         """The checkpoint is loaded: the data goes on from its place."""
@@ -45,8 +44,10 @@ class RunCallback(Callback):
         if self.metrics:
             self.metrics.start(self.first_step, self.flops)
         if self.first_step == 0:
-            self.summary["val_loss_before"] = self.validate(context, 0)
+            self.progress.val_loss_before = self.validate(context, 0)
             self.sampler.run(context.model, "before")
+            self.progress.samples = self.sampler.records
+        self.sampler.records = self.progress.samples
         self.profile = None
         if self.settings.profile and self.metrics:
             from posttrain.profiling import Profile
@@ -66,21 +67,21 @@ class RunCallback(Callback):
         if logged:
             loss = from_last_stage(context.loss_dict.get("lm loss"))  # waits for the device
         elapsed = time.perf_counter() - self.began
-        self.seconds += elapsed
+        self.progress.seconds += elapsed
         if step == self.first_step + 1:
             self.summary["time_to_first_step_s"] = round(time.time() - self.trainer.started, 2)
             if self.trainer.peft:
                 self.check_adapters(context)
         counts = self.reduce([*self.trainer.counted.take(), elapsed])
-        self.since_log = [a + b for a, b in zip(self.since_log, counts[:4], strict=True)]
-        self.trained_tokens += int(counts[0])
-        self.tokens += int(counts[1])
+        self.since_log = [a + b for a, b in zip(self.since_log, counts[:5], strict=True)]
+        self.progress.trained_tokens += int(counts[0])
+        self.progress.tokens += int(counts[1])
         if logged:
-            self.summary["train_loss"] = loss
+            self.progress.train_loss = loss
             if self.metrics:
                 self.metrics.step(step, loss=loss, lr=self.lr, grad_norm=context.grad_norm, counts=self.since_log,
-                                  seconds=self.seconds, epoch=self.epoch(step))  # fmt: skip
-            self.since_log = [0.0] * 4
+                                  seconds=self.progress.seconds, epoch=self.epoch(step))  # fmt: skip
+            self.since_log = [0.0] * 5
         if self.profile:
             self.profile.step()
         interval = self.settings.validation_interval
@@ -98,12 +99,15 @@ class RunCallback(Callback):
             from posttrain.export import export_model
 
             self.summary["export"] = str(export_model(trainer, context.model))
+        done = self.progress
         self.summary |= {
-            "trained_tokens": self.trained_tokens,
-            "tokens": self.tokens,
-            "trained_tokens_per_second": round(self.trained_tokens / self.seconds, 1) if self.seconds else None,
-            "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else None,
-            "train_seconds": round(self.seconds, 2),
+            "train_loss": done.train_loss,
+            "val_loss_before": done.val_loss_before,
+            "trained_tokens": done.trained_tokens,
+            "tokens": done.tokens,
+            "trained_tokens_per_second": round(done.trained_tokens / done.seconds, 1) if done.seconds else None,
+            "tokens_per_second": round(done.tokens / done.seconds, 1) if done.seconds else None,
+            "train_seconds": round(done.seconds, 2),
             "peak_memory_gib": round(self.reduce([self.peak_memory_gib()], maximum=True)[0], 3),
             "world_size": trainer.world,
             "data": trainer.splits.report,

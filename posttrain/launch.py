@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain import check, nodes
+from posttrain.checkpoint import resume
 from posttrain.errors import RunFailed, UserError
 from posttrain.files import write_json, write_text
 
@@ -78,6 +79,8 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     lock_run(run_dir, nodes.first(cfg))
+    if nodes.first(cfg):
+        resume.check(cfg, run_dir)
     prepare(cfg, run_dir)
     started = time.time()
     record(cfg, run_dir, {"state": "running", "started": started, "pid": os.getpid()})

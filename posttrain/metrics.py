@@ -5,8 +5,9 @@ import time
 from typing import Any
 
 from omegaconf import OmegaConf
+from rich.markup import escape
 
-from posttrain.files import finite
+from posttrain.files import finite, write_text
 from posttrain.ui import Screen
 
 
@@ -20,12 +21,15 @@ class Metrics:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.screen = Screen.inherited()
-        self.file = open(trainer.run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115  (open for the run)
-        self.last_seconds = 0.0
 
     def start(self, first_step: int, flops: Any) -> None:
         """Announce the run and start the trackers."""
         t, self.flops = self.trainer, flops
+        self.last_seconds = t.progress.seconds
+        path = t.run_dir / "metrics.jsonl"
+        if path.exists():
+            write_text(path, kept_lines(path.read_text(encoding="utf-8"), first_step, t.steps))
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (open for the run)
         run = t.config.run.name or t.run_dir.name
         config = OmegaConf.to_container(t.config, resolve=True)
         for tracker in t.trackers:
@@ -41,6 +45,8 @@ class Metrics:
         )
         epochs = t.steps * t.settings.global_batch_size / len(t.splits.train)
         self.screen.print(f"{t.steps} steps of {t.settings.global_batch_size} rows: {epochs:.2f} epochs")
+        for line in t.skipped:
+            self.screen.print(f"skipped {escape(line)}")
         if first_step:
             self.screen.print(f"going on after step {first_step}")
         self.screen.start(first_step, t.steps)
@@ -49,7 +55,7 @@ class Metrics:
              epoch: float) -> None:  # fmt: skip
         """Record a logged step; `counts` as in batches.Counts.names since the last one, `seconds` since the start."""
         took, self.last_seconds = seconds - self.last_seconds, seconds
-        trained, tokens, squared, padded = counts
+        trained, tokens, squared, padded, checksum = counts
         values = {
             "loss": loss,
             "lr": lr,
@@ -61,7 +67,7 @@ class Metrics:
             "epoch": round(epoch, 4),
             "step_seconds": round(took / self.trainer.settings.log_interval, 4),
         }
-        self.write(step, values)
+        self.write(step, values, batch=f"{int(checksum) % 2**32:08x}")
         self.screen.step(step, values)
 
     def validation(self, step: int, loss: float) -> None:
@@ -69,10 +75,11 @@ class Metrics:
         self.write(step, {"val_loss": loss})
         self.screen.print(f"step {step}: validation loss [bold]{loss:.4f}[/]")
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """One object in metrics.jsonl, one point in every tracker."""
+    def write(self, step: int, values: dict[str, Any], **for_file: Any) -> None:
+        """One object in metrics.jsonl, one point in every tracker; `for_file` is no number to draw."""
         present = {key: value for key, value in values.items() if value is not None}
-        self.file.write(json.dumps(finite({"step": step, "time": round(time.time(), 3), **present})) + "\n")
+        line = {"step": step, "time": round(time.time(), 3), **present, **for_file}
+        self.file.write(json.dumps(finite(line)) + "\n")
         self.file.flush()
         for tracker in self.trainer.trackers:
             tracker.log(step, present)
@@ -85,3 +92,22 @@ class Metrics:
         for tracker in self.trainer.trackers:
             tracker.finish(scalars)
         self.screen.result(summary, samples)
+
+
+def kept_lines(text: str, first_step: int, steps: int) -> str:
+    """The lines of an earlier process's metrics.jsonl that a run going on after `first_step` won't write again.
+
+    What came after the checkpoint was lost with the process, and so is a line that it was writing when it ended.
+    """
+    kept = []
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+            before = record["step"] < first_step or (record["step"] == first_step > 0 and not (
+                first_step == steps and "val_loss" in record
+            ))  # fmt: skip
+        except (ValueError, KeyError, TypeError):
+            continue
+        if before:
+            kept.append(line + "\n")
+    return "".join(kept)

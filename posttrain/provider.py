@@ -58,6 +58,8 @@ class RowsProvider(DatasetProvider):
 
     def loader(self, rows: Any, consumed: int, global_batch_size: int, workers: int) -> Counted:
         """This process's micro-batches of `rows` from the row `consumed` on, in order."""
+        if consumed >= len(rows):
+            return Counted(iter(()))  # a run that had ended; Megatron's sampler refuses to give nothing
         loader = build_pretraining_data_loader(
             rows, consumed, "single", self._trainer.settings.micro_batch_size, workers, True,
             collate_fn=rows.collate_fn, pin_memory=self.pin_memory, persistent_workers=workers > 0,

@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import checkpoint as checkpoints
+from posttrain.checkpoint import resume
+from posttrain.checkpoint.progress import Progress
 from posttrain.errors import UserError
 from posttrain.patches import Platform
 
@@ -45,6 +46,8 @@ class Trainer:
         self.peft = peft.build() if peft else None
         if self.peft is not None:
             self.peft.seed = frozen.seed
+        self.progress = Progress()
+        self.skipped: list[str] = []  # damaged checkpoints that were passed over
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
     def fit(self) -> None:
@@ -152,7 +155,9 @@ class Trainer:
         warmup = self.scheduler.lr_warmup_iters or int((self.scheduler.lr_warmup_fraction or 0) * self.steps)
         self.scheduler.lr_warmup_init = self.optimizer.lr / (warmup + 1)
         self.scheduler.start_weight_decay = self.scheduler.end_weight_decay = self.optimizer.weight_decay
-        resume = self.resume_directory()
+        # Steps may be added to a run: its schedule is the new configuration's, from the step that it has reached.
+        self.scheduler.override_opt_param_scheduler = True
+        resume_from = resume.find(self.config, self.run_dir)
         ddp = self.parallelism.ddp(self.platform)
         if self.cuda_graph:
             provider.cuda_graph_impl = "full_iteration"
@@ -181,7 +186,9 @@ class Trainer:
             dataset=RowsProvider.of(self),
             logger=LoggerConfig(log_interval=1, skip_train_metrics_log=True, tensorboard_dir=None),
             tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=self.vocab_size - 1),
-            checkpoint=self.checkpoint.build(self.run_dir / "checkpoints", str(self.base_directory()), resume),
+            checkpoint=self.checkpoint.build(
+                self.run_dir / "checkpoints", str(self.base_directory()), resume_from, self
+            ),
             rng=RNGConfig(seed=self.config.seed, te_rng_tracker=self.cuda_graph),
             rerun_state_machine=RerunStateMachineConfig(check_for_nan_in_loss=False),
             mixed_precision=mixed,
@@ -237,28 +244,6 @@ class Trainer:
         if self.rank == 0 or not directory.exists():
             write_random_base(directory, self.model.hf_config())
         return directory
-
-    def resume_directory(self) -> Path | None:
-        """The checkpoint directory to go on from: another run's, this run's, or none.
-
-        Raises:
-            UserError: run.resume=never and there is one here, or the named run has none.
-        """
-        own, resume = self.run_dir / "checkpoints", self.config.run.resume
-        if resume == "never":
-            if checkpoints.exists(own):
-                raise UserError(
-                    f"run.resume=never: {self.run_dir} has a checkpoint; choose another hydra.run.dir or resume=auto"
-                )
-            return None
-        if checkpoints.exists(own):
-            return own
-        if resume == "auto":
-            return None
-        other = Path(resume) / "checkpoints"
-        if not checkpoints.exists(other):
-            raise UserError(f"run.resume={resume}: there is no finished checkpoint in {other}")
-        return other
 
     def apply_overrides(self, container: Any) -> None:
         """Set `trainer.megatron.SECTION.KEY` on Megatron-Bridge's configuration.

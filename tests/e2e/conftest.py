@@ -42,7 +42,8 @@ class Result:
         return [line["loss"] for line in self.metrics if "loss" in line]
 
     def log(self, rank: int = 0) -> str:
-        return (self.run_dir / "logs" / f"rank{rank}.log").read_text()
+        path = self.run_dir / "logs" / f"rank{rank}.log"
+        return path.read_text() if path.exists() else ""
 
 
 @pytest.fixture(scope="session")

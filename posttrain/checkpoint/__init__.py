@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TRACKER = "latest_train_state.pt"
-
 
 @dataclass
 class Checkpoint:
@@ -25,31 +23,32 @@ class Checkpoint:
     save_optimizer: bool = True
     async_save: bool = False
 
-    def build(self, directory: Path, base: str, resume_from: Path | None) -> Any:
-        """Return Megatron-Bridge's checkpoint configuration.
+    def build(self, directory: Path, base: str, resume_from: Path | None, trainer: Any) -> Any:
+        """Return Megatron-Bridge's checkpoint configuration, with our manager in it.
 
         Args:
             directory: where this run's checkpoints go.
             base: Hugging Face directory of the weights before training.
-            resume_from: checkpoint directory of this or another run to go on from.
+            resume_from: the checkpoint to go on from.
+            trainer: the run's trainer, for the manager.
         """
         from megatron.bridge.training.config import CheckpointConfig
+        from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 
-        return CheckpointConfig(
+        register_allowed_target_prefix("posttrain.checkpoint.manager")
+        config = CheckpointConfig(
             pretrained_checkpoint=base,
             save=str(directory) if self.save else None,
             load=str(resume_from) if resume_from else None,
             save_interval=self.save_interval,
-            most_recent_k=self.keep_last if self.keep_last is not None else -1,
+            most_recent_k=-1,  # the manager removes old ones
             save_optim=self.save_optimizer,
             save_rng=self.save_optimizer,
             async_save=self.async_save,
             async_strategy="mcore",
             ckpt_format="torch_dist",
             fully_parallel_save=False,
+            custom_manager_class="posttrain.checkpoint.manager.Manager",
         )
-
-
-def exists(directory: Path) -> bool:
-    """Whether a finished checkpoint is in `directory`."""
-    return (directory / TRACKER).is_file()
+        config._trainer = trainer  # not a field: Megatron-Bridge writes the fields to run_config.yaml
+        return config

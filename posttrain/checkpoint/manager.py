@@ -1,0 +1,131 @@
+"""Megatron-Bridge's checkpoint manager, with saves that are whole or absent and loads that look before they leap."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.bridge.training.checkpointing import (
+    CheckpointLoadContext,
+    CheckpointSaveContext,
+    DefaultCheckpointManager,
+    is_empty_async_queue,
+)
+from omegaconf import OmegaConf
+
+from posttrain.checkpoint import files, resume
+from posttrain.errors import UserError
+from posttrain.files import write_bytes, write_text
+
+log = logging.getLogger(__name__)
+
+
+class Manager(DefaultCheckpointManager):
+    """Writes aside and publishes; loads the newest checkpoint whose every byte is as it was written.
+
+    Args:
+        config: made by posttrain.checkpoint.Checkpoint.build.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.trainer = config._trainer
+        self.root = Path(config.save) if config.save else None
+        self.rank = torch.distributed.get_rank()
+        self.loaded: Path | None = None
+        self.pending: int | None = None  # step of the save that is being written in the background
+        if self.root and self.rank == 0:
+            files.clean(self.root)
+
+    def save(self, ctx: CheckpointSaveContext, callback_manager: Any) -> None:
+        """Save; a collective call. In the background it is published by a later `finalize_async_saves`.
+
+        Raises:
+            UserError: the disk refused it; earlier checkpoints are as they were.
+        """
+        step = ctx.state.train_state.step
+        if self.loaded == files.directory(self.root, step):
+            return  # the run had ended when it was started again
+        self.finalize_async_saves(ctx.state, blocking=True)
+        partial = files.directory(self.root / files.PARTIAL, step)
+        try:
+            self.checkpoint_config.save = str(partial.parent)
+            super().save(ctx, callback_manager)
+            if self.rank == 0:
+                self.trainer.progress.write(partial)
+                write_text(partial / resume.CONFIG, OmegaConf.to_yaml(self.trainer.config, resolve=True))
+            self.pending = step
+            if not self.checkpoint_config.async_save:
+                self._publish()
+        except Exception as error:
+            self._refuse(error)
+        finally:
+            self.checkpoint_config.save = str(self.root)
+
+    def finalize_async_saves(self, state: Any, blocking: bool = False, terminate: bool = False) -> None:
+        """Publish the save in the background if it is written; a collective call."""
+        super().finalize_async_saves(state, blocking, terminate)
+        if self.pending is not None and (blocking or is_empty_async_queue(state)):
+            self._publish()
+
+    def load(self, ctx: CheckpointLoadContext) -> tuple[int, int]:
+        """Load the newest whole checkpoint, or the weights before training; a collective call.
+
+        Raises:
+            UserError: no checkpoint is whole, or it is further on than this run shall go.
+        """
+        config = self.checkpoint_config
+        if config.load is None:
+            return super().load(ctx)
+        where = Path(config.load).parent
+        found, skipped = self._agree(files.newest(where, hashes=True) if self.rank == 0 else None)
+        for line in skipped:
+            log.warning("skipped %s", line)
+        if found is None:
+            raise UserError(resume.none_left(where, skipped))
+        if files.step_of(found) > self.trainer.steps:
+            raise UserError(
+                f"trainer.max_steps: {self.trainer.steps} steps are asked for, and {found} has been trained for "
+                f"{files.step_of(found)}; ask for more, or choose another hydra.run.dir"
+            )
+        config.load, self.loaded, self.trainer.skipped = str(found), found, skipped
+        self.trainer.progress.read(found)
+        return super().load(ctx)
+
+    def _publish(self) -> None:
+        """Give the written checkpoint its name, point the tracker at it, remove old ones."""
+        step, self.pending = self.pending, None
+        if self.rank == 0:
+            final = files.directory(self.root, step)
+            files.publish(files.directory(self.root / files.PARTIAL, step), final)
+            # For Megatron's own tools; this project looks at the directories.
+            write_bytes(self.root / "latest_train_state.pt", (final / "train_state.pt").read_bytes())
+            write_text(self.root / "latest_checkpointed_iteration.txt", str(step))
+            if self.trainer.checkpoint.keep_last is not None:
+                files.prune(self.root, self.trainer.checkpoint.keep_last)
+            shutil.rmtree(self.root / files.PARTIAL, ignore_errors=True)
+        torch.distributed.barrier()
+
+    def _refuse(self, error: Exception) -> None:
+        """Raise `error`, as the user's where the disk is at fault."""
+        causes, cause = [], error
+        while cause is not None:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        refused = next((c for c in causes if isinstance(c, OSError) and not isinstance(c, ConnectionError)), None)
+        if refused is None:
+            raise error
+        if self.rank == 0:
+            shutil.rmtree(self.root / files.PARTIAL, ignore_errors=True)
+        kept, _ = files.newest(self.root)
+        stays = f"{kept} stays; the same command goes on from it" if kept else "there is no earlier checkpoint"
+        raise UserError(f"checkpoint: {self.root} can't be written: {refused}; {stays}") from error
+
+    def _agree(self, value: Any) -> Any:
+        """The first rank's `value` on every rank."""
+        if torch.distributed.get_world_size() == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]

@@ -1,0 +1,39 @@
+"""What a run's later parts must know of its earlier ones, kept in each checkpoint."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from posttrain.files import write_json
+
+FILE = "progress.json"
+
+
+@dataclass
+class Progress:
+    """Totals over all parts of a run.
+
+    Attributes:
+        trained_tokens, tokens: that have been trained on, and that were in the batches.
+        seconds: in training steps.
+        train_loss: of the last logged step.
+        val_loss_before: before the first step.
+        samples: answers before the first step.
+    """
+
+    trained_tokens: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    train_loss: float | None = None
+    val_loss_before: float | None = None
+    samples: list[dict[str, str]] = field(default_factory=list)
+
+    def write(self, checkpoint: Path) -> None:
+        """Into a checkpoint that is being written."""
+        write_json(checkpoint / FILE, asdict(self))
+
+    def read(self, checkpoint: Path) -> None:
+        """From a checkpoint that was loaded."""
+        values = json.loads((checkpoint / FILE).read_text())
+        for name in (item.name for item in fields(self)):
+            setattr(self, name, values[name])

@@ -1,0 +1,102 @@
+"""From which checkpoint a run goes on, and whether its configuration lets it. No torch here."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from posttrain.checkpoint import files
+from posttrain.errors import UserError
+
+CONFIG = "config.yaml"  # the frozen configuration, kept in each checkpoint
+
+# What may differ from the run that saved: nothing here changes which batches are trained on, or how.
+HARMLESS = (
+    "logger", "launch", "run", "sweep", "checkpoint", "cache_dir", "parallelism.nproc_per_node",
+    "parallelism.sequence_parallel", "parallelism.overlap",
+    *(f"trainer.{key}" for key in (
+        "max_steps", "epochs", "micro_batch_size", "log_interval", "validation_interval", "validation_batches",
+        "samples", "sample_tokens", "recompute", "bad_numbers", "num_workers", "deterministic", "cuda_graph",
+        "trained_logits_only", "profile", "export",
+    )),
+)  # fmt: skip
+
+
+def root(cfg: DictConfig, run_dir: Path) -> Path | None:
+    """The checkpoints to go on from: this run's own, else those that run.resume names, else None."""
+    own = run_dir / "checkpoints"
+    if files.checkpoints(own):
+        return own
+    return Path(cfg.run.resume) / "checkpoints" if cfg.run.resume not in ("auto", "never") else None
+
+
+def find(cfg: DictConfig, run_dir: Path) -> Path | None:
+    """The newest checkpoint that looks whole by names and sizes; its content is checked when it is loaded.
+
+    Raises:
+        UserError: there are checkpoints, and none of them is whole; or the named run has none.
+    """
+    where = root(cfg, run_dir)
+    if where is None:
+        return None
+    found, skipped = files.newest(where)
+    if found is None and skipped:
+        raise UserError(none_left(where, skipped))
+    if found is None:
+        raise UserError(f"run.resume={cfg.run.resume}: there is no finished checkpoint in {where}")
+    return found
+
+
+def none_left(where: Path, skipped: list[str]) -> str:
+    """The message for a run whose checkpoints are all damaged."""
+    listed = "".join(f"\n  {line}" for line in skipped)
+    return f"{where}: no checkpoint is whole; choose another hydra.run.dir to start from the beginning{listed}"
+
+
+def check(cfg: DictConfig, run_dir: Path) -> None:
+    """Refuse to go on where that can't be meant.
+
+    Raises:
+        UserError: run.resume=never and there is a checkpoint, or the configuration differs from the checkpoint's.
+    """
+    if cfg.run.resume == "never" and files.checkpoints(run_dir / "checkpoints"):
+        raise UserError(f"run.resume=never: {run_dir} has a checkpoint; choose another hydra.run.dir or resume=auto")
+    found = find(cfg, run_dir)
+    if found is None:
+        return
+    before = OmegaConf.load(found / CONFIG)
+    if not before.checkpoint.save_optimizer:
+        raise UserError(f"{found}: was saved with checkpoint.save_optimizer=false, a run can't go on from it")
+    changed = differences(before, OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))
+    if changed:
+        listed = "".join(f"\n  {key}: {old} -> {new}" for key, (old, new) in sorted(changed.items()))
+        raise UserError(
+            f"{found}: was trained with another configuration; take these changes back, or choose another "
+            f"hydra.run.dir{listed}"
+        )
+
+
+def differences(before: DictConfig, after: DictConfig) -> dict[str, tuple[Any, Any]]:
+    """Key path -> (old, new) of what differs and isn't harmless; keys that one of them lacks count as None."""
+    old, new = _leaves(before), _leaves(after)
+    return {
+        key: (old.get(key), new.get(key))
+        for key in old.keys() | new.keys()
+        if old.get(key) != new.get(key)
+        and not any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
+    }
+
+
+def _leaves(cfg: DictConfig) -> dict[str, Any]:
+    """Key path -> value; lists and empty mappings are values."""
+    found: dict[str, Any] = {}
+
+    def walk(node: Any, path: str) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(value, f"{path}.{key}" if path else str(key))
+        else:
+            found[path] = node
+
+    walk(OmegaConf.to_container(cfg, resolve=True), "")
+    return found

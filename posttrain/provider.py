@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
 from megatron.bridge.data.samplers import build_pretraining_data_loader
 from megatron.core import parallel_state
@@ -67,7 +68,8 @@ class RowsProvider(DatasetProvider):
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
             global_batch_size=global_batch_size,
         )  # fmt: skip
-        return Counted(iter(loader))
+        with torch.random.fork_rng(devices=[]):  # an iterator draws a seed for its workers, a resumed run one more
+            return Counted(iter(loader))
 
     @property
     def pad_id(self) -> int:

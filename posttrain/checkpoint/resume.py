@@ -17,7 +17,7 @@ HARMLESS = (
     *(f"trainer.{key}" for key in (
         "max_steps", "epochs", "micro_batch_size", "log_interval", "validation_interval", "validation_batches",
         "samples", "sample_tokens", "recompute", "bad_numbers", "num_workers", "deterministic", "cuda_graph",
-        "trained_logits_only", "profile", "export",
+        "trained_logits_only", "profile", "export", "verify",
     )),
 )  # fmt: skip
 

@@ -1,0 +1,123 @@
+"""A run that was stopped and goes on is the run that was not stopped: batches, learning rates, losses, weights."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.format_utils import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+SAVED = ("trainer.validation_interval=2", "scheduler=cosine", "scheduler.lr_warmup_fraction=0.25", "trainer.samples=1",
+         "trainer.export=false")  # fmt: skip
+
+
+def same_run(whole, resumed):
+    """Compare two runs' steps and sums."""
+    for key in ("step", "batch", "lr", "loss", "grad_norm", "val_loss", "epoch"):
+        assert [line.get(key) for line in resumed.metrics] == [line.get(key) for line in whole.metrics], key
+    for key in ("trained_tokens", "tokens", "val_loss_before", "val_loss_after", "train_loss", "steps"):
+        assert resumed.summary[key] == whole.summary[key], key
+    samples = [json.loads((run.run_dir / "samples.json").read_text()) for run in (whole, resumed)]
+    assert samples[0] == samples[1]
+
+
+def saved(run, step):
+    """What a checkpoint holds: weights, optimizer state, random states, counters."""
+    state = {}
+    reader = FileSystemReader(run.run_dir / "checkpoints" / f"iter_{step:07d}")
+    _load_state_dict(state, reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    assert any(key.startswith("optimizer") for key in state) and any(key.startswith("rng_state") for key in state)
+    return state
+
+
+def equal(one, other):
+    """Whether two nested values are the same to the bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    return one == other
+
+
+def cut(whole, to, step, tmp_path):
+    """A copy of a run's directory as a kill after the save of `step`, and some steps further, would leave it."""
+    shutil.copytree(whole.run_dir, to)
+    for path in (to / "checkpoints").glob("iter_*"):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+    for name in ("summary.json", "samples.json"):
+        path = to / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    lines = (to / "metrics.jsonl").read_text().splitlines(keepends=True)
+    last = next(i for i, line in enumerate(lines) if json.loads(line)["step"] == step + 2)
+    (to / "metrics.jsonl").write_text("".join(lines[:last]) + lines[last][:20])  # the last line half written
+    return to
+
+
+@pytest.fixture(scope="module")
+def whole(request, posttrain, words):
+    """Eight steps in one go, saved every two; (words, result)."""
+    words = [*words, *SAVED, "checkpoint.save_interval=2", "trainer.max_steps=8", "peft.dropout=0.1"]
+    if request.param == "full":
+        words = [word for word in words if not word.startswith("peft")] + ["peft=none"]
+    result = posttrain(*words)
+    assert result.code == 0, result.err + result.log()
+    return words, result
+
+
+@pytest.mark.parametrize("whole", ["lora", "full"], indirect=True)
+def test_resumed_run_is_the_whole_run(posttrain, whole, tmp_path):
+    """Bit for bit on a CPU, over the end of an epoch and with the last line of metrics.jsonl torn."""
+    words, result = whole
+    assert len({line["batch"] for line in result.metrics if "batch" in line}) == 8
+    again = posttrain(*words, run_dir=cut(result, tmp_path / "run", 4, tmp_path))
+    assert again.code == 0, again.err + again.log()
+    assert "going on after step 4" in again.out
+    same_run(result, again)
+    assert equal(saved(again, 8), saved(result, 8))
+
+
+@pytest.mark.parametrize("whole", ["lora"], indirect=True)
+def test_another_data_parallel_size_has_the_same_batches(posttrain, whole, tmp_path):
+    words, result = whole
+    two = posttrain(*words, "parallelism.nproc_per_node=2", run_dir=cut(result, tmp_path / "run", 4, tmp_path))
+    assert two.code == 0, two.err + two.log()
+    for key in ("step", "batch", "lr"):
+        assert [line.get(key) for line in two.metrics] == [line.get(key) for line in result.metrics], key
+    assert two.losses == pytest.approx(result.losses, rel=0.02)  # dropout differs
+
+
+@pytest.mark.parametrize("whole", ["full"], indirect=True)
+def test_a_finished_run_is_not_trained_again_and_can_be_prolonged(posttrain, whole, tmp_path):
+    words, result = whole
+    shutil.copytree(result.run_dir, tmp_path / "run")
+    again = posttrain(*words, run_dir=tmp_path / "run")
+    assert again.code == 0, again.err + again.log()
+    same_run(result, again)
+    longer = posttrain(*words, "trainer.max_steps=10", "trainer.log_interval=2", run_dir=tmp_path / "run")
+    assert longer.code == 0, longer.err + longer.log()
+    assert [line["step"] for line in longer.metrics if "loss" in line] == [*range(1, 9), 10]
+    assert longer.summary["steps"] == 10 and longer.summary["val_loss_before"] == result.summary["val_loss_before"]
+    less = posttrain(*words, "trainer.max_steps=6", run_dir=tmp_path / "run")
+    assert less.code == 2 and "6 steps are asked for" in less.err
+
+
+@pytest.mark.parametrize("whole", ["full"], indirect=True)
+def test_what_may_not_change_is_shown(posttrain, whole):
+    """Refused before anything heavy is imported, and the run is left as it is."""
+    words, result = whole
+    before = (result.run_dir / "config.yaml").read_text()
+    changed = posttrain(*words, "optimizer.lr=3e-4", "trainer.global_batch_size=8", run_dir=result.run_dir)
+    assert changed.code == 2
+    assert "optimizer.lr: 0.01 -> 0.0003" in changed.err and "trainer.global_batch_size: 4 -> 8" in changed.err
+    assert "seq_length" not in changed.err
+    never = posttrain(*words, "run.resume=never", run_dir=result.run_dir)
+    assert never.code == 2 and "run.resume=never" in never.err
+    assert (result.run_dir / "config.yaml").read_text() == before

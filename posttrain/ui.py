@@ -95,10 +95,11 @@ class Screen:
             drop = f"{before:.4f} -> " if before is not None else ""
             self.print(f"validation loss {drop}[bold]{after:.4f}[/]")
         if summary.get("trained_tokens_per_second"):
+            trained = "time_to_first_step_s" in summary  # not by a run that had ended when it was started again
             self.print(
                 f"{summary['trained_tokens']:,} trained tokens, {summary['trained_tokens_per_second']:,.0f} per "
-                f"second; peak memory {summary['peak_memory_gib']:.1f} GiB; "
-                f"first step after {summary['time_to_first_step_s']:.0f} s"
+                f"second; peak memory {summary['peak_memory_gib']:.1f} GiB"
+                + (f"; first step after {summary['time_to_first_step_s']:.0f} s" if trained else "")
             )
         self.print(f"run directory: {summary['run_dir']}")
         if summary.get("export"):

@@ -31,7 +31,7 @@ def check(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(f"`{missing[0]}`: has no value; give it on the command line or in your configuration")
     ranges(cfg)
     data.check(cfg)
-    trainer(cfg)
+    trainer(cfg, visible_gpus)
     model(cfg)
     divisibility(cfg, visible_gpus)
 
@@ -65,7 +65,7 @@ def ranges(cfg: DictConfig) -> None:
                 raise UserError(f"`{path}={value}`: must be {word} {limits[name]}")
 
 
-def trainer(cfg: DictConfig) -> None:
+def trainer(cfg: DictConfig, visible_gpus: int) -> None:
     """Settings of the loop that exclude or need each other."""
     t, s, launch = cfg.trainer, cfg.scheduler, cfg.launch
     if t.max_steps is not None and t.epochs is not None:
@@ -76,6 +76,8 @@ def trainer(cfg: DictConfig) -> None:
         )
     if cfg.optimizer.min_lr > cfg.optimizer.lr:
         raise UserError(f"`optimizer.min_lr={cfg.optimizer.min_lr}`: above optimizer.lr={cfg.optimizer.lr}")
+    if cfg.checkpoint.async_save and not visible_gpus:
+        raise UserError("`checkpoint.async_save=true`: needs a GPU, its background writer does not work on a CPU")
     if launch.node_rank >= launch.nnodes:
         raise UserError(f"`launch.node_rank={launch.node_rank}`: must be below launch.nnodes={launch.nnodes}")
     if launch.nnodes > 1 and launch.master_port is None:
@@ -127,6 +129,17 @@ def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
     shape = cfg.model.architecture
     if shape is not None:
         _shape(shape, tp, pp, ep)
+        positions = shape.get("n_positions")
+        if positions is not None and t.seq_length > positions:
+            raise UserError(
+                f"`trainer.seq_length={t.seq_length}`: this model has learned positions for {positions} tokens only"
+            )
+        experts = shape.get("num_local_experts") or shape.get("num_experts")
+        if experts and tp > 1 and p.sequence_parallel is False:
+            raise UserError(
+                "`parallelism.sequence_parallel=false`: a mixture of experts with tensor parallelism needs it; "
+                "set it to null"
+            )
 
 
 def _shape(shape: Any, tp: int, pp: int, ep: int) -> None:

@@ -47,8 +47,8 @@ class Parallelism:
         model.context_parallel_size = self.context_parallel_size
         model.expert_model_parallel_size = self.expert_model_parallel_size
         wanted = self.sequence_parallel
-        if wanted is None:
-            wanted = platform.transformer_engine
+        if wanted is None:  # Megatron trains experts under tensor parallelism with it only
+            wanted = platform.transformer_engine or model.num_moe_experts is not None
         model.sequence_parallel = bool(wanted) and self.tensor_model_parallel_size > 1
 
     def ddp(self, platform: Platform) -> Any:

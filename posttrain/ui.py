@@ -104,7 +104,7 @@ class Screen:
         self.print(f"run directory: {summary['run_dir']}")
         if summary.get("export"):
             self.print(f"export: {summary['export']}")
-            self.print(f"use it: {summary['use']}") if summary.get("use") else None
+            self.print(f"ask it: python -m posttrain.generate {summary['run_dir']} 'your question'")
 
 
 def _tail(prompt: str, most: int = 240) -> str:

@@ -1,12 +1,12 @@
-"""Canonical LoRA (one adapter per Hugging Face projection) for some of the projections, and under tensor parallelism."""
+"""Canonical LoRA (one adapter per Hugging Face projection): some of the projections, and tensor parallelism."""
 
 from posttrain.patches import patch
 
 
 @patch(
     "canonical-lora-parts",
-    symptom="an adapter on q_proj and v_proj alone calls the missing k_proj's ('NoneType' object is not callable); with "
-    "tensor parallelism the parts are interleaved by the global head count, which mixes tokens",
+    symptom="an adapter on q_proj and v_proj alone calls the missing k_proj's ('NoneType' object is not callable); "
+    "with tensor parallelism the parts are interleaved by the global head count, which mixes tokens",
     versions={"megatron-bridge": ">=0.6,<0.7"},
 )
 def canonical_lora_parts() -> None:

@@ -111,6 +111,7 @@ class TrainerSchema:
     cuda_graph: bool | None = None
     trained_logits_only: bool = True
     export: bool = True
+    verify: bool = True
     megatron: dict[str, Any] = field(default_factory=dict)
 
 

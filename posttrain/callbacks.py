@@ -95,10 +95,16 @@ class RunCallback(Callback):
         if self.frozen is not None and self.frozen != self.fingerprint(context):
             raise RuntimeError("the frozen base weights changed during training")
         self.sampler.run(context.model, "after")
+        refused = None
         if self.settings.export:
+            from posttrain.convert.verify import ExportRefused
             from posttrain.export import export_model
 
-            self.summary["export"] = str(export_model(trainer, context.model))
+            try:
+                self.summary["export"] = str(export_model(trainer, context.model))
+            except ExportRefused as error:
+                refused = error
+                self.summary["export_refused"] = str(error)
         done = self.progress
         self.summary |= {
             "train_loss": done.train_loss,
@@ -119,6 +125,8 @@ class RunCallback(Callback):
             if self.sampler.records:
                 write_json(trainer.run_dir / "samples.json", self.sampler.records)
             self.metrics.finish(self.summary, self.sampler.records)
+        if refused:  # the run's numbers are kept
+            raise refused
 
     def validate(self, context: CallbackContext, step: int) -> float | None:
         """Loss per trained token of the validation split, None without one."""

@@ -1,37 +1,133 @@
-"""Hugging Face directories out of a live Megatron model."""
+"""Hugging Face directories out of a live Megatron model, published only if they are that model."""
 
-import os
-import shutil
+import json
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from posttrain.convert import live
+from posttrain.convert.artifacts import copy_generation_config, copy_tokenizer, write_config
+from posttrain.convert.publish import publishing
+from posttrain.convert.shards import ShardWriter
+from posttrain.convert.verify import ExportRefused, Live, verify
+from posttrain.files import write_json
+from posttrain.models import HFModel
+
+log = logging.getLogger(__name__)
+
+OUTPUT_LAYERS = ("lm_head.weight", "embed_out.weight")
+
+
+@dataclass
+class Source:
+    """A live model and where it comes from.
+
+    Attributes:
+        model: the Hugging Face model before training.
+        bridge: its megatron.bridge.AutoBridge.
+        parts: the Megatron model's chunks of this process.
+        peft: Megatron-Bridge's adapter object; None: the whole model is written.
+        dtype: of the weights that are written, and of the arithmetic.
+        device: "cpu" or "cuda".
+        unchecked: why the logits can't be compared; None: they can.
+    """
+
+    model: HFModel
+    bridge: Any
+    parts: list[torch.nn.Module]
+    peft: Any
+    dtype: torch.dtype
+    device: str
+    unchecked: str | None = None
+
 
 def export_model(trainer: Any, model: list[torch.nn.Module]) -> Path:
     """Write RUN_DIR/adapter (PEFT) or RUN_DIR/hf (the whole model), tokenizer included; a collective call.
 
-    The directory appears whole: it is written aside and renamed by the first rank.
-
     Returns:
         The directory.
+
+    Raises:
+        ExportRefused: it is not the model that was trained; on every process.
     """
-    final = trainer.run_dir / ("adapter" if trainer.peft else "hf")
-    scratch = trainer.run_dir / f".{final.name}.partial"
-    if trainer.rank == 0 and scratch.exists():
-        shutil.rmtree(scratch)
-    if trainer.peft:
-        base = trainer.model.path if trainer.model.random_init else str(trainer.model.directory)
-        trainer.bridge.save_hf_adapter(model, scratch, trainer.peft, base_model_name_or_path=base, show_progress=False)
-    elif trainer.model.random_init:
-        trainer.bridge.save_hf_weights(model, scratch, show_progress=False)
-    else:
-        trainer.bridge.save_hf_pretrained(model, scratch, show_progress=False)
-    if trainer.rank == 0:
-        trainer.tokenizer.save_pretrained(scratch)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(scratch, final)
-    if trainer.world > 1:
-        torch.distributed.barrier()
-    return final
+    p, precision = trainer.parallelism, trainer.precision
+    unchecked = None
+    if not trainer.settings.verify:
+        unchecked = "trainer.verify=false"
+    elif p.context_parallel_size > 1 or p.fsdp:
+        unchecked = "logits of one sequence are divided over processes (context parallelism, FSDP)"
+    elif precision.resolve(trainer.platform.device) == "fp8":
+        unchecked = "fp8 arithmetic has no counterpart in transformers"
+    source = Source(
+        trainer.model, trainer.bridge, model, trainer.peft, precision.dtype(trainer.platform.device),
+        trainer.platform.device, unchecked,
+    )  # fmt: skip
+    return export(source, trainer.run_dir / ("adapter" if trainer.peft else "hf"), overwrite=True)
+
+
+def export(source: Source, out: Path, overwrite: bool = False, progress: Any = None) -> Path:
+    """Write the directory `out` with verification.json in it; see `export_model`.
+
+    Args:
+        overwrite: replace a directory that is there.
+        progress: called with the bytes of each tensor written.
+    """
+    rank = torch.distributed.get_rank()
+    found: Live | str = source.unchecked or ""
+    if not found:
+        tokens = live.prompts(source.model.load_tokenizer(), source.model.hf_config().vocab_size)
+        found = Live(tokens, live.logits(source.parts, tokens), source.dtype == torch.bfloat16)
+    refused = [None]
+    try:
+        with publishing(out, overwrite, first=rank == 0) as scratch:
+            write_adapter(source, scratch) if source.peft else write_weights(source, scratch, progress)
+            if rank == 0:
+                write_artifacts(source, scratch)
+                dtype = str(source.dtype).removeprefix("torch.")
+                report = verify(scratch, source.model, dtype, found, source.device)
+                write_json(scratch / "verification.json", report)
+                log.info("export verified: %s", json.dumps(report))
+    except ExportRefused as error:
+        refused = [str(error)]
+    if torch.distributed.get_world_size() > 1:
+        torch.distributed.broadcast_object_list(refused, src=0)
+    if refused[0]:
+        raise ExportRefused(refused[0])
+    return out
+
+
+def write_weights(source: Source, scratch: Path, progress: Any = None) -> None:
+    """All weights as safetensors, adapters merged; written by the first process, the others send their parts."""
+    tied = source.model.random_init and getattr(source.model.hf_config(), "tie_word_embeddings", False)
+    left_out = OUTPUT_LAYERS if tied else ()  # without a base to compare with the bridge writes it twice
+    writer = ShardWriter(scratch) if torch.distributed.get_rank() == 0 else None
+    for name, tensor in source.bridge.export_hf_weights(source.parts, cpu=True, show_progress=False):
+        if writer and name not in left_out:
+            writer.add(name, tensor.to(source.dtype))
+            if progress:
+                progress(tensor.numel() * source.dtype.itemsize)
+    if writer:
+        writer.close()
+
+
+def write_adapter(source: Source, scratch: Path) -> None:
+    """adapter_config.json and adapter_model.safetensors as PEFT writes them."""
+    model = source.model
+    base = model.path if model.random_init else str(model.directory)
+    source.bridge.save_hf_adapter(source.parts, scratch, source.peft, base_model_name_or_path=base, show_progress=False)
+
+
+def write_artifacts(source: Source, scratch: Path) -> None:
+    """Tokenizer with its chat template; config.json and generation_config.json beside whole weights."""
+    model = source.model
+    copy_tokenizer(scratch, Path(model.tokenizer_path))
+    if source.peft:
+        return
+    base = model.directory if not model.random_init else Path(model.path) if model.architecture is None else None
+    base = base if base and base.is_dir() else None
+    write_config(scratch, model.hf_config(), base, str(source.dtype).removeprefix("torch."))
+    if base:
+        copy_generation_config(scratch, base)

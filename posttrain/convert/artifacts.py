@@ -1,0 +1,49 @@
+"""What lies beside the weights in a Hugging Face directory: config, generation config, tokenizer, chat template."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from posttrain.models.headers import read_json
+
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*")
+
+
+def write_config(out: Path, config: Any, base: Path | None, dtype: str) -> None:
+    """Write config.json as the base has it, in words that transformers 4 and 5 both read.
+
+    transformers 5 knows `rope_parameters` and `dtype`, transformers 4 `rope_theta`, `rope_scaling` and `torch_dtype`
+    (without `rope_theta` it takes 10000 and says nothing).
+
+    Args:
+        config: the transformers configuration.
+        base: directory whose config.json is kept word by word; None: what `config` says.
+        dtype: of the weights written: float32, bfloat16.
+    """
+    fields = read_json(base / "config.json") if base else config.to_dict()
+    fields |= {"dtype": dtype, "torch_dtype": dtype}
+    rope = getattr(config, "rope_parameters", None)
+    if rope and "rope_theta" in rope:
+        fields["rope_parameters"] = dict(rope)
+        fields["rope_theta"] = rope["rope_theta"]
+        scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
+        fields["rope_scaling"] = scaling if rope.get("rope_type", "default") != "default" else None
+        if config.model_type == "gpt_neox":
+            fields["rotary_emb_base"] = rope["rope_theta"]
+            fields["rotary_pct"] = rope.get("partial_rotary_factor", 1.0)
+    (out / "config.json").write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_tokenizer(out: Path, source: Path) -> None:
+    """Copy the tokenizer's files, chat template included, as they are."""
+    for pattern in (*TOKENIZER, "*.model"):
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, out / file.name)
+
+
+def copy_generation_config(out: Path, source: Path) -> None:
+    """Copy generation_config.json where there is one."""
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", out / "generation_config.json")

@@ -1,0 +1,62 @@
+"""Which checkpoint a path means, and what model it is of. No torch here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.checkpoint import files
+from posttrain.errors import UserError
+from posttrain.models import HFModel
+
+# What an imported checkpoint has beside the weights: config.json, tokenizer; what its export needs.
+HUGGING_FACE = "huggingface"
+
+
+@dataclass
+class Checkpoint:
+    """A whole checkpoint: its iter_* directory, and the model and adapter settings (posttrain.peft) that it is of."""
+
+    directory: Path
+    model: HFModel
+    peft: Any = None
+
+
+def find(path: Path) -> Checkpoint:
+    """The newest checkpoint of a run directory or a checkpoints directory, or the one that `path` is.
+
+    Raises:
+        UserError: there is none, or it is damaged, or nothing says what model it is of.
+    """
+    if not path.is_dir():
+        raise UserError(f"checkpoint={path}: there is no such directory")
+    if files.NAME.fullmatch(path.name):
+        candidates, root = [path], path.parent
+    else:
+        root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        candidates = files.checkpoints(root)
+    if not candidates:
+        raise UserError(f"checkpoint={path}: no finished checkpoint (iter_*) in it")
+    newest = candidates[0]
+    if reason := files.problem(newest):
+        raise UserError(f"{newest}: {reason}; it is damaged or half written: name another, checkpoint={root}/iter_...")
+    if (root / HUGGING_FACE / "config.json").is_file():
+        return Checkpoint(newest, HFModel(path=str(root / HUGGING_FACE), random_init=True))
+    return of_run(newest, root.parent)
+
+
+def of_run(directory: Path, run_dir: Path) -> Checkpoint:
+    """The checkpoint of a run, which has its frozen configuration."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from posttrain import targets
+
+    frozen = run_dir / "config.yaml"
+    if not frozen.is_file():
+        raise UserError(f"{directory}: neither {frozen} nor a {HUGGING_FACE} directory says what model it is of")
+    cfg = OmegaConf.load(frozen)
+    targets.check(cfg)
+    model = instantiate(cfg.model)
+    if not model.random_init:
+        _ = model.directory  # that it is still there, and whole
+    return Checkpoint(directory, model, instantiate(cfg.peft) if cfg.peft.get("_target_") else None)

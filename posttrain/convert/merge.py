@@ -1,0 +1,105 @@
+"""Base weights + LoRA or DoRA = a whole model: safetensors in, safetensors out, no Megatron, one tensor at a time."""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from posttrain.convert.artifacts import copy_generation_config, copy_tokenizer, write_config
+from posttrain.convert.progress import progress
+from posttrain.convert.publish import publishing
+from posttrain.convert.shards import ShardWriter
+from posttrain.errors import UserError
+from posttrain.models import HFModel
+from posttrain.models.headers import Tensor
+from posttrain.models.shapes import check_directory
+from posttrain.peft.directory import CONFIG, TRANSPOSED, WEIGHTS, Pair, check_against, is_adapter, read_adapter
+
+
+def merge(path: Path, out: Path, overwrite: bool = False) -> None:
+    """Write the model that the adapter makes of its base, with the adapter's tokenizer where it has one.
+
+    Args:
+        path: a PEFT directory, or a run directory with one in it.
+        out: the directory to write.
+        overwrite: replace `out`.
+
+    Raises:
+        UserError: there is no adapter, no base, or they do not belong together.
+    """
+    adapter = find_adapter(path)
+    config, pairs, tensors = read_adapter(adapter)
+    model = HFModel(path=base_of(config, adapter))
+    base = model.directory
+    headers = check_directory(base)
+    check_against(headers, pairs, tensors)
+    hf_config = model.hf_config()
+    transposed = hf_config.model_type in TRANSPOSED
+    with publishing(out, overwrite) as scratch:
+        write_weights(scratch, headers, adapter / WEIGHTS, pairs, transposed)
+        dtype = next(iter(headers.values())).dtype
+        write_config(scratch, hf_config, base, {"F32": "float32", "F16": "float16"}.get(dtype, "bfloat16"))
+        copy_generation_config(scratch, base)
+        copy_tokenizer(scratch, adapter if (adapter / "tokenizer_config.json").is_file() else base)
+
+
+def find_adapter(path: Path) -> Path:
+    """The PEFT directory that `path` is or, as a run directory, holds."""
+    for directory in (path, path / "adapter"):
+        if is_adapter(directory):
+            return directory
+    raise UserError(
+        f"checkpoint={path}: neither a PEFT directory ({CONFIG}) nor a run with an adapter/; "
+        "export a checkpoint first: python -m posttrain.convert export"
+    )
+
+
+def base_of(config: dict, adapter: Path) -> str:
+    """The base model's directory or hub id, of the adapter's configuration."""
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{adapter / CONFIG}: base_model_name_or_path is empty; write the base model's directory there")
+    return base
+
+
+def write_weights(
+    scratch: Path, headers: dict[str, Tensor], weights: Path, pairs: dict[str, Pair], transposed: bool
+) -> None:
+    """Stream the base's tensors in the order of its files, merging where there is an adapter."""
+    writer = ShardWriter(scratch)
+    files: dict[Path, list[str]] = {}
+    for name, tensor in headers.items():
+        files.setdefault(tensor.file, []).append(name)
+    total = sum(file.stat().st_size for file in files)
+    with progress("merging", total) as done, safe_open(weights, framework="pt") as adapter:
+        for file, names in files.items():
+            with safe_open(file, framework="pt") as base:
+                for name in names:
+                    weight = base.get_tensor(name)
+                    done(weight.numel() * weight.element_size())
+                    if pair := pairs.get(name.removesuffix(".weight")):
+                        parts = {kind: adapter.get_tensor(found) for kind, found in pair.tensors.items()}
+                        weight = merged(weight, **parts, scale=pair.scale, transposed=transposed)
+                    writer.add(name, weight)
+    writer.close()
+
+
+def merged(
+    weight: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: float,
+    magnitude: torch.Tensor | None = None,
+    transposed: bool = False,
+) -> torch.Tensor:
+    """W + scale B A in fp32, then in the dtype of W; for DoRA its rows at the trained magnitudes.
+
+    Args:
+        weight: W [out, in], or [in, out] where `transposed`.
+        a, b: [rank, in] and [out, rank].
+        magnitude: [out]; None: LoRA.
+    """
+    whole = (weight.T if transposed else weight).float() + scale * (b.float() @ a.float())
+    if magnitude is not None:
+        whole *= (magnitude.float().flatten() / torch.linalg.norm(whole, dim=1))[:, None]
+    return (whole.T if transposed else whole).to(weight.dtype).contiguous()

@@ -1,0 +1,45 @@
+"""A directory that appears whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from posttrain.errors import UserError
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Raise a UserError where `out` is there and must not be replaced, or is no directory of ours to write."""
+    if out.is_file() or (out.exists() and not overwrite and any(out.iterdir())):
+        raise UserError(f"convert.out={out}: is there already; choose another, or add convert.overwrite=true")
+
+
+@contextmanager
+def publishing(out: Path, overwrite: bool = False, first: bool = True) -> Iterator[Path]:
+    """Yield a hidden sibling of `out` to write into; renamed to `out` at the end, removed after an error.
+
+    Args:
+        out: the directory to appear.
+        overwrite: replace one that is there.
+        first: False on processes that write nothing: they get the path and leave the disk alone.
+    """
+    scratch = out.with_name(f".{out.name}.partial")
+    if not first:
+        yield scratch
+        return
+    check_free(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    scratch.mkdir()
+    try:
+        yield scratch
+        old = out.with_name(f".{out.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            os.replace(out, old)
+        os.replace(scratch, out)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise

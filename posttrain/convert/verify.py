@@ -1,0 +1,183 @@
+"""Is the Hugging Face directory the model that was trained? Tensors by name and shape, logits number by number."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.errors import RunFailed, UserError
+from posttrain.models.headers import read_headers
+from posttrain.models.shapes import BUFFERS, check_directory
+from posttrain.peft.directory import check_against, is_adapter, read_adapter
+
+TOLERANCE = 1e-4  # fp32: largest difference over the largest logit
+# bf16: root mean square of the difference to fp32 arithmetic, over that of transformers' own bf16 (and the rounding of
+# one bf16 number where that is less): two implementations round differently, not more.
+NOISES = 2.0
+BF16_ROUNDING = 2.0**-8
+BUFFER_ENDS = tuple(f".{name}" for name in BUFFERS)
+
+
+class ExportRefused(RunFailed):
+    """The directory is not what was trained; nothing was published."""
+
+    restartable = False
+
+
+@dataclass
+class Live:
+    """What the live model says: `logits` [n, length, vocabulary] of `tokens` [n, length]; bf16: its arithmetic."""
+
+    tokens: torch.Tensor
+    logits: torch.Tensor
+    bf16: bool
+
+
+def verify(directory: Path, model: Any, dtype: str, live: Live | str, device: str) -> dict[str, Any]:
+    """Compare what was written with the base, and with the live model through transformers (and PEFT).
+
+    Args:
+        directory: a Hugging Face model, or a PEFT adapter.
+        model: the HFModel that it comes from.
+        dtype: of the weights: float32, bfloat16.
+        live: the live model's logits, or why there are none.
+        device: "cpu" or "cuda", where transformers computes.
+
+    Returns:
+        What was checked and found.
+
+    Raises:
+        ExportRefused: a tensor or the logits differ by more than the tolerance; with the numbers.
+    """
+    adapter = is_adapter(directory)
+    tensors = adapter_tensors(directory, model) if adapter else model_tensors(directory, model, dtype)
+    if adapter and model.random_init:
+        live = "the base weights are random and were not saved"
+    if isinstance(live, Live) and (reason := too_large(model, directory, device)):
+        live = reason
+    if isinstance(live, str):
+        return {"tensors": tensors, "logits": {"checked": False, "reason": live}}
+    report = {"tensors": tensors, "logits": compare(live, *reference(directory, model, adapter, live, device))}
+    found = report["logits"]
+    if not found["difference"] <= found["tolerance"]:  # NaN as well
+        raise ExportRefused(
+            f"export refused: the logits differ by {found['difference']:.3g} from the trained model's "
+            f"({found['measure']}), more than the tolerance of {found['tolerance']:.3g}; nothing was written"
+        )
+    return report
+
+
+def model_tensors(directory: Path, model: Any, dtype: str) -> dict[str, Any]:
+    """Names, shapes and dtype against the base's."""
+    try:
+        written = check_directory(directory)
+    except UserError as error:
+        raise ExportRefused(f"export refused: {error}") from error
+    wrong = sorted(name for name, t in written.items() if t.dtype != {"float32": "F32", "bfloat16": "BF16"}[dtype])
+    if wrong:
+        raise ExportRefused(f"export refused: {wrong[0]} is {written[wrong[0]].dtype}, not {dtype}")
+    report: dict[str, Any] = {"count": len(written), "dtype": dtype, "against": "config.json"}
+    if not model.random_init:
+        base = {name: t for name, t in read_headers(model.directory).items() if not f".{name}".endswith(BUFFER_ENDS)}
+        same_tensors({name: t.shape for name, t in written.items()}, {name: t.shape for name, t in base.items()})
+        report["against"] = "the base's tensors"
+    return report
+
+
+def adapter_tensors(directory: Path, model: Any) -> dict[str, Any]:
+    """Every tensor belongs to a matrix of the base and has its shape."""
+    try:
+        _, pairs, written = read_adapter(directory)
+        if not model.random_init:
+            check_against(read_headers(model.directory), pairs, written)
+    except UserError as error:
+        raise ExportRefused(f"export refused: {error}") from error
+    against = "their own pairs" if model.random_init else "the base's matrices"
+    return {"count": len(written), "dtype": sorted({t.dtype for t in written.values()}), "against": against}
+
+
+def same_tensors(written: dict[str, tuple], expected: dict[str, tuple]) -> None:
+    """Raise ExportRefused unless names and shapes are the same."""
+    missing, extra = sorted(expected.keys() - written.keys()), sorted(written.keys() - expected.keys())
+    if missing or extra:
+        raise ExportRefused(
+            f"export refused: {len(missing)} tensors are missing{_first(missing)}, "
+            f"{len(extra)} are too many{_first(extra)}; nothing was written"
+        )
+    for name, shape in expected.items():
+        if tuple(written[name]) != tuple(shape):
+            raise ExportRefused(f"export refused: {name} has shape {list(written[name])}, not {list(shape)}")
+
+
+def _first(names: list[str]) -> str:
+    return f" ({names[0]})" if names else ""
+
+
+def too_large(model: Any, directory: Path, device: str) -> str | None:
+    """Why transformers can't hold the model in fp32 beside the live one; None where it can."""
+    source = directory if (directory / "config.json").is_file() else model.directory
+    needed = 1.2 * 4 * sum(torch.Size(t.shape).numel() for t in read_headers(source).values())
+    if device == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available
+    if needed <= free:
+        return None
+    return f"transformers needs {needed / 2**30:.1f} GiB in fp32, {free / 2**30:.1f} GiB of {device} memory are free"
+
+
+@torch.no_grad()
+def reference(directory: Path, model: Any, adapter: bool, live: Live, device: str) -> tuple[torch.Tensor, ...]:
+    """Logits of the written directory by transformers (and PEFT): fp32 arithmetic, and bf16 where the live model's is.
+
+    Raises:
+        ExportRefused: transformers finds a tensor missing, or one too many.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    hf, found = AutoModelForCausalLM.from_pretrained(
+        model.directory if adapter else directory, dtype=torch.float32, attn_implementation="eager",
+        trust_remote_code=model.trust_remote_code, output_loading_info=True,
+    )  # fmt: skip
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, found.get(kind) or ())):
+            raise ExportRefused(f"export refused: transformers reports {kind.replace('_', ' ')}: {names[0]}")
+    hf = hf.to(device)
+    if adapter:
+        from peft import PeftModel
+
+        hf = PeftModel.from_pretrained(hf, directory, torch_device=device)
+    hf.eval()
+    tokens = live.tokens.to(device)
+    exact = hf(tokens).logits.float().cpu()
+    if not live.bf16:
+        return (exact,)
+    return exact, hf.to(torch.bfloat16)(tokens).logits.float().cpu()
+
+
+def compare(live: Live, exact: torch.Tensor, rounded: torch.Tensor | None = None) -> dict[str, Any]:
+    """Difference of the logits and its tolerance, both relative to the logits' size."""
+    ours = live.logits[..., : exact.size(-1)]  # tensor parallelism may have padded the vocabulary
+    report: dict[str, Any] = {"checked": True, "tokens": live.tokens.numel()}
+    if rounded is None:
+        difference = ((ours - exact).abs().max() / exact.abs().max()).item()
+        return report | {
+            "arithmetic": "float32", "measure": "largest difference over largest logit",
+            "difference": difference, "tolerance": TOLERANCE,
+        }  # fmt: skip
+    noise = (rms(rounded - exact) / rms(exact)).item()
+    return report | {
+        "arithmetic": "bfloat16", "measure": "rms of the difference to fp32 arithmetic over rms of the logits",
+        "difference": (rms(ours - exact) / rms(exact)).item(), "transformers_bf16": noise,
+        "tolerance": NOISES * max(noise, BF16_ROUNDING),
+    }  # fmt: skip
+
+
+def rms(values: torch.Tensor) -> torch.Tensor:
+    """Root mean square."""
+    return values.square().mean().sqrt()

@@ -1,0 +1,79 @@
+"""A Hugging Face PEFT directory of LoRA or DoRA weights, read from its JSON and its safetensors header."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import UserError
+from posttrain.models.headers import Tensor, read_header, read_json
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+KINDS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
+TRANSPOSED = ("gpt2",)  # model types whose linear weights are [in, out]
+
+
+@dataclass
+class Pair:
+    """The tensors of one adapted module; names in the file. A [rank, in], B [out, rank], magnitude [out] for DoRA."""
+
+    tensors: dict[str, str] = field(default_factory=dict)
+    scale: float = 1.0
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether `directory` is a PEFT adapter."""
+    return (directory / CONFIG).is_file()
+
+
+def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Pair], dict[str, Tensor]]:
+    """Return its configuration, module name -> Pair, and the tensors' headers.
+
+    Raises:
+        UserError: pickled or damaged weights, an adapter of another kind, or half of a pair.
+    """
+    config = read_json(directory / CONFIG)
+    if not (directory / WEIGHTS).is_file():
+        pickled = sorted(file.name for file in directory.glob("*.bin"))
+        reason = f"{pickled[0]} is a pickle, which can run code; save it as safetensors" if pickled else "it is missing"
+        raise UserError(f"{directory / WEIGHTS}: {reason}")
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{directory / CONFIG}: peft_type {config.get('peft_type')}; only LoRA and DoRA are known")
+    if config.get("modules_to_save") or config.get("bias", "none") != "none" or config.get("target_parameters"):
+        raise UserError(f"{directory / CONFIG}: modules_to_save, bias and target_parameters are not supported")
+    tensors = read_header(directory / WEIGHTS)
+    pairs: dict[str, Pair] = {}
+    for name in tensors:
+        end = next((end for end in KINDS if name.endswith(f".{end}")), None)
+        if end is None or not name.startswith(PREFIX):
+            raise UserError(f"{directory / WEIGHTS}: {name} is not a weight of LoRA or DoRA on a linear layer")
+        pairs.setdefault(name[len(PREFIX) : -len(end) - 1], Pair()).tensors[KINDS[end]] = name
+    wanted = {"a", "b", "magnitude"} if config.get("use_dora") else {"a", "b"}
+    for module, pair in pairs.items():
+        if missing := sorted(wanted - set(pair.tensors)):
+            raise UserError(f"{directory / WEIGHTS}: {module} lacks its {missing[0]}; the adapter is incomplete")
+        pair.scale = scale(config, module, tensors[pair.tensors["a"]].shape[0])
+    return config, pairs, tensors
+
+
+def scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """What B A is multiplied by, as PEFT reckons it."""
+    patterns = config.get("alpha_pattern") or {}
+    alpha = next((a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config["lora_alpha"])
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def check_against(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], tensors: Mapping[str, Tensor]) -> None:
+    """Raise a UserError unless every module is a matrix of the base model with the adapter's shape."""
+    for module, pair in pairs.items():
+        weight = base.get(f"{module}.weight")
+        if weight is None:
+            raise UserError(f"adapter: {module} is not in the base model; it was trained on another one")
+        a, b = (tensors[pair.tensors[key]].shape for key in "ab")
+        if sorted(weight.shape) != sorted((b[0], a[1])) or a[0] != b[1]:
+            raise UserError(
+                f"adapter: {module} fits a matrix of {[b[0], a[1]]}, the base model's is {list(weight.shape)}; "
+                "it was trained on another model"
+            )

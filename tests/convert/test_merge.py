@@ -1,0 +1,132 @@
+"""Base + adapter as one model, against what PEFT makes of them."""
+
+import pytest
+import torch
+from families import FAMILIES
+from parity import unpacked_logits
+from safetensors.torch import load_file, save_file
+
+from posttrain.errors import UserError
+from posttrain.peft import LoRA
+
+
+def load(directory, dtype=torch.float32):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="eager")
+
+
+@pytest.fixture
+def peft_adapter(tmp_path):
+    """Make an adapter by PEFT itself, with random B; returns (directory, the adapted model)."""
+
+    def make(base, **settings):
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(load(base), LoraConfig(task_type="CAUSAL_LM", **settings))
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.2)
+                elif "magnitude" in name:
+                    parameter.mul_(1.3)
+        model.save_pretrained(tmp_path / "peft")
+        return tmp_path / "peft", model.eval()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {"r": 4, "target_modules": ["q_proj", "down_proj"]}),
+        ("llama", {"r": 4, "use_rslora": True, "target_modules": "all-linear"}),
+        ("llama", {"r": 4, "alpha_pattern": {"q_proj": 32}, "rank_pattern": {"q_proj": 8},
+                   "target_modules": ["q_proj", "v_proj"]}),
+        ("llama", {"r": 4, "use_dora": True, "target_modules": ["q_proj", "gate_proj"]}),
+        ("gpt2", {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+        ("gpt_neox", {"r": 4, "target_modules": ["query_key_value", "dense_4h_to_h"]}),
+    ],
+)  # fmt: skip
+def test_what_peft_makes(family, settings, base, peft_adapter, tmp_path):
+    from posttrain.convert.merge import merge
+
+    directory = base(family)
+    adapter, model = peft_adapter(directory, **settings)
+    merge(adapter, tmp_path / "merged")
+    assert (unpacked_logits(model) - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
+    assert (unpacked_logits(model) - unpacked_logits(load(directory))).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_own_adapters(family, megatron, base, tmp_path):
+    from test_export import source
+
+    from posttrain.convert.merge import merge
+    from posttrain.export import export
+
+    live = source(base(family), LoRA(rank=4, alpha=8))
+    export(live, tmp_path / "adapter")
+    merge(tmp_path / "adapter", tmp_path / "merged")
+    from posttrain.convert import live as logits
+
+    tokens = logits.prompts(live.model.load_tokenizer(), 96)
+    expected, found = logits.logits(live.parts, tokens), load(tmp_path / "merged")(tokens).logits
+    assert (expected - found).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_arithmetic_is_fp32_and_the_dtype_is_the_bases(base, peft_adapter, tmp_path):
+    from posttrain.convert.merge import merge, merged
+
+    directory = base("llama")
+    adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(directory / "model.safetensors").items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    merge(adapter, tmp_path / "merged")
+    after = load_file(tmp_path / "merged" / "model.safetensors")
+    parts = load_file(adapter / "adapter_model.safetensors")
+    for name, before in weights.items():
+        assert after[name].dtype == torch.bfloat16
+        if "q_proj" not in name:
+            assert after[name].equal(before)
+            continue
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        a, b = parts[f"{stem}.lora_A.weight"], parts[f"{stem}.lora_B.weight"]
+        exact = before.double() + 8 / 4 * b.double() @ a.double()
+        assert (after[name].double() - exact).abs().max() <= exact.abs().max() * 2**-8
+        assert merged(before, a, b, 2.0).equal(after[name])
+
+
+def test_shards(base, peft_adapter, tmp_path, monkeypatch):
+    from posttrain.convert import shards
+    from posttrain.convert.merge import merge
+
+    directory = base("llama")
+    adapter, model = peft_adapter(directory, r=4, target_modules=["q_proj"])
+    monkeypatch.setattr(shards.ShardWriter.__init__, "__defaults__", (40_000,))
+    merge(adapter, tmp_path / "merged")
+    files = sorted(tmp_path.glob("merged/*.safetensors"))
+    assert len(files) > 2 and all(file.stat().st_size < 45_000 for file in files)
+    assert (unpacked_logits(model) - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
+
+
+def test_what_does_not_belong_together(base, peft_adapter, tmp_path):
+    from posttrain.convert.merge import merge
+
+    directory = base("llama")
+    adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
+    for other, message in (("gpt2", "not in the base model"), ("llama32", "another model")):
+        base(other)
+        with pytest.raises(UserError, match=message):
+            merge(adapter, tmp_path / "merged")
+    base("llama")
+    weights = adapter / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    with pytest.raises(UserError, match="cut short"):
+        merge(adapter, tmp_path / "merged")
+    weights.rename(adapter / "adapter_model.bin")
+    with pytest.raises(UserError, match="pickle"):
+        merge(adapter, tmp_path / "merged")
+    assert not list(tmp_path.glob("*merged*"))

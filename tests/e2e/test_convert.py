@@ -1,0 +1,85 @@
+"""`python -m posttrain.convert` as it is typed, and the export of a run checked by the run itself."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment
+
+
+@pytest.fixture(scope="module")
+def lora(posttrain, words):
+    """A LoRA run on two processes."""
+    result = posttrain(*words, "parallelism=tp2", "precision=fp32")
+    assert result.code == 0, result.err + result.log()
+    return result
+
+
+@pytest.fixture
+def convert(tmp_path):
+    """Run `python -m posttrain.convert WORDS`; returns the finished process."""
+
+    def run(*words: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "posttrain.convert", *map(str, words)]
+        return subprocess.run(
+            command, capture_output=True, text=True, env={**environment(tmp_path), "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path, timeout=300,
+        )  # fmt: skip
+
+    return run
+
+
+def tensors(directory):
+    from safetensors.torch import load_file
+
+    return {name: t for file in directory.glob("*.safetensors") for name, t in load_file(file).items()}
+
+
+def test_a_run_verifies_its_export(lora):
+    report = json.loads((lora.run_dir / "adapter" / "verification.json").read_text())
+    assert report["logits"]["checked"] and report["logits"]["difference"] <= report["logits"]["tolerance"] == 1e-4
+    assert report["tensors"]["against"] == "the base's matrices"
+
+
+def test_checkpoint_to_adapter_to_whole_model(lora, tiny, convert, tmp_path):
+    for what in (lora.run_dir, lora.run_dir / "checkpoints", lora.run_dir / "checkpoints" / "iter_0000004")[-2:]:
+        done = convert("export", f"checkpoint={what}", f"convert.out={tmp_path / what.name}")
+        assert done.returncode == 0, done.stderr
+        again, first = tensors(tmp_path / what.name), tensors(lora.run_dir / "adapter")
+        assert again.keys() == first.keys() and all(again[name].equal(first[name]) for name in first)
+    done = convert("merge", f"checkpoint={lora.run_dir}", f"convert.out={tmp_path / 'merged'}")
+    assert done.returncode == 0, done.stderr
+    changed = {name for name, t in tensors(tmp_path / "merged").items() if not t.equal(tensors(tiny)[name])}
+    assert {name.rpartition(".layers.")[2][2:] for name in changed} == {
+        "self_attn.q_proj.weight", "self_attn.v_proj.weight", "mlp.down_proj.weight",
+    }  # fmt: skip
+
+
+def test_there_and_back(tiny, convert, tmp_path):
+    done = convert("import", f"model.path={tiny}", f"convert.out={tmp_path / 'megatron'}")
+    assert done.returncode == 0, done.stderr
+    done = convert("export", f"checkpoint={tmp_path / 'megatron'}", f"convert.out={tmp_path / 'hf'}")
+    assert done.returncode == 0, done.stderr
+    before, after = tensors(tiny), tensors(tmp_path / "hf")
+    assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
+    assert {"tokenizer.json", "generation_config.json", "verification.json"} <= {
+        f.name for f in (tmp_path / "hf").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("import model.path=nowhere/at/all convert.out=out", "there is no such directory"),
+        ("import model.path={tiny} convert.out={tiny}", "is there already"),
+        ("export checkpoint={tiny} convert.out=out", "no finished checkpoint"),
+        ("merge checkpoint={tiny} convert.out=out", "neither a PEFT directory"),
+        ("export convert.out=out", "`checkpoint`: has no value"),
+        ("export checkpoint=x convert.oot=out", "did you mean"),
+    ],
+)
+def test_one_line_and_exit_code_2(words, message, tiny, convert, tmp_path):
+    done = convert(*words.format(tiny=tiny).split())
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not list(tmp_path.glob("*out*"))

@@ -13,7 +13,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from posttrain.files import write_json
+from posttrain.files import write_bytes, write_json, write_text
 
 PARTIAL, SEAL = ".partial", "complete.json"
 NAME = re.compile(r"iter_(\d{7,})")
@@ -34,6 +34,22 @@ def checkpoints(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted((path for path in root.iterdir() if NAME.fullmatch(path.name)), key=step_of, reverse=True)
+
+
+def finish(root: Path, step: int, keep: int | None = None) -> None:
+    """Publish what was written in `root`/.partial, point Megatron's trackers at it, keep the `keep` newest.
+
+    Raises:
+        OSError: the disk refused; the checkpoints before are as they were.
+    """
+    final = directory(root, step)
+    publish(directory(root / PARTIAL, step), final)
+    # For Megatron's own tools; this project looks at the directories.
+    write_bytes(root / "latest_train_state.pt", (final / "train_state.pt").read_bytes())
+    write_text(root / "latest_checkpointed_iteration.txt", str(step))
+    if keep is not None:
+        prune(root, keep)
+    shutil.rmtree(root / PARTIAL, ignore_errors=True)
 
 
 def publish(partial: Path, final: Path) -> None:
@@ -108,8 +124,7 @@ def prune(root: Path, keep: int) -> None:
 def clean(root: Path) -> None:
     """Remove what an earlier process left half-written or half-removed."""
     for path in root.glob(".*"):
-        if path.name == PARTIAL or path.name.startswith(".removing-"):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def remove(checkpoint: Path) -> None:

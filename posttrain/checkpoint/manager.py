@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from posttrain.checkpoint import files, resume
 from posttrain.errors import UserError
-from posttrain.files import write_bytes, write_text
+from posttrain.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -97,14 +97,7 @@ class Manager(DefaultCheckpointManager):
         """Give the written checkpoint its name, point the tracker at it, remove old ones."""
         step, self.pending = self.pending, None
         if self.rank == 0:
-            final = files.directory(self.root, step)
-            files.publish(files.directory(self.root / files.PARTIAL, step), final)
-            # For Megatron's own tools; this project looks at the directories.
-            write_bytes(self.root / "latest_train_state.pt", (final / "train_state.pt").read_bytes())
-            write_text(self.root / "latest_checkpointed_iteration.txt", str(step))
-            if self.trainer.checkpoint.keep_last is not None:
-                files.prune(self.root, self.trainer.checkpoint.keep_last)
-            shutil.rmtree(self.root / files.PARTIAL, ignore_errors=True)
+            files.finish(self.root, step, self.trainer.checkpoint.keep_last)
         torch.distributed.barrier()
 
     def _refuse(self, error: Exception) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from megatron.bridge.training.callbacks import Callback, CallbackContext
+from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
 from posttrain import flops
 from posttrain.files import write_json
@@ -57,7 +58,7 @@ class RunCallback(Callback):
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Note the time and this step's learning rate (the scheduler moves on before the step ends)."""
-        self.lr = context.optimizer.param_groups[0]["lr"]
+        self.lr = get_canonical_lr_for_logging(context.optimizer.param_groups)
         self.began = time.perf_counter()
 
     def on_train_step_end(self, context: CallbackContext) -> None:

@@ -194,6 +194,10 @@ class Trainer:
             mixed_precision=mixed,
             peft=self.peft,
         )
+        if self.adapter and self.adapter.lora_plus_ratio is not None:
+            from posttrain.peft.lora_plus import LoRAPlus
+
+            container.optimizer_config_override_provider = LoRAPlus(self.adapter.lora_plus_ratio)
         self.apply_overrides(container)
         return container
 

@@ -131,6 +131,17 @@ def test_fast_paths_have_the_losses_of_the_plain_ones(posttrain, words):
     assert fast.summary["val_loss_after"] == pytest.approx(plain.summary["val_loss_after"], rel=1e-5)
 
 
+def test_lora_plus_sets_the_pace_of_b(posttrain, words, lora):
+    """The same first loss and the same A's learning rate; B, which starts at zero, moves an eighth as far."""
+    result = posttrain(*words, "peft.lora_plus_ratio=0.125", "trainer.export=false")
+    assert result.code == 0, result.err + result.log()
+    rates = [[line["lr"] for line in run.metrics if "loss" in line] for run in (result, lora)]
+    assert rates[0] == rates[1]
+    assert result.losses[0] == pytest.approx(lora.losses[0], rel=1e-6)
+    moved = [lora.losses[0] - run.losses[-1] for run in (result, lora)]
+    assert 0 < moved[0] < 0.5 * moved[1], moved
+
+
 def test_random_weights_and_trackers(posttrain, words):
     """model.random_init, an offline Weights & Biases run and TensorBoard events."""
     result = posttrain(*words, "model.random_init=true", "logger=[wandb,tensorboard]", "logger.wandb.mode=offline",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from posttrain.convert import live
 from posttrain.convert.artifacts import copy_generation_config, copy_tokenizer, write_config
@@ -15,6 +16,7 @@ from posttrain.convert.shards import ShardWriter
 from posttrain.convert.verify import ExportRefused, Live, verify
 from posttrain.files import write_json
 from posttrain.models import HFModel
+from posttrain.peft.directory import WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +120,11 @@ def write_adapter(source: Source, scratch: Path) -> None:
     model = source.model
     base = model.path if model.random_init else str(model.directory)
     source.bridge.save_hf_adapter(source.parts, scratch, source.peft, base_model_name_or_path=base, show_progress=False)
+    from posttrain.peft.magnitudes import magnitudes
+
+    found = magnitudes(source.bridge, source.parts)
+    if found and torch.distributed.get_rank() == 0:
+        save_file(load_file(scratch / WEIGHTS) | found, scratch / WEIGHTS, metadata={"format": "pt"})
 
 
 def write_artifacts(source: Source, scratch: Path) -> None:

@@ -9,6 +9,7 @@ from posttrain.patches import cpu
 from posttrain.patches import local_layers
 from posttrain.patches import base_weights
 from posttrain.patches import canonical_lora
+from posttrain.patches import dora
 from posttrain.patches import experts
 from posttrain.patches import rope
 from posttrain.patches import warmup

@@ -6,7 +6,7 @@ import pytest
 from families import FAMILIES
 
 from posttrain.models import HFModel
-from posttrain.peft import LoRA
+from posttrain.peft import DoRA, LoRA
 
 
 def source(directory, adapter=None, dtype=None):
@@ -53,3 +53,77 @@ def test_import_then_export_is_bit_identical(family, megatron, base, tmp_path):
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert tensor.dtype == after[name].dtype and tensor.equal(after[name]), name
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "gpt2", "gpt_neox"])
+def test_dora(family, megatron, base, tmp_path):
+    """Adapter and merged model, with magnitudes that training has moved."""
+    import torch
+
+    from posttrain.convert import live as logits
+    from posttrain.convert.merge import merge
+    from posttrain.export import export
+
+    live = source(base(family), DoRA(rank=4, alpha=8))
+    with torch.no_grad():
+        for name, parameter in live.parts[0].named_parameters():
+            if name.endswith("weight_magnitude"):
+                parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
+    tokens = logits.prompts(live.model.load_tokenizer(), 96)
+    expected = logits.logits(live.parts, tokens)
+    export(live, tmp_path / "adapter")
+    assert logits.logits(live.parts, tokens).equal(expected)  # as it was
+    merge(tmp_path / "adapter", tmp_path / "merged")
+    from test_merge import load
+
+    found = load(tmp_path / "merged")(tokens).logits
+    assert (expected - found).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("what", ["weights", "a name", "nan"])
+def test_what_differs_is_refused(what, megatron, base, tmp_path, monkeypatch):
+    """A wrong number, a lost tensor, a NaN between the live model and the directory: nothing appears."""
+    from posttrain import export as module
+    from posttrain.convert.shards import ShardWriter
+    from posttrain.convert.verify import ExportRefused
+
+    live = source(base("llama"))
+    add = ShardWriter.add
+
+    def damaged(self, name, tensor):
+        if name == "model.layers.2.mlp.up_proj.weight":
+            if what == "a name":
+                return
+            tensor = tensor * (1.01 if what == "weights" else float("nan"))
+        add(self, name, tensor)
+
+    monkeypatch.setattr(ShardWriter, "add", damaged)
+    message = {"weights": r"differ by 0\.0\d+ .* tolerance of 0.0001", "a name": "up_proj", "nan": "differ by nan"}[
+        what
+    ]
+    with pytest.raises(ExportRefused, match=message):
+        module.export(live, tmp_path / "hf")
+    assert {path.name for path in tmp_path.iterdir()} == {"base"}
+
+
+def test_bf16_is_judged_by_its_noise(megatron, base, tmp_path):
+    """Within transformers' own rounding, and not with a percent more of one matrix in eight."""
+    import torch
+
+    from posttrain.convert.verify import ExportRefused
+    from posttrain.export import export
+
+    directory = base("llama")
+    export(source(directory, dtype=torch.bfloat16), tmp_path / "hf")
+    found = json.loads((tmp_path / "hf" / "verification.json").read_text())["logits"]
+    assert 0 < found["difference"] <= found["tolerance"] == pytest.approx(2 * max(found["transformers_bf16"], 2**-8))
+    live = source(directory, dtype=torch.bfloat16)
+    from posttrain.convert import live as module
+
+    logits = module.logits
+    try:
+        module.logits = lambda parts, tokens: logits(parts, tokens) * 1.2
+        with pytest.raises(ExportRefused, match="rms"):
+            export(live, tmp_path / "other")
+    finally:
+        module.logits = logits

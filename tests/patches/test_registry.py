@@ -15,7 +15,7 @@ def wanted(device, transformer_engine):
 
 
 EVERYWHERE = [
-    "imports", "compile-helpers", "results-queue", "random-base-weights", "canonical-lora-parts", "packed-rope",
+    "imports", "compile-helpers", "results-queue", "random-base-weights", "canonical-lora-parts", "dora-bias", "packed-rope",
     "jit-warmup",
 ]  # fmt: skip
 

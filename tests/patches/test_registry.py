@@ -15,8 +15,8 @@ def wanted(device, transformer_engine):
 
 
 EVERYWHERE = [
-    "imports", "compile-helpers", "results-queue", "random-base-weights", "canonical-lora-parts", "dora-bias", "packed-rope",
-    "jit-warmup",
+    "imports", "compile-helpers", "results-queue", "random-base-weights", "canonical-lora-parts", "dora-bias",
+    "packed-rope", "jit-warmup",
 ]  # fmt: skip
 
 

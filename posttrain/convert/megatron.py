@@ -1,6 +1,7 @@
 """Megatron `torch_dist` checkpoints in and out, in one process on the CPU (see process.py)."""
 
 import shutil
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ FORMATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def import_model(model: HFModel, out: Path, overwrite: bool = False) -> None:
-    """Write the Hugging Face model as a Megatron checkpoint, in the dtype that its weights have.
+    """Write the Hugging Face model as a Megatron checkpoint: in bf16 where most of its weights are, else in fp32.
 
     Raises:
         UserError: the directory is damaged, or its architecture is not known.
@@ -29,7 +30,8 @@ def import_model(model: HFModel, out: Path, overwrite: bool = False) -> None:
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if unknown := dtypes - FORMATS.keys() - {"I64", "BOOL", "U8"}:
         raise UserError(f"{model.directory}: tensors of {', '.join(sorted(unknown))}; only unquantised models convert")
-    dtype = torch.float32 if "F32" in dtypes else torch.bfloat16 if "BF16" in dtypes else torch.float32
+    bf16 = sum(prod(t.shape) for t in tensors.values() if t.dtype == "BF16")
+    dtype = torch.bfloat16 if 2 * bf16 > sum(prod(t.shape) for t in tensors.values()) else torch.float32
     bridge = model.bridge()
     total = sum(file.stat().st_size for file in {tensor.file for tensor in tensors.values()})
     with publishing(out, overwrite) as scratch:
@@ -111,6 +113,7 @@ def load(found: Checkpoint, adapter: Any) -> tuple[list[torch.nn.Module], Any, t
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.core import CheckpointingException
     from megatron.core.dist_checkpointing.validation import StrictHandling
+    from megatron.core.utils import unwrap_model
 
     where = str(found.directory)
     try:
@@ -126,14 +129,15 @@ def load(found: Checkpoint, adapter: Any) -> tuple[list[torch.nn.Module], Any, t
     dtype = torch.float32 if has_adapter or torch.bfloat16 not in weights else torch.bfloat16
     bridge = found.model.bridge()
     parts = build(bridge, dtype, load=has_adapter and not found.model.random_init, adapter=adapter)
-    wanted = _generate_model_state_dict(parts, {})
+    plain = unwrap_model(parts)
+    wanted = _generate_model_state_dict(plain, {})
     if has_adapter:
         wanted = apply_peft_adapter_filter_to_state_dict(wanted, adapter)
     try:
         state = dist_checkpointing.load(wanted, where, strict=StrictHandling.RAISE_UNEXPECTED)
     except (CheckpointingException, KeyError, ValueError, RuntimeError, OSError, EOFError) as error:
         raise UserError(f"{where}: not a checkpoint of {found.model.path}, or damaged: {_line(error)}") from error
-    missing, _ = parts[0].load_state_dict(state["model"], strict=False)
+    missing, _ = plain[0].load_state_dict(state["model"], strict=False)
     if lost := [name for name in missing if "_extra_state" not in name and (".adapter." in name or not has_adapter)]:
         raise UserError(f"{where}: {lost[0]} is missing; it is incomplete, or another model's")
     return parts, bridge, dtype

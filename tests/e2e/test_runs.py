@@ -139,7 +139,7 @@ def test_lora_plus_sets_the_pace_of_b(posttrain, words, lora):
     assert rates[0] == rates[1]
     assert result.losses[0] == pytest.approx(lora.losses[0], rel=1e-6)
     moved = [lora.losses[0] - run.losses[-1] for run in (result, lora)]
-    assert 0 < moved[0] < 0.5 * moved[1], moved
+    assert 0 < moved[0] < 0.95 * moved[1], moved
 
 
 def test_random_weights_and_trackers(posttrain, words):

@@ -4,22 +4,57 @@ import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
 
 from posttrain import check, compose, help, launch, nodes
-from posttrain.errors import UserError
+from posttrain.errors import RunFailed, UserError
+from posttrain.sweep import slurm
+from posttrain.sweep.trial import Trial
 
 
 def task(cfg: DictConfig) -> float | None:
     """One run; returns its last validation loss so that a sweeper can compare trials."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.launch.submit and HydraConfig.get().mode is RunMode.RUN:
+        return submit(cfg, run_dir)
     nodes.adopt(cfg)
     gpus = launch.visible_gpus()
     check.check(cfg, gpus)
-    return launch.launch(cfg, Path(HydraConfig.get().runtime.output_dir), gpus)
+    return launch.launch(cfg, run_dir, gpus)
+
+
+def submit(cfg: DictConfig, run_dir: Path) -> float | None:
+    """One run as a Slurm job, waited for; returns its last validation loss.
+
+    Raises:
+        UserError: there is no Slurm, or it refuses the job.
+        RunFailed: the job failed, or was stopped.
+    """
+    with_hydra = cfg.copy()
+    with open_dict(with_hydra):
+        with_hydra.hydra = HydraConfig.instance().cfg.hydra
+    trial = Trial(run_dir.name, run_dir, with_hydra)
+    slurm.run_jobs([trial], run_dir / ".submitit")
+    if trial.error:
+        raise RunFailed(trial.error)
+    return trial.value
 
 
 def before(cfg: DictConfig) -> None:
-    """What can be refused before there is a directory for the run."""
+    """What can be refused before there is a directory for the run.
+
+    Args:
+        cfg: composed with `hydra`.
+    """
+    options = slurm.options_of(cfg.hydra.launcher)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    sweeping = bool({"-m", "--multirun"} & set(sys.argv))
+    if options and (sweeping or cfg.launch.submit):
+        return slurm.check_run(cfg, options)
+    if options or cfg.launch.submit:
+        raise UserError(f"{slurm.LAUNCHER}: goes with launch.submit=true for one run, or with --multirun")
     nodes.adopt(cfg)
     nodes.check_directory(cfg, sys.argv)
     check.check(cfg, launch.visible_gpus())
@@ -31,7 +66,7 @@ def main() -> None:
         print(help.screen(compose.CONF_DIR, compose.PACKAGE))
         return
     try:
-        sys.argv[1:] = nodes.agree_on_directory(sys.argv[1:])
+        sys.argv[1:] = slurm.with_launcher(nodes.agree_on_directory(sys.argv[1:]))
     except UserError as error:
         compose.fail(str(error))
     compose.run(task, check=before)

@@ -33,12 +33,18 @@ CONF_DIR = next(d for d in (PACKAGE / "conf", PACKAGE.parent / "conf") if d.is_d
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 schema.register()
+OmegaConf.register_new_resolver("times", lambda a, b: float(a) * float(b), replace=True)
 # Cached by OmegaConf, and Hydra copies the cache to each trial's configuration: the whole sweep has one name.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
 
 
-def compose(overrides: list[str] | None = None, config_name: str = "config") -> DictConfig:
+def compose(overrides: list[str] | None = None, config_name: str = "config", with_hydra: bool = False) -> DictConfig:
     """Compose in-process, without Hydra's run directory; for library use and tests.
+
+    Args:
+        overrides: words of a command line.
+        config_name: the file of conf/ to begin with.
+        with_hydra: whether to keep Hydra's own settings under `hydra`.
 
     Raises:
         UserError: for what `run` would report with exit code 2.
@@ -48,7 +54,7 @@ def compose(overrides: list[str] | None = None, config_name: str = "config") -> 
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-            return hydra.compose(config_name=config_name, overrides=overrides)
+            return hydra.compose(config_name=config_name, overrides=overrides, return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides)) from error
     finally:
@@ -75,7 +81,7 @@ def run(
         fail("--experimental-rerun: refused, it unpickles the file it is given; use the run directory's config.yaml")
     try:
         if check:
-            precheck(lambda overrides: compose(overrides, config_name), check)
+            precheck(lambda overrides: compose(overrides, config_name, with_hydra=True), check)
         set_optuna_defaults(sys.argv[1:])
         try:
             single = not {"-m", "--multirun"} & set(sys.argv[1:])

@@ -17,14 +17,17 @@ def precheck(compose: Callable[[list[str]], DictConfig], check: Callable[[DictCo
     """Compose and check each configuration that sys.argv asks to run.
 
     Args:
-        compose: overrides -> configuration.
+        compose: overrides -> configuration, with `hydra`.
         check: raises UserError for a wrong one.
     """
     args = get_args_parser().parse_args(sys.argv[1:])
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion or args.config_name:
         return
     extra = [f"hydra.searchpath=[file://{args.config_dir}]"] if args.config_dir else []
-    overrides = [item for item in args.overrides if not item.lstrip("+~").startswith("hydra.")]
+    # Of Hydra's own settings only the launcher's, which say where a run is to run.
+    mine = [item for item in args.overrides if not item.lstrip("+~").startswith("hydra.")]
+    launcher = [item for item in args.overrides if item.lstrip("+~").startswith("hydra.launcher.")]
+    overrides = [*mine, *launcher]
     for trial in trials(overrides) if args.multirun else [overrides]:
         try:
             check(compose([*trial, *extra]))

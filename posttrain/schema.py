@@ -27,6 +27,7 @@ class ModelSchema:
     random_init: bool = False
     trust_remote_code: bool = False
     architecture: Any = None
+    learning_rate_scale: float = ranged(1.0, gt=0)
 
 
 @dataclass
@@ -145,6 +146,33 @@ class LaunchSchema:
     master_port: int | None = ranged(None, ge=1, le=65535)
     timeout_s: float = ranged(600.0, gt=0)
     max_restarts: int = ranged(0, ge=0)
+    submit: bool = False
+
+
+@dataclass
+class SlurmSchema:
+    """conf/hydra/launcher/slurm: see posttrain.sweep.slurm."""
+
+    _target_: str = "hydra_plugins.posttrain_launcher.SlurmLauncher"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: int = 1
+    gpus_per_node: int = 1
+    cpus_per_node: int | None = None
+    mem_gb: float | None = None
+    time: str | None = None
+    signal_delay_s: int = 120
+    max_requeues: int = 100
+    array_parallelism: int = 256
+    setup: list[str] = field(default_factory=list)
+    python: str | None = None
+    container_image: str | None = None
+    container_mounts: str | None = None
+    srun_args: list[str] = field(default_factory=list)
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    poll_s: float = 10.0
 
 
 @dataclass
@@ -196,5 +224,6 @@ def limits() -> dict[str, dict[str, Any]]:
 
 
 def register() -> None:
-    """Make the schema known to Hydra as `schema`."""
+    """Make the schema known to Hydra as `schema`, and that of a launcher."""
     ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(group="hydra/launcher", name="slurm_schema", node=SlurmSchema)

@@ -19,21 +19,23 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; returns one result per job, in order, failed ones included."""
         from posttrain.sweep import launched
-        from posttrain.sweep.local import run_trials
 
         setup_globals()
         made: dict = {}  # a trial that is asked for twice is run once
         asked = [self._trial(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         asked = [made.setdefault(trial.directory, trial) for trial in asked]
         trials = list(made.values())
-        hydra = self.config.hydra
-        launched.add(Path(hydra.sweep.dir))
-        total = hydra.sweeper.get("n_trials") or len(trials)
-        signalled = run_trials(trials, self._run, self.config.sweep.parallel, total)
-        if signalled:
-            raise KeyboardInterrupt
+        launched.add(Path(self.config.hydra.sweep.dir))
+        self._run_all(trials)
         failed = [trial.name for trial in trials if trial.error]
         return [self._result(trial, failed, len(trials)) for trial in asked]
+
+    def _run_all(self, trials: list) -> None:
+        from posttrain.sweep.local import run_trials
+
+        total = self.config.hydra.sweeper.get("n_trials") or len(trials)
+        if run_trials(trials, self._run, self.config.sweep.parallel, total):
+            raise KeyboardInterrupt
 
     def _trial(self, overrides: Sequence[str], number: int):
         from posttrain.sweep.names import swept_keys, trial_name
@@ -68,3 +70,23 @@ class LocalLauncher(Launcher):
         message = f"{len(failed)} of {count} trials failed: {', '.join(failed)}"
         result.return_value = RunFailed(message) if trial.error else trial.value
         return result
+
+
+class SlurmLauncher(LocalLauncher):
+    """Each trial of a sweep as a job of a Slurm cluster; what is finished, or in the queue, is not submitted again.
+
+    Args:
+        options: see conf/hydra/launcher/slurm.yaml. Each trial's own are read from its configuration.
+    """
+
+    def __init__(self, **options) -> None:
+        pass
+
+    def _run_all(self, trials: list) -> None:
+        from posttrain.sweep import tell
+        from posttrain.sweep.slurm import run_jobs
+
+        todo = [trial for trial in trials if not trial.already_finished()]
+        if len(todo) < len(trials):
+            tell(f"{len(trials) - len(todo)} of {len(trials)} trials are finished already")
+        run_jobs(todo, Path(self.config.hydra.sweep.dir, ".submitit"))

@@ -140,9 +140,9 @@ class Trial:
         self.value, self.error = answer.get("value"), answer.get("error", "")
         self.stopped = answer.get("stopped", False)
         if self.error:
-            self._record_failure()
+            self.record_failure()
 
-    def _record_failure(self) -> None:
+    def record_failure(self) -> None:
         """A trial that failed before or without its run's own record, in the form of such a record."""
         status = self.directory / "status.json"
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):

@@ -113,8 +113,10 @@ def slurm() -> Finding:
     """Whether jobs can be submitted from here."""
     if shutil.which("sbatch") is None:
         return Finding("Slurm", "note", "sbatch not found", "hydra/launcher=slurm needs it; everything else works")
-    version = subprocess.run(["sbatch", "--version"], capture_output=True, text=True).stdout.strip()
-    return Finding("Slurm", "ok", version)
+    asked = subprocess.run(["sbatch", "--version"], capture_output=True, text=True)
+    if asked.returncode:
+        return Finding("Slurm", "note", "sbatch does not answer", asked.stderr.strip() or "is slurm.conf in place?")
+    return Finding("Slurm", "ok", asked.stdout.strip())
 
 
 def room() -> Iterator[Finding]:

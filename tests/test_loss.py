@@ -1,0 +1,66 @@
+"""The loss of trained tokens alone, against the loss of all of them."""
+
+from types import SimpleNamespace
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def torch():
+    """Torch."""
+    import torch
+
+    return torch
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_picked_positions_have_the_losses_they_have_among_all(torch, tied):
+    """With the output layer's own weight and with the embedding in its place; a filled-up position is repeated."""
+    from posttrain.loss import trained_losses
+
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(7, 1, 5, requires_grad=True), torch.randn(11, 5)
+    labels = torch.randint(0, 11, (1, 7))
+
+    def layer(x, weight=None):
+        return x @ (layer.weight if weight is None else weight).t(), None
+
+    layer.weight = torch.randn(11, 5)
+    used = weight if tied else layer.weight
+
+    def reduce(labels, logits):
+        flat = torch.nn.functional.cross_entropy(logits.squeeze(1), labels[0], reduction="none")
+        return flat[None]
+
+    at = torch.tensor([1, 4, 6, 0])
+    picked = trained_losses(
+        hidden_states=hidden, output_layer=layer, output_weight=weight if tied else None, labels=labels, context=at,
+        compute_language_model_loss=reduce, config=SimpleNamespace(), loss_mask=None,
+    )  # fmt: skip
+    whole = torch.nn.functional.cross_entropy(hidden.squeeze(1) @ used.t(), labels[0], reduction="none")
+    torch.testing.assert_close(picked[0], whole[at])
+    gradient = torch.autograd.grad(picked[0, :3].sum(), hidden)[0]
+    torch.testing.assert_close(gradient, torch.autograd.grad(whole[[1, 4, 6]].sum(), hidden)[0])
+
+
+@pytest.mark.gpu
+def test_chunked_loss_of_a_frozen_layer(torch):
+    """Values and gradient in bf16 within bf16's own distance from fp32."""
+    if not torch.cuda.is_available() or str(torch.cuda.current_device()) == "cpu":
+        pytest.skip("no GPU")
+    pytest.importorskip("liger_kernel")
+    from posttrain.loss import CHUNK, FrozenLinearCrossEntropy
+
+    torch.manual_seed(0)
+    rows = CHUNK + 300  # the last chunk is not full
+    hidden = torch.randn(rows, 256, device="cuda")
+    weight, labels = 0.05 * torch.randn(5000, 256, device="cuda"), torch.randint(0, 5000, (rows,), device="cuda")
+    upstream = torch.rand(rows, device="cuda")
+    exact = hidden.clone().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact @ weight.t(), labels, reduction="none")
+    expected.backward(upstream)
+    low = hidden.bfloat16().requires_grad_()
+    losses = FrozenLinearCrossEntropy.apply(low, weight.bfloat16(), labels)
+    losses.backward(upstream)
+    assert (losses - expected).norm() / expected.norm() < 1e-2
+    assert (low.grad.float() - exact.grad).norm() / exact.grad.norm() < 2e-2

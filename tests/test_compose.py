@@ -18,12 +18,17 @@ def test_default_configuration_is_the_demo():
 
 
 def test_other_data_keep_the_trainer_defaults():
-    cfg = compose(["data=alpaca", "data.path=x.json"])
+    cfg = compose(["model=llama3_8b", "data=alpaca", "data.path=x.json"])
     assert (cfg.trainer.seq_length, cfg.trainer.max_steps, cfg.optimizer.lr) == (4096, None, 2e-4)
 
 
 def test_full_fine_tuning_has_its_own_learning_rate():
-    assert compose(["peft=none", "data=alpaca"]).optimizer.lr == 1e-5
+    assert compose(["model=llama3_8b", "peft=none"]).optimizer.lr == 1e-5
+
+
+def test_tiny_models_take_larger_learning_rates():
+    assert compose(["model=smollm2_135m"]).optimizer.lr == pytest.approx(1e-3)
+    assert compose(["model=smollm2_135m", "peft=none"]).optimizer.lr == pytest.approx(5e-5)
 
 
 def test_command_line_wins_over_every_group():

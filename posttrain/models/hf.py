@@ -28,6 +28,7 @@ class HFModel:
         random_init: random weights of the architecture instead of those at `path`.
         trust_remote_code: run Python code that comes with the model.
         architecture: config.json fields, for what must be known without reading `path`.
+        learning_rate_scale: what conf/peft multiplies its learning rate by; the model itself has no use for it.
     """
 
     path: str
@@ -35,6 +36,7 @@ class HFModel:
     random_init: bool = False
     trust_remote_code: bool = False
     architecture: Mapping[str, Any] | None = None
+    learning_rate_scale: float = 1.0
 
     @property
     def is_local(self) -> bool:

@@ -114,6 +114,7 @@ def load(found: Checkpoint, adapter: Any) -> tuple[list[torch.nn.Module], Any, t
     from megatron.core.dist_checkpointing.core import CheckpointingException
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.utils import unwrap_model
+    from torch.distributed.checkpoint.api import CheckpointException
 
     where = str(found.directory)
     try:
@@ -135,7 +136,15 @@ def load(found: Checkpoint, adapter: Any) -> tuple[list[torch.nn.Module], Any, t
         wanted = apply_peft_adapter_filter_to_state_dict(wanted, adapter)
     try:
         state = dist_checkpointing.load(wanted, where, strict=StrictHandling.RAISE_UNEXPECTED)
-    except (CheckpointingException, KeyError, ValueError, RuntimeError, OSError, EOFError) as error:
+    except (
+        CheckpointException,
+        CheckpointingException,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        OSError,
+        EOFError,
+    ) as error:
         raise UserError(f"{where}: not a checkpoint of {found.model.path}, or damaged: {_line(error)}") from error
     missing, _ = plain[0].load_state_dict(state["model"], strict=False)
     if lost := [name for name in missing if "_extra_state" not in name and (".adapter." in name or not has_adapter)]:
@@ -144,5 +153,5 @@ def load(found: Checkpoint, adapter: Any) -> tuple[list[torch.nn.Module], Any, t
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]
+    """What an error says, without the traceback that torch puts into its own."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]

@@ -1,0 +1,121 @@
+"""Mistakes and damage: one line that names the file, and nothing half-written."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from posttrain.convert.checkpoints import find
+from posttrain.errors import UserError
+from posttrain.models import HFModel
+
+
+@pytest.fixture(scope="module")
+def imported(megatron, tmp_path_factory):
+    """A tiny Llama as a Megatron checkpoint."""
+    from families import save_random
+    from tiny_tokenizer import byte_tokenizer
+
+    from posttrain.convert.megatron import import_model
+
+    root = tmp_path_factory.mktemp("imported")
+    save_random("llama", root / "hf")
+    byte_tokenizer().save_pretrained(root / "hf")
+    import_model(HFModel(path=str(root / "hf")), root / "megatron")
+    return root
+
+
+def damage_hf(what, directory):
+    """Damage a Hugging Face directory in one way."""
+    weights, config = directory / "model.safetensors", directory / "config.json"
+    if what == "cut short":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif what == "missing":
+        index = {"weight_map": dict.fromkeys(load_file(weights), "model-00002-of-00002.safetensors")}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif what == "config.json says":
+        config.write_text(config.read_text().replace('"hidden_size": 32', '"hidden_size": 64'))
+    elif what == "no bridge":
+        config.write_text(config.read_text().replace("LlamaForCausalLM", "BloomForCausalLM"))
+    elif what == "pickle":
+        weights.rename(directory / "pytorch_model.bin")
+    elif what == "layers":
+        kept = {name: t for name, t in load_file(weights).items() if ".layers.3." not in name}
+        save_file(kept, weights, metadata={"format": "pt"})
+    elif what == "unquantised":
+        import torch
+
+        low = {name: t.to(torch.float8_e4m3fn) for name, t in load_file(weights).items()}
+        save_file(low, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "what", ["cut short", "missing", "config.json says", "no bridge", "pickle", "layers", "unquantised"]
+)
+def test_import(what, imported, tmp_path):
+    from posttrain.convert.megatron import import_model
+
+    directory = shutil.copytree(imported / "hf", tmp_path / "hf")
+    damage_hf(what, directory)
+    with pytest.raises(UserError, match=what):
+        import_model(HFModel(path=str(directory)), tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"hf"}
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "metadata.json"])
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_half_written_checkpoint(file, how, imported, tmp_path):
+    copy = shutil.copytree(imported / "megatron", tmp_path / "megatron")
+    found = copy / "iter_0000000" / file
+    found.write_bytes(found.read_bytes()[:-20]) if how == "cut" else found.unlink()
+    with pytest.raises(UserError, match=rf"{file} .*(bytes instead of|missing).*half written"):
+        find(copy)
+
+
+def test_checkpoint_that_was_killed_while_saved(imported, tmp_path):
+    copy = shutil.copytree(imported / "megatron", tmp_path / "megatron")
+    (copy / "iter_0000000").rename(copy / ".partial")
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        find(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"intermediate_size": 64}, {"num_hidden_layers": 6}, {"num_key_value_heads": 4}, {"attention_bias": True}],
+)
+def test_checkpoint_of_another_model(change, imported, tmp_path):
+    from posttrain.convert.megatron import export_checkpoint
+
+    copy = shutil.copytree(imported / "megatron", tmp_path / "megatron")
+    config = copy / "huggingface" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(UserError, match="iter_0000000: not a checkpoint of"):
+        export_checkpoint(find(copy), tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"megatron"}
+
+
+def test_directory_without_a_model(imported, tmp_path):
+    shutil.copytree(imported / "megatron" / "iter_0000000", tmp_path / "checkpoints" / "iter_0000000")
+    with pytest.raises(UserError, match="says what model it is of"):
+        find(tmp_path)
+    with pytest.raises(UserError, match="there is no such directory"):
+        find(tmp_path / "elsewhere")
+
+
+def test_what_is_there_is_kept_until_the_new_is_whole(imported, tmp_path):
+    from posttrain.convert.publish import publishing
+
+    out = tmp_path / "out"
+    with publishing(out) as scratch:
+        (scratch / "file").write_text("old")
+    with pytest.raises(UserError, match=r"convert.overwrite=true"), publishing(out):
+        pass
+    with pytest.raises(ZeroDivisionError), publishing(out, overwrite=True) as scratch:
+        (scratch / "file").write_text("half")
+        raise ZeroDivisionError
+    assert (out / "file").read_text() == "old"
+    with publishing(out, overwrite=True) as scratch:
+        (scratch / "file").write_text("new")
+    assert (out / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -30,11 +30,15 @@ class TrainOrder(Dataset):
         return self.samples
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        epoch, place = divmod(int(index), len(self.rows))
+        return self.rows[self.row_at(int(index))]
+
+    def row_at(self, index: int) -> int:
+        """Which row has the global index `index`."""
+        epoch, place = divmod(index, len(self.rows))
         if epoch != self._epoch:
             self._epoch = epoch
             self._permutation = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-        return self.rows[int(self._permutation[place])]
+        return int(self._permutation[place])
 
 
 class ValidationOrder(Dataset):

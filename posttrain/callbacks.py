@@ -10,7 +10,9 @@ from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
 from posttrain import flops
+from posttrain.bad_numbers import BadNumbers
 from posttrain.files import write_json
+from posttrain.heartbeat import Heartbeat
 from posttrain.metrics import Metrics
 from posttrain.samples import Sampler
 from posttrain.validation import from_last_stage, validate
@@ -32,6 +34,8 @@ class RunCallback(Callback):
         self.sampler = Sampler(trainer)
         self.summary: dict[str, Any] = {"run_dir": str(trainer.run_dir), "steps": trainer.steps}
         self.progress = trainer.progress
+        self.bad_numbers = BadNumbers(trainer)
+        self.heartbeat = Heartbeat()
         self.since_log: list[float] = [0.0] * 5
 
     def on_data_init_start(self, context: CallbackContext) -> None:
@@ -55,11 +59,13 @@ class RunCallback(Callback):
 
             self.profile = Profile(self.trainer.run_dir, self.trainer.platform.device)
         self.frozen = self.fingerprint(context) if self.trainer.peft else None
+        self.bad_numbers.watch(context.optimizer)
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Note the time and this step's learning rate (the scheduler moves on before the step ends)."""
         self.lr = get_canonical_lr_for_logging(context.optimizer.param_groups)
         self.began = time.perf_counter()
+        self.heartbeat.begin()
 
     def on_train_step_end(self, context: CallbackContext) -> None:
         """Numbers of the step, and validation where it is due."""
@@ -67,13 +73,18 @@ class RunCallback(Callback):
         logged = step % self.settings.log_interval == 0 or step == self.trainer.steps
         if logged:
             loss = from_last_stage(context.loss_dict.get("lm loss"))  # waits for the device
+        self.bad_numbers.check(
+            step, context.state.train_state.consumed_train_samples, context.skipped_iter,
+            loss=loss if logged else None, gradient_norm=context.grad_norm,
+        )  # fmt: skip
         elapsed = time.perf_counter() - self.began
         self.progress.seconds += elapsed
         if step == self.first_step + 1:
             self.summary["time_to_first_step_s"] = round(time.time() - self.trainer.started, 2)
-            if self.trainer.peft:
+            if self.trainer.peft and not context.skipped_iter:
                 self.check_adapters(context)
         counts = self.reduce([*self.trainer.counted.take(), elapsed])
+        self.heartbeat.end()
         self.since_log = [a + b for a, b in zip(self.since_log, counts[:5], strict=True)]
         self.progress.trained_tokens += int(counts[0])
         self.progress.tokens += int(counts[1])

@@ -19,15 +19,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check, nodes
+from posttrain import check, heartbeat, nodes
 from posttrain.checkpoint import resume
 from posttrain.errors import RunFailed, UserError
 from posttrain.files import write_json, write_text
+from posttrain.heartbeat import Monitor
 
 UI_FD = "POSTTRAIN_UI_FD"
 DEVICE = "POSTTRAIN_DEVICE"
 STARTED = "POSTTRAIN_STARTED"
 ERRORS = "rank*.error.json"  # in logs/: how a rank ended that ended badly
+STACKS_S = 2.0  # for hanging ranks to write where they are
 GRACE_S = 30.0  # for ranks to end by themselves after a signal or after another rank died
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -148,6 +150,8 @@ class NodeRun:
     run_dir: Path
     gpus: int
     processes: list[subprocess.Popen] = field(default_factory=list)
+    monitors: list[Monitor] = field(default_factory=list)
+    hung: str | None = None  # what hung, in words
     signals: list[int] = field(default_factory=list)
     signalled: float = 0.0  # when the first signal came, seconds since the epoch
 
@@ -181,17 +185,21 @@ class NodeRun:
                 }
                 if rank == 0:
                     env[UI_FD] = str(ui)
+                monitor = Monitor(rank)
+                self.monitors.append(monitor)
+                env[heartbeat.FD] = str(monitor.inherited)
                 log = open(self.run_dir / "logs" / f"rank{rank}.log", "ab")  # noqa: SIM115  (the child's from here)
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "posttrain.worker", str(self.run_dir)],
                         env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                        pass_fds=(ui,) if rank == 0 else (),
+                        pass_fds=(monitor.inherited, *([ui] if rank == 0 else [])),
                         start_new_session=True,  # Ctrl-C reaches this process alone, which then decides
                         preexec_fn=_die_with_parent,
                     )
                 )  # fmt: skip
                 log.close()
+                monitor.started()
         finally:
             os.close(ui)
 
@@ -210,6 +218,9 @@ class NodeRun:
                     deadline = time.monotonic() + GRACE_S
                     time.sleep(1.0)  # a rank that fails in a collective fails on all ranks: let them say so
                     self._send(signal.SIGTERM)
+                if deadline is None and self._hangs():
+                    self._send(signal.SIGUSR1)  # each writes its stacks to its log (worker.py)
+                    deadline = time.monotonic() + STACKS_S
                 if deadline is not None and time.monotonic() > deadline:
                     self._send(signal.SIGKILL)
                 time.sleep(0.05)
@@ -219,9 +230,20 @@ class NodeRun:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            for monitor in self.monitors:
+                monitor.close()
         codes = [process.returncode for process in self.processes]
         if any(codes):
             raise self._failure(codes)
+
+    def _hangs(self) -> bool:
+        """Whether a rank has been in one step for longer than launch.timeout_s; the others may wait for it."""
+        limit = self.cfg.launch.timeout_s
+        late = [monitor.rank for monitor in self.monitors if monitor.in_step_for() > limit]
+        if late:
+            ranks = f"rank{'s' if len(late) > 1 else ''} {', '.join(map(str, late))}"
+            self.hung = f"no step was finished for launch.timeout_s={limit:g} seconds by {ranks}"
+        return bool(late)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         """First signal: ranks finish the step, save and leave. A second SIGINT: stop at once."""
@@ -237,6 +259,8 @@ class NodeRun:
 
     def _failure(self, codes: list[int]) -> Exception:
         """The error of the rank that failed first, in words."""
+        if self.hung:
+            return RunFailed(f"{self.hung}; where each rank was is at the end of {self.run_dir / 'logs' / 'rank*.log'}")
         found = [json.loads(path.read_text()) for path in (self.run_dir / "logs").glob(ERRORS)]
         first = min(found, key=lambda e: e["time"], default=None)
         if first and first["user_error"]:

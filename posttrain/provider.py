@@ -46,6 +46,7 @@ class RowsProvider(DatasetProvider):
         """Return the training batches; validation has batches of its own (see validation.py)."""
         t = self._trainer
         rows = TrainOrder(t.splits.train, t.steps * t.settings.global_batch_size, t.config.seed, self.collate())
+        t.train_order = rows
         t.counted = self.loader(rows, self.consumed_samples, t.settings.global_batch_size, self.num_workers)
         return t.counted, None, None
 

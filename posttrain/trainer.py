@@ -159,10 +159,13 @@ class Trainer:
         self.scheduler.override_opt_param_scheduler = True
         resume_from = resume.find(self.config, self.run_dir)
         ddp = self.parallelism.ddp(self.platform)
+        # Looking into each bucket waits for the device; the gradient's norm tells as much (bad_numbers.py).
+        ddp.check_for_nan_in_grad = not (self.cuda_graph or self.optimizer.clip_grad or s.bad_numbers == "skip")
+        dist = self.parallelism.dist(self.platform)
+        dist.distributed_timeout_minutes = max(10, math.ceil(self.config.launch.timeout_s / 60))
         if self.cuda_graph:
             provider.cuda_graph_impl = "full_iteration"
             provider.use_te_rng_tracker = True
-            ddp.check_for_nan_in_grad = False  # would wait for the device inside the graph; the norm is checked after
         container = ConfigContainer(
             model=provider,
             train=TrainingConfig(
@@ -182,7 +185,7 @@ class Trainer:
             optimizer=self.optimizer,
             scheduler=self.scheduler,
             ddp=ddp,
-            dist=self.parallelism.dist(self.platform),
+            dist=dist,
             dataset=RowsProvider.of(self),
             logger=LoggerConfig(log_interval=1, skip_train_metrics_log=True, tensorboard_dir=None),
             tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=self.vocab_size - 1),

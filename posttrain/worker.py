@@ -3,8 +3,10 @@
 Reads the frozen configuration, applies the patches this platform needs, instantiates the groups, trains.
 """
 
+import faulthandler
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -49,6 +51,8 @@ def main() -> None:
     """Train; on an error leave RUN_DIR/logs/rankN.error.json for the launcher and exit with its code."""
     run_dir, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks a run that hangs where it is
     error_file = run_dir / "logs" / f"rank{rank}.error.json"
     try:
         build(run_dir).fit()

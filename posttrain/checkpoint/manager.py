@@ -13,6 +13,7 @@ from megatron.bridge.training.checkpointing import (
     is_empty_async_queue,
 )
 from omegaconf import OmegaConf
+from torch.distributed.checkpoint.api import CheckpointException
 
 from posttrain.checkpoint import files, resume
 from posttrain.errors import UserError
@@ -58,7 +59,7 @@ class Manager(DefaultCheckpointManager):
             self.pending = step
             if not self.checkpoint_config.async_save:
                 self._publish()
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             self._refuse(error)
         finally:
             self.checkpoint_config.save = str(self.root)
@@ -100,20 +101,26 @@ class Manager(DefaultCheckpointManager):
             files.finish(self.root, step, self.trainer.checkpoint.keep_last)
         torch.distributed.barrier()
 
-    def _refuse(self, error: Exception) -> None:
+    def _refuse(self, error: BaseException) -> None:
         """Raise `error`, as the user's where the disk is at fault."""
         causes, cause = [], error
         while cause is not None:
             causes.append(cause)
             cause = cause.__cause__ or cause.__context__
-        refused = next((c for c in causes if isinstance(c, OSError) and not isinstance(c, ConnectionError)), None)
+        system = next((c for c in causes if isinstance(c, OSError) and not isinstance(c, ConnectionError)), None)
+        # Megatron's writers keep the system's error to themselves; it is in the log.
+        refused = system or next((c for c in causes if isinstance(c, CheckpointException)), None)
         if refused is None:
             raise error
+        why = system or "a shard was not written to its end"
         if self.rank == 0:
             shutil.rmtree(self.root / files.PARTIAL, ignore_errors=True)
         kept, _ = files.newest(self.root)
         stays = f"{kept} stays; the same command goes on from it" if kept else "there is no earlier checkpoint"
-        raise UserError(f"checkpoint: {self.root} can't be written: {refused}; {stays}") from error
+        free = shutil.disk_usage(self.root).free / 1e9
+        raise UserError(
+            f"checkpoint: {self.root} can't be written: {why} ({free:.1f} GB are free there); {stays}"
+        ) from error
 
     def _agree(self, value: Any) -> Any:
         """The first rank's `value` on every rank."""

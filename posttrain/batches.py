@@ -134,6 +134,10 @@ class Collate:
 class Counted:
     """An iterator over batches that adds up what it gives, and keeps the counts out of the batches.
 
+    Args:
+        batches: what it gives.
+        beat: called for each, as a sign of life.
+
     Attributes:
         totals: trained, real and all tokens, the sum of squared sequence lengths, and the sum of the rows' checksums,
             which tells one global batch from another however it is divided; since the last `take`.
@@ -141,13 +145,15 @@ class Counted:
 
     names = ("trained_tokens", "tokens", "squared_lengths", "padded_tokens", "checksum")
 
-    def __init__(self, batches: Iterator[dict[str, Any]]) -> None:
-        self.batches, self.totals = batches, [0] * len(self.names)
+    def __init__(self, batches: Iterator[dict[str, Any]], beat: Callable[[], None] | None = None) -> None:
+        self.batches, self.totals, self.beat = batches, [0] * len(self.names), beat
 
     def __iter__(self) -> "Counted":
         return self
 
     def __next__(self) -> dict[str, Any]:
+        if self.beat:
+            self.beat()
         batch = next(self.batches)
         self.totals = [total + count for total, count in zip(self.totals, batch.pop("counts"), strict=True)]
         return batch

@@ -12,7 +12,6 @@ from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 from posttrain import flops
 from posttrain.bad_numbers import BadNumbers
 from posttrain.files import write_json
-from posttrain.heartbeat import Heartbeat
 from posttrain.metrics import Metrics
 from posttrain.samples import Sampler
 from posttrain.validation import from_last_stage, validate
@@ -35,7 +34,7 @@ class RunCallback(Callback):
         self.summary: dict[str, Any] = {"run_dir": str(trainer.run_dir), "steps": trainer.steps}
         self.progress = trainer.progress
         self.bad_numbers = BadNumbers(trainer)
-        self.heartbeat = Heartbeat()
+        self.heartbeat = trainer.heartbeat
         self.since_log: list[float] = [0.0] * 5
 
     def on_data_init_start(self, context: CallbackContext) -> None:
@@ -144,7 +143,9 @@ class RunCallback(Callback):
         """Loss per trained token of the validation split, None without one."""
         if not self.trainer.validation_steps:
             return None
+        self.heartbeat.begin()
         loss = validate(context)
+        self.heartbeat.end()
         if self.metrics:
             self.metrics.validation(step, loss)
         return loss

@@ -1,7 +1,8 @@
-"""Whether the ranks get on: each tells the launcher, through a pipe, when it begins a step and when it has ended it.
+"""Whether the ranks get on: each tells the launcher so, through a pipe.
 
-Between steps a rank may validate, save or export for as long as it takes; in a step all ranks depend on each other,
-and one that stops answering stops all. No torch here.
+A rank writes a byte when it begins a micro-batch (of a step or a validation) or a save, another when it has ended the
+step, validation or save. In between all ranks depend on each other, and one that stops answering stops all; outside, a
+rank may load, answer prompts or export for as long as it takes. No torch here.
 """
 
 import contextlib
@@ -19,11 +20,11 @@ class Heartbeat:
         self.descriptor = int(os.environ.get(FD, -1))
 
     def begin(self) -> None:
-        """A step begins."""
+        """Something begins that all ranks take part in."""
         self._write(BEGUN)
 
     def end(self) -> None:
-        """The step has ended."""
+        """It has ended."""
         self._write(ENDED)
 
     def _write(self, byte: bytes) -> None:
@@ -44,14 +45,14 @@ class Monitor:
         self.descriptor, self.inherited = os.pipe()
         os.set_blocking(self.descriptor, False)
         os.set_blocking(self.inherited, False)
-        self.since: float | None = None  # when the step that it is in began; None: it is in none
+        self.since: float | None = None  # when it last began something; None: it has ended that
 
     def started(self) -> None:
         """The rank has its end; close ours."""
         os.close(self.inherited)
 
-    def in_step_for(self) -> float:
-        """Seconds since the rank began the step that it is in; 0 between steps."""
+    def silent_for(self) -> float:
+        """Seconds since the rank's last sign of life, 0 where none is to be expected."""
         with contextlib.suppress(BlockingIOError):
             while news := os.read(self.descriptor, 4096):
                 self.since = time.monotonic() if news[-1:] == BEGUN else None

@@ -237,12 +237,12 @@ class NodeRun:
             raise self._failure(codes)
 
     def _hangs(self) -> bool:
-        """Whether a rank has been in one step for longer than launch.timeout_s; the others may wait for it."""
+        """Whether a rank has given no sign of life for longer than launch.timeout_s; the others may wait for it."""
         limit = self.cfg.launch.timeout_s
-        late = [monitor.rank for monitor in self.monitors if monitor.in_step_for() > limit]
+        late = [monitor.rank for monitor in self.monitors if monitor.silent_for() > limit]
         if late:
             ranks = f"rank{'s' if len(late) > 1 else ''} {', '.join(map(str, late))}"
-            self.hung = f"no step was finished for launch.timeout_s={limit:g} seconds by {ranks}"
+            self.hung = f"no progress for launch.timeout_s={limit:g} seconds in a step, validation or save of {ranks}"
         return bool(late)
 
     def _on_signal(self, number: int, frame: Any) -> None:

@@ -70,7 +70,7 @@ class RowsProvider(DatasetProvider):
             global_batch_size=global_batch_size,
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):  # an iterator draws a seed for its workers, a resumed run one more
-            return Counted(iter(loader))
+            return Counted(iter(loader), self._trainer.heartbeat.begin)
 
     @property
     def pad_id(self) -> int:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain.checkpoint import resume
 from posttrain.checkpoint.progress import Progress
 from posttrain.errors import UserError
+from posttrain.heartbeat import Heartbeat
 from posttrain.patches import Platform
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Trainer:
         self.peft = peft.build() if peft else None
         if self.peft is not None:
             self.peft.seed = frozen.seed
-        self.progress = Progress()
+        self.progress, self.heartbeat = Progress(), Heartbeat()
         self.skipped: list[str] = []  # damaged checkpoints that were passed over
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 

@@ -50,6 +50,7 @@ class Manager(DefaultCheckpointManager):
             return  # the run had ended when it was started again
         self.finalize_async_saves(ctx.state, blocking=True)
         partial = files.directory(self.root / files.PARTIAL, step)
+        self.trainer.heartbeat.begin()
         try:
             self.checkpoint_config.save = str(partial.parent)
             super().save(ctx, callback_manager)
@@ -63,6 +64,7 @@ class Manager(DefaultCheckpointManager):
             self._refuse(error)
         finally:
             self.checkpoint_config.save = str(self.root)
+            self.trainer.heartbeat.end()
 
     def finalize_async_saves(self, state: Any, blocking: bool = False, terminate: bool = False) -> None:
         """Publish the save in the background if it is written; a collective call."""

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from posttrain.heartbeat import Heartbeat
 from posttrain.patches import Platform
 
 log = logging.getLogger(__name__)
+
+# Model types whose step has been captured and compared with the plain one; others with trainer.cuda_graph=true.
+GRAPHED = ("llama",)
 
 
 class Trainer:
@@ -104,31 +108,31 @@ class Trainer:
         steps = math.ceil(len(self.splits.validation or ()) / self.validation_batch_size)
         return min(steps, self.settings.validation_batches or steps)
 
+    @cached_property
+    def shape(self) -> dict[str, Any]:
+        """The model's config.json fields."""
+        return self.model.hf_config().to_dict()
+
     @property
     def cuda_graph(self) -> bool:
         """Whether the forward and backward passes of a step are captured once and replayed.
 
         Small models spend most of a step on launching kernels otherwise. Needs batches of one shape and a step that
-        never asks the device for a number: packed rows, Transformer Engine's attention, no experts.
+        never asks the device for a number: packed rows, Transformer Engine's attention, no dropless experts.
         """
         wanted = self.settings.cuda_graph
-        shape = self.model.architecture or {}
-        possible = (
-            self.platform.transformer_engine
-            and self.data.packing
-            and self.world == 1
-            and not any(shape.get(key) for key in ("num_local_experts", "num_experts"))
-            and shape.get("model_type") != "gemma2"  # its soft-capped attention is not Transformer Engine's
-        )
+        possible = self.platform.transformer_engine and self.data.packing and self.world == 1
+        if wanted is None:
+            return possible and self.shape.get("model_type") in GRAPHED
         if wanted and not possible:
-            raise UserError("trainer.cuda_graph=true: needs one GPU, Transformer Engine, packing, and a dense model")
-        return possible if wanted is None else wanted
+            raise UserError("trainer.cuda_graph=true: needs one GPU, Transformer Engine and data.packing=true")
+        return wanted
 
     @property
     def trained_logits_only(self) -> bool:
         """Whether the output layer sees trained tokens alone; not where it is divided over processes."""
         p = self.parallelism
-        soft_capped = (self.model.architecture or {}).get("final_logit_softcapping")
+        soft_capped = self.shape.get("final_logit_softcapping")
         divided = p.tensor_model_parallel_size > 1 or p.context_parallel_size > 1
         return self.settings.trained_logits_only and not divided and not soft_capped
 

@@ -300,8 +300,13 @@ def platform_environment(gpus: int, local: int) -> dict[str, str]:
 
 
 def _die_with_parent() -> None:
-    """In the child, before exec: be killed when this process dies, however it dies (Linux PR_SET_PDEATHSIG)."""
+    """In the child, before exec: be killed when this process dies, however it dies (Linux PR_SET_PDEATHSIG).
+
+    Slurm sends a job's signal to every process of it; what it means to a rank is the command's to say, by SIGTERM.
+    """
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _in_main_thread() -> bool:

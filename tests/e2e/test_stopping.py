@@ -3,57 +3,8 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
-import psutil
-import pytest
-from conftest import ROOT, Result, environment
-
-
-@pytest.fixture
-def started(posttrain, words, tmp_path):
-    """Start a run that would take many steps; returns (process, Result) once it is training."""
-    begun = []
-
-    def start(*more):
-        run_dir = tmp_path / "run"
-        command = [sys.executable, "-m", "posttrain", *words, "trainer.max_steps=100000", *more,
-                   f"hydra.run.dir={run_dir}"]  # fmt: skip
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-            env={**environment(posttrain.cache), "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        begun.append(process)
-        deadline = time.monotonic() + 240
-        metrics = run_dir / "metrics.jsonl"
-        while not (metrics.exists() and metrics.read_text().count('"loss"') >= 3):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        return process, run_dir
-
-    yield start
-    for process in begun:
-        if process.poll() is None:
-            process.kill()
-
-
-def finish(process, run_dir):
-    """Wait for the end; nothing may be left running."""
-    out, err = process.communicate(timeout=120)
-    deadline = time.monotonic() + 20
-    while left := [p for p in psutil.process_iter(["cmdline"]) if str(run_dir) in " ".join(p.info["cmdline"] or [])]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
-    return Result(process.returncode, out, err, run_dir)
-
-
-def workers(process):
-    """The ranks' processes, by rank."""
-    children = psutil.Process(process.pid).children()
-    return sorted(children, key=lambda child: int(child.environ()["RANK"]))
+from conftest import finish, workers
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(started, posttrain, words):

@@ -1,0 +1,127 @@
+"""Faults during a run: what it says, what is left, and that it goes on from there. See docs/reliability.md."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+from conftest import ROOT, Result, environment, finish, workers
+from test_resume import equal, saved
+
+from posttrain.checkpoint import files
+
+SAVING = ("checkpoint.save_interval=1", "trainer.export=false")
+
+
+def steps(result):
+    return [line["step"] for line in result.metrics if "loss" in line]
+
+
+def test_kill_9_and_a_flipped_bit(started, posttrain, words):
+    """The command is killed while it saves after every step, and the disk spoils its newest checkpoint."""
+    process, run_dir = started(*SAVING, "checkpoint.keep_last=3")
+    process.kill()
+    finish(process, run_dir)
+    root = run_dir / "checkpoints"
+    newest, skipped = files.newest(root, hashes=True)
+    assert newest is not None and not skipped
+    shard = next(newest.glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    used = files.newest(root, hashes=True)[0]
+    last = files.step_of(used) + 2
+
+    again = posttrain(*words, *SAVING, f"trainer.max_steps={last}", run_dir=run_dir)
+    assert again.code == 0, again.err + again.log()
+    assert f"skipped {newest}: the content of {shard.name} has changed" in again.out
+    assert f"going on after step {files.step_of(used)}" in again.out
+    assert steps(again) == list(range(1, last + 1))
+    assert files.newest(root, hashes=True) == (files.directory(root, last), [])
+
+
+def test_no_whole_checkpoint_is_left(posttrain, words, tmp_path):
+    """Starting from the beginning would hide the loss: refused, before anything heavy is imported."""
+    broken = tmp_path / "run" / "checkpoints" / "iter_0000003"
+    broken.mkdir(parents=True)
+    result = posttrain(*words, run_dir=tmp_path / "run")
+    assert result.code == 2
+    assert "no checkpoint is whole" in result.err and f"{broken}: complete.json is missing" in result.err
+
+
+def test_a_hanging_rank_is_noticed_and_the_run_goes_on(started):
+    """One rank stops answering: all say where they are, the run is started again; SIGUSR1 then ends it in order."""
+    process, run_dir = started(*SAVING, "parallelism.nproc_per_node=2", "launch.timeout_s=4", "launch.max_restarts=1")
+    stuck = workers(process)[1]
+    stuck.send_signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    assert psutil.wait_procs([stuck], timeout=30)[0], "the hanging rank was not ended"
+    assert time.monotonic() - begun < 4 + 10
+    deadline = time.monotonic() + 120
+    before = (run_dir / "metrics.jsonl").read_text().count('"loss"')
+    while (run_dir / "metrics.jsonl").read_text().count('"loss"') <= before:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGUSR1)
+    result = finish(process, run_dir)
+    assert "no progress for launch.timeout_s=4 seconds" in result.err
+    assert "starting again from the newest checkpoint" in result.err
+    stacks = result.log(0).partition("most recent call first")[2]
+    assert "posttrain/trainer.py" in stacks and "in fit" in stacks
+    assert result.code == 128 + signal.SIGUSR1 and "stopped by SIGUSR1 after saving" in result.err
+    assert steps(result) == list(range(1, len(steps(result)) + 1))
+
+
+def test_a_second_ctrl_c_stops_at_once(started):
+    process, run_dir = started()
+    for rank in workers(process):
+        rank.suspend()  # so that the first one can't be obeyed
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    result = finish(process, run_dir)
+    assert time.monotonic() - begun < 3
+    assert result.code == 128 + signal.SIGINT and "Traceback" not in result.err
+    assert json.loads((run_dir / "status.json").read_text())["state"] == "stopped"
+
+
+def test_a_disk_that_takes_no_checkpoint(posttrain, words, tmp_path):
+    """Files of more than 400 kB are refused by the kernel, as all are on a full disk."""
+    run_dir = tmp_path / "run"
+    plain = [word for word in words if not word.startswith("peft")]
+    done = subprocess.run(
+        [sys.executable, "-m", "posttrain", *plain, "peft=none", *SAVING, f"hydra.run.dir={run_dir}"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=200,
+        env={**environment(posttrain.cache), "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)),
+    )  # fmt: skip
+    result = Result(done.returncode, done.stdout, done.stderr, run_dir)
+    assert result.code == 2, result.err + result.log()
+    assert "can't be written: a shard was not written to its end (" in result.err and "GB are free" in result.err
+    assert "there is no earlier checkpoint" in result.err and "Traceback" not in result.err
+    assert not list((run_dir / "checkpoints").glob("iter_*")) and not (run_dir / "checkpoints" / ".partial").exists()
+
+
+def test_bad_numbers_stop_before_they_are_saved(posttrain, words):
+    """A learning rate of 1e30 makes the second step's loss NaN."""
+    plain = [word for word in words if not word.startswith(("peft", "optimizer.lr"))]
+    result = posttrain(*plain, "peft=none", "optimizer.lr=1e30", *SAVING)
+    assert result.code == 2
+    assert "step 2: loss is nan" in result.err and "The batch was rows" in result.err
+    assert [path.name for path in files.checkpoints(result.run_dir / "checkpoints")] == ["iter_0000001"]
+
+
+def test_bad_numbers_are_skipped_where_asked(posttrain, words):
+    """Every step after the first has a NaN gradient: none of them changes the weights."""
+    plain = [word for word in words if not word.startswith(("peft", "optimizer.lr"))]
+    result = posttrain(*plain, "peft=none", "optimizer.lr=1e30", *SAVING, "trainer.bad_numbers=skip")
+    assert result.code == 0, result.err + result.log()
+    assert [line["loss"] is None for line in result.metrics if "loss" in line] == [False, True, True, True]
+    first, last = saved(result, 1), saved(result, 4)
+    names = [name for name in first if name.startswith(("decoder", "embedding", "output_layer", "optimizer"))]
+    assert names and all(equal(first[name], last[name]) for name in names)

@@ -42,6 +42,14 @@ def test_a_run_verifies_its_export(lora):
     assert report["tensors"]["against"] == "the base's matrices"
 
 
+def test_dora_of_two_processes(posttrain, words):
+    """Norms and magnitudes of divided matrices: the export is compared with the live model, or there is none."""
+    result = posttrain(*words[:-1], "peft=dora", "parallelism=tp2", "precision=fp32")
+    assert result.code == 0, result.err + result.log()
+    report = json.loads((result.run_dir / "adapter" / "verification.json").read_text())
+    assert report["logits"]["checked"] and report["tensors"]["count"] == 4 * 7 * 3
+
+
 def test_checkpoint_to_adapter_to_whole_model(lora, tiny, convert, tmp_path):
     for what in (lora.run_dir, lora.run_dir / "checkpoints", lora.run_dir / "checkpoints" / "iter_0000004")[-2:]:
         done = convert("export", f"checkpoint={what}", f"convert.out={tmp_path / what.name}")

@@ -1,0 +1,94 @@
+"""From where a run goes on, what may change, and which lines of its metrics stay."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from posttrain.checkpoint import files, resume
+from posttrain.checkpoint.progress import Progress
+from posttrain.compose import compose
+from posttrain.errors import UserError
+from posttrain.files import write_text
+from posttrain.metrics import kept_lines
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return compose(["trainer.max_steps=4"])
+
+
+def save(run_dir, step, cfg):
+    """A checkpoint as far as this project's own files go."""
+    partial = files.directory(run_dir / "checkpoints" / files.PARTIAL, step)
+    partial.mkdir(parents=True)
+    write_text(partial / resume.CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    (partial / "train_state.pt").write_bytes(b"state")
+    files.finish(run_dir / "checkpoints", step)
+    return files.directory(run_dir / "checkpoints", step)
+
+
+def test_where_a_run_goes_on(tmp_path, cfg):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    assert resume.find(cfg, ours) is None
+    other = compose(["trainer.max_steps=4", f"run.resume={theirs}"])
+    with pytest.raises(UserError, match="there is no finished checkpoint"):
+        resume.find(other, ours)
+    save(theirs, 2, cfg)
+    newest = save(theirs, 4, cfg)
+    assert resume.find(other, ours) == newest
+    assert resume.find(cfg, ours) is None
+    own = save(ours, 3, cfg)  # a run that began from another's goes on from its own
+    assert resume.find(other, ours) == resume.find(cfg, ours) == own
+    with pytest.raises(UserError, match="resume=never"):
+        resume.check(compose(["trainer.max_steps=4", "run.resume=never"]), ours)
+
+
+@pytest.mark.parametrize("word", ["optimizer.lr=3.3e-5", "trainer.global_batch_size=24", "seed=1", "peft.rank=4",
+                                  "scheduler=linear", "trainer.seq_length=1032", "data.packing=false", "peft=none",
+                                  "+trainer.megatron.model.init_method_std=0.1", "model.path=elsewhere"])  # fmt: skip
+def test_a_changed_configuration_is_refused(tmp_path, cfg, word):
+    save(tmp_path, 2, cfg)
+    with pytest.raises(UserError, match="was trained with another configuration") as refused:
+        resume.check(compose(["trainer.max_steps=4", word]), tmp_path)
+    key = word.lstrip("+").partition("=")[0]
+    assert f"\n  {key.partition('.')[0]}" in str(refused.value)
+
+
+@pytest.mark.parametrize("word", ["trainer.max_steps=9", "logger=tensorboard", "launch.max_restarts=3",
+                                  "checkpoint.keep_last=2", "trainer.micro_batch_size=2", "run.name=x",
+                                  "parallelism.nproc_per_node=2", "trainer.export=false", "cache_dir=/x"])  # fmt: skip
+def test_harmless_changes_are_not(tmp_path, cfg, word):
+    save(tmp_path, 2, cfg)
+    resume.check(cfg, tmp_path)
+    resume.check(compose(["trainer.max_steps=4", word]), tmp_path)
+
+
+def test_a_checkpoint_without_optimizer_state_is_not_gone_on_from(tmp_path):
+    cfg = compose(["trainer.max_steps=4", "checkpoint.save_optimizer=false"])
+    save(tmp_path, 2, cfg)
+    with pytest.raises(UserError, match="save_optimizer=false"):
+        resume.check(cfg, tmp_path)
+
+
+def test_totals_come_back(tmp_path):
+    progress = Progress(5, 6, 1.25, 0.5, float("nan"), [{"prompt": "p", "before": "b"}])
+    progress.write(tmp_path)
+    again = Progress()
+    again.read(tmp_path)
+    assert (again.trained_tokens, again.tokens, again.seconds, again.train_loss) == (5, 6, 1.25, 0.5)
+    assert again.val_loss_before is None and again.samples == progress.samples
+
+
+def test_metrics_of_what_was_lost_are_dropped():
+    lines = [{"step": 0, "val_loss": 3}, {"step": 1, "loss": 2}, {"step": 2, "loss": 1}, {"step": 2, "val_loss": 2},
+             {"step": 3, "loss": 1}]  # fmt: skip
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo'
+
+    def kept(first_step, steps=9):
+        return [json.loads(line) for line in kept_lines(text, first_step, steps).splitlines()]
+
+    assert kept(2) == lines[:4]
+    assert kept(3) == lines
+    assert kept(2, steps=2) == lines[:3]  # the last validation of a run that had ended is done again
+    assert kept(0) == []

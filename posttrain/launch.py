@@ -216,6 +216,7 @@ class NodeRun:
                 bad = any(process.poll() not in (None, 0) for process in self.processes)
                 if deadline is None and bad:
                     deadline = time.monotonic() + GRACE_S
+                    self._note_deaths()
                     time.sleep(1.0)  # a rank that fails in a collective fails on all ranks: let them say so
                     self._send(signal.SIGTERM)
                 if deadline is None and self._hangs():
@@ -234,6 +235,10 @@ class NodeRun:
                 monitor.close()
         codes = [process.returncode for process in self.processes]
         if any(codes):
+            if deadline is None:
+                self._note_deaths()
+            if self.cfg.launch.nnodes > 1:
+                time.sleep(1.0)  # other machines' commands leave their word as well
             raise self._failure(codes)
 
     def _hangs(self) -> bool:
@@ -262,7 +267,8 @@ class NodeRun:
         if self.hung:
             return RunFailed(f"{self.hung}; where each rank was is at the end of {self.run_dir / 'logs' / 'rank*.log'}")
         found = [json.loads(path.read_text()) for path in (self.run_dir / "logs").glob(ERRORS)]
-        first = min(found, key=lambda e: e["time"], default=None)
+        # A rank that was killed explains the others' lost connections, which they may have noticed before.
+        first = min(found, key=lambda e: (not e.get("killed"), e["time"]), default=None)
         if first and first["user_error"]:
             return UserError(first["message"])
         saved = all(code in (0, RunFailed.STOPPED) for code in codes)
@@ -276,12 +282,25 @@ class NodeRun:
             return error
         if first:
             where = self.run_dir / "logs" / f"rank{first['rank']}.log"
-            return RunFailed(f"rank {first['rank']} failed: {first['message']}\n  log: {where}")
+            failed = "" if first.get("killed") else "failed: "
+            return RunFailed(f"rank {first['rank']} {failed}{first['message']}\n  log: {where}")
         index, code = next((i, c) for i, c in enumerate(codes) if c)
         rank = self.ranks[index]
-        died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        return RunFailed(f"rank {rank} {died}{hint}\n  log: {self.run_dir / 'logs' / f'rank{rank}.log'}")
+        return RunFailed(f"rank {rank} {_death(code)}\n  log: {self.run_dir / 'logs' / f'rank{rank}.log'}")
+
+    def _note_deaths(self) -> None:
+        """Leave word of ranks that were killed, for which nobody else can: other machines of the run read it too."""
+        for rank, process in zip(self.ranks, self.processes, strict=True):
+            if (process.returncode or 0) < 0 and not self.signals:
+                death = {"rank": rank, "time": time.time(), "user_error": False, "killed": True}
+                error_file = self.run_dir / "logs" / ERRORS.replace("*", str(rank))
+                write_json(error_file, {**death, "message": _death(process.returncode)})
+
+
+def _death(code: int) -> str:
+    """How a process ended, by its exit code."""
+    died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return died + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
 def platform_environment(gpus: int, local: int) -> dict[str, str]:

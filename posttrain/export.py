@@ -16,6 +16,7 @@ from posttrain.convert.shards import ShardWriter
 from posttrain.convert.verify import ExportRefused, Live, verify
 from posttrain.files import write_json
 from posttrain.models import HFModel
+from posttrain.models.hf import DEMO
 from posttrain.peft.directory import WEIGHTS
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,8 @@ def write_weights(source: Source, scratch: Path, progress: Any = None) -> None:
 def write_adapter(source: Source, scratch: Path) -> None:
     """adapter_config.json and adapter_model.safetensors as PEFT writes them."""
     model = source.model
-    base = model.path if model.random_init else str(model.directory)
+    hub = model.random_init or not (Path(model.base).is_dir() or model.base.startswith(DEMO))
+    base = model.base if hub else str(model.directory.resolve())
     source.bridge.save_hf_adapter(source.parts, scratch, source.peft, base_model_name_or_path=base, show_progress=False)
     from posttrain.peft.magnitudes import magnitudes
 

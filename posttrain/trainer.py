@@ -53,6 +53,8 @@ class Trainer:
             self.peft.seed = frozen.seed
         self.progress, self.heartbeat = Progress(), Heartbeat()
         self.skipped: list[str] = []  # damaged checkpoints that were passed over
+        if model.adapter:
+            self.start_from(model.adapter)
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
     def fit(self) -> None:
@@ -74,6 +76,20 @@ class Trainer:
         if not len(self.splits.train):
             raise UserError("data: no conversation is left to train on; see the counts in the log, or use preview")
         finetune(self.container(), forward_step, callbacks=[RunCallback(self)])
+
+    def start_from(self, directory: Path) -> None:
+        """Go on from a PEFT adapter.
+
+        Raises:
+            UserError: this run has no adapter, or one of another kind or scale.
+        """
+        from posttrain.peft import start
+        from posttrain.peft.directory import read_adapter
+
+        if self.peft is None:
+            raise UserError(f"model.path={directory}: is an adapter; choose peft=lora, or merge it first")
+        start.check(read_adapter(directory), self.adapter, directory)
+        self.peft.start = lambda parts: start.load(self.bridge, parts, directory)
 
     def cache_dir(self) -> Path:
         """Where rendered data is kept between runs."""

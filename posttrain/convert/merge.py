@@ -13,7 +13,7 @@ from posttrain.errors import UserError
 from posttrain.models import HFModel
 from posttrain.models.headers import Tensor
 from posttrain.models.shapes import check_directory
-from posttrain.peft.directory import CONFIG, TRANSPOSED, WEIGHTS, Pair, check_against, is_adapter, read_adapter
+from posttrain.peft.directory import CONFIG, TRANSPOSED, WEIGHTS, Pair, base_of, check_against, is_adapter, read_adapter
 
 
 def merge(path: Path, out: Path, overwrite: bool = False) -> None:
@@ -28,8 +28,8 @@ def merge(path: Path, out: Path, overwrite: bool = False) -> None:
         UserError: there is no adapter, no base, or they do not belong together.
     """
     adapter = find_adapter(path)
-    config, pairs, tensors = read_adapter(adapter)
-    model = HFModel(path=base_of(config, adapter))
+    _, pairs, tensors = read_adapter(adapter)
+    model = HFModel(path=base_of(adapter))
     base = model.directory
     headers = check_directory(base)
     check_against(headers, pairs, tensors)
@@ -52,14 +52,6 @@ def find_adapter(path: Path) -> Path:
         f"checkpoint={path}: neither a PEFT directory ({CONFIG}) nor a run with an adapter/; "
         "export a checkpoint first: python -m posttrain.convert export"
     )
-
-
-def base_of(config: dict, adapter: Path) -> str:
-    """The base model's directory or hub id, of the adapter's configuration."""
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{adapter / CONFIG}: base_model_name_or_path is empty; write the base model's directory there")
-    return base
 
 
 def write_weights(

@@ -11,6 +11,7 @@ from typing import Any
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
 from posttrain.models.shapes import check_directory
+from posttrain.peft.directory import base_of, is_adapter
 
 log = logging.getLogger(__name__)
 DEMO = "demo:"
@@ -23,7 +24,7 @@ class HFModel:
     """Where the weights, the architecture and the tokenizer come from.
 
     Attributes:
-        path: a Hugging Face directory, a hub id, or `demo:smollm2_135m`.
+        path: a Hugging Face directory, a hub id, `demo:smollm2_135m`, or a PEFT directory to go on from.
         tokenizer: directory or hub id of the tokenizer; None: the same as `path`.
         random_init: random weights of the architecture instead of those at `path`.
         trust_remote_code: run Python code that comes with the model.
@@ -43,17 +44,30 @@ class HFModel:
         """Whether `path` is a directory of this machine (the demo model becomes one), not a hub id."""
         return self.path.startswith(DEMO) or Path(self.path).is_dir()
 
+    @property
+    def adapter(self) -> Path | None:
+        """The PEFT directory, where `path` is one."""
+        return Path(self.path) if is_adapter(Path(self.path)) else None
+
+    @property
+    def base(self) -> str:
+        """`path`, or the base model of the adapter there."""
+        return base_of(self.adapter) if self.adapter else self.path
+
     @cached_property
     def directory(self) -> Path:
         """The directory with weights and config, checked; a hub model is downloaded first (safetensors only)."""
-        directory = fetch(self.path, [*CONFIG_FILES, "*.safetensors", *self._code])
+        directory = fetch(self.base, [*CONFIG_FILES, "*.safetensors", *self._code])
         check_directory(directory)
         return directory
 
     @property
     def tokenizer_path(self) -> str:
         """The directory of the tokenizer; a hub's is downloaded first."""
-        return str(fetch(self.tokenizer or self.path, [*CONFIG_FILES, *self._code]))
+        path = self.tokenizer or self.path
+        if self.tokenizer is None and self.adapter and not (self.adapter / "tokenizer_config.json").is_file():
+            path = self.base
+        return str(fetch(path, [*CONFIG_FILES, *self._code]))
 
     def hf_config(self):
         """Return the transformers config: of `path`, or of `architecture` where the weights are random.

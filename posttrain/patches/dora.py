@@ -39,7 +39,7 @@ def unscaled_bias() -> None:
     versions=VERSIONS,
 )
 def whole_norm() -> None:
-    """Sum squares over the processes; mark magnitudes as divided, or their gradients as to be summed over sequence parts."""
+    """Sum squares over the processes; mark magnitudes as divided, or gradients to be summed over sequence parts."""
     import torch
     from megatron.bridge.peft.dora_layers import DoRALinear, ParallelLinearDoRAAdapter
     from megatron.core import parallel_state

@@ -28,6 +28,14 @@ def is_adapter(directory: Path) -> bool:
     return (directory / CONFIG).is_file()
 
 
+def base_of(directory: Path) -> str:
+    """The base model's directory or hub id, of the adapter's configuration."""
+    base = read_json(directory / CONFIG).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{directory / CONFIG}: base_model_name_or_path is empty; write the model's directory there")
+    return base
+
+
 def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Pair], dict[str, Tensor]]:
     """Return its configuration, module name -> Pair, and the tensors' headers.
 

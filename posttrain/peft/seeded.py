@@ -64,15 +64,22 @@ def whole_name(name: str, experts: int | None) -> str:
 
 
 class Seeded:
-    """Adds the draw to one of Megatron-Bridge's adapter classes; `seed` is set by the trainer."""
+    """Adds the draw to one of Megatron-Bridge's adapter classes; the trainer sets `seed` and `start`.
+
+    `start`: called with the adapted model's parts after the draw; loads an adapter to go on from.
+    """
 
     seed = 0
+    start = None
 
     def __call__(self, model, training: bool = True):
         """Attach the adapters and draw their A."""
         adapted = super().__call__(model, training=training)
         if training:
-            draw(adapted if isinstance(adapted, list) else [adapted], self.seed)
+            parts = adapted if isinstance(adapted, list) else [adapted]
+            draw(parts, self.seed)
+            if self.start:
+                self.start(parts)
         return adapted
 
 

@@ -50,6 +50,15 @@ def test_dora_of_two_processes(posttrain, words):
     assert report["logits"]["checked"] and report["tensors"]["count"] == 4 * 7 * 3
 
 
+def test_another_run_goes_on_from_the_adapter(lora, posttrain, words):
+    go_on = [word for word in words if not word.startswith("model.path")]
+    result = posttrain(*go_on, f"model.path={lora.run_dir / 'adapter'}", "precision=fp32")
+    assert result.code == 0, result.err + result.log()
+    assert result.summary["val_loss_before"] == pytest.approx(lora.summary["val_loss_after"], rel=1e-5)
+    config = json.loads((result.run_dir / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == [word for word in words if "model.path" in word][0].partition("=")[2]
+
+
 def test_checkpoint_to_adapter_to_whole_model(lora, tiny, convert, tmp_path):
     for what in (lora.run_dir, lora.run_dir / "checkpoints", lora.run_dir / "checkpoints" / "iter_0000004")[-2:]:
         done = convert("export", f"checkpoint={what}", f"convert.out={tmp_path / what.name}")

@@ -34,6 +34,10 @@ def publishing(out: Path, overwrite: bool = False, first: bool = True) -> Iterat
     scratch.mkdir()
     try:
         yield scratch
+        umask = os.umask(0)
+        os.umask(umask)
+        for file in filter(Path.is_file, scratch.rglob("*")):
+            file.chmod(0o666 & ~umask)  # safetensors lets the owner alone read
         old = out.with_name(f".{out.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if out.exists():

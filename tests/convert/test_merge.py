@@ -108,6 +108,7 @@ def test_shards(base, peft_adapter, tmp_path, monkeypatch):
     merge(adapter, tmp_path / "merged")
     files = sorted(tmp_path.glob("merged/*.safetensors"))
     assert len(files) > 2 and all(file.stat().st_size < 45_000 for file in files)
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "merged" / "config.json").stat().st_mode}
     assert (unpacked_logits(model) - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
 
 

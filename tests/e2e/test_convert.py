@@ -56,7 +56,7 @@ def test_another_run_goes_on_from_the_adapter(lora, posttrain, words):
     assert result.code == 0, result.err + result.log()
     assert result.summary["val_loss_before"] == pytest.approx(lora.summary["val_loss_after"], rel=1e-5)
     config = json.loads((result.run_dir / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == [word for word in words if "model.path" in word][0].partition("=")[2]
+    assert config["base_model_name_or_path"] == next(word for word in words if "model.path" in word).partition("=")[2]
 
 
 def test_checkpoint_to_adapter_to_whole_model(lora, tiny, convert, tmp_path):

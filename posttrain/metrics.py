@@ -40,8 +40,8 @@ class Metrics:
         train = t.splits.report["train"]
         self.screen.print(f"[bold]{t.config.model.path}[/]  {trainable}  {precision}  {where}")
         self.screen.print(
-            f"{train['conversations']} conversations, {train['tokens']:,} tokens, {train['trained_share']:.0%} trained, "
-            f"in {len(t.splits.train)} rows of {t.settings.seq_length} ({train['packing_efficiency']:.1%} full)"
+            f"{train['conversations']} conversations, {train['tokens']:,} tokens, "
+            f"{train['trained_share']:.0%} trained, in {len(t.splits.train)} rows of {t.settings.seq_length} ({train['packing_efficiency']:.1%} full)"
         )
         epochs = t.steps * t.settings.global_batch_size / len(t.splits.train)
         self.screen.print(f"{t.steps} steps of {t.settings.global_batch_size} rows: {epochs:.2f} epochs")

@@ -53,7 +53,7 @@ def test_packed_micro_batch():
     assert batch["cu_seqlens_q"].tolist() == [0, 3, 5, 8, 16]
     assert batch["max_seqlen"] == 8
     assert int(batch["loss_mask"].sum()) == 3
-    assert batch["counts"] [:4] == [3, 13, 9 + 4 + 64, 16]
+    assert batch["counts"][:4] == [3, 13, 9 + 4 + 64, 16]
 
 
 def test_unpacked_micro_batch_is_padded_as_a_whole():

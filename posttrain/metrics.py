@@ -39,9 +39,10 @@ class Metrics:
         where = "CPU" if t.platform.device == "cpu" else f"{t.world} GPU" + ("s" if t.world > 1 else "")
         train = t.splits.report["train"]
         self.screen.print(f"[bold]{t.config.model.path}[/]  {trainable}  {precision}  {where}")
+        share, full = f"{train['trained_share']:.0%}", f"{train['packing_efficiency']:.1%}"
         self.screen.print(
-            f"{train['conversations']} conversations, {train['tokens']:,} tokens, "
-            f"{train['trained_share']:.0%} trained, in {len(t.splits.train)} rows of {t.settings.seq_length} ({train['packing_efficiency']:.1%} full)"
+            f"{train['conversations']} conversations, {train['tokens']:,} tokens, {share} trained, "
+            f"in {len(t.splits.train)} rows of {t.settings.seq_length} ({full} full)"
         )
         epochs = t.steps * t.settings.global_batch_size / len(t.splits.train)
         self.screen.print(f"{t.steps} steps of {t.settings.global_batch_size} rows: {epochs:.2f} epochs")

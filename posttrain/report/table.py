@@ -9,7 +9,14 @@ from rich.text import Text
 from posttrain.report.trials import Trial, best_trial, differing, ranked_by
 from posttrain.sweep.names import short
 
-STYLE = {"finished": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "unknown": "dim"}
+STYLE = {
+    "finished": "green",
+    "running": "cyan",
+    "queued": "cyan",
+    "failed": "red",
+    "stopped": "yellow",
+    "unknown": "dim",
+}
 # summary.json's key -> heading. All are columns of the page, some of the terminal's table.
 NUMBERS = {
     "val_loss_before": "val before",

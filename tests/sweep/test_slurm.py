@@ -1,4 +1,4 @@
-"""What is asked of Slurm, and what is said where there is none; jobs on a real one: tests/e2e/test_slurm.py."""
+"""What is asked of Slurm, and what is said where there is none; jobs on a real one: tests/e2e/test_slurm_cluster.py."""
 
 import os
 import subprocess

@@ -9,7 +9,7 @@ import time
 
 import psutil
 from conftest import ROOT, Result, environment, finish, workers
-from test_resume import equal, saved
+from test_resumed_runs import equal, saved
 
 from posttrain.checkpoint import files
 

@@ -3,6 +3,7 @@
 .PHONY: run test lint format setup wheel clean help
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
+JOBS := 2
 SETUP := scripts/uv.sh scripts/setup.sh pyproject.toml uv.lock
 
 help:
@@ -12,7 +13,7 @@ run: .venv/.setup-run
 	@$(PYTHON) -m posttrain $(ARGS)
 
 test: .venv/.setup-test
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: .venv/.setup-test
 	.venv/bin/ruff check .
@@ -30,7 +31,7 @@ setup: .venv/.setup-test
 	@touch $@
 
 .venv/.setup-test: $(SETUP)
-	scripts/setup.sh demo dev slurm sweep
+	scripts/setup.sh demo dev slurm sweep docs eval
 	@touch $@ .venv/.setup-run
 
 wheel: .venv/.setup-run

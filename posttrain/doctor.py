@@ -121,7 +121,7 @@ def slurm() -> Finding:
 
 def room() -> Iterator[Finding]:
     """Disk where runs and the cache go, and shared memory for the data loader's workers."""
-    from posttrain.demo.cache import cache_root
+    from posttrain.cache import cache_root
 
     for name, folder in (("disk, outputs", Path.cwd()), ("disk, cache", cache_root())):
         while not folder.exists():

@@ -65,9 +65,9 @@ def run(cfg: DictConfig) -> None:
         if OmegaConf.is_missing(cfg, key):
             raise UserError(f"`{key}`: has no value; give it on the command line")
 
+    from posttrain.cache import cache_root
     from posttrain.data import show
     from posttrain.data.check import check as check_data
-    from posttrain.demo.cache import cache_root
 
     data, template = check_data(cfg)
     tokenizer = load_tokenizer(cfg)

@@ -93,7 +93,7 @@ class Trainer:
 
     def cache_dir(self) -> Path:
         """Where rendered data is kept between runs."""
-        from posttrain.demo.cache import cache_root
+        from posttrain.cache import cache_root
 
         return Path(self.config.cache_dir) if self.config.cache_dir else cache_root()
 

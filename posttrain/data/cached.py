@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.cache import build_once
 from posttrain.data import fingerprint, packing, sources
 from posttrain.data.dataset import Bins
 from posttrain.data.encode import Encoder
 from posttrain.data.prepare import Counts, Rules, prepare
 from posttrain.data.render import Renderer
 from posttrain.data.store import Store, Writer
-from posttrain.demo.cache import build_once
 
 log = logging.getLogger(__name__)
 

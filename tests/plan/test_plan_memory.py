@@ -1,0 +1,103 @@
+"""Memory: measured peaks, and how the parts move with the settings."""
+
+from dataclasses import replace
+
+import pytest
+
+from posttrain.compose import compose
+from posttrain.plan.memory import GIB, memory, stage
+from posttrain.plan.setting import Setting
+
+ONE_B, EIGHT_B = "model=llama32_1b", "model=llama3_8b"
+PACKED = ["data=prompt_completion", "data.path=x", "trainer.seq_length=4096"]
+# peak_memory_gib of summary.json on one H200 (bench/README.md): GSM8K packed to 4,096 tokens, of which at most two
+# thirds are trained in a row.
+MEASURED = [
+    ([ONE_B, "trainer.global_batch_size=4"], 8.0),
+    ([ONE_B, "trainer.global_batch_size=4", "trainer.micro_batch_size=4"], 22.3),
+    ([EIGHT_B, "trainer.global_batch_size=2"], 33.5),
+    ([ONE_B, "trainer.global_batch_size=4", "peft=none"], 27.7),
+    ([ONE_B, "peft.fused=false", "trainer.trained_logits_only=false", "trainer.cuda_graph=false"], 10.2),
+]
+
+
+def setting(words, world=1, **more):
+    return replace(Setting.of(compose([*PACKED, *words]), world), **{"trained": 0.66, **more})
+
+
+@pytest.mark.parametrize("words, gib", MEASURED)
+def test_measured_peaks(words, gib):
+    assert memory(setting(words)).peak / GIB == pytest.approx(gib, rel=0.1)
+
+
+def test_what_is_always_there():
+    full = memory(setting([ONE_B, "peft=none"])).parts
+    weights = 1_235_814_400
+    assert full["weights"] == 2 * weights and full["gradients"] == 4 * weights and full["optimizer"] == 12 * weights
+    fp32 = memory(setting([ONE_B, "peft=none", "precision=fp32"])).parts
+    assert fp32["weights"] == 4 * weights and fp32["optimizer"] == 8 * weights
+    sgd = memory(setting([ONE_B, "peft=none", "optimizer=sgd"])).parts
+    assert sgd["optimizer"] == 8 * weights
+    lora = memory(setting([ONE_B])).parts
+    trained = setting([ONE_B]).adapters.parameters
+    assert lora["weights"] == 2 * (weights + trained) and lora["gradients"] == 4 * trained
+
+
+def test_parallel_sizes_divide():
+    one = memory(setting([ONE_B, "peft=none"]))
+    zero = memory(setting([ONE_B, "peft=none", "parallelism=zero1"], 4))
+    assert zero.parts["optimizer"] == one.parts["optimizer"] / 4 and zero.parts["weights"] == one.parts["weights"]
+    fsdp = memory(setting([ONE_B, "peft=none", "parallelism=fsdp"], 8))
+    assert fsdp.parts["weights"] < one.parts["weights"] / 2 and fsdp.parts["gradients"] < one.parts["gradients"] / 4
+    halves = [memory(setting([EIGHT_B, "parallelism=tp2"], 2)), memory(setting([EIGHT_B, "parallelism=pp2"], 2))]
+    for half in halves:
+        assert half.parts["weights"] == pytest.approx(memory(setting([EIGHT_B])).parts["weights"] / 2, rel=0.01)
+    context = memory(setting([EIGHT_B, "parallelism=cp2"], 2))
+    assert context.parts["activations"] == memory(setting([EIGHT_B])).parts["activations"] / 2
+    experts = ["model=mixtral_8x7b", "peft=none"]
+    assert memory(setting([*experts, "parallelism=ep8"], 8)).parts["weights"] < 2 * 8e9
+
+
+def test_sequence_parallelism_divides_what_tensor_parallelism_does_not():
+    with_it, without = (
+        memory(setting([EIGHT_B, "peft=none", "parallelism=tp4", f"parallelism.sequence_parallel={on}"], 4))
+        for on in ("true", "false")
+    )
+    stream = with_it.detail["layer"]["layer input"]
+    assert without.detail["layer"]["layer input"] == 4 * stream
+    assert without.detail["layer"]["MLP activation"] == with_it.detail["layer"]["MLP activation"]
+    assert without.peak > with_it.peak
+
+
+def test_pipeline_stages():
+    s = setting([EIGHT_B, "parallelism=tp4_pp4", "trainer.global_batch_size=16"], 16)
+    first, last = stage(s, 0), stage(s, 3)
+    assert first.parts["activations"] == 4 * last.parts["activations"]  # four micro-batches are on their way
+    assert not first.detail["loss"] and last.detail["loss"]
+    few = setting([EIGHT_B, "parallelism=pp2", "trainer.global_batch_size=1"], 2)
+    assert stage(few, 0).parts["activations"] == stage(few, 1).parts["activations"]
+    tied = setting([ONE_B, "parallelism=pp2"], 2)
+    embedding = 2 * 128256 * 2048
+    assert sum(stage(tied, i).parts["weights"] for i in (0, 1)) == memory(setting([ONE_B])).parts["weights"] + embedding
+
+
+def test_recomputation_and_what_is_trained_change_activations():
+    plain = memory(setting([ONE_B]))
+    again = memory(setting([ONE_B, "trainer.recompute=full"]))
+    assert again.parts["activations"] == 16 * plain.detail["layer"]["layer input"]
+    assert again.peak < plain.peak - 3 * GIB
+    few = memory(setting([ONE_B, "peft.target_modules=[q_proj,v_proj]"]))
+    assert "MLP activation" not in few.detail["layer"] and "norm before attention" in few.detail["layer"]
+    dora = memory(setting([ONE_B, "peft=dora"]))
+    assert dora.parts["activations"] > 1.4 * plain.parts["activations"]
+
+
+def test_logits():
+    lora = memory(setting([ONE_B])).detail["loss"]["logits"]
+    full = memory(setting([ONE_B, "peft=none"])).detail["loss"]["logits"]
+    rows = round(0.66 * 4096)
+    assert lora == rows * 128256 * 2  # two chunks of them
+    assert full == rows * 128256 * 6
+    assert memory(setting([ONE_B, "trainer.trained_logits_only=false"])).detail["loss"]["logits"] == 4096 * 128256 * 6
+    divided = memory(setting([ONE_B, "parallelism=tp2"], 2)).detail["loss"]["logits"]
+    assert divided == 4096 * 128256 / 2 * 6

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from posttrain.checkpoint import files
+from posttrain.convert import mapped
 from posttrain.convert.artifacts import copy_generation_config, copy_tokenizer, write_config
 from posttrain.convert.checkpoints import HUGGING_FACE, Checkpoint
 from posttrain.convert.progress import progress
@@ -37,9 +38,10 @@ def import_model(model: HFModel, out: Path, overwrite: bool = False) -> None:
     with publishing(out, overwrite) as scratch:
         with progress("reading", total) as done:
             count_reads(bridge, done)
-            parts = build(bridge, dtype, load=True)
+            parts = build(bridge, dtype, scratch, load=True)
         unsealed = scratch / ".partial"
-        bridge.save_megatron_model(parts, unsealed, low_memory_save=True)
+        with mapped.saved_as_they_lie():
+            bridge.save_megatron_model(parts, unsealed)
         files.publish(unsealed / "iter_0000000", scratch / "iter_0000000")
         shutil.rmtree(unsealed)
         beside = scratch / HUGGING_FACE
@@ -62,13 +64,14 @@ def count_reads(bridge: Any, done: Any) -> None:
     source.load_tensors = counted
 
 
-def build(bridge: Any, dtype: torch.dtype, load: bool, adapter: Any = None) -> list[torch.nn.Module]:
-    """The Megatron model in one process, of local layers.
+def build(bridge: Any, dtype: torch.dtype, disk: Path, load: bool, adapter: Any = None) -> list[torch.nn.Module]:
+    """The Megatron model in one process, of local layers, its weights in a mapped file.
 
     Args:
         bridge: the model's AutoBridge.
         dtype: of the weights.
-        load: read the weights; else they are left as they are allocated.
+        disk: a directory where the disk has room for them.
+        load: read the weights; else they are zeros.
         adapter: Megatron-Bridge's LoRA or DoRA to add, after the weights were read.
     """
     from posttrain.models.local import use_local_layers
@@ -79,6 +82,8 @@ def build(bridge: Any, dtype: torch.dtype, load: bool, adapter: Any = None) -> l
     provider.perform_initialization = False
     provider.params_dtype = provider.autocast_dtype = provider.pipeline_dtype = dtype
     provider.bf16, provider.fp16 = dtype == torch.bfloat16, False
+    # What was allocated until then was never written to, and takes no memory.
+    provider.register_pre_wrap_hook(lambda parts: mapped.move(parts, disk), prepend=True)
     if adapter is not None:
         provider.register_pre_wrap_hook(lambda parts: adapter(parts, training=True))
     provider.finalize()
@@ -93,14 +98,15 @@ def export_checkpoint(found: Checkpoint, out: Path, overwrite: bool = False, che
         ExportRefused: the result is not the model of the checkpoint.
     """
     adapter = found.peft.build() if found.peft else None
-    parts, bridge, dtype = load(found, adapter)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    parts, bridge, dtype = load(found, adapter, out.parent)
     source = Source(found.model, bridge, parts, adapter, dtype, "cpu", None if check else "convert.verify=false")
     total = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
     with progress("writing", total) as done:
         export(source, out, overwrite, done)
 
 
-def load(found: Checkpoint, adapter: Any) -> tuple[list[torch.nn.Module], Any, torch.dtype]:
+def load(found: Checkpoint, adapter: Any, disk: Path) -> tuple[list[torch.nn.Module], Any, torch.dtype]:
     """The model of a checkpoint (its base in fp32 where it holds an adapter), its bridge, its dtype.
 
     Raises:
@@ -129,11 +135,12 @@ def load(found: Checkpoint, adapter: Any) -> tuple[list[torch.nn.Module], Any, t
     weights = [t.dtype for name, t in held.items() if name.startswith(("embedding.", "decoder.", "model."))]
     dtype = torch.float32 if has_adapter or torch.bfloat16 not in weights else torch.bfloat16
     bridge = found.model.bridge()
-    parts = build(bridge, dtype, load=has_adapter and not found.model.random_init, adapter=adapter)
+    parts = build(bridge, dtype, disk, load=has_adapter and not found.model.random_init, adapter=adapter)
     plain = unwrap_model(parts)
     wanted = _generate_model_state_dict(plain, {})
     if has_adapter:
         wanted = apply_peft_adapter_filter_to_state_dict(wanted, adapter)
+    halves = mapped.in_place(wanted["model"])
     try:
         state = dist_checkpointing.load(wanted, where, strict=StrictHandling.RAISE_UNEXPECTED)
     except (
@@ -146,8 +153,10 @@ def load(found: Checkpoint, adapter: Any) -> tuple[list[torch.nn.Module], Any, t
         EOFError,
     ) as error:
         raise UserError(f"{where}: not a checkpoint of {found.model.path}, or damaged: {_line(error)}") from error
-    missing, _ = plain[0].load_state_dict(state["model"], strict=False)
-    if lost := [name for name in missing if "_extra_state" not in name and (".adapter." in name or not has_adapter)]:
+    whole = {name: item for name, item in state["model"].items() if name not in halves}
+    missing, _ = plain[0].load_state_dict(whole, strict=False)
+    lost = [name for name in missing if "_extra_state" not in name and (".adapter." in name or not has_adapter)]
+    if lost := [name for name in lost if name not in halves]:
         raise UserError(f"{where}: {lost[0]} is missing; it is incomplete, or another model's")
     return parts, bridge, dtype
 

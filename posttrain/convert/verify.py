@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from posttrain.errors import RunFailed, UserError
+from posttrain.convert.reference import ExportRefused, reference, too_large
+from posttrain.errors import UserError
 from posttrain.models.headers import read_headers
 from posttrain.models.shapes import BUFFERS, check_directory
 from posttrain.peft.directory import check_against, is_adapter, read_adapter
@@ -17,12 +18,6 @@ TOLERANCE = 1e-4  # fp32: largest difference over the largest logit
 NOISES = 2.0
 BF16_ROUNDING = 2.0**-8
 BUFFER_ENDS = tuple(f".{name}" for name in BUFFERS)
-
-
-class ExportRefused(RunFailed):
-    """The directory is not what was trained; nothing was published."""
-
-    restartable = False
 
 
 @dataclass
@@ -58,7 +53,8 @@ def verify(directory: Path, model: Any, dtype: str, live: Live | str, device: st
         live = reason
     if isinstance(live, str):
         return {"tensors": tensors, "logits": {"checked": False, "reason": live}}
-    report = {"tensors": tensors, "logits": compare(live, *reference(directory, model, adapter, live, device))}
+    expected = reference(directory, model, adapter, live.tokens, live.bf16, device)
+    report = {"tensors": tensors, "logits": compare(live, *expected)}
     found = report["logits"]
     if not found["difference"] <= found["tolerance"]:  # NaN as well
         raise ExportRefused(
@@ -112,52 +108,6 @@ def same_tensors(written: dict[str, tuple], expected: dict[str, tuple]) -> None:
 
 def _first(names: list[str]) -> str:
     return f" ({names[0]})" if names else ""
-
-
-def too_large(model: Any, directory: Path, device: str) -> str | None:
-    """Why transformers can't hold the model in fp32 beside the live one; None where it can."""
-    source = directory if (directory / "config.json").is_file() else model.directory
-    needed = 1.2 * 4 * sum(torch.Size(t.shape).numel() for t in read_headers(source).values())
-    if device == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        import psutil
-
-        free = psutil.virtual_memory().available
-    if needed <= free:
-        return None
-    return f"transformers needs {needed / 2**30:.1f} GiB in fp32, {free / 2**30:.1f} GiB of {device} memory are free"
-
-
-@torch.no_grad()
-def reference(directory: Path, model: Any, adapter: bool, live: Live, device: str) -> tuple[torch.Tensor, ...]:
-    """Logits of the written directory by transformers (and PEFT): fp32 arithmetic, and bf16 where the live model's is.
-
-    Raises:
-        ExportRefused: transformers finds a tensor missing, or one too many.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    hf, found = AutoModelForCausalLM.from_pretrained(
-        model.directory if adapter else directory, dtype=torch.float32, attn_implementation="eager",
-        trust_remote_code=model.trust_remote_code, output_loading_info=True,
-    )  # fmt: skip
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := sorted(map(str, found.get(kind) or ())):
-            raise ExportRefused(f"export refused: transformers reports {kind.replace('_', ' ')}: {names[0]}")
-    hf = hf.to(device)
-    if adapter:
-        from peft import PeftModel
-
-        hf = PeftModel.from_pretrained(hf, directory, torch_device=device)
-    hf.eval()
-    tokens = live.tokens.to(device)
-    exact = hf(tokens).logits.float().cpu()
-    if not live.bf16:
-        return (exact,)
-    return exact, hf.to(torch.bfloat16)(tokens).logits.float().cpu()
 
 
 def compare(live: Live, exact: torch.Tensor, rounded: torch.Tensor | None = None) -> dict[str, Any]:

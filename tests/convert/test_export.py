@@ -20,7 +20,7 @@ def source(directory, adapter=None, dtype=None):
     model = HFModel(path=str(directory))
     bridge = model.bridge()
     built = adapter.build() if adapter else None
-    parts = megatron.build(bridge, dtype or torch.float32, load=True, adapter=built)
+    parts = megatron.build(bridge, dtype or torch.float32, directory, load=True, adapter=built)
     randomise_adapters(parts)
     return Source(model, bridge, parts, built, dtype or torch.float32, "cpu")
 

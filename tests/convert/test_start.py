@@ -19,7 +19,7 @@ def started(model, adapter, directory):
     start.check(read_adapter(directory), adapter, directory)
     bridge, built = model.bridge(), adapter.build()
     built.start = lambda parts: start.load(bridge, parts, directory)
-    return megatron.build(bridge, torch.float32, load=True, adapter=built)
+    return megatron.build(bridge, torch.float32, directory, load=True, adapter=built)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -51,6 +51,8 @@ def before(cfg: DictConfig) -> None:
     with open_dict(cfg):
         del cfg["hydra"]
     sweeping = bool({"-m", "--multirun"} & set(sys.argv))
+    if cfg.sweep.pruner and not sweeping:
+        raise UserError(f"`sweep.pruner={cfg.sweep.pruner}`: goes with --multirun")
     if options and (sweeping or cfg.launch.submit):
         return slurm.check_run(cfg, options)
     if options or cfg.launch.submit:

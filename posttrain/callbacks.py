@@ -1,7 +1,9 @@
 """What this project does around Megatron-Bridge's training loop: measure, validate, sample, export, sum up."""
 
 import logging
+import os
 import resource
+import signal
 import time
 from typing import Any
 
@@ -97,7 +99,9 @@ class RunCallback(Callback):
             self.profile.step()
         interval = self.settings.validation_interval
         if interval and step % interval == 0 and step != self.trainer.steps:
-            self.validate(context, step)
+            loss = self.validate(context, step)
+            if self.metrics and loss is not None and self.trainer.config.sweep.pruner:
+                self.prune(step, loss)
 
     def on_train_end(self, context: CallbackContext) -> None:
         """Validation loss and answers after training, the export, the summary."""
@@ -116,15 +120,8 @@ class RunCallback(Callback):
             except ExportRefused as error:
                 refused = error
                 self.summary["export_refused"] = str(error)
-        done = self.progress
         self.summary |= {
-            "train_loss": done.train_loss,
-            "val_loss_before": done.val_loss_before,
-            "trained_tokens": done.trained_tokens,
-            "tokens": done.tokens,
-            "trained_tokens_per_second": round(done.trained_tokens / done.seconds, 1) if done.seconds else None,
-            "tokens_per_second": round(done.tokens / done.seconds, 1) if done.seconds else None,
-            "train_seconds": round(done.seconds, 2),
+            **self.totals(),
             "peak_memory_gib": round(self.reduce([self.peak_memory_gib()], maximum=True)[0], 3),
             "world_size": trainer.world,
             "data": trainer.splits.report,
@@ -149,6 +146,30 @@ class RunCallback(Callback):
         if self.metrics:
             self.metrics.validation(step, loss)
         return loss
+
+    def totals(self) -> dict[str, Any]:
+        """Numbers of the whole run so far, for the summary."""
+        done = self.progress
+        return {
+            "train_loss": done.train_loss,
+            "val_loss_before": done.val_loss_before,
+            "trained_tokens": done.trained_tokens,
+            "tokens": done.tokens,
+            "trained_tokens_per_second": round(done.trained_tokens / done.seconds, 1) if done.seconds else None,
+            "tokens_per_second": round(done.tokens / done.seconds, 1) if done.seconds else None,
+            "train_seconds": round(done.seconds, 2),
+        }
+
+    def prune(self, step: int, loss: float) -> None:
+        """End the run after this step, as SIGTERM would, if other trials of the sweep do better. First rank only."""
+        from posttrain.sweep import pruning
+
+        run_dir = self.trainer.run_dir
+        if reason := pruning.verdict(run_dir, self.trainer.config.sweep):
+            write_json(run_dir / "summary.json", self.summary | self.totals() | {"steps": step, "val_loss_after": loss})
+            message = {"rank": 0, "time": time.time(), "user_error": False, "pruned": True, "message": reason}
+            write_json(run_dir / "logs" / "rank0.error.json", message)
+            os.kill(os.getpid(), signal.SIGTERM)  # every rank learns of it at the end of the step
 
     def epoch(self, step: int) -> float:
         """Passes over the training rows after `step`."""

@@ -78,6 +78,10 @@ def trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(f"`optimizer.min_lr={cfg.optimizer.min_lr}`: above optimizer.lr={cfg.optimizer.lr}")
     if cfg.checkpoint.async_save and not visible_gpus:
         raise UserError("`checkpoint.async_save=true`: needs a GPU, its background writer does not work on a CPU")
+    if cfg.sweep.pruner and t.validation_interval is None:
+        raise UserError(
+            f"`sweep.pruner={cfg.sweep.pruner}`: compares losses during training; set trainer.validation_interval"
+        )
     if launch.node_rank >= launch.nnodes:
         raise UserError(f"`launch.node_rank={launch.node_rank}`: must be below launch.nnodes={launch.nnodes}")
     if launch.nnodes > 1 and launch.master_port is None:

@@ -24,3 +24,9 @@ class RunFailed(Exception):
     exit_code = 1
     restartable = True
     stopped = False
+
+
+class Pruned(RunFailed):
+    """A trial of a sweep that ended itself because the others do better; it has saved, and has a validation loss."""
+
+    restartable = False

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from posttrain import check, heartbeat, nodes
 from posttrain.checkpoint import resume
-from posttrain.errors import RunFailed, UserError
+from posttrain.errors import Pruned, RunFailed, UserError
 from posttrain.files import write_json, write_text
 from posttrain.heartbeat import Monitor
 
@@ -73,7 +73,7 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
     """Train in `run_dir` with this machine's share of the processes.
 
     Returns:
-        The validation loss after training, or None where there was no validation.
+        The last validation loss, or None where there was no validation.
 
     Raises:
         UserError: a rank found a mistake of the user's.
@@ -97,6 +97,8 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
                     raise
                 print(f"posttrain: {error}\nposttrain: starting again from the newest checkpoint", file=sys.stderr)
         status = {"state": "finished"}
+    except Pruned as error:
+        status = {"state": "pruned", "error": str(error)}
     except (UserError, RunFailed) as error:
         stopped = getattr(error, "stopped", False)
         status = {"state": "stopped" if stopped else "failed", "error": str(error), "exit_code": error.exit_code}
@@ -106,6 +108,11 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
         raise
     finally:
         record(cfg, run_dir, {**status, "started": started, "ended": time.time()})
+    return last_loss(run_dir)
+
+
+def last_loss(run_dir: Path) -> float | None:
+    """The validation loss that a finished or pruned run has left, if it has one."""
     summary = run_dir / "summary.json"
     return json.loads(summary.read_text()).get("val_loss_after") if summary.exists() else None
 
@@ -272,6 +279,8 @@ class NodeRun:
         if first and first["user_error"]:
             return UserError(first["message"])
         saved = all(code in (0, RunFailed.STOPPED) for code in codes)
+        if first and first.get("pruned") and saved and not self.signals:
+            return Pruned(first["message"])
         failed_before = first and self.signals and first["time"] < self.signalled  # another machine's rank
         if (self.signals and not failed_before) or saved:
             name = signal.Signals(self.signals[0]).name if self.signals else "a signal to another of its commands"

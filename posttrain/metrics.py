@@ -26,6 +26,7 @@ class Metrics:
         """Announce the run and start the trackers."""
         t, self.flops = self.trainer, flops
         self.last_seconds = t.progress.seconds
+        (t.run_dir / "summary.json").unlink(missing_ok=True)  # a pruned trial's that goes on
         path = t.run_dir / "metrics.jsonl"
         if path.exists():
             write_text(path, kept_lines(path.read_text(encoding="utf-8"), first_step, t.steps))

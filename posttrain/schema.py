@@ -189,6 +189,9 @@ class SweepSchema:
 
     name: str | None = None
     parallel: int = ranged(1, ge=1)
+    pruner: str | None = ranged(None, choices=["median", "halving"])
+    pruner_startup_trials: int = ranged(4, ge=1)
+    pruner_warmup_steps: int = ranged(0, ge=0)
 
 
 @dataclass

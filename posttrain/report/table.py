@@ -15,6 +15,7 @@ STYLE = {
     "queued": "cyan",
     "failed": "red",
     "stopped": "yellow",
+    "pruned": "yellow",
     "unknown": "dim",
 }
 # summary.json's key -> heading. All are columns of the page, some of the terminal's table.

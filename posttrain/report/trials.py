@@ -25,7 +25,7 @@ class Trial:
         path: where it is.
         config: the resolved configuration, flat: `optimizer.lr` -> 1e-4.
         overrides: what the command line said, as given to Hydra; None where Hydra left no record.
-        state: running, finished, failed or stopped; `unknown` without status.json.
+        state: running, finished, pruned, failed or stopped; `unknown` without status.json.
         error: why it failed or was stopped; empty otherwise.
         summary: the numbers of summary.json; empty until the run has finished.
         series: metric -> [(step, value), ...] by step, from metrics.jsonl.
@@ -44,8 +44,9 @@ class Trial:
 
     @property
     def command(self) -> str | None:
-        """The command that runs this trial again."""
-        return self.overrides and shlex.join(["python", "-m", "posttrain", *self.overrides])
+        """The command that runs this trial again, alone and to its end."""
+        own = [override for override in self.overrides or () if not override.lstrip("+~").startswith("sweep.")]
+        return self.overrides and shlex.join(["python", "-m", "posttrain", *own])
 
     @property
     def export(self) -> Path | None:
@@ -87,7 +88,7 @@ def read_trial(path: Path, root: Path) -> Trial:
         state=status.get("state", "unknown"),
         error=status.get("error") or "",
         summary=_json(path / "summary.json", {}),
-        series=_series(path / "metrics.jsonl"),
+        series=read_series(path / "metrics.jsonl"),
         samples=samples if isinstance(samples, list) else [],
     )
 
@@ -123,7 +124,7 @@ def _run_directories(directory: Path):
             yield from _run_directories(child)
 
 
-def _series(path: Path) -> dict[str, list[tuple[int, float]]]:
+def read_series(path: Path) -> dict[str, list[tuple[int, float]]]:
     """The numbers of metrics.jsonl by name and step; a step that a resumed run did again counts as done last.
 
     A last line that is still being written is skipped.

@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from posttrain.errors import UserError
 from posttrain.launch import visible_gpus
-from posttrain.report.table import say
 from posttrain.sweep import tell
 from posttrain.sweep.trial import Share, Trial
 
@@ -57,8 +56,7 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
                 trial, share = running.pop(sentinel)
                 trial.finish()
                 free.append(share)
-                outcome = trial.error.splitlines()[0] if trial.error else f"validation loss {say(trial.value)}"
-                tell(f"{trial.name}: {outcome}")
+                tell(f"{trial.name}: {trial.outcome()}")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

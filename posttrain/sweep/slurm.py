@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain import check, launch, nodes
 from posttrain.errors import UserError
 from posttrain.files import write_json
-from posttrain.report.table import say
 from posttrain.schema import SlurmSchema
 from posttrain.sweep import tell
 from posttrain.sweep.job import AGAIN, SAVE, Job
@@ -174,8 +173,7 @@ def wait(waiting: dict[str, Trial], poll_s: float) -> None:
             for job in [job for job in left if job not in queue]:
                 trial = left.pop(job)
                 collect(trial, job)
-                outcome = trial.error.splitlines()[0] if trial.error else f"validation loss {say(trial.value)}"
-                tell(f"{trial.name}: {outcome}")
+                tell(f"{trial.name}: {trial.outcome()}")
             if left:
                 time.sleep(poll_s)
     except KeyboardInterrupt:
@@ -213,8 +211,8 @@ def collect(trial: Trial, job: str) -> None:
     """Fill in how a job that has left the queue went, by its run's record, else by what Slurm says."""
     status = _read(trial.directory / "status.json")
     state = status.get("state")
-    if state == "finished":
-        trial.value = _read(trial.directory / "summary.json").get("val_loss_after")
+    if state in ("finished", "pruned"):
+        trial.value = launch.last_loss(trial.directory)
         return
     trial.error, trial.stopped = status.get("error", ""), state == "stopped"
     if state in ("failed", "stopped") and trial.error:

@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from posttrain.errors import RunFailed, UserError
 from posttrain.files import write_json, write_text
+from posttrain.launch import last_loss
+from posttrain.report.table import say
 from posttrain.sweep.names import difference, flatten
 
 
@@ -60,6 +62,8 @@ class Trial:
     def already_finished(self) -> bool:
         """Whether its directory holds the finished run of this very configuration, whose value is then taken.
 
+        A pruned trial has finished as long as trials are pruned; without, it goes on.
+
         Raises:
             UserError: the directory was made with another configuration.
         """
@@ -72,11 +76,18 @@ class Trial:
                 f"{self.directory}: this trial was made with other settings ({'; '.join(changed[:5])}); "
                 "choose another sweep.name, or remove the directory"
             )
-        if json.loads(status.read_text()).get("state") != "finished":
+        state = json.loads(status.read_text()).get("state")
+        if state != "finished" and not (state == "pruned" and self.config.sweep.pruner):
             return False
-        summary = self.directory / "summary.json"
-        self.value = json.loads(summary.read_text()).get("val_loss_after") if summary.exists() else None
+        self.value = last_loss(self.directory)
         return True
+
+    def outcome(self) -> str:
+        """How it went, in a line."""
+        if self.error:
+            return self.error.splitlines()[0]
+        status = json.loads((self.directory / "status.json").read_text())
+        return status["error"] if status["state"] == "pruned" else f"validation loss {say(self.value)}"
 
     def task_config(self) -> dict[str, Any]:
         """The resolved configuration as the run freezes it."""

@@ -1,25 +1,41 @@
-"""A grid of real runs: one that diverges, one that finishes, and the same command again."""
+"""A grid of real runs: one that finishes, one that diverges, one that is pruned; and the same command again."""
 
 import json
 import time
 
 
+def metrics(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_a_grid_with_a_failing_trial_then_again(posttrain, words, tmp_path):
     fixed = [word for word in words if not word.startswith("optimizer.lr")]
-    grid = [*fixed, "--multirun", "optimizer.lr=1e-2,1e30", f"hydra.sweep.dir={tmp_path}"]
-    first = posttrain(*grid)
-    good, bad = tmp_path / "lr=0.01", tmp_path / "lr=1e+30"
-    assert (bad / "status.json").exists(), first.err
-    states = {path.name: json.loads((path / "status.json").read_text()) for path in (good, bad)}
+    grid = [*fixed, "--multirun", "optimizer.lr=1e-2,1e30,1e-9", "trainer.validation_interval=1",
+            f"hydra.sweep.dir={tmp_path}"]  # fmt: skip
+    pruner = ["sweep.pruner=median", "sweep.pruner_startup_trials=1", "sweep.pruner_warmup_steps=2"]
+    first = posttrain(*grid, *pruner)
+    good, bad, poor = tmp_path / "lr=0.01", tmp_path / "lr=1e+30", tmp_path / "lr=1e-09"
+    assert (poor / "status.json").exists(), first.err
+    states = {path.name: json.loads((path / "status.json").read_text()) for path in (good, bad, poor)}
     assert states[good.name]["state"] == "finished", first.err
     assert states[bad.name]["state"] == "failed" and "nan" in states[bad.name]["error"].lower()
-    assert first.code == 1 and "1 of 2 trials failed: lr=1e+30" in first.err and "Traceback" not in first.err
+    assert first.code == 1 and "1 of 3 trials failed: lr=1e+30" in first.err and "Traceback" not in first.err
     assert (tmp_path / "best").resolve() == (good / "adapter").resolve()
     assert "lr=0.01" in (tmp_path / "report.html").read_text()
 
-    metrics = (good / "metrics.jsonl").read_bytes()
+    assert states[poor.name]["state"] == "pruned" and "after step 2: validation loss" in first.err
+    assert [line["step"] for line in metrics(poor) if "loss" in line] == [1, 2]
+    assert (poor / "checkpoints").exists() and not (poor / "adapter").exists()
+
+    before = (good / "metrics.jsonl").read_bytes()
     began = time.monotonic()
-    again = posttrain(*[word.replace(",1e30", ",1e-2") for word in grid])
-    assert again.code == 0 and "1 of 1 trials are finished already" in again.err, again.err
+    grid = [word.replace(",1e30", "") for word in grid]
+    again = posttrain(*grid, *pruner)
+    assert again.code == 0 and "2 of 2 trials are finished already" in again.err, again.err
     assert time.monotonic() - began < 30  # nothing was run; a few seconds on an idle machine
-    assert (good / "metrics.jsonl").read_bytes() == metrics
+    assert (good / "metrics.jsonl").read_bytes() == before
+
+    whole = posttrain(*grid)  # without a pruner the pruned trial goes on
+    assert whole.code == 0 and "1 of 2 trials are finished already" in whole.err, whole.err
+    assert [line["step"] for line in metrics(poor) if "loss" in line] == [1, 2, 3, 4]
+    assert json.loads((poor / "status.json").read_text())["state"] == "finished"

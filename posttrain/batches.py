@@ -4,6 +4,7 @@ The order is a pure function of the seed and the global index, so a resumed run,
 size, sees the same global batches.
 """
 
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -140,13 +141,14 @@ class Counted:
 
     Attributes:
         totals: trained, real and all tokens, the sum of squared sequence lengths, and the sum of the rows' checksums,
-            which tells one global batch from another however it is divided; since the last `take`.
+            which tells one global batch from another however it is divided, and the seconds that the training process
+            waited for them; since the last `take`.
     """
 
-    names = ("trained_tokens", "tokens", "squared_lengths", "padded_tokens", "checksum")
+    names = ("trained_tokens", "tokens", "squared_lengths", "padded_tokens", "checksum", "waited_seconds")
 
     def __init__(self, batches: Iterator[dict[str, Any]], beat: Callable[[], None] | None = None) -> None:
-        self.batches, self.totals, self.beat = batches, [0] * len(self.names), beat
+        self.batches, self.totals, self.beat = batches, [0.0] * len(self.names), beat
 
     def __iter__(self) -> "Counted":
         return self
@@ -154,11 +156,13 @@ class Counted:
     def __next__(self) -> dict[str, Any]:
         if self.beat:
             self.beat()
+        began = time.perf_counter()
         batch = next(self.batches)
-        self.totals = [total + count for total, count in zip(self.totals, batch.pop("counts"), strict=True)]
+        counts = [*batch.pop("counts"), time.perf_counter() - began]
+        self.totals = [total + count for total, count in zip(self.totals, counts, strict=True)]
         return batch
 
-    def take(self) -> list[int]:
+    def take(self) -> list[float]:
         """The totals, which start again from zero."""
-        totals, self.totals = self.totals, [0] * len(self.names)
+        totals, self.totals = self.totals, [0.0] * len(self.names)
         return totals

@@ -37,16 +37,21 @@ class RunCallback(Callback):
         self.progress = trainer.progress
         self.bad_numbers = BadNumbers(trainer)
         self.heartbeat = trainer.heartbeat
-        self.since_log: list[float] = [0.0] * 5
+        self.elapsed, self.since_log = 0.0, [0.0] * 7
+        trainer.collect = self.collect
 
     def on_data_init_start(self, context: CallbackContext) -> None:
         """The checkpoint is loaded: the data goes on from its place."""
+        self.trainer.startup.mark("weights, optimizer")
         context.state.cfg.dataset.consumed_samples = context.state.train_state.consumed_train_samples
 
     def on_train_start(self, context: CallbackContext) -> None:
         """Validation loss and sample answers before the first step."""
         self.first_step = context.state.train_state.step
+        self.trainer.startup.mark("data loader")
         self.flops = flops.Model.of(context.model, self.trainer)
+        if self.trainer.eight_bit_base:
+            quantise_frozen(context.model)
         if self.metrics:
             self.metrics.start(self.first_step, self.flops)
         if self.first_step == 0:
@@ -61,6 +66,7 @@ class RunCallback(Callback):
             self.profile = Profile(self.trainer.run_dir, self.trainer.platform.device)
         self.frozen = self.fingerprint(context) if self.trainer.peft else None
         self.bad_numbers.watch(context.optimizer)
+        self.trainer.startup.mark("validation, samples")
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Note the time and this step's learning rate (the scheduler moves on before the step ends)."""
@@ -81,20 +87,21 @@ class RunCallback(Callback):
         elapsed = time.perf_counter() - self.began
         self.progress.seconds += elapsed
         if step == self.first_step + 1:
-            self.summary["time_to_first_step_s"] = round(time.time() - self.trainer.started, 2)
+            self.trainer.startup.mark("first step")
+            self.summary["startup_s"] = self.trainer.startup.seconds
+            self.summary["time_to_first_step_s"] = round(sum(self.trainer.startup.seconds.values()), 2)
             if self.trainer.peft and not context.skipped_iter:
                 self.check_adapters(context)
-        counts = self.reduce([*self.trainer.counted.take(), elapsed])
+        self.elapsed += elapsed
+        if logged:
+            self.collect()
         self.heartbeat.end()
-        self.since_log = [a + b for a, b in zip(self.since_log, counts[:5], strict=True)]
-        self.progress.trained_tokens += int(counts[0])
-        self.progress.tokens += int(counts[1])
         if logged:
             self.progress.train_loss = loss
             if self.metrics:
                 self.metrics.step(step, loss=loss, lr=self.lr, grad_norm=context.grad_norm, counts=self.since_log,
                                   seconds=self.progress.seconds, epoch=self.epoch(step))  # fmt: skip
-            self.since_log = [0.0] * 5
+            self.since_log = [0.0] * 7
         if self.profile:
             self.profile.step()
         interval = self.settings.validation_interval
@@ -102,6 +109,14 @@ class RunCallback(Callback):
             loss = self.validate(context, step)
             if self.metrics and loss is not None and self.trainer.config.sweep.pruner:
                 self.prune(step, loss)
+
+    def collect(self) -> None:
+        """Add up what this process has counted since the last call with what the others have; a collective call."""
+        counts = self.reduce([*self.trainer.counted.take(), self.elapsed])
+        self.elapsed = 0.0
+        self.since_log = [a + b for a, b in zip(self.since_log, counts, strict=True)]
+        self.progress.trained_tokens += int(counts[0])
+        self.progress.tokens += int(counts[1])
 
     def on_train_end(self, context: CallbackContext) -> None:
         """Validation loss and answers after training, the export, the summary."""
@@ -217,3 +232,13 @@ class RunCallback(Callback):
         if self.trainer.platform.device == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def quantise_frozen(model: list[torch.nn.Module]) -> None:
+    """Keep the frozen weights of layers with an adapter in 8 bits from now on."""
+    from posttrain.peft.fused import fused_layers
+
+    layers = fused_layers(model)
+    for layer in layers:
+        layer.quantise()
+    log.info("precision=fp8: the frozen weights of %d layers are kept in 8 bits", len(layers))

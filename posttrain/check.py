@@ -44,7 +44,9 @@ def keys(cfg: DictConfig) -> None:
         raise UserError(f"`{unknown[0]}`: there is no such group; known: {', '.join(sorted(known))}")
     plain = schema.PeftSchema()
     for name in (field.name for field in fields(plain) if field.name != "_target_"):
-        ignored = cfg.peft._target_ is None or (cfg.peft._target_.endswith("DoRA") and name in ("rslora", "fused"))
+        ignored = cfg.peft._target_ is None or (
+            cfg.peft._target_.endswith("DoRA") and name in ("rslora", "fused", "recompute")
+        )
         if ignored and cfg.peft[name] != getattr(plain, name):
             raise UserError(f"`peft.{name}`: has no effect with this `peft=`; choose peft=lora or remove it")
 

@@ -3,7 +3,8 @@
 A prompt's tokens need no logits. With a vocabulary of 128 k the output layer is a fifth of a 1B model's work and most
 of its memory, so the hidden states of trained positions are picked out before it. Where its weight is frozen (LoRA),
 loss and input gradient are computed together in chunks and the logits of more than one chunk never exist; the idea is
-that of Liger's fused linear cross entropy (Hsu et al. 2024, arXiv:2410.10989), whose kernel does the row-wise part.
+that of Liger's fused linear cross entropy (Hsu et al. 2024, arXiv:2410.10989). Its kernel isn't used: importing the
+package loads PEFT and scikit-learn, which takes as long as everything else of a start.
 """
 
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 
 CHUNK = 2048  # rows of logits held at once: 0.5 GB at a vocabulary of 128 k in bf16; larger is not faster
-IGNORE = -100
 
 
 def trained_losses(*, hidden_states, output_layer, output_weight, labels, context, compute_language_model_loss, config,
@@ -32,17 +32,10 @@ def trained_losses(*, hidden_states, output_layer, output_weight, labels, contex
     """
     hidden, labels = hidden_states.index_select(0, context), labels.index_select(1, context)
     weight = output_layer.weight if output_weight is None else output_weight
-    if hidden.is_cuda and not weight.requires_grad and getattr(output_layer, "bias", None) is None and has_kernel():
+    if hidden.is_cuda and not weight.requires_grad and getattr(output_layer, "bias", None) is None:
         return FrozenLinearCrossEntropy.apply(hidden.squeeze(1), weight, labels[0])[None]
     logits, _ = output_layer(hidden, weight=output_weight)
     return compute_language_model_loss(labels, logits)
-
-
-def has_kernel() -> bool:
-    """Whether Liger's cross-entropy kernel can be imported."""
-    import importlib.util
-
-    return importlib.util.find_spec("liger_kernel") is not None
 
 
 class FrozenLinearCrossEntropy(torch.autograd.Function):
@@ -51,6 +44,8 @@ class FrozenLinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Losses float32[k] of hidden [k, h], weight [v, h], labels int64[k]."""
+        from posttrain.kernels import cross_entropy_
+
         losses = torch.empty(hidden.size(0), dtype=torch.float32, device=hidden.device)
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wanted else None
@@ -68,20 +63,3 @@ class FrozenLinearCrossEntropy(torch.autograd.Function):
         """Rows scale with their own upstream gradient."""
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[:, None].to(gradient.dtype), None, None
-
-
-def cross_entropy_(logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor, gradient: bool) -> None:
-    """Fill `losses` [k]; with `gradient` overwrite `logits` [k, v] with d loss / d logits. Waits for nothing."""
-    import triton
-    from liger_kernel.ops.cross_entropy import liger_cross_entropy_kernel
-
-    size = logits.size(1)
-    liger_cross_entropy_kernel[(logits.size(0),)](
-        X_ptr=logits, X_stride=logits.stride(0), Y_ptr=labels, Y_stride=labels.stride(0), weight_ptr=None,
-        loss_ptr=losses, z_loss_ptr=None, loss_stride=losses.stride(0), token_accuracy_ptr=None,
-        token_accuracy_stride=0, predicted_tokens_ptr=None, predicted_tokens_stride=0, n_cols=size,
-        n_non_ignore=0, sum_non_ignore_weight=0, weight_sum=0.0, ignore_index=IGNORE, lse_square_scale=0.0,
-        label_smoothing=0.0, reduction="none", softcap=None, RETURN_Z_LOSS=False, RETURN_TOKEN_ACCURACY=False,
-        RETURN_PREDICTED_TOKENS=False, HAS_WEIGHT=False, HAS_SOFTCAPPING=False, HAS_GRADIENTS=gradient,
-        BLOCK_SIZE=min(32768, triton.next_power_of_2(size)), num_warps=32,
-    )  # fmt: skip

@@ -55,9 +55,14 @@ class Metrics:
 
     def step(self, step: int, *, loss: float, lr: float, grad_norm: Any, counts: list[float], seconds: float,
              epoch: float) -> None:  # fmt: skip
-        """Record a logged step; `counts` as in batches.Counts.names since the last one, `seconds` since the start."""
+        """Record a logged step.
+
+        Args:
+            counts: as in batches.Counted.names, and the seconds of steps, over the processes since the last logged one.
+            seconds: in steps since the start.
+        """
         took, self.last_seconds = seconds - self.last_seconds, seconds
-        trained, tokens, squared, padded, checksum = counts
+        trained, tokens, squared, padded, checksum, waited, steps_took = counts
         values = {
             "loss": loss,
             "lr": lr,
@@ -65,6 +70,7 @@ class Metrics:
             "tokens_per_second": round(tokens / took, 1),
             "trained_tokens_per_second": round(trained / took, 1),
             "padding": round(1 - tokens / padded, 4) if padded else 0.0,
+            "data_wait": round(waited / steps_took, 4) if steps_took else 0.0,
             "mfu": self.flops.mfu(tokens, squared, took),
             "epoch": round(epoch, 4),
             "step_seconds": round(took / self.trainer.settings.log_interval, 4),

@@ -34,10 +34,15 @@ class Precision:
 
         return torch.float32 if self.resolve(device) == "fp32" else torch.bfloat16
 
-    def build(self, device: str) -> Any:
-        """Return Megatron-Bridge's mixed-precision configuration, None for fp32."""
+    def build(self, device: str, eight_bit_base: bool = False) -> Any:
+        """Return Megatron-Bridge's mixed-precision configuration, None for fp32.
+
+        Args:
+            device: "cpu" or "cuda".
+            eight_bit_base: the products in 8 bits are those of peft/products.py, everything around them is bf16.
+        """
         from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 
         recipes = {"bf16": "bf16_mixed", "fp8": "bf16_with_fp8_current_scaling_mixed"}
-        name = self.resolve(device)
+        name = "bf16" if eight_bit_base else self.resolve(device)
         return get_mixed_precision_config(recipes[name]) if name in recipes else None

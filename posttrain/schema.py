@@ -42,6 +42,7 @@ class PeftSchema:
     rslora: bool = False
     lora_plus_ratio: float | None = ranged(None, gt=0)
     fused: bool = True
+    recompute: bool = True
 
 
 @dataclass

@@ -7,7 +7,6 @@ through its callbacks.
 import logging
 import math
 import os
-import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from posttrain.checkpoint.progress import Progress
 from posttrain.errors import UserError
 from posttrain.heartbeat import Heartbeat
 from posttrain.patches import Platform
+from posttrain.startup import Startup
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +36,18 @@ class Trainer:
         platform: device and whether Transformer Engine is there.
         run_dir: where everything is written.
         frozen: the frozen configuration.
+        startup: the clock of the run's start.
         settings: the keys of conf/trainer/default.yaml.
     """
 
     def __init__(
         self, *, model, peft, data, template, parallelism, optimizer, scheduler, precision, checkpoint,
-        trackers: list, platform: Platform, run_dir: Path, frozen: DictConfig, **settings: Any,
+        trackers: list, platform: Platform, run_dir: Path, frozen: DictConfig, startup: Startup, **settings: Any,
     ) -> None:  # fmt: skip
         self.model, self.data, self.template, self.parallelism = model, data, template, parallelism
         self.optimizer, self.scheduler, self.precision, self.checkpoint = optimizer, scheduler, precision, checkpoint
         self.trackers, self.platform, self.run_dir, self.config = trackers, platform, run_dir, frozen
+        self.startup = startup
         self.settings = OmegaConf.create(settings)
         self.adapter = peft
         self.peft = peft.build() if peft else None
@@ -64,6 +66,7 @@ class Trainer:
         from posttrain.callbacks import RunCallback
         from posttrain.step import forward_step
 
+        self.startup.mark("import Megatron")
         self.tokenizer = self.model.load_tokenizer()
         cp = self.parallelism.context_parallel_size
         self.splits = self.data.build(
@@ -75,6 +78,7 @@ class Trainer:
         self.tokenizer.chat_template = self.template.source(self.tokenizer)  # exported with the model
         if not len(self.splits.train):
             raise UserError("data: no conversation is left to train on; see the counts in the log, or use preview")
+        self.startup.mark("data")
         finetune(self.container(), forward_step, callbacks=[RunCallback(self)])
 
     def start_from(self, directory: Path) -> None:
@@ -152,6 +156,16 @@ class Trainer:
         divided = p.tensor_model_parallel_size > 1 or p.context_parallel_size > 1
         return self.settings.trained_logits_only and not divided and not soft_capped
 
+    @property
+    def eight_bit_base(self) -> bool:
+        """Whether `precision=fp8` keeps the frozen weights in 8 bits instead of quantising them for every product.
+
+        Needs layers that are computed with their adapter as one operation; see peft/fused.py.
+        """
+        experts = self.shape.get("num_local_experts") or self.shape.get("num_experts")
+        whole = self.parallelism.tensor_model_parallel_size == 1 and not experts
+        return self.precision.resolve(self.platform.device) == "fp8" and whole and getattr(self.peft, "fused", False)
+
     def container(self) -> Any:
         """Return Megatron-Bridge's whole configuration for this run."""
         from megatron.bridge.training.config import (
@@ -169,7 +183,7 @@ class Trainer:
         provider = self.provider()
         s = self.settings
         self.optimizer.use_distributed_optimizer = self.parallelism.distributed_optimizer
-        mixed = self.precision.build(self.platform.device)
+        mixed = self.precision.build(self.platform.device, self.eight_bit_base)
         if mixed is None:
             self.optimizer.params_dtype = provider.params_dtype
         # Megatron's warm-up starts at 0, a step that changes nothing; start at its first fraction instead.
@@ -237,6 +251,8 @@ class Trainer:
             provider.gradient_accumulation_fusion = False  # wants Apex
             provider.apply_rope_fusion = provider.position_embedding_type == "rope"
             provider.cross_entropy_loss_fusion, provider.cross_entropy_fusion_impl = True, "te"
+            # Without dropout the fused function is one addition, and compiling it takes seconds.
+            provider.bias_dropout_fusion = bool(provider.hidden_dropout)
         self.parallelism.apply(provider, self.platform)
         dtype = self.precision.dtype(self.platform.device)
         provider.params_dtype = provider.autocast_dtype = provider.pipeline_dtype = dtype
@@ -251,6 +267,7 @@ class Trainer:
             provider.recompute_granularity = self.settings.recompute
             if self.settings.recompute == "full":
                 provider.recompute_method, provider.recompute_num_layers = "uniform", 1
+        provider.register_pre_wrap_hook(self._model_built)
         self.vocab_size = provider.vocab_size
         if len(self.tokenizer) > self.vocab_size:
             raise UserError(
@@ -261,6 +278,10 @@ class Trainer:
             provider.vocab_size, provider.should_pad_vocab = None, True  # taken from the tokenizer and padded
             provider.make_vocab_size_divisible_by = 1
         return provider
+
+    def _model_built(self, parts: list[Any]) -> list[Any]:
+        self.startup.mark("process groups, model")
+        return parts
 
     def base_directory(self) -> Path:
         """The Hugging Face directory of the weights before training."""
@@ -291,10 +312,3 @@ class Trainer:
                     meant = f"; did you mean {close[0]}?" if close else ""
                     raise UserError(f"trainer.megatron.{section}.{key}: unknown key{meant}")
                 setattr(target, key, value)
-
-    @property
-    def started(self) -> float:
-        """When the command was started, seconds since the epoch."""
-        from posttrain.launch import STARTED
-
-        return float(os.environ.get(STARTED, time.time()))

@@ -22,6 +22,11 @@ GROUPS = ("model", "peft", "data", "template", "parallelism", "optimizer", "sche
 
 def build(run_dir: Path):
     """The trainer of the run in `run_dir`, with everything it is composed of."""
+    from posttrain.launch import STARTED
+    from posttrain.startup import Startup
+
+    startup = Startup(float(os.environ.get(STARTED, time.time())))
+    startup.mark("compose and launch")
     import torch  # noqa: F401  (before Transformer Engine, which needs torch's NCCL loaded)
     from omegaconf import OmegaConf
 
@@ -44,7 +49,8 @@ def build(run_dir: Path):
     trackers = [built(tracker) for tracker in cfg.logger.values()]
     # Partial: Hydra would turn the instantiated objects among its arguments into configuration again.
     trainer = instantiate(cfg.trainer, _partial_=True)
-    return trainer(**parts, trackers=trackers, platform=platform, run_dir=run_dir, frozen=cfg)
+    startup.mark("import torch, instantiate")
+    return trainer(**parts, trackers=trackers, platform=platform, run_dir=run_dir, frozen=cfg, startup=startup)
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ class Manager(DefaultCheckpointManager):
         self.finalize_async_saves(ctx.state, blocking=True)
         partial = files.directory(self.root / files.PARTIAL, step)
         self.trainer.heartbeat.begin()
+        self.trainer.collect()  # the counts of steps that were not logged
         try:
             self.checkpoint_config.save = str(partial.parent)
             super().save(ctx, callback_manager)

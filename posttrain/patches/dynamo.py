@@ -1,4 +1,4 @@
-"""Keep Dynamo, and with it Inductor and sympy, out of a process that compiles nothing."""
+"""Keep Dynamo, and with it Inductor and sympy, out of a process until it compiles something."""
 
 import importlib
 import os
@@ -8,13 +8,30 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from posttrain.patches import Platform, patch
+from posttrain.patches import patch
+
+
+class _Settings:
+    """`torch._dynamo.config`: what is set waits for the real one, which anything else loads."""
+
+    def __init__(self, dynamo: ModuleType) -> None:
+        vars(self)["_dynamo"] = dynamo
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        vars(self)[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._dynamo.load().config, name)
 
 
 class _DisabledDynamo(ModuleType):
     """What torch and transformers ask of `torch._dynamo` without compiling; anything else loads the real module.
 
-    With TORCHDYNAMO_DISABLE=1 no function is ever traced, so marks for the tracer and breaks of its graph are nothing.
+    As long as no function is traced, marks for the tracer and breaks of its graph are nothing. On a CPU none ever is
+    (TORCHDYNAMO_DISABLE=1); on a GPU the first function that is compiled loads the real module, and what was marked
+    before, Transformer Engine's layers, lies outside of it.
     """
 
     trace_rules = SimpleNamespace(clear_lru_cache=lambda: None)  # init_process_group, for rules evaluated too early
@@ -38,27 +55,42 @@ class _DisabledDynamo(ModuleType):
         # `__path__` is asked for by an import of a submodule; other dunders by whoever looks through sys.modules.
         if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
+        return getattr(self.load(), name)
+
+    def load(self) -> ModuleType:
+        """The real module, with what was set on this one's configuration."""
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
-        return getattr(importlib.import_module(self.__name__), name)
+            real = importlib.import_module(self.__name__)
+            for name, value in vars(self.config).items():
+                if name != "_dynamo":
+                    setattr(real.config, name, value)
+        return importlib.import_module(self.__name__)
 
 
-def _compiles_nothing(platform: Platform) -> bool:
-    return platform.device == "cpu"
+@patch(
+    name="no-compilation",
+    symptom="Megatron's fused functions are compiled for the CPU, which takes longer than they save",
+    versions={"torch": ">=2.9,<2.13"},
+    when=lambda platform: platform.device == "cpu",
+)
+def compile_nothing() -> None:
+    """Disable Dynamo where the launcher hasn't."""
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
 @patch(
     name="no-dynamo",
-    symptom="the first optimizer of a process loads Dynamo, Inductor and sympy (3 s), to tell them to leave it alone",
+    symptom="Transformer Engine's import and the first optimizer of a process load Dynamo, Inductor and sympy (3 s), "
+    "only to tell them to leave them alone",
     versions={"torch": ">=2.9,<2.13"},
-    when=_compiles_nothing,
 )
-def disable_dynamo() -> None:
-    """Disable Dynamo and answer for it; a process in which it is loaded already is left as it is."""
+def answer_for_dynamo() -> None:
+    """Answer for Dynamo until something is compiled; a process in which it is loaded already is left as it is."""
     import torch
 
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if "torch._dynamo" not in sys.modules:
         stand_in = _DisabledDynamo("torch._dynamo", __doc__)
+        stand_in.config = _Settings(stand_in)
         stand_in.__file__ = str(Path(torch.__file__).parent / "_dynamo" / "__init__.py")
         sys.modules["torch._dynamo"] = stand_in

@@ -46,6 +46,7 @@ class LoRA:
         rslora: multiply by alpha / sqrt(rank) instead (arXiv:2312.03732).
         lora_plus_ratio: learning rate of B over that of A (arXiv:2402.12354); None: the same.
         fused: compute a layer and its adapter as one operation where possible.
+        recompute: with `fused`, compute norms and SwiGLU again in the backward pass instead of keeping their outputs.
     """
 
     rank: int = 16
@@ -55,6 +56,7 @@ class LoRA:
     rslora: bool = False
     lora_plus_ratio: float | None = None
     fused: bool = True
+    recompute: bool = True
 
     @property
     def effective_alpha(self) -> float:
@@ -70,7 +72,7 @@ class LoRA:
 
         kind = SeededCanonicalLoRA if canonical else SeededLoRA
         built = kind(target_modules=names, lora_A_init_method="kaiming", **settings)
-        built.fused = self.fused
+        built.fused, built.recompute = self.fused, self.recompute
         return built
 
 

@@ -84,9 +84,18 @@ class Seeded:
 
 
 class SeededLoRA(Seeded, LoRA):
-    """One adapter per matrix of Megatron's, fused with it; `fused` is set by the trainer."""
+    """One adapter per matrix of Megatron's, fused with it; `fused` and `recompute` are set by the trainer."""
 
-    fused = True
+    fused = recompute = True
+
+    def __call__(self, model, training: bool = True):
+        """Attach the adapters; with them, fuse the MLPs' activations."""
+        adapted = super().__call__(model, training=training)
+        if self.fused:
+            from posttrain.peft.fused import fuse_activations
+
+            fuse_activations(adapted if isinstance(adapted, list) else [adapted], self.recompute)
+        return adapted
 
     def transform(self, module, name=None, prefix=None):
         """Attach an adapter to one module where it is a target."""

@@ -1,0 +1,23 @@
+"""How long each part of a run's start takes, from the command to the end of the first step."""
+
+import time
+
+
+class Startup:
+    """Marks the ends of its parts, one after another.
+
+    Args:
+        began: when the command was started, seconds since the epoch.
+
+    Attributes:
+        seconds: part -> how long it took.
+    """
+
+    def __init__(self, began: float) -> None:
+        self.last, self.seconds = began, {}
+
+    def mark(self, part: str) -> None:
+        """`part` ends now; it began where the one before it ended."""
+        now = time.time()
+        self.seconds[part] = round(self.seconds.get(part, 0.0) + now - self.last, 2)
+        self.last = now

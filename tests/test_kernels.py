@@ -1,0 +1,78 @@
+"""Triton kernels against the same in fp64; on a GPU alone."""
+
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def torch():
+    """Torch, with a GPU of its own."""
+    import torch
+
+    if not torch._C._cuda_getDeviceCount() or str(torch.cuda.current_device()) == "cpu":
+        pytest.skip("no GPU, or this process is patched for a CPU: run these tests alone with -m gpu")
+    torch.manual_seed(0)
+    return torch
+
+
+def relative(found, exact):
+    """Norm of the difference over the norm."""
+    return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+@pytest.mark.parametrize("width", [8192, 1000])
+def test_swiglu(torch, width):
+    from posttrain.kernels import swiglu, swiglu_backward
+
+    both = torch.randn(300, 2 * width, device="cuda", dtype=torch.bfloat16)
+    upstream = torch.randn(300, width, device="cuda", dtype=torch.bfloat16)
+    exact = both.double().requires_grad_()
+    expected = torch.nn.functional.silu(exact[:, :width]) * exact[:, width:]
+    expected.backward(upstream.double())
+    gradient, again = swiglu_backward(upstream, both)
+    assert relative(swiglu(both), expected.detach()) < 3e-3  # bf16's rounding is 2e-3
+    assert torch.equal(again, swiglu(both))
+    assert relative(gradient, exact.grad) < 3e-3
+
+
+@pytest.mark.parametrize("vocabulary", [128256, 49152, 1000])
+def test_cross_entropy(torch, vocabulary):
+    from posttrain.kernels import cross_entropy_
+
+    logits = 3 * torch.randn(64, vocabulary, device="cuda", dtype=torch.bfloat16)
+    labels, losses = torch.randint(0, vocabulary, (64,), device="cuda"), torch.full((64,), -1.0, device="cuda")
+    exact = logits.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact, labels, reduction="none")
+    expected.sum().backward()
+    cross_entropy_(logits, labels, losses, False)
+    assert relative(losses, expected.detach()) < 1e-5
+    cross_entropy_(logits, labels, losses, True)
+    assert relative(logits, exact.grad) < 3e-3
+
+
+@pytest.mark.parametrize("shape", [(4096, 28672), (300, 4096), (7, 512)])
+def test_quantise(torch, shape):
+    from posttrain.kernels import quantise, transpose
+
+    values = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    columns = torch.rand(shape[1], device="cuda") + 0.1
+    for factor, given in ((1, None), (columns, columns)):
+        eight, scale = quantise(values, given)
+        exact = values.double() * factor
+        assert torch.allclose(scale.double(), exact.abs().amax(1) / 448)
+        assert relative(eight.double() * scale[:, None].double(), exact) < 2**-5
+    turned = transpose(eight)
+    assert torch.equal(turned.view(torch.int8), eight.view(torch.int8).t())
+
+
+@pytest.mark.parametrize("tokens", [4096, 100, 7, 1])
+def test_products_with_an_eight_bit_weight(torch, tokens):
+    from posttrain.peft.products import Weight, quantise
+
+    weight = torch.randn(1536, 1024, device="cuda", dtype=torch.bfloat16) / 32
+    frozen = Weight(*quantise(weight))
+    rounded = frozen.data.double() * frozen.scale[:, None].double()
+    x, upstream = (torch.randn(tokens, n, device="cuda", dtype=torch.bfloat16) for n in (1024, 1536))
+    assert relative(frozen.product(x), x.double() @ rounded.t()) < 2**-4.5
+    assert relative(frozen.gradient(upstream), upstream.double() @ rounded) < 2**-4.5

@@ -95,8 +95,6 @@ def gpus() -> Iterator[Finding]:
     driver = subprocess.run(query, capture_output=True, text=True).stdout.split()[:1] if shutil.which(query[0]) else []
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
     yield Finding("CUDA", "ok", f"{torch.version.cuda}, driver {driver[0] if driver else 'unknown'}, NCCL {nccl}")
-    if importlib.util.find_spec("liger_kernel") is None:
-        yield Finding("liger-kernel", "note", "not installed", "LoRA holds all logits; install the extra gpu")
 
 
 def transformer_engine() -> Finding:

@@ -51,11 +51,11 @@ def keys(cfg: DictConfig) -> None:
             raise UserError(f"`peft.{name}`: has no effect with this `peft=`; choose peft=lora or remove it")
 
 
-def ranges(cfg: DictConfig) -> None:
+def ranges(cfg: DictConfig, config: type = schema.Config) -> None:
     """Every value inside the limits that its schema field states."""
     words = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
     tests = {"ge": lambda v, m: v >= m, "gt": lambda v, m: v > m, "le": lambda v, m: v <= m, "lt": lambda v, m: v < m}
-    for path, limits in schema.limits().items():
+    for path, limits in schema.limits(config).items():
         value = OmegaConf.select(cfg, path)
         if value is None:
             continue

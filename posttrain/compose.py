@@ -56,7 +56,7 @@ def compose(overrides: list[str] | None = None, config_name: str = "config", wit
         with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
             return hydra.compose(config_name=config_name, overrides=overrides, return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, overrides)) from error
+        raise UserError(explain(error, overrides, config_name)) from error
     finally:
         GlobalHydra.instance().hydra = outer
 
@@ -99,7 +99,7 @@ def run(
     except (HydraException, OmegaConfBaseException) as error:
         if full:
             raise
-        fail(explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")]))
+        fail(explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")], config_name))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
@@ -124,7 +124,7 @@ def fail(message: str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
-def explain(error: BaseException, overrides: list[str]) -> str:
+def explain(error: BaseException, overrides: list[str], config_name: str = "config") -> str:
     """One readable message for an error of Hydra's or OmegaConf's, with the likely intended name."""
     text = " ".join(str(error).split())
     cause = " ".join(str(error.__cause__).split()) if error.__cause__ else ""
@@ -136,7 +136,8 @@ def explain(error: BaseException, overrides: list[str]) -> str:
     unknown = re.search(r"[Kk]ey '([^']+)' is not in struct|Could not (?:override|append to) '([^']+)'", whole)
     if unknown or "is not in struct" in whole or "not in '" in whole:
         key = _overridden(text) or (unknown and (unknown[2] or unknown[1])) or ""
-        return f"`{key}`: unknown key{_meant(key, _known_keys()) or '.'} All keys: python -m posttrain --cfg job"
+        meant = _meant(key, _known_keys(config_name)) or "."
+        return f"`{key}`: unknown key{meant} All keys: python -m posttrain --cfg job"
 
     if isinstance(error, MissingConfigException):
         name = getattr(error, "missing_cfg_file", None) or text
@@ -177,7 +178,7 @@ def _meant(word: str, candidates: list[str]) -> str:
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
-def _known_keys() -> list[str]:
+def _known_keys(config_name: str) -> list[str]:
     """Every key path of the configuration that the command line's group choices compose, else of the default one."""
     words = []
     for arg in sys.argv[1:]:
@@ -186,7 +187,7 @@ def _known_keys() -> list[str]:
             words.append(arg)
     for attempt in (words, []):
         with contextlib.suppress(Exception):  # a bad group choice as well: the default configuration still helps
-            return list(flatten(compose(attempt)))
+            return list(flatten(compose(attempt, config_name)))
     return []
 
 

@@ -217,10 +217,10 @@ class Config:
     cache_dir: str | None = None
 
 
-def limits() -> dict[str, dict[str, Any]]:
-    """Key path -> its limits, for every field that has some."""
-    found = {name.name: dict(name.metadata) for name in fields(Config) if name.metadata}
-    for group in fields(Config):
+def limits(config: type = Config) -> dict[str, dict[str, Any]]:
+    """Key path -> its limits, for every field of `config` that has some."""
+    found = {name.name: dict(name.metadata) for name in fields(config) if name.metadata}
+    for group in fields(config):
         for item in getattr(group.type, "__dataclass_fields__", {}).values():
             if item.metadata:
                 found[f"{group.name}.{item.name}"] = dict(item.metadata)

@@ -31,6 +31,7 @@ ALLOWED = [
         r"posttrain\.checkpoint\.Checkpoint",
         r"posttrain\.trackers\.[A-Z]\w*",
         r"posttrain\.trainer\.Trainer",
+        r"posttrain\.evaluate\.[A-Z]\w*",
         r"megatron\.bridge\.training\.config\.[A-Z]\w*Config",
         r"megatron\.bridge\.training\.comm_overlap\.[A-Z]\w*Config",
         r"megatron\.bridge\.peft\.(lora|dora|canonical_lora)\.[A-Z]\w*",

@@ -34,6 +34,7 @@ class Maker:
     rules: Rules
     cache: Path
     build: bool
+    category: str | None = None
 
     def store(self, path: Any, form: Any, key: str, limit: int | None) -> tuple[Store, dict[str, Any]]:
         """The encoded conversations of `path`, at most `limit`, and how many rows were kept and dropped."""
@@ -53,6 +54,7 @@ class Maker:
                 "tokenizer": fingerprint.tokenizer(self.tokenizer),
                 "rules": self.rules,
                 "limit": limit,
+                "category": self.category,
             }
         )
         target = self._made(self.cache / f"rows-{name}", lambda folder: self._write(folder, path, form, key, limit))
@@ -67,7 +69,7 @@ class Maker:
 
     def _write_rows(self, folder: Path, path: Any, form: Any, key: str, limit: int | None) -> None:
         counts = Counts()
-        rows = sources.conversations(path, form, key, self.cache.parent)
+        rows = sources.conversations(path, form, key, self.cache.parent, self.category)
         encoder = Encoder(self.tokenizer, self.renderer)
         started = shown = time.monotonic()
         with Writer(folder / "rows.arrow") as file:

@@ -22,11 +22,12 @@ MAX_ROW = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands: its file, its index there from 0, and how to name it to a person."""
+    """Where a row stands: its file, its index there from 0, how to name it to a person; its category, if asked for."""
 
     file: str
     row: int
     name: str
+    category: str | None = None
 
     def __str__(self):
         return f"{self.file}, {self.name}"

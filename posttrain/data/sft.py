@@ -76,6 +76,7 @@ class SFTData:
         cache_dir: Path,
         build: bool = True,
         length_multiple: int = 1,
+        category: str | None = None,
     ) -> Splits:
         """Render, encode, split and pack, or find it done in the cache.
 
@@ -90,6 +91,7 @@ class SFTData:
             build: False: never do the work, only wait for another process to do it.
             length_multiple: pad each conversation to a multiple of this many tokens, which must divide `seq_length`;
                 context parallelism of size c needs 2c.
+            category: column with a row's category, kept in `Store.categories`; None: none is kept.
 
         Raises:
             UserError: something about the data, the template or their combination is wrong.
@@ -105,7 +107,7 @@ class SFTData:
         renderer = Renderer(template, tokenizer)
         rows = self.rules(seq_length)
         cache = Path(cache_dir) / "data"
-        maker = Maker(self.packing, length_multiple, tokenizer, renderer, rows, cache, build)
+        maker = Maker(self.packing, length_multiple, tokenizer, renderer, rows, cache, build, category)
         limit = self.max_train_rows if self.validation_fraction is None else None
         parts = [maker.store(source["path"], source["format"], "data.path", limit) for source in self._sources()]
         train, counts = splits.joined(parts)

@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ DEMO = "demo:sentences"
 
 
 def conversations(
-    path: str | list[str], form: Any, key: str, cache_dir: Path
+    path: str | list[str], form: Any, key: str, cache_dir: Path, category: str | None = None
 ) -> Iterator[tuple[readers.Place, Conversation | RowError]]:
     """Stream the conversations of `path`, read with the format `form`; the broken ones as their error.
 
     Args:
         path, key, cache_dir: as for `files`; or a data set of the hub.
         form: an object of posttrain.data.formats.
+        category: the column that names a row's category, kept in its place; None: there is none.
 
     Raises:
         UserError: a file can't be read.
@@ -29,6 +31,8 @@ def conversations(
         rows = hub_rows(path)
     else:
         rows = (row for file in files(path, key, cache_dir) for row in readers.read(file))
+    if category is not None:
+        rows = _labelled(rows, category)
     yield from form.read(rows) if hasattr(form, "read") else _row_by_row(rows, form)
 
 
@@ -41,6 +45,12 @@ def _row_by_row(rows: Iterable[readers.Row], form: Any) -> Iterator[tuple[reader
                 yield place, conversation
         except RowError as error:
             yield place, error
+
+
+def _labelled(rows: Iterable[readers.Row], column: str) -> Iterator[readers.Row]:
+    for place, row in rows:
+        label = row.get(column) if isinstance(row, dict) else None
+        yield (replace(place, category=str(label)) if isinstance(label, str | int | float) else place), row
 
 
 def files(path: str | list[str], key: str, cache_dir: Path) -> list[Path]:

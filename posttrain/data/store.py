@@ -15,6 +15,7 @@ _SCHEMA = pa.schema(
         ("trained", pa.int32()),  # tokens with mask 1, the first one left out
         ("digest", pa.int64()),  # of what is said; equal for duplicates
         ("row", pa.int64()),  # index in the file it comes from
+        ("category", pa.string()),  # of the row, where it was asked for
     ]
 )
 
@@ -53,12 +54,14 @@ class Writer:
             return
         masks = _lists([sample.encoded.mask for sample in samples], pa.uint8())
         starts, flat = _numpy(masks.offsets, np.int32)[:-1], _numpy(masks.values, np.uint8)
+        categories = [sample.place.category for sample in samples]
         columns = [
             _lists([sample.encoded.input_ids for sample in samples], pa.int32()),
             masks,
             _column(np.add.reduceat(flat, starts, dtype=np.int32) - flat[starts], pa.int32()),
             _column(np.array([sample.rendered.conversation.digest() for sample in samples], np.int64), pa.int64()),
             _column(np.array([sample.place.row for sample in samples], np.int64), pa.int64()),
+            pa.array(categories, pa.string()) if any(categories) else pa.nulls(len(samples), pa.string()),
         ]
         self._file.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
@@ -95,7 +98,12 @@ class Store:
 
         self.lengths = np.concatenate([np.empty(0, np.int64), *map(np.diff, self._offsets)]).astype(np.int64)
         self.trained, self.digests, self.rows = column(2, np.int32), column(3, np.int64), column(4, np.int64)
+        self._batches = batches
         self.sources = np.repeat(np.array(sources, np.int64), sizes)
+
+    def categories(self) -> list[str | None]:
+        """Of every row, as it was named by the column that was asked for."""
+        return [name for batch in self._batches for name in batch.column(5).to_pylist()]
 
     def __getstate__(self):
         return {"paths": self.paths}  # loader processes map the files themselves

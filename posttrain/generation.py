@@ -1,0 +1,89 @@
+"""Continue token sequences with a transformers model: in batches, with its key-value cache, up to a stop token."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: most tokens of an answer.
+        temperature: 0 takes the most likely token each time.
+        top_p: sample from the most likely tokens of this total.
+        top_k: sample from this many tokens; 0: from all.
+        repetition_penalty: above 1 makes tokens that were there already less likely.
+        seed: of the sampling; each batch has its own draw.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """The same for `transformers`' generate, with nothing left to a model's generation_config.json."""
+        found = {"max_new_tokens": self.max_new_tokens, "repetition_penalty": self.repetition_penalty, "num_beams": 1}
+        if self.temperature <= 0:
+            return found | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return found | {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Ids that end an answer: the tokenizer's, the generation config's, and what the chat template ends a turn with.
+
+    A base model trained on chats ends its turns with the template's token, which its own configuration doesn't know.
+    """
+    from posttrain.data.render import Renderer
+    from posttrain.data.templates import ChatTemplate
+
+    configured = model.generation_config.eos_token_id
+    stop = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    if tokenizer.chat_template:
+        stops = Renderer(ChatTemplate(require_stop=False), tokenizer).stops
+        stop |= {tokenizer.convert_tokens_to_ids(token) for token in stops}
+    return stop - {None}
+
+
+def continuations(
+    model: Any, prompts: Sequence[Sequence[int]], stop: set[int], pad_id: int, sampling: Sampling, batch_size: int = 8
+) -> Iterator[tuple[int, list[int]]]:
+    """Continue every prompt, the longest first so that what doesn't fit in memory fails at once.
+
+    Args:
+        model: of transformers, or PEFT's around one.
+        prompts: token ids each.
+        stop: ids that end an answer; the one met is not part of it.
+        pad_id: any valid id; prompts of a batch are padded on their left and the padding is masked.
+        sampling: how to choose tokens.
+        batch_size: prompts at once.
+
+    Yields:
+        (index of the prompt, ids of its answer).
+    """
+    import torch
+
+    torch.manual_seed(sampling.seed)
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        longest = len(prompts[chosen[0]])
+        ids = torch.full((len(chosen), longest), pad_id)
+        mask = torch.zeros_like(ids)
+        for row, index in enumerate(chosen):
+            size = len(prompts[index])
+            ids[row, longest - size :] = torch.tensor(prompts[index])
+            mask[row, longest - size :] = 1
+        with torch.no_grad():
+            out = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), eos_token_id=sorted(stop) or None,
+                pad_token_id=pad_id, use_cache=True, **sampling.arguments(),
+            )  # fmt: skip
+        for row, index in enumerate(chosen):
+            answer = out[row, longest:].tolist()
+            end = next((place for place, token in enumerate(answer) if token in stop), len(answer))
+            yield index, answer[:end]

@@ -87,10 +87,12 @@ def test_every_choice_composes_and_is_allowed(word):
     words = [word]
     if word.startswith("data=") and word != "data=demo":
         words.append("data.path=x.json")
-    cfg = compose(words)
+    own = word.startswith("metric=")  # a group of one command
+    cfg = compose(words, "evaluate" if own else "config")
     targets.check(cfg)
     check.ranges(cfg)
-    check.keys(cfg)
+    if not own:
+        check.keys(cfg)
 
 
 def options(path):

@@ -82,6 +82,7 @@ GROUPS = [
 
 @pytest.mark.parametrize("word", GROUPS)
 def test_every_choice_composes_and_is_allowed(word):
+    import posttrain.evaluate.settings  # noqa: F401  (registers the schema of its command)
     from posttrain import targets
 
     words = [word]

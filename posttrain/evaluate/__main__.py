@@ -69,7 +69,7 @@ def run(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], words
         started = time.time()
         import torch
 
-        from posttrain.demo.cache import cache_root
+        from posttrain.cache import cache_root
         from posttrain.evaluate.measure import measure, pooled
         from posttrain.evaluate.rows import read
         from posttrain.evaluate.table import show

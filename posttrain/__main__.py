@@ -67,6 +67,11 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help.screen(compose.CONF_DIR, compose.PACKAGE))
         return
+    if {"recipe=list", "recipe.name=list"} & set(sys.argv[1:]):
+        from posttrain.recipes.__main__ import listing
+
+        print(listing())
+        return
     try:
         sys.argv[1:] = slurm.with_launcher(nodes.agree_on_directory(sys.argv[1:]))
     except UserError as error:

@@ -122,9 +122,10 @@ def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
             f"`trainer.global_batch_size={t.global_batch_size}`: must be a multiple of micro_batch_size x "
             f"data-parallel size = {t.micro_batch_size} x {dp} = {t.micro_batch_size * dp}"
         )
-    if (dp * cp) % ep:
+    if (dp * cp * tp) % ep:  # experts are whole: the processes of tensor parallelism hold different ones
         raise UserError(
-            f"`parallelism.expert_model_parallel_size={ep}`: must divide data x context parallel size {dp * cp}"
+            f"`parallelism.expert_model_parallel_size={ep}`: must divide data x context x tensor parallel size "
+            f"{dp * cp * tp}"
         )
     if t.seq_length % (tp * cp * (2 if cp > 1 else 1)):
         raise UserError(
@@ -134,7 +135,7 @@ def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
         )
     shape = cfg.model.architecture
     if shape is not None:
-        _shape(shape, tp, pp, ep)
+        _shape(shape, tp, pp, ep, pipeline_ends(cfg))
         positions = shape.get("n_positions")
         if positions is not None and t.seq_length > positions:
             raise UserError(
@@ -148,7 +149,15 @@ def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
             )
 
 
-def _shape(shape: Any, tp: int, pp: int, ep: int) -> None:
+def pipeline_ends(cfg: DictConfig) -> int:
+    """How many of embedding and loss take the place of a layer when Megatron divides the layers over stages."""
+    options = cfg.trainer.megatron.get("model")
+    if not isinstance(options, DictConfig):
+        return 0
+    return sum(bool(options.get(f"account_for_{end}_in_pipeline_split")) for end in ("embedding", "loss"))
+
+
+def _shape(shape: Any, tp: int, pp: int, ep: int, ends: int = 0) -> None:
     """The architecture's counts by the parallel sizes; keys as in Hugging Face's config.json."""
 
     def first(*names: str) -> int | None:
@@ -159,7 +168,7 @@ def _shape(shape: Any, tp: int, pp: int, ep: int) -> None:
     for what, count, size, key in (
         ("attention heads", heads, tp, "tensor_model_parallel_size"),
         ("key-value groups", groups, tp, "tensor_model_parallel_size"),
-        ("layers", layers, pp, "pipeline_model_parallel_size"),
+        ("layers", layers and layers + ends, pp, "pipeline_model_parallel_size"),
         ("experts", experts, ep, "expert_model_parallel_size"),
     ):
         if count is not None and count % size:
@@ -179,8 +188,8 @@ def nproc_per_node(cfg: DictConfig, visible_gpus: int) -> int:
         return p.nproc_per_node
     if visible_gpus:
         return visible_gpus
-    least = p.tensor_model_parallel_size * p.pipeline_model_parallel_size * p.context_parallel_size
-    least = max(least, p.expert_model_parallel_size)
+    least = max(p.tensor_model_parallel_size * p.context_parallel_size, p.expert_model_parallel_size)
+    least *= p.pipeline_model_parallel_size
     return max(1, least // cfg.launch.nnodes)
 
 

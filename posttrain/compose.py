@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from posttrain import schema, sweep
 from posttrain.errors import RunFailed, UserError
 from posttrain.precheck import precheck
+from posttrain.recipes import layer
 from posttrain.sweep.names import sweep_name
 from posttrain.sweep.optuna import set_defaults as set_optuna_defaults
 
@@ -49,7 +50,8 @@ def compose(overrides: list[str] | None = None, config_name: str = "config", wit
     Raises:
         UserError: for what `run` would report with exit code 2.
     """
-    overrides = list(overrides or [])
+    layered = layer.apply(list(overrides or []), config_name)
+    overrides, config_name = layered.words, layered.config_name
     outer = GlobalHydra.instance().hydra  # set when this is called from a command, e.g. at the end of a sweep
     GlobalHydra.instance().clear()
     try:
@@ -80,6 +82,10 @@ def run(
     if any(arg.startswith("--experimental-rerun") for arg in sys.argv[1:]):
         fail("--experimental-rerun: refused, it unpickles the file it is given; use the run directory's config.yaml")
     try:
+        layered = layer.apply(sys.argv[1:], config_name)
+        sys.argv[1:], config_name = layered.words, layered.config_name
+        if layered.note and os.environ.get("RANK", "0") == "0":
+            print(f"posttrain: {layered.note}", file=sys.stderr)
         if check:
             precheck(lambda overrides: compose(overrides, config_name, with_hydra=True), check)
         set_optuna_defaults(sys.argv[1:])

@@ -185,6 +185,13 @@ class RunSchema:
 
 
 @dataclass
+class RecipeSchema:
+    """Which of Megatron-Bridge's recipes a run starts from: see posttrain.recipes."""
+
+    name: str | None = None
+
+
+@dataclass
 class SweepSchema:
     """Trials of a --multirun: see posttrain.sweep."""
 
@@ -213,6 +220,7 @@ class Config:
     launch: LaunchSchema = field(default_factory=LaunchSchema)
     run: RunSchema = field(default_factory=RunSchema)
     sweep: SweepSchema = field(default_factory=SweepSchema)
+    recipe: RecipeSchema = field(default_factory=RecipeSchema)
     seed: int = ranged(1234, ge=0)
     cache_dir: str | None = None
 

@@ -64,6 +64,8 @@ def test_missing_value_is_named():
         ([*LLAMA, "parallelism=tp2_pp2"], 0, 4),
         ([*LLAMA, "parallelism=tp2"], 8, 8),
         (["parallelism=single"], 8, 1),
+        (["model=qwen3_30b_a3b", "parallelism=tp2", "parallelism.expert_model_parallel_size=4"], 0, 4),
+        (["model=qwen3_30b_a3b", "parallelism=tp2", "parallelism.expert_model_parallel_size=8"], 8, 8),
     ],
 )
 def test_processes_per_node(words, gpus, processes):

@@ -47,9 +47,9 @@ def count(cfg: DictConfig) -> Rows:
     """
     import numpy as np
 
+    from posttrain.cache import cache_root
     from posttrain.data import packing
     from posttrain.data.check import check
-    from posttrain.demo.cache import cache_root
     from posttrain.preview import load_tokenizer
 
     data, template = check(cfg)

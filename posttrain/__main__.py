@@ -72,6 +72,9 @@ def main() -> None:
 
         print(listing())
         return
+    if {"-sc", "--shell-completion"} & set(sys.argv[1:]):
+        # What Hydra completes is this command; for `python -m posttrain` it would replace the completion of `python`.
+        sys.argv[0] = "posttrain"
     try:
         sys.argv[1:] = slurm.with_launcher(nodes.agree_on_directory(sys.argv[1:]))
     except UserError as error:

@@ -1,0 +1,92 @@
+"""The help screen names everything there is; the shell completes it."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from posttrain import help
+from posttrain.compose import CONF_DIR, PACKAGE
+
+SCREEN = help.screen(CONF_DIR, PACKAGE)
+
+
+def test_it_is_one_screen():
+    lines = SCREEN.splitlines()
+    assert len(lines) <= 60 and max(map(len, lines)) <= 100
+
+
+def test_every_group_is_there_with_its_choices():
+    rows = {line.split()[0]: line.split()[1:] for line in SCREEN.splitlines() if line[:2] == "  " and line[2] != " "}
+    for group in (path for path in CONF_DIR.iterdir() if path.is_dir() and path.name not in ("hydra", "model")):
+        assert {path.stem for path in group.glob("*.yaml")} == set(rows[group.name])
+
+
+@pytest.mark.parametrize("name", ["llama3_{70b*,8b*}", "gpt2_{,large,medium,xl}", "llama33_70b_instruct"])
+def test_models_are_shortened_by_family(name):
+    assert name in SCREEN.split()
+
+
+def test_every_command_is_there_and_says_what_it_is_for():
+    found = dict(help.commands(PACKAGE))
+    assert {"convert", "doctor", "evaluate", "generate", "plan", "preview", "report"} <= set(found)
+    assert "worker" not in found and "posttrain" not in found
+    for name, summary in found.items():
+        assert 10 < len(summary) < 90 and "`" not in summary, name
+        assert f"  {name} " in SCREEN and summary in " ".join(SCREEN.split())
+
+
+@pytest.mark.parametrize(
+    "docstring, expected",
+    [
+        ("`python -m posttrain.x`: what it does.\n\nMore.", "what it does"),
+        ("Ask a model: `python -m posttrain.x A`.", "ask a model"),
+        ("Do this, `python -m posttrain.x FILE`, and that.", "do this"),
+        ("One; two.", "one"),
+    ],
+)
+def test_summary(docstring, expected):
+    assert help.summary(docstring) == expected
+
+
+def test_it_is_quick_and_loads_nothing_heavy():
+    program = (
+        "import sys; sys.argv = ['posttrain', '--help']; import posttrain.__main__ as m; m.main();"
+        "print([m for m in ('torch', 'megatron', 'transformers') if m in sys.modules])"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout == f"{SCREEN}\n[]\n"
+    # The processor's time, since other tests run beside this one: 0.45 s.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def completions(typed: str, tmp_path: Path) -> list[str]:
+    """What bash offers after `typed`, with the completion installed as the documentation says."""
+    script = tmp_path / "posttrain"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from posttrain.__main__ import main; main()" "$@"\n')
+    script.chmod(0o755)
+    program = f"""
+        eval "$({sys.executable} -m posttrain -sc install=bash)"
+        complete -p posttrain >&2
+        ! complete -p python 2> /dev/null || exit 3
+        COMP_LINE={typed!r}; COMP_POINT=${{#COMP_LINE}}; words=($COMP_LINE); COMP_CWORD=$(( ${{#words[@]}} - 1 ))
+        hydra_bash_completion
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 0 and "hydra_bash_completion posttrain" in done.stderr, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes_choices_and_keys(tmp_path):
+    expected = {f"model={path.stem}" for path in (CONF_DIR / "model").glob("llama3_*.yaml")}
+    assert set(completions("posttrain model=llama3_", tmp_path)) == expected and len(expected) == 4
+    assert completions("posttrain peft=dora peft.ra", tmp_path) == ["peft.rank="]

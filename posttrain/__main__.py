@@ -9,6 +9,7 @@ from omegaconf import DictConfig, open_dict
 
 from posttrain import check, compose, help, launch, nodes
 from posttrain.errors import RunFailed, UserError
+from posttrain.plan import auto
 from posttrain.sweep import slurm
 from posttrain.sweep.trial import Trial
 
@@ -20,6 +21,9 @@ def task(cfg: DictConfig) -> float | None:
         return submit(cfg, run_dir)
     nodes.adopt(cfg)
     gpus = launch.visible_gpus()
+    line = auto.resolve(cfg, gpus)
+    if line and nodes.first(cfg):
+        print(line, flush=True)
     check.check(cfg, gpus)
     return launch.launch(cfg, run_dir, gpus)
 
@@ -59,7 +63,10 @@ def before(cfg: DictConfig) -> None:
         raise UserError(f"{slurm.LAUNCHER}: goes with launch.submit=true for one run, or with --multirun")
     nodes.adopt(cfg)
     nodes.check_directory(cfg, sys.argv)
-    check.check(cfg, launch.visible_gpus())
+    gpus = launch.visible_gpus()
+    share = max(1, gpus // cfg.sweep.parallel) if sweeping and gpus else gpus  # of a trial
+    auto.resolve(cfg, share)
+    check.check(cfg, gpus)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain import schema, targets
 from posttrain.data import check as data
 from posttrain.errors import UserError
+from posttrain.models.headers import read_json
 
 
 def check(cfg: DictConfig, visible_gpus: int) -> None:
@@ -24,6 +25,12 @@ def check(cfg: DictConfig, visible_gpus: int) -> None:
     Raises:
         UserError: the first thing found wrong.
     """
+    settings(cfg, visible_gpus)
+    divisibility(cfg, visible_gpus)
+
+
+def settings(cfg: DictConfig, visible_gpus: int) -> None:
+    """Every check but that of the parallel sizes; see `check`."""
     keys(cfg)
     targets.check(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -33,7 +40,6 @@ def check(cfg: DictConfig, visible_gpus: int) -> None:
     data.check(cfg)
     trainer(cfg, visible_gpus)
     model(cfg)
-    divisibility(cfg, visible_gpus)
 
 
 def keys(cfg: DictConfig) -> None:
@@ -133,7 +139,7 @@ def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
             if cp > 1
             else f"`trainer.seq_length={t.seq_length}`: must be a multiple of tensor_model_parallel_size={tp}"
         )
-    shape = cfg.model.architecture
+    shape = architecture(cfg.model)
     if shape is not None:
         _shape(shape, tp, pp, ep, pipeline_ends(cfg))
         positions = shape.get("n_positions")
@@ -147,6 +153,14 @@ def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
                 "`parallelism.sequence_parallel=false`: a mixture of experts with tensor parallelism needs it; "
                 "set it to null"
             )
+
+
+def architecture(model: DictConfig) -> Any:
+    """config.json fields of the config group `model`: those of a local directory, else as configured; None: unknown."""
+    config = Path(model.path or "").expanduser() / "config.json"
+    if config.is_file() and not (model.random_init and model.architecture is not None):
+        return read_json(config)
+    return model.architecture
 
 
 def pipeline_ends(cfg: DictConfig) -> int:

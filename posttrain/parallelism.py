@@ -12,6 +12,7 @@ class Parallelism:
     """The config group `parallelism`; sizes as in Megatron-Core.
 
     Attributes:
+        auto, memory_gib: see posttrain.plan.auto, which replaces them by sizes before the run starts.
         nproc_per_node: processes on this machine; the launcher reads it.
         sequence_parallel: None: with tensor parallelism where Transformer Engine is.
         distributed_optimizer: optimizer state divided over the data-parallel processes (ZeRO 1).
@@ -19,6 +20,8 @@ class Parallelism:
         overlap: hide communication behind computation on a GPU.
     """
 
+    auto: bool = False
+    memory_gib: float | None = None
     nproc_per_node: int | None = None
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1

@@ -50,6 +50,8 @@ class ParallelismSchema:
     """conf/parallelism: see posttrain.parallelism.Parallelism."""
 
     _target_: str = "posttrain.parallelism.Parallelism"
+    auto: bool = False
+    memory_gib: float | None = ranged(None, gt=0)
     nproc_per_node: int | None = ranged(None, ge=1)
     tensor_model_parallel_size: int = ranged(1, ge=1)
     pipeline_model_parallel_size: int = ranged(1, ge=1)

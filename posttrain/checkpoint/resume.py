@@ -13,8 +13,8 @@ CONFIG = "config.yaml"  # the frozen configuration, kept in each checkpoint
 # What may differ from the run that saved: nothing here changes which batches are trained on, or how.
 HARMLESS = (
     "logger", "launch", "run", "sweep", "recipe", "checkpoint", "cache_dir",
-    "parallelism.nproc_per_node", "parallelism.sequence_parallel", "parallelism.overlap",
-    "peft.fused", "peft.recompute",
+    "parallelism.nproc_per_node", "parallelism.sequence_parallel", "parallelism.overlap", "parallelism.auto",
+    "parallelism.memory_gib", "peft.fused", "peft.recompute",
     *(f"trainer.{key}" for key in (
         "max_steps", "epochs", "micro_batch_size", "log_interval", "validation_interval", "validation_batches",
         "samples", "sample_tokens", "recompute", "bad_numbers", "num_workers", "deterministic", "cuda_graph",

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict
 
 from posttrain import check, compose, schema
 from posttrain.errors import UserError
-from posttrain.plan import gpus
+from posttrain.plan import auto, gpus
 from posttrain.plan.report import report
 
 
@@ -71,9 +71,16 @@ def run(cfg: DictConfig) -> bool:
     local = options.gpus or (len(here) if here else check.nproc_per_node(cfg, 0))
     if cfg.launch.nnodes > 1 and cfg.launch.master_port is None:
         cfg.launch.master_port = 1  # nothing is started
+    line = None
+    if cfg.parallelism.auto:
+        check.settings(cfg, local)
+        chosen = auto.choose(cfg, local, cfg.parallelism.memory_gib or gpu.memory_gib, transformer_engine=True)
+        line = chosen.line(gpu.memory_gib)
+        auto.put(cfg, chosen)
     check.check(cfg, local)
     found = report(cfg, check.world_size(cfg, local), gpu, options.count)
     found["gpu"]["assumed"] = not (options.gpu or here)
+    found["auto"] = line
     if options.json:
         print(json.dumps(found, indent=2))
     else:

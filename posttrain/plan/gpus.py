@@ -1,6 +1,7 @@
 """GPUs by name, and those of this machine, without torch."""
 
 import difflib
+import functools
 import os
 import shutil
 import subprocess
@@ -52,14 +53,20 @@ def _plain(word: str) -> str:
 
 def detected() -> list[Gpu]:
     """The GPUs that a process started here would see, by nvidia-smi; none where that isn't there or fails."""
+    return parsed(_listing(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+@functools.cache  # a grid asks for each of its trials
+def _listing() -> str:
+    """What nvidia-smi says about this machine's GPUs; empty where it isn't there or fails."""
     if shutil.which("nvidia-smi") is None:
-        return []
+        return ""
     command = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except subprocess.TimeoutExpired:
-        return []
-    return parsed(done.stdout, os.environ.get("CUDA_VISIBLE_DEVICES")) if done.returncode == 0 else []
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def parsed(listing: str, visible: str | None) -> list[Gpu]:

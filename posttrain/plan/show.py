@@ -23,6 +23,8 @@ def show(found: dict[str, Any], file: Any = None) -> None:
         f"{gpu['count']} x {gpu['name']}{' (assumed: plan.gpu=...)' if gpu['assumed'] else ''}, "
         f"{gpu['memory_gib']:g} GiB, {rate} in bf16{'; parallel: ' + layout if layout else ''}"
     )
+    if found["auto"]:
+        console.print(found["auto"])
     console.print(_memory(found))
     console.print(_run(found))
     needed, has = found["memory_gib"]["needed"], gpu["memory_gib"]

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from posttrain import launch, nodes
 from posttrain.errors import RunFailed, UserError
+from posttrain.plan import auto
 
 AGAIN = 75  # exit code (EX_TEMPFAIL) for: saved, queue this job again
 SAVE = signal.SIGUSR2  # what Slurm sends before a time limit or a preemption, as the job asked it to
@@ -39,7 +40,11 @@ class Job:
         try:
             cfg = OmegaConf.load(run_dir / "config.yaml")
             place(cfg, os.environ, first_host())
-            launch.launch(cfg, run_dir, launch.visible_gpus())
+            gpus = launch.visible_gpus()
+            line = auto.resolve(cfg, gpus)
+            if line:
+                print(line, flush=True)
+            launch.launch(cfg, run_dir, gpus)
         except RunFailed as error:
             print(f"posttrain: {error}", file=sys.stderr, flush=True)
             if error.stopped:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain import check, launch, nodes
 from posttrain.errors import UserError
 from posttrain.files import write_json
+from posttrain.plan import auto
 from posttrain.schema import SlurmSchema
 from posttrain.sweep import tell
 from posttrain.sweep.job import AGAIN, SAVE, Job
@@ -56,6 +57,11 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
     cfg = cfg.copy()
     cfg.launch.nnodes, cfg.launch.node_rank = options.nodes, 0
     cfg.launch.master_port = nodes.PORTS[0]  # the job finds its own
+    if cfg.parallelism.auto:
+        if cfg.parallelism.memory_gib:
+            auto.resolve(cfg, options.gpus_per_node)
+        else:  # the job's node knows its GPUs; all else is checked as for one process
+            cfg.parallelism.auto, cfg.parallelism.nproc_per_node, cfg.launch.nnodes = False, 1, 1
     check.check(cfg, options.gpus_per_node)
 
 

@@ -71,7 +71,10 @@ class Trial:
         if not (frozen.exists() and status.exists()):
             return False
         old = yaml.load(frozen.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        if changed := difference(flatten(old), flatten(self.task_config())):
+        before, now = flatten(old), flatten(self.task_config())
+        if now.get("parallelism.auto"):  # the machine decided, the frozen configuration says what
+            now |= {key: value for key, value in before.items() if key.startswith("parallelism.")}
+        if changed := difference(before, now):
             raise UserError(
                 f"{self.directory}: this trial was made with other settings ({'; '.join(changed[:5])}); "
                 "choose another sweep.name, or remove the directory"

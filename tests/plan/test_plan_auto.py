@@ -1,0 +1,179 @@
+"""`parallelism=auto`: what it chooses for given GPUs, and that every choice can be run."""
+
+import itertools
+import json
+
+import pytest
+from omegaconf import OmegaConf, open_dict
+
+from posttrain import check, launch
+from posttrain.compose import CONF_DIR, compose
+from posttrain.errors import UserError
+from posttrain.plan import auto
+from posttrain.plan.__main__ import run
+from posttrain.plan.memory import GIB, memory
+from posttrain.plan.setting import Setting
+from posttrain.sweep.local import shares
+from posttrain.sweep.slurm import check_run, options_of
+from posttrain.sweep.trial import Trial
+
+
+@pytest.fixture(autouse=True)
+def rows(tmp_path, monkeypatch):
+    """A data file for the configurations to name."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    monkeypatch.chdir(tmp_path)
+
+
+def composed(*words):
+    return compose(["data=prompt_completion", "data.path=rows.jsonl", "trainer.seq_length=4096", *words])
+
+
+def sizes(cfg):
+    p = cfg.parallelism
+    return {
+        "tp": p.tensor_model_parallel_size, "pp": p.pipeline_model_parallel_size, "cp": p.context_parallel_size,
+        "ep": p.expert_model_parallel_size, "zero1": p.distributed_optimizer, "local": p.nproc_per_node,
+    }  # fmt: skip
+
+
+PLAIN = {"tp": 1, "pp": 1, "cp": 1, "ep": 1, "zero1": False}
+
+
+@pytest.mark.parametrize(
+    "words, gpus, gib, expected",
+    [
+        (["model=llama32_1b"], 8, 79.2, {"local": 8}),
+        (["model=llama3_8b"], 1, 79.2, {"local": 1}),
+        (["model=llama3_8b"], 2, 23.5, {"tp": 2, "local": 2}),
+        (["model=llama3_8b", "peft=none"], 8, 139.8, {"zero1": True, "local": 8}),
+        (["model=llama3_8b", "peft=none"], 8, 70, {"tp": 2, "zero1": True, "local": 8}),
+        (["model=llama31_70b"], 8, 79.2, {"tp": 4, "local": 8}),
+        (["model=mixtral_8x7b"], 8, 79.2, {"ep": 4, "local": 8}),
+        (["model=qwen25_0b5", "trainer.micro_batch_size=8"], 4, 79.2, {"local": 4}),
+        # nine heads: no TP of 2; a pipeline keeps as many activations
+        (["trainer.seq_length=8192", "trainer.micro_batch_size=8"], 2, 30, {"cp": 2, "local": 2}),
+        # one sequence of 128 k tokens on eight GPUs
+        (["model=llama3_8b", "trainer.seq_length=131072", "trainer.global_batch_size=4"], 8, 139.8,
+         {"tp": 4, "cp": 2, "local": 8}),
+        # a batch of 8 can't be divided by 3: one GPU is left out
+        (["trainer.global_batch_size=8"], 3, 79.2, {"local": 2}),
+    ],
+)  # fmt: skip
+def test_choices(words, gpus, gib, expected):
+    cfg = composed("parallelism=auto", *words)
+    line = auto.resolve(cfg, gpus, gib, True)
+    check.check(cfg, gpus)
+    assert sizes(cfg) == {**PLAIN, **expected}
+    assert not cfg.parallelism.auto and line.startswith("parallelism=auto: ") and f"of {gib:.1f} GiB" in line
+    assert memory(Setting.of(cfg, expected["local"])).needed <= gib * GIB
+
+
+@pytest.mark.parametrize("model", ["smollm2_135m", "gemma2_9b", "qwen3_30b_a3b", "gpt2_xl", "pythia_12b"])
+def test_every_choice_passes_the_checks_and_is_the_same_again(model):
+    plain = composed("parallelism=auto", f"model={model}", "trainer.seq_length=1024", "trainer.global_batch_size=24")
+    for gpus, gib in itertools.product((1, 3, 8), (15, 40, 80)):
+        cfg, again = plain.copy(), plain.copy()
+        try:
+            line = auto.resolve(cfg, gpus, gib, True)
+        except UserError as error:
+            assert "does not fit" in str(error)
+            continue
+        check.check(cfg, gpus)
+        assert auto.resolve(again, gpus, gib, True) == line and again == cfg
+
+
+def test_why_less_is_not_possible():
+    cfg = composed("parallelism=auto", "model=llama32_1b", "trainer.global_batch_size=12")
+    line = auto.resolve(cfg, 8, 80, True)
+    assert cfg.parallelism.tensor_model_parallel_size == 2
+    assert "not less divided: `trainer.global_batch_size=12`: must be a multiple" in line
+
+
+def test_sizes_that_are_given_are_the_least():
+    cfg = composed("parallelism=auto", "model=llama3_8b", "parallelism.tensor_model_parallel_size=2")
+    auto.resolve(cfg, 8, 139.8, True)
+    assert cfg.parallelism.tensor_model_parallel_size == 2 and cfg.parallelism.nproc_per_node == 8
+    fewer = composed("parallelism=auto", "model=llama3_8b", "parallelism.nproc_per_node=4")
+    auto.resolve(fewer, 8, 139.8, True)
+    assert fewer.parallelism.nproc_per_node == 4
+
+
+def test_refused_with_the_cheapest_change():
+    with pytest.raises(UserError, match=r"does not fit on 1 GPU of 23\.5 GiB: it needs .* it would with trainer\.rec"):
+        auto.resolve(composed("parallelism=auto", "model=llama3_8b"), 1, 23.5, True)
+    with pytest.raises(UserError, match="does not fit on 8 GPUs"):
+        auto.resolve(composed("parallelism=auto", "model=llama31_405b"), 8, 79.2, True)
+    with pytest.raises(UserError, match=r"`optimizer\.lr=-1\.0`: must be greater than 0"):
+        auto.resolve(composed("parallelism=auto", "optimizer.lr=-1"), 8, 79.2, True)
+    with pytest.raises(UserError, match="not a target"):  # before anything is built
+        auto.resolve(composed("parallelism=auto", "model._target_=os.system"), 8, 79.2, True)
+
+
+def test_memory_that_is_given_counts():
+    cfg = composed("parallelism=auto", "model=llama3_8b", "parallelism.memory_gib=23.5")
+    assert "of 23.5 GiB" in auto.resolve(cfg, 2, 139.8, True)
+
+
+def test_on_a_cpu():
+    cfg = composed("parallelism=auto")
+    assert auto.resolve(cfg, 0) == "parallelism=auto: on a CPU, 1 process"
+    assert sizes(cfg) == {**PLAIN, "local": 1} and not cfg.parallelism.auto
+    two = composed("parallelism=auto", "parallelism.pipeline_model_parallel_size=2")
+    assert auto.resolve(two, 0) == "parallelism=auto: on a CPU, 2 processes"
+    assert auto.resolve(composed("parallelism=tp2"), 8) is None
+
+
+def test_without_transformer_engine_nothing_that_needs_it():
+    cfg = composed("parallelism=auto", "model=llama3_8b", "peft=none")
+    auto.resolve(cfg, 8, 139.8, False)
+    assert not cfg.parallelism.distributed_optimizer and cfg.parallelism.context_parallel_size == 1
+
+
+def test_a_trial_with_its_share_of_the_gpus():
+    share = shares(2, 8)[1]
+    cfg = composed("parallelism=auto", "model=llama31_70b", "sweep.parallel=2")
+    auto.resolve(cfg, len(share.gpus), 79.2, True)
+    assert cfg.parallelism.nproc_per_node == 4 and cfg.parallelism.tensor_model_parallel_size == 4
+
+
+def test_a_finished_trial_is_found_again(tmp_path):
+    cfg = composed("parallelism=auto", "model=llama3_8b")
+    trial = Trial("a", tmp_path, cfg.copy())
+    auto.resolve(cfg, 2, 23.5, True)
+    launch.prepare(cfg, tmp_path)
+    (tmp_path / "status.json").write_text('{"state": "finished"}')
+    frozen = OmegaConf.load(tmp_path / "config.yaml").parallelism
+    assert frozen.tensor_model_parallel_size == 2 and frozen.nproc_per_node == 2 and not frozen.auto
+    assert trial.already_finished()
+    with pytest.raises(UserError, match="made with other settings"):
+        Trial("a", tmp_path, composed("parallelism=auto", "model=llama3_8b", "seed=5")).already_finished()
+
+
+def test_slurm_jobs_are_checked_by_the_memory_that_is_given():
+    words = ["model=llama3_8b", "parallelism=auto", "hydra.launcher.gpus_per_node=2"]
+
+    def asked(*more):
+        cfg = compose(["hydra/launcher=slurm", *words, *more, "data=prompt_completion", "data.path=rows.jsonl"],
+                      with_hydra=True)  # fmt: skip
+        options = options_of(cfg.hydra.launcher)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg, options
+
+    check_run(*asked())  # the job's node will know
+    check_run(*asked("parallelism.memory_gib=80"))
+    with pytest.raises(UserError, match="does not fit on 2 GPUs of 8"):
+        check_run(*asked("parallelism.memory_gib=8"))
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (CONF_DIR / "parallelism").glob("*.yaml")))
+def test_every_group_can_be_planned(name, capsys):
+    model = "mixtral_8x7b" if name.startswith("ep") else "llama3_8b"
+    cfg = compose([f"parallelism={name}", f"model={model}", "plan.count=false", "plan.json=true", "plan.gpus=16",
+                   "trainer.seq_length=512", "trainer.global_batch_size=32"], config_name="plan")  # fmt: skip
+    run(cfg)
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory_gib"]["needed"] > 1 and (found["auto"] is not None) == (name == "auto")
+    layout = found["layout"]
+    assert layout["tensor"] * layout["pipeline"] * layout["context"] * layout["data"] == found["gpu"]["count"]

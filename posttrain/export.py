@@ -10,11 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from posttrain.convert import live
-from posttrain.convert.artifacts import copy_generation_config, copy_tokenizer, write_config
+from posttrain.convert.artifacts import (
+    add_stop_tokens,
+    copy_generation_config,
+    copy_tokenizer,
+    write_chat_template,
+    write_config,
+)
 from posttrain.convert.publish import publishing
 from posttrain.convert.shards import ShardWriter
 from posttrain.convert.verify import ExportRefused, Live, verify
 from posttrain.files import write_json
+from posttrain.generation import turn_ends
 from posttrain.models import HFModel
 from posttrain.models.hf import DEMO
 from posttrain.peft.directory import WEIGHTS
@@ -36,6 +43,7 @@ class Source:
         dtype: of the weights that are written, and of the arithmetic.
         device: "cpu" or "cuda".
         unchecked: why the logits can't be compared; None: they can.
+        chat_template: what it was trained with, in Jinja; None: the tokenizer's own.
     """
 
     model: HFModel
@@ -45,6 +53,7 @@ class Source:
     dtype: torch.dtype
     device: str
     unchecked: str | None = None
+    chat_template: str | None = None
 
 
 def export_model(trainer: Any, model: list[torch.nn.Module]) -> Path:
@@ -66,7 +75,7 @@ def export_model(trainer: Any, model: list[torch.nn.Module]) -> Path:
         unchecked = "fp8 arithmetic has no counterpart in transformers"
     source = Source(
         trainer.model, trainer.bridge, model, trainer.peft, precision.dtype(trainer.platform.device),
-        trainer.platform.device, unchecked,
+        trainer.platform.device, unchecked, trainer.tokenizer.chat_template,
     )  # fmt: skip
     return export(source, trainer.run_dir / ("adapter" if trainer.peft else "hf"), overwrite=True)
 
@@ -133,6 +142,8 @@ def write_artifacts(source: Source, scratch: Path) -> None:
     """Tokenizer with its chat template; config.json and generation_config.json beside whole weights."""
     model = source.model
     copy_tokenizer(scratch, Path(model.tokenizer_path))
+    if source.chat_template:
+        write_chat_template(scratch, source.chat_template)
     if source.peft:
         return
     base = model.directory if not model.random_init else Path(model.path) if model.architecture is None else None
@@ -140,3 +151,6 @@ def write_artifacts(source: Source, scratch: Path) -> None:
     write_config(scratch, model.hf_config(), base, str(source.dtype).removeprefix("torch."))
     if base:
         copy_generation_config(scratch, base)
+    if source.chat_template:
+        tokenizer = HFModel(path=str(scratch)).load_tokenizer()
+        add_stop_tokens(scratch, turn_ends(tokenizer), model.hf_config().eos_token_id)

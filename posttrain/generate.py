@@ -1,8 +1,8 @@
 """Ask a trained model: `python -m posttrain.generate RUN_OR_MODEL [PROMPT ...]`.
 
-RUN_OR_MODEL is a run directory, a PEFT adapter, or a Hugging Face directory. Prompts come from the command line, from a
-file (one per line), or, without either, from the keyboard as a chat. The exported model answers through transformers
-with its key-value cache.
+RUN_OR_MODEL is a run directory, a checkpoint, a PEFT adapter, a Hugging Face directory or a hub id. Prompts come from
+the command line, from a file, or, without either, from the keyboard as a chat. The exported model answers through
+transformers, several prompts at once, with its key-value cache; an answer ends at the token that ends a turn.
 """
 
 import argparse
@@ -12,69 +12,69 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import UserError
+from posttrain.errors import RunFailed, UserError
+from posttrain.generation import Sampling, continuations, stop_tokens
 
 
-def exported(path: Path) -> Path:
-    """The Hugging Face directory that `path` means.
+class Answerer:
+    """A loaded model that answers conversations.
+
+    Args:
+        model, tokenizer: as posttrain.exported.load gives them.
+        sampling: how to choose tokens.
+        batch_size: conversations at once.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling, batch_size: int = 8) -> None:
+        self.model, self.tokenizer, self.sampling, self.batch_size = model, tokenizer, sampling, batch_size
+        self.stop = stop_tokens(model, tokenizer)
+        self.pad = next(i for i in (tokenizer.pad_token_id, *sorted(self.stop), 0) if i is not None)
+
+    def __call__(self, conversations: list[list[dict[str, str]]]) -> list[str]:
+        """The next message of each conversation."""
+        prompts = [self.ids(messages) for messages in conversations]
+        found = dict(continuations(self.model, prompts, self.stop, self.pad, self.sampling, self.batch_size))
+        return [self.tokenizer.decode(found[index], skip_special_tokens=True) for index in range(len(prompts))]
+
+    def ids(self, messages: list[dict[str, str]]) -> list[int]:
+        """A prompt's tokens; without a chat template the last message is continued as plain text."""
+        if not self.tokenizer.chat_template:
+            return self.tokenizer(messages[-1]["content"])["input_ids"]
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def read_prompts(path: Path) -> list[list[dict[str, str]]]:
+    """Conversations of a file: a prompt per line, or JSON Lines of {"prompt": ...} or {"messages": [...]}.
 
     Raises:
-        UserError: there is no such directory, or it holds no finished export.
+        UserError: there is no such file, or a line is neither.
     """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such directory")
-    for candidate in (path, path / "adapter", path / "hf"):
-        if (candidate / "adapter_config.json").is_file() or (candidate / "config.json").is_file():
-            return candidate
-    if (path / "config.yaml").is_file():
-        raise UserError(f"{path}: this run has no finished export (see its status.json); run it again to go on")
-    raise UserError(f"{path}: neither a run directory, an adapter nor a Hugging Face model")
+    if not path.is_file():
+        raise UserError(f"--file {path}: no such file")
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        row: Any = {"prompt": line}
+        if path.suffix == ".jsonl":
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"--file {path}, line {number}: not JSON: {error}") from None
+        messages = row.get("messages") if isinstance(row, dict) else None
+        if messages is None and isinstance(row, dict) and isinstance(row.get("prompt"), str):
+            messages = [{"role": "user", "content": row["prompt"]}]
+        if not _are_messages(messages):
+            raise UserError(f'--file {path}, line {number}: needs "prompt", a text, or "messages" of role and content')
+        found.append(messages)
+    return found
 
 
-def load(path: Path) -> tuple[Any, Any]:
-    """(model, tokenizer) of an export, on the GPU if there is one."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    adapter = path / "adapter_config.json"
-    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(path)
-    if adapter.is_file() and Path(base).is_absolute() and not Path(base).is_dir():
-        raise UserError(f"{adapter}: its base model {base} is not there any more")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
-    if adapter.is_file():
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, path)
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(path)
-
-
-def answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], settings: argparse.Namespace) -> str:
-    """The model's next message; without a chat template the last message is continued as plain text."""
-    import torch
-
-    if tokenizer.chat_template:
-        batch = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    else:
-        batch = tokenizer(messages[-1]["content"], return_tensors="pt")
-    batch = {key: value.to(model.device) for key, value in batch.items() if key in ("input_ids", "attention_mask")}
-    sampling = {"do_sample": False}
-    if settings.temperature > 0:
-        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p}
-    stop = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
-    with torch.no_grad():
-        out = model.generate(
-            **batch, **sampling, max_new_tokens=settings.max_new_tokens, eos_token_id=sorted(stop),
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stop),
-        )  # fmt: skip
-    return tokenizer.decode(out[0, batch["input_ids"].size(1) :], skip_special_tokens=True)
-
-
-def _as_list(value: Any) -> list[int]:
-    return value if isinstance(value, list) else [value]
+def _are_messages(value: Any) -> bool:
+    return bool(value) and isinstance(value, list) and all(
+        isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
+        for item in value
+    )  # fmt: skip
 
 
 def keyboard() -> Iterator[str]:
@@ -92,42 +92,73 @@ def keyboard() -> Iterator[str]:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m posttrain.generate", description=__doc__.splitlines()[0])
-    made.add_argument("model", type=Path, help="run directory, PEFT adapter or Hugging Face directory")
+    made.add_argument("model", help="run directory, checkpoint, PEFT adapter, Hugging Face directory or hub id")
     made.add_argument("prompts", nargs="*", help="what to ask; nothing: a chat")
-    made.add_argument("--file", type=Path, help="a file with one prompt per line")
+    made.add_argument("--file", type=Path, help='one prompt per line; .jsonl: {"prompt": ...} or {"messages": [...]}')
     made.add_argument("--system", help="system prompt")
-    made.add_argument("--max-new-tokens", type=int, default=256)
+    made.add_argument("--max-new-tokens", type=positive, default=256)
     made.add_argument("--temperature", type=float, default=0.0, help="0: the most likely token each time")
     made.add_argument("--top-p", type=float, default=1.0, help="sample from the most likely tokens of this total")
+    made.add_argument("--top-k", type=int, default=0, help="sample from this many tokens; 0: from all")
+    made.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: fewer repetitions")
     made.add_argument("--seed", type=int, default=0, help="of the sampling")
+    made.add_argument("--batch-size", type=positive, default=8, help="prompts answered at once")
     made.add_argument("--json", action="store_true", help="one JSON object per answer")
     return made
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
 
 
 def main() -> None:
     """Entry point."""
     from posttrain.compose import fail
 
-    settings = parser().parse_intermixed_args()
     try:
-        path = exported(settings.model)
-        if settings.file is not None and not settings.file.is_file():
-            raise UserError(f"--file {settings.file}: no such file")
-        model, tokenizer = load(path)
-    except UserError as error:
-        fail(str(error))
-    import torch
+        run(parser().parse_intermixed_args())
+    except (UserError, RunFailed) as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
-    torch.manual_seed(settings.seed)
-    lines = settings.file.read_text(encoding="utf-8").splitlines() if settings.file else []
-    batch = [*settings.prompts, *(line for line in lines if line.strip())]
+
+def run(settings: argparse.Namespace) -> None:
+    """Answer the prompts of the command line and the file, or chat.
+
+    Raises:
+        UserError: the model or the file is not there, or damaged.
+    """
+    from posttrain import exported
+
     start = [{"role": "system", "content": settings.system}] if settings.system else []
-    history = list(start)
-    for prompt in batch or keyboard():
-        history = [*(start if batch else history), {"role": "user", "content": prompt}]
-        text = answer(model, tokenizer, history, settings)
+    batch = [[*start, {"role": "user", "content": prompt}] for prompt in settings.prompts]
+    if settings.file is not None:
+        batch += [[*start, *messages] for messages in read_prompts(settings.file)]
+    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k,
+                        settings.repetition_penalty, settings.seed)  # fmt: skip
+    with exported.opened(settings.model) as directory:
+        answerer = Answerer(*exported.load(directory), sampling, settings.batch_size)
+    if batch:
+        for messages, text in zip(batch, answerer(batch), strict=True):
+            show(messages[-1]["content"], text, settings.json)
+        return
+    history = start
+    for prompt in keyboard():
+        history = [*history, {"role": "user", "content": prompt}]
+        text = answerer([history])[0]
         history.append({"role": "assistant", "content": text})
-        print(json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False) if settings.json else text, flush=True)
+        show(prompt, text, settings.json)
+
+
+def show(prompt: str, text: str, as_json: bool) -> None:
+    """Print one answer."""
+    line = json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False) if as_json else text
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

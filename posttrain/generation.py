@@ -38,15 +38,20 @@ def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
 
     A base model trained on chats ends its turns with the template's token, which its own configuration doesn't know.
     """
+    configured = model.generation_config.eos_token_id
+    stop = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    return (stop | turn_ends(tokenizer)) - {None}
+
+
+def turn_ends(tokenizer: Any) -> set[int]:
+    """Ids that the tokenizer's chat template ends an assistant's turn with; none without a template."""
     from posttrain.data.render import Renderer
     from posttrain.data.templates import ChatTemplate
 
-    configured = model.generation_config.eos_token_id
-    stop = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    if tokenizer.chat_template:
-        stops = Renderer(ChatTemplate(require_stop=False), tokenizer).stops
-        stop |= {tokenizer.convert_tokens_to_ids(token) for token in stops}
-    return stop - {None}
+    if not tokenizer.chat_template:
+        return set()
+    stops = Renderer(ChatTemplate(require_stop=False), tokenizer).stops
+    return {tokenizer.convert_tokens_to_ids(token) for token in stops}
 
 
 def continuations(

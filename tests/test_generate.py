@@ -1,4 +1,4 @@
-"""Asking a model: what counts as one, and what comes back."""
+"""Asking a model: what counts as one, what comes back, and where an answer ends."""
 
 import json
 import subprocess
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from posttrain.errors import UserError
-from posttrain.generate import exported, parser
+from posttrain.exported import export_of
+from posttrain.generate import Answerer, main, parser, read_prompts
+from posttrain.generation import Sampling, stop_tokens
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 
@@ -25,24 +27,28 @@ def model(tmp_path_factory):
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    LlamaForCausalLM(LlamaConfig(vocab_size=288, **sizes)).save_pretrained(directory)
+    LlamaForCausalLM(LlamaConfig(vocab_size=288, eos_token_id=260, **sizes)).save_pretrained(directory)
     return directory
 
 
+@pytest.fixture(scope="module")
+def loaded(model):
+    from posttrain.exported import load
+
+    return load(model)
+
+
+def chats(*prompts):
+    return [[{"role": "user", "content": prompt}] for prompt in prompts]
+
+
 def test_what_is_a_model(tmp_path, model):
-    assert exported(model) == model
+    assert export_of(model) == model
     run = tmp_path / "run"
     (run / "adapter").mkdir(parents=True)
-    (run / "config.yaml").write_text("")
-    with pytest.raises(UserError, match="no finished export"):
-        exported(run)
+    assert export_of(run) is None
     (run / "adapter" / "adapter_config.json").write_text("{}")
-    assert exported(run) == run / "adapter"
-    with pytest.raises(UserError, match="no such directory"):
-        exported(tmp_path / "nothing")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="neither a run directory"):
-        exported(tmp_path / "empty")
+    assert export_of(run) == run / "adapter"
 
 
 def test_prompts_may_follow_options():
@@ -50,14 +56,100 @@ def test_prompts_may_follow_options():
     assert settings.prompts == ["one", "two"]
 
 
-def test_answers_from_the_command_line(model):
-    command = [sys.executable, "-m", "posttrain.generate", str(model), "--max-new-tokens", "4", "--json", "hello", "la"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_a_batch_is_answered_as_one_at_a_time(loaded):
+    """Left padding and the key-value cache change nothing, whatever the lengths."""
+    prompts = chats("hello", "la " * 20, "x", "hello world")
+    together = Answerer(*loaded, Sampling(max_new_tokens=8), batch_size=4)(prompts)
+    alone = Answerer(*loaded, Sampling(max_new_tokens=8), batch_size=1)(prompts)
+    assert together == alone and len(set(together)) > 1
+
+
+def test_the_cache_gives_what_whole_passes_give(loaded):
+    """Greedy tokens, each from a pass over all tokens before it."""
+    import torch
+
+    from posttrain.generation import continuations
+
+    model, tokenizer = loaded
+    prompt = tokenizer("hello world")["input_ids"]
+    ids = list(prompt)
+    for _ in range(8):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    found = dict(continuations(model, [prompt], set(), 0, Sampling(max_new_tokens=8)))
+    assert found[0] == ids[len(prompt) :]
+
+
+def test_an_answer_ends_with_the_turn(loaded):
+    """The template's end of turn stops, though the model's and the tokenizer's own end token are others."""
+    from tiny_tokenizer import byte_tokenizer
+
+    model, _ = loaded
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert model.generation_config.eos_token_id != end != tokenizer.eos_token_id
+    assert stop_tokens(model, tokenizer) >= {end, tokenizer.eos_token_id, model.generation_config.eos_token_id}
+    answerer = Answerer(model, tokenizer, Sampling(max_new_tokens=20))
+    free = answerer(chats("hello"))[0]
+    first = answerer.tokenizer(free)["input_ids"][0]
+    answerer.stop |= {first}
+    assert len(free) > 1 and answerer(chats("hello")) == [""]
+    tokenizer.chat_template = None
+    assert end not in stop_tokens(model, tokenizer)
+
+
+def test_sampling_repeats_with_its_seed(loaded):
+    def answers(**more):
+        return Answerer(*loaded, Sampling(max_new_tokens=12, temperature=1.0, **more))(chats("hello", "world"))
+
+    assert answers(seed=1) == answers(seed=1) != answers(seed=2)
+    greedy = Answerer(*loaded, Sampling(max_new_tokens=12))(chats("hello", "world"))
+    assert answers(top_k=1) == greedy == answers(top_p=1e-6)
+
+
+def test_prompts_of_a_file(tmp_path):
+    (tmp_path / "a.txt").write_text('one\n\n{"prompt": 1}\n')
+    assert [chat[0]["content"] for chat in read_prompts(tmp_path / "a.txt")] == ["one", '{"prompt": 1}']
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n" + json.dumps({"prompt": "one"}) + "\n")
+    assert read_prompts(tmp_path / "a.jsonl") == [turns, *chats("one")]
+    for text, message in (("{", "not JSON"), ("[]", "needs"), ('{"messages": [1]}', "needs"), ('{"q": ""}', "line 1")):
+        (tmp_path / "b.jsonl").write_text(text + "\n")
+        with pytest.raises(UserError, match=message):
+            read_prompts(tmp_path / "b.jsonl")
+    with pytest.raises(UserError, match="no such file"):
+        read_prompts(tmp_path / "none")
+
+
+def test_a_chat_remembers(model, monkeypatch, capsys):
+    """The second turn is asked with the first one and its answer before it."""
+    seen = []
+    answer = Answerer.__call__
+    monkeypatch.setattr(Answerer, "__call__", lambda self, chats: seen.extend(map(list, chats)) or answer(self, chats))
+    typed = iter(["hello", "and now?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    monkeypatch.setattr(sys, "argv", ["generate", str(model), "--system", "s", "--max-new-tokens", "4"])
+    main()
+    assert [[turn["role"] for turn in chat] for chat in seen] == [
+        ["system", "user"], ["system", "user", "assistant", "user"],
+    ]  # fmt: skip
+    assert seen[1][2]["content"] == capsys.readouterr().out.split("\n")[0]
+
+
+def test_answers_from_the_command_line(model, tmp_path):
+    (tmp_path / "prompts.txt").write_text("la\n")
+    command = [sys.executable, "-m", "posttrain.generate", str(model), "--max-new-tokens", "4", "--json", "hello"]
+    done = subprocess.run(
+        [*command, "--file", str(tmp_path / "prompts.txt")], capture_output=True, text=True, check=True
+    )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["prompt"] for answer in answers] == ["hello", "la"]
 
 
-def test_a_missing_model_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "posttrain.generate", str(tmp_path / "nothing"), "hello"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "no such directory" in done.stderr and "Traceback" not in done.stderr
+def test_a_missing_model_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate", str(tmp_path / "nothing"), "hello"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "no such directory" in err and "Traceback" not in err

@@ -47,3 +47,34 @@ def copy_generation_config(out: Path, source: Path) -> None:
     """Copy generation_config.json where there is one."""
     if (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", out / "generation_config.json")
+
+
+def write_chat_template(out: Path, text: str) -> None:
+    """Make `text` the chat template of the tokenizer in `out`, where it isn't already.
+
+    transformers 5 reads chat_template.jinja, older ones and other tools tokenizer_config.json.
+    """
+    file, config = out / "chat_template.jinja", out / "tokenizer_config.json"
+    fields = read_json(config) if config.is_file() else {}
+    before = file.read_text(encoding="utf-8") if file.is_file() else fields.get("chat_template")
+    if before == text:
+        return
+    file.write_text(text, encoding="utf-8")
+    fields["chat_template"] = text
+    config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def add_stop_tokens(out: Path, ids: set[int], known: int | list[int] | None) -> None:
+    """Put into generation_config.json the tokens that end a turn: a base model's own end token may be another.
+
+    Args:
+        ids: that end a turn of the chat template.
+        known: the end tokens of config.json, which count where generation_config.json has none.
+    """
+    file = out / "generation_config.json"
+    fields = read_json(file) if file.is_file() else {}
+    known = fields.get("eos_token_id", known)
+    known = set(known if isinstance(known, list) else [known]) - {None}
+    if not ids <= known:
+        fields["eos_token_id"] = sorted(known | ids)
+        file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

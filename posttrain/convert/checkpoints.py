@@ -14,11 +14,23 @@ HUGGING_FACE = "huggingface"
 
 @dataclass
 class Checkpoint:
-    """A whole checkpoint: its iter_* directory, and the model and adapter settings (posttrain.peft) that it is of."""
+    """A whole checkpoint.
+
+    Attributes:
+        directory: its iter_* directory.
+        model: that it is of.
+        peft: the adapter's settings (posttrain.peft); None: it holds a whole model.
+        template: that it was trained with (posttrain.data.templates); None: nothing says so.
+    """
 
     directory: Path
     model: HFModel
     peft: Any = None
+    template: Any = None
+
+    def chat_template(self) -> str | None:
+        """What its conversations were rendered with, in Jinja."""
+        return self.template.source(self.model.load_tokenizer()) if self.template else None
 
 
 def find(path: Path) -> Checkpoint:
@@ -59,4 +71,5 @@ def of_run(directory: Path, run_dir: Path) -> Checkpoint:
     model = instantiate(cfg.model)
     if not model.random_init:
         _ = model.directory  # that it is still there, and whole
-    return Checkpoint(directory, model, instantiate(cfg.peft) if cfg.peft.get("_target_") else None)
+    peft = instantiate(cfg.peft) if cfg.peft.get("_target_") else None
+    return Checkpoint(directory, model, peft, instantiate(cfg.template))

@@ -100,7 +100,10 @@ def export_checkpoint(found: Checkpoint, out: Path, overwrite: bool = False, che
     adapter = found.peft.build() if found.peft else None
     out.parent.mkdir(parents=True, exist_ok=True)
     parts, bridge, dtype = load(found, adapter, out.parent)
-    source = Source(found.model, bridge, parts, adapter, dtype, "cpu", None if check else "convert.verify=false")
+    source = Source(
+        found.model, bridge, parts, adapter, dtype, "cpu", None if check else "convert.verify=false",
+        found.chat_template(),
+    )  # fmt: skip
     total = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
     with progress("writing", total) as done:
         export(source, out, overwrite, done)

@@ -127,3 +127,29 @@ def test_bf16_is_judged_by_its_noise(megatron, base, tmp_path):
             export(live, tmp_path / "other")
     finally:
         module.logits = logits
+
+
+def test_the_template_of_the_training_is_exported(megatron, base, tmp_path):
+    """A base model whose tokenizer has none, trained with chatml: tokenizer, and the token that ends a turn."""
+    from tiny_tokenizer import byte_tokenizer
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from posttrain.compose import compose
+    from posttrain.export import export
+
+    directory = base("llama", vocab_size=288)
+    (directory / "chat_template.jinja").unlink()
+    byte_tokenizer(chat_template=None).save_pretrained(directory)
+    live = source(directory)
+    live.chat_template = str(compose(["template=chatml"]).template.jinja)
+    export(live, tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert AutoTokenizer.from_pretrained(directory).chat_template is None
+    assert tokenizer.chat_template == live.chat_template
+    assert json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())["chat_template"] == live.chat_template
+    ends = GenerationConfig.from_pretrained(tmp_path / "hf").eos_token_id
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (ends if isinstance(ends, list) else [ends])
+    before = (directory / "tokenizer_config.json").read_bytes()
+    live.chat_template = None  # nothing is known: the base's files as they are
+    export(live, tmp_path / "plain")
+    assert (tmp_path / "plain" / "tokenizer_config.json").read_bytes() == before

@@ -5,6 +5,7 @@ from posttrain.patches import imports  # first: nothing of Megatron may have bee
 from posttrain.patches import dynamo
 from posttrain.patches import helpers
 from posttrain.patches import results_queue
+from posttrain.patches import checkpoint_pickles
 from posttrain.patches import cpu
 from posttrain.patches import local_layers
 from posttrain.patches import base_weights

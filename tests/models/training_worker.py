@@ -1,16 +1,18 @@
-"""The product's trainer beside a plain transformers (and peft) loop: `training_worker.py DIR` writes DIR/results.json.
+"""The product's trainer beside a plain transformers (and peft) loop: `training_worker.py DIR CASES`, DIR/results.json.
 
-For every family and for full and LoRA fine-tuning: the losses of 20 steps of both, on the same rows in the same order.
-One process for all, since Megatron's import takes longer than such a run; Megatron-Bridge clears its global state at
-the end of a training.
+A case is family-method. For each: the losses of 20 steps of both, on the same rows in the same order; in bf16 those of
+the plain loop in fp32 as well, and what the trainer's export found (verification.json). One process for all, since
+Megatron's import takes longer than such a run; Megatron-Bridge clears its global state at the end of a training.
 """
 
+import argparse
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
-os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "POSTTRAIN_DEVICE": "cpu"}
+os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # the small tokenizer
 
 STEPS, BATCH, LENGTH = 20, 2, 160
@@ -21,6 +23,14 @@ TARGETS = {
     "gpt_neox_sequential": ["query_key_value", "dense_h_to_4h"],
     "mixtral": ATTENTION,
     "qwen3_moe": ATTENTION,
+}
+METHODS = {
+    "full": ["peft=none"],
+    "lora": ["peft=lora"],
+    "canonical": ["peft=lora", "peft.target_modules=[q_proj,v_proj]"],
+    # Megatron's adapters on joined matrices share their A; these two matrices are nobody's part, as in PEFT.
+    "dora": ["peft=dora", "peft.target_modules=[linear_proj,linear_fc2]"],
+    "joined": ["peft=lora", "peft.target_modules=all-linear"],
 }
 
 
@@ -37,6 +47,7 @@ def train(model: Path, data: Path, run_dir: Path, words: list[str]):
     """Run the product's trainer; return it, and its metrics by step. An adapter's start is kept in RUN_DIR/start."""
     from posttrain.callbacks import RunCallback
     from posttrain.compose import compose
+    from posttrain.export import Source, write_adapter
     from posttrain.launch import free_port, prepare
     from posttrain.worker import build
 
@@ -44,8 +55,7 @@ def train(model: Path, data: Path, run_dir: Path, words: list[str]):
     cfg = compose([
         "model=hf", f"model.path={model}", "data=messages", f"data.path={data}", "data.validation_fraction=null",
         "template=chatml", f"trainer.seq_length={LENGTH}", f"trainer.global_batch_size={BATCH}",
-        f"trainer.max_steps={STEPS}",
-        "trainer.samples=0", "trainer.export=false", "checkpoint.save=false", "optimizer.lr=5e-3",
+        f"trainer.max_steps={STEPS}", "trainer.samples=0", "optimizer.lr=5e-3",
         f"cache_dir={run_dir / 'cache'}", *words,
     ])  # fmt: skip
     run_dir.mkdir(parents=True)
@@ -55,7 +65,8 @@ def train(model: Path, data: Path, run_dir: Path, words: list[str]):
 
     def keep_start(self, context) -> None:
         if trainer.peft:
-            trainer.bridge.save_hf_adapter(context.model, run_dir / "start", trainer.peft, show_progress=False)
+            source = Source(trainer.model, trainer.bridge, context.model, trainer.peft, None, trainer.platform.device)
+            write_adapter(source, run_dir / "start")
         plain(self, context)
 
     RunCallback.on_train_start = keep_start
@@ -83,9 +94,9 @@ def plain_loop(model, trainer, rates: list[float]) -> list[float]:
         total, trained = 0.0, 0
         for row in (rows[step * BATCH + i] for i in range(BATCH)):
             keys = ("input_ids", "labels", "loss_mask")
-            tensors = [torch.as_tensor(row[key]).long().split(row["seq_lens"].tolist()) for key in keys]
-            for tokens, labels, mask in zip(*tensors, strict=True):
-                logits = model(tokens[None]).logits[0]
+            tensors = [torch.as_tensor(row[key]).long().to(model.device) for key in keys]
+            for tokens, labels, mask in zip(*(t.split(row["seq_lens"].tolist()) for t in tensors), strict=True):
+                logits = model(tokens[None]).logits[0].float()
                 total = total + (torch.nn.functional.cross_entropy(logits, labels, reduction="none") * mask).sum()
                 trained += int(mask.sum())
         loss = total / trained
@@ -99,37 +110,75 @@ def plain_loop(model, trainer, rates: list[float]) -> list[float]:
     return losses
 
 
-def main() -> None:
-    directory = Path(sys.argv[1])
-    from posttrain import patches
-
-    patches.apply(patches.Platform(device="cpu", transformer_engine=False))
+def compare(case: str, directory: Path, bf16: bool, width: int, words: list[str]) -> dict:
+    """Train a case in both; its losses and what its export found."""
     import torch
-    from families import FAMILIES, save_random
+    from families import save_random
     from peft import PeftModel
     from tiny_tokenizer import byte_tokenizer
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(1)
-    data = directory / "data.jsonl"
-    write_data(data)
-    results = {}
-    for family in sys.argv[2:] or FAMILIES:
-        source = directory / family
+    family, _, method = case.rpartition("-")
+    source, run_dir = directory / family, directory / "runs" / case
+    if not source.is_dir():
         positions = {"n_positions": LENGTH} if family == "gpt2" else {}
-        save_random(family, source, vocab_size=288, **positions)
+        save_random(family, source, width=width, vocab_size=288, **positions)
         byte_tokenizer().save_pretrained(source)
-        for method in ("full", "lora"):
-            targets = TARGETS.get(family, [*ATTENTION, "gate_proj", "up_proj", "down_proj"])
-            words = ["peft=none"] if method == "full" else ["peft=lora", f"peft.target_modules=[{','.join(targets)}]"]
-            run_dir = directory / "runs" / f"{family}-{method}"
-            trainer, metrics = train(source, data, run_dir, words)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
-            if method == "lora":
-                model = PeftModel.from_pretrained(model, run_dir / "start", is_trainable=True, torch_device="cpu")
-            ours = [line["loss"] for line in metrics]
-            results[f"{family}-{method}"] = [ours, plain_loop(model, trainer, [line["lr"] for line in metrics])]
-    (directory / "results.json").write_text(json.dumps(results))
+    words = [*METHODS[method], *words]
+    if method == "lora":
+        targets = TARGETS.get(family, [*ATTENTION, "gate_proj", "up_proj", "down_proj"])
+        words.append(f"peft.target_modules=[{','.join(targets)}]")
+    trainer, metrics = train(source, directory / "data.jsonl", run_dir, words)
+    result = {"ours": [line["loss"] for line in metrics]}
+    for name, dtype in (("plain", torch.float32), ("plain_bf16", torch.bfloat16))[: 2 if bf16 else 1]:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager")
+        model = model.to(trainer.platform.device)
+        if method != "full":
+            start = run_dir / "start"
+            model = PeftModel.from_pretrained(model, start, is_trainable=True, torch_device=trainer.platform.device)
+        result[name] = plain_loop(model, trainer, [line["lr"] for line in metrics])
+    for file in run_dir.glob("*/verification.json"):
+        result["export"] = json.loads(file.read_text())["logits"]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("cases", nargs="+")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--width", type=int, default=1)
+    parser.add_argument("--words", nargs="*", default=["trainer.export=false", "checkpoint.save=false"])
+    arguments = parser.parse_args()
+    os.environ["POSTTRAIN_DEVICE"] = arguments.device
+    import torch
+
+    from posttrain import patches
+
+    patches.apply(patches.Platform.detect(arguments.device))
+    torch.set_num_threads(1)
+    write_data(arguments.directory / "data.jsonl")
+    results = {}
+    words = [*arguments.words, f"precision={'bf16' if arguments.bf16 else 'fp32'}"]
+    for case in arguments.cases:
+        print(case, flush=True)
+        try:
+            results[case] = compare(case, arguments.directory, arguments.bf16, arguments.width, words)
+        except Exception:
+            results[case] = {"error": traceback.format_exc()[-3000:]}
+            clear()
+    (arguments.directory / "results.json").write_text(json.dumps(results))
+
+
+def clear() -> None:
+    """Leave Megatron as a training that ended well leaves it, for the next case."""
+    import torch
+    from megatron.bridge.training.initialize import destroy_global_state
+
+    destroy_global_state()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

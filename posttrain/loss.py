@@ -55,6 +55,7 @@ class FrozenLinearCrossEntropy(torch.autograd.Function):
             cross_entropy_(logits, labels[rows], losses[rows], wanted)  # logits now hold their own gradient
             if wanted:
                 torch.mm(logits, weight, out=gradient[rows])
+            del logits  # else the next chunk's are made beside them
         ctx.save_for_backward(gradient)
         return losses
 

@@ -19,12 +19,16 @@ def kept(s: Setting) -> dict[str, float]:
     stream = shape.hidden * n / (split if s.sequence_parallel else 1)
     # An adapter beside a divided layer gets the norm's output gathered.
     normed = stream if s.adapters is None else shape.hidden * n
-    fc1, fc2 = s.trains("linear_fc1"), s.trains("linear_fc2")
+    kept_before = {
+        linear: 0.0 if s.computed_again(linear) else s.trains(linear) * (0.5 if s.precision == "fp8" else 1.0)
+        for linear in ("linear_qkv", "linear_fc1", "linear_fc2")
+    }
+    fused_mlp = family.one_kernel or s.computed_again("linear_fc2")
     parallel_residual = shape.model_type == "gpt_neox"
     inner = shape.ffn * n / split * (shape.chosen or 1)
     terms = {
         "layer input": stream,
-        "norm before attention": normed * s.trains("linear_qkv"),
+        "norm before attention": normed * kept_before["linear_qkv"],
         "query, key, value": (shape.query + 2 * shape.key) * n / split,
         "inputs of query and key norms": (shape.query + shape.key) * n / split if family.qk_norm else 0.0,
         "attention output": shape.query * n / split,
@@ -32,16 +36,16 @@ def kept(s: Setting) -> dict[str, float]:
         "attention scores": scores(s),
         "inputs of output norms": 2 * stream if family.norms == 4 else 0.0,
         "MLP input": 0.0 if parallel_residual else stream,
-        "norm before MLP": normed * fc1,
+        "norm before MLP": normed * kept_before["linear_fc1"],
         "MLP first matrix": inner * (2 if family.gated else 1),
-        "MLP gate": inner if family.gated and not family.one_kernel else 0.0,
-        "MLP activation": inner * fc2,
+        "MLP gate": inner if family.gated and not fused_mlp else 0.0,
+        "MLP activation": inner * kept_before["linear_fc2"],
         "dropout masks": 2 * stream / n if shape.dropout else 0.0,
     }
     if shape.experts:  # tokens are copied to each expert that they visit; the router works in fp32
         terms["norm before MLP"] = normed
         terms["router"] = shape.experts * 3 * 4.0
-        terms["tokens at their experts"] = shape.hidden * n * shape.chosen * fc1
+        terms["tokens at their experts"] = shape.hidden * n * shape.chosen * s.trains("linear_fc1")
         terms["experts' weights applied"] = inner
     if s.adapters:
         terms |= _adapters(s, stream)
@@ -75,13 +79,14 @@ def scores(s: Setting) -> float:
 def passing(s: Setting) -> float:
     """Bytes per token that the backward pass of one layer needs beside what is kept.
 
-    Its largest moment is the MLP's activation: the gradient of the residual stream, of the activation's output and of
-    its input, when the activation's output itself is gone.
+    Its largest moment is the MLP's activation: the gradient of the residual stream, those of the activation's output
+    and input, and the output itself where it is computed again, else less the output that was kept.
     """
     shape, n = s.shape, s.width
     inner = shape.ffn * n / s.tensor * (shape.chosen or 1)
     stream = shape.hidden * n / (s.tensor if s.sequence_parallel else 1)
-    return stream + inner * ((2 if shape.family.gated else 1) + 1 - s.trains("linear_fc2"))
+    output = 1.0 if s.computed_again("linear_fc2") else -s.trains("linear_fc2")
+    return stream + inner * ((2 if shape.family.gated else 1) + 1 + output)
 
 
 def loss(s: Setting) -> dict[str, float]:
@@ -94,9 +99,9 @@ def loss(s: Setting) -> dict[str, float]:
     if s.trained_logits:
         terms["states of trained tokens"] = rows * stream
     if s.adapters and s.trained_logits and s.transformer_engine:
-        # One chunk after the other, each in the number format of the weights; the gradient is put in its place.
+        # One chunk after the other, in the number format of the weights; the gradient is put in its place.
         terms["gradient of trained tokens"] = rows * stream
-        terms["logits"] = min(rows, CHUNK) * vocab * n + max(0, min(rows - CHUNK, CHUNK)) * vocab * n
+        terms["logits"] = min(rows, CHUNK) * vocab * n
     else:  # the loss writes the logits' gradient in fp32; local layers keep the fp32 probabilities too
         terms["logits"] = rows * vocab * (n + 4 + (0 if s.transformer_engine else 4))
     if shape.softcap:

@@ -55,7 +55,7 @@ def stage(s: Setting, index: int) -> Memory:
     divided = shards if s.distributed_optimizer else 1
     experts_divided = max(1, shards // s.expert) if s.distributed_optimizer else 1
     parts = {
-        "weights": _bytes_of_weights(s, weights + expert_weights),
+        "weights": _bytes_of_weights(s, weights + expert_weights, s.shape.layers / s.pipeline),
         "gradients": 4.0 * (trained + expert_trained),  # summed in fp32
         "optimizer": state * (trained / divided + expert_trained / experts_divided),
     }
@@ -116,9 +116,17 @@ def _matrix(linear: Linear, tensor: int) -> float:
     return max(linear.experts, 1) * (linear.inputs * linear.outputs / tensor + bias / (1 if whole else tensor))
 
 
-def _bytes_of_weights(s: Setting, count: float) -> float:
-    """fp8 keeps linear weights twice, as they are and transposed, of one byte each: the same as bf16."""
-    return s.width * count
+def _bytes_of_weights(s: Setting, count: float, layers: float) -> float:
+    """Bytes of `count` parameters in `layers` layers' adapted matrices and elsewhere.
+
+    A frozen 8-bit weight has an fp32 scale for each output. Transformer Engine's own fp8 keeps weights as they are and
+    transposed, one byte each: as much as bf16.
+    """
+    if not s.eight_bit_base:
+        return s.width * count
+    matrices = sum(linear.inputs * linear.outputs * s.trains(linear.name) for linear in s.shape.linears)
+    scales = sum(4 * linear.outputs * s.trains(linear.name) for linear in s.shape.linears)
+    return 2 * count + layers * (scales - matrices)
 
 
 def _weight_gradients(s: Setting, whole: bool) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from posttrain.plan.shape import Adapters, Shape, config_of
+from posttrain.trainer import GRAPHED
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Setting:
         squares: mean over tokens of the length of the conversation they are in.
         sequences: conversations in a micro-batch.
         longest: longest conversation, tokens.
-        fused, logits, graph: `peft.fused`, `trainer.trained_logits_only`, `trainer.cuda_graph`.
+        fused, again: `peft.fused`, `peft.recompute`.
+        logits, graph: `trainer.trained_logits_only`, `trainer.cuda_graph`.
     """
 
     shape: Shape
@@ -48,6 +50,7 @@ class Setting:
     sequences: int = 1
     longest: int | None = None
     fused: bool = True
+    again: bool = True
     dropout: float = 0.0
     logits: bool = True
     graph: bool | None = None
@@ -85,8 +88,8 @@ class Setting:
             distributed_optimizer=p.distributed_optimizer, fsdp=p.fsdp, micro_batch=t.micro_batch_size,
             global_batch=t.global_batch_size, length=t.seq_length, recompute=t.recompute,
             optimizer=cfg.optimizer.optimizer, packing=bool(cfg.data.get("packing", True)),
-            fused=bool(adapter and adapter.fused), dropout=adapter.dropout if adapter else 0.0,
-            logits=t.trained_logits_only, graph=t.cuda_graph,
+            fused=bool(adapter and adapter.fused), again=bool(adapter and adapter.recompute),
+            dropout=adapter.dropout if adapter else 0.0, logits=t.trained_logits_only, graph=t.cuda_graph,
         )  # fmt: skip
 
     @property
@@ -113,7 +116,21 @@ class Setting:
     def one_operation(self) -> bool:
         """Whether a layer and its LoRA are one operation (posttrain.peft.fused)."""
         plain = self.adapters is not None and self.adapters.kind == "LoRA" and not self.adapters.canonical
-        return plain and self.fused and self.tensor == 1 and not self.dropout and self.precision != "fp8"
+        other_fp8 = self.precision == "fp8" and not self.eight_bit_base
+        return plain and self.fused and self.tensor == 1 and not self.dropout and not other_fp8
+
+    @property
+    def eight_bit_base(self) -> bool:
+        """Whether frozen weights are kept in 8 bits (posttrain.trainer.Trainer.eight_bit_base)."""
+        lora = self.adapters is not None and self.adapters.kind == "LoRA" and self.fused
+        return self.precision == "fp8" and lora and self.tensor == 1 and not self.shape.experts
+
+    def computed_again(self, linear: str) -> bool:
+        """Whether what comes before a linear layer, its norm or activation, is not kept (posttrain.peft.inputs)."""
+        if not (self.one_operation and self.again and self.transformer_engine) or not self.trains(linear):
+            return False
+        mixture = bool(self.shape.experts) and linear in ("linear_fc1", "linear_fc2")
+        return linear != "linear_proj" and not mixture and (linear != "linear_fc2" or self.shape.family.silu)
 
     @property
     def trained_logits(self) -> bool:
@@ -124,7 +141,7 @@ class Setting:
     def captured(self) -> bool:
         """Whether the step is a CUDA graph (posttrain.trainer.Trainer.cuda_graph)."""
         possible = self.transformer_engine and self.packing and self.world == 1
-        return possible and (self.shape.model_type == "llama" if self.graph is None else self.graph)
+        return possible and (self.shape.model_type in GRAPHED if self.graph is None else self.graph)
 
     def trains(self, linear: str) -> float:
         """Share of the layers in which the linear layer `linear` is trained or adapted."""

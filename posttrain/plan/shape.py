@@ -21,11 +21,13 @@ class Family:
         norm_bias: LayerNorm rather than RMSNorm.
         qk_norm: queries and keys are normalised.
         tied: the output layer is the embedding, where config.json does not say.
+        silu: that gate is SiLU's.
         one_kernel: Megatron-Bridge computes gate and activation in one kernel, which keeps less.
         dropout: of the residual stream, where config.json does not say.
     """
 
     gated: bool = True
+    silu: bool = True
     qkv_bias: bool = False
     linear_bias: bool = False
     norms: int = 2
@@ -36,13 +38,13 @@ class Family:
     dropout: float = 0.0
 
 
-CLASSIC = Family(gated=False, qkv_bias=True, linear_bias=True, norm_bias=True)
+CLASSIC = Family(gated=False, silu=False, qkv_bias=True, linear_bias=True, norm_bias=True)
 FAMILIES = {
     "llama": Family(one_kernel=True),
     "mistral": Family(),
     "mixtral": Family(),
-    "gemma": Family(tied=True),
-    "gemma2": Family(tied=True, norms=4),
+    "gemma": Family(silu=False, tied=True),
+    "gemma2": Family(silu=False, tied=True, norms=4),
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qk_norm=True),
     "qwen3_moe": Family(qk_norm=True),

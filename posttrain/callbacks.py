@@ -16,7 +16,7 @@ from posttrain.bad_numbers import BadNumbers
 from posttrain.files import write_json
 from posttrain.metrics import Metrics
 from posttrain.samples import Sampler
-from posttrain.validation import from_last_stage, validate
+from posttrain.validation import from_last_stage, gathered, validate
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class RunCallback(Callback):
             self.metrics.start(self.first_step, self.flops)
         if self.first_step == 0:
             self.progress.val_loss_before = self.validate(context, 0)
-            self.sampler.run(context.model, "before")
+            self.sample(context, 0, "before")
             self.progress.samples = self.sampler.records
         self.sampler.records = self.progress.samples
         self.profile = None
@@ -109,6 +109,9 @@ class RunCallback(Callback):
             loss = self.validate(context, step)
             if self.metrics and loss is not None and self.trainer.config.sweep.pruner:
                 self.prune(step, loss)
+        every = self.settings.generate_every
+        if every and step % every == 0 and step != self.trainer.steps:
+            self.sample(context, step, None)
 
     def collect(self) -> None:
         """Add up what this process has counted since the last call with what the others have; a collective call."""
@@ -124,7 +127,7 @@ class RunCallback(Callback):
         self.summary["val_loss_after"] = self.validate(context, trainer.steps)
         if self.frozen is not None and self.frozen != self.fingerprint(context):
             raise RuntimeError("the frozen base weights changed during training")
-        self.sampler.run(context.model, "after")
+        self.sample(context, trainer.steps, "after")
         refused = None
         if self.settings.export:
             from posttrain.convert.verify import ExportRefused
@@ -161,6 +164,13 @@ class RunCallback(Callback):
         if self.metrics:
             self.metrics.validation(step, loss)
         return loss
+
+    def sample(self, context: CallbackContext, step: int, when: str | None) -> None:
+        """Answer the sample prompts; with trainer.generate_every the answers are recorded at `step`."""
+        with gathered(context):
+            answers = self.sampler.run(context.model, when)
+        if self.metrics and answers and self.settings.generate_every:
+            self.metrics.samples(step, answers)
 
     def totals(self) -> dict[str, Any]:
         """Numbers of the whole run so far, for the summary."""

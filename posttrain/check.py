@@ -90,6 +90,11 @@ def trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(
             f"`sweep.pruner={cfg.sweep.pruner}`: compares losses during training; set trainer.validation_interval"
         )
+    p = cfg.parallelism
+    if t.generate_every and max(p.pipeline_model_parallel_size, p.context_parallel_size) > 1:
+        raise UserError("`trainer.generate_every`: needs whole models, not pipeline or context parallelism")
+    if t.generate_every and not t.samples:
+        raise UserError("`trainer.generate_every`: trainer.samples=0 leaves no prompts to answer")
     if launch.node_rank >= launch.nnodes:
         raise UserError(f"`launch.node_rank={launch.node_rank}`: must be below launch.nnodes={launch.nnodes}")
     if launch.nnodes > 1 and launch.master_port is None:

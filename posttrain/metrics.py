@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -27,9 +28,9 @@ class Metrics:
         t, self.flops = self.trainer, flops
         self.last_seconds = t.progress.seconds
         (t.run_dir / "summary.json").unlink(missing_ok=True)  # a pruned trial's that goes on
-        path = t.run_dir / "metrics.jsonl"
-        if path.exists():
-            write_text(path, kept_lines(path.read_text(encoding="utf-8"), first_step, t.steps))
+        path, samples = (t.run_dir / f"{name}.jsonl" for name in ("metrics", "samples"))
+        for file in filter(Path.exists, (path, samples)):
+            write_text(file, kept_lines(file.read_text(encoding="utf-8"), first_step, t.steps))
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (open for the run)
         run = t.config.run.name or t.run_dir.name
         config = OmegaConf.to_container(t.config, resolve=True)
@@ -83,6 +84,13 @@ class Metrics:
         self.write(step, {"val_loss": loss})
         self.screen.print(f"step {step}: validation loss [bold]{loss:.4f}[/]")
 
+    def samples(self, step: int, answers: list[dict[str, str]]) -> None:
+        """Record answers of the live model: a line each in samples.jsonl, a table in every tracker."""
+        with open(self.trainer.run_dir / "samples.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"step": step, **answer}, ensure_ascii=False) + "\n" for answer in answers)
+        for tracker in self.trainer.trackers:
+            tracker.table(step, "samples", answers)
+
     def write(self, step: int, values: dict[str, Any], **for_file: Any) -> None:
         """One object in metrics.jsonl, one point in every tracker; `for_file` is no number to draw."""
         present = {key: value for key, value in values.items() if value is not None}
@@ -103,7 +111,7 @@ class Metrics:
 
 
 def kept_lines(text: str, first_step: int, steps: int) -> str:
-    """The lines of an earlier process's metrics.jsonl that a run going on after `first_step` won't write again.
+    """The lines of an earlier process's file that a run going on after `first_step` won't write again.
 
     What came after the checkpoint was lost with the process, and so is a line that it was writing when it ended.
     """
@@ -112,7 +120,7 @@ def kept_lines(text: str, first_step: int, steps: int) -> str:
         try:
             record = json.loads(line)
             before = record["step"] < first_step or (record["step"] == first_step > 0 and not (
-                first_step == steps and "val_loss" in record
+                first_step == steps and record.keys() & {"val_loss", "answer"}  # are found again at the end
             ))  # fmt: skip
         except (ValueError, KeyError, TypeError):
             continue

@@ -1,4 +1,4 @@
-"""Answers of the live model to validation prompts, before and after training."""
+"""Answers of the live model to validation prompts, before, during and after training."""
 
 import logging
 from typing import Any
@@ -53,11 +53,13 @@ class Sampler:
                 ids, labels = row["input_ids"][piece], row["labels"][piece]
                 yield ids[: first + 1].tolist(), labels[first : last + 1].tolist()
 
-    def run(self, model: list[torch.nn.Module], when: str) -> None:
-        """Answer every prompt and keep the text under `when`; a collective call."""
-        if not self.prompts:
-            return
-        tokenizer = self.trainer.tokenizer
+    def run(self, model: list[torch.nn.Module], when: str | None) -> list[dict[str, str]]:
+        """Answer every prompt, and keep the text under `when` unless that is None; a collective call.
+
+        Returns:
+            prompt, answer and reference of each.
+        """
+        tokenizer, found = self.trainer.tokenizer, []
         for index, (prompt, reference) in enumerate(self.prompts):
             answer = greedy(
                 model[0], prompt, {reference[-1], tokenizer.eos_token_id}, self.trainer.settings.sample_tokens
@@ -67,7 +69,11 @@ class Sampler:
                     "prompt": tokenizer.decode(prompt, skip_special_tokens=True).strip(),
                     "reference": tokenizer.decode(reference, skip_special_tokens=True),
                 })  # fmt: skip
-            self.records[index][when] = tokenizer.decode(answer, skip_special_tokens=True)
+            text, record = tokenizer.decode(answer, skip_special_tokens=True), self.records[index]
+            if when is not None:
+                record[when] = text
+            found.append({"prompt": record["prompt"], "answer": text, "reference": record["reference"]})
+        return found
 
 
 @torch.no_grad()

@@ -107,6 +107,7 @@ class TrainerSchema:
     validation_batches: int | None = ranged(None, ge=1)
     samples: int = ranged(3, ge=0)
     sample_tokens: int = ranged(64, ge=1)
+    generate_every: int | None = ranged(None, ge=1)
     recompute: str = ranged("none", choices=["none", "selective", "full"])
     bad_numbers: str = ranged("stop", choices=["stop", "skip"])
     num_workers: int = ranged(2, ge=0)

@@ -1,5 +1,6 @@
 """Experiment trackers, written to by the first rank. No tracker library at import."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ class Tracker:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record `values` at `step`."""
+
+    def table(self, step: int, name: str, rows: list[dict[str, str]]) -> None:
+        """Record texts at `step`: rows of the same keys."""
 
     def finish(self, summary: dict[str, Any]) -> None:
         """End the run."""
@@ -39,6 +43,12 @@ class Wandb(Tracker):
     def log(self, step: int, values: dict[str, float]) -> None:
         self.run.log(values, step=step)
 
+    def table(self, step: int, name: str, rows: list[dict[str, str]]) -> None:
+        import wandb
+
+        table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        self.run.log({name: table}, step=step)
+
     def finish(self, summary: dict[str, Any]) -> None:
         self.run.summary.update(summary)
         self.run.finish()
@@ -56,6 +66,11 @@ class TensorBoard(Tracker):
     def log(self, step: int, values: dict[str, float]) -> None:
         for key, value in values.items():
             self.writer.add_scalar(key, value, step)
+
+    def table(self, step: int, name: str, rows: list[dict[str, str]]) -> None:
+        for index, row in enumerate(rows):  # markdown; an indented text is shown as it is
+            text = "\n\n".join(f"**{key}**\n\n{textwrap.indent(value, '    ')}" for key, value in row.items())
+            self.writer.add_text(f"{name}/{index}", text, step)
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.writer.close()

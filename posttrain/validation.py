@@ -1,5 +1,8 @@
 """Loss on the validation split: Megatron-Bridge's evaluation over this project's rows."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from megatron.bridge.training.callbacks import CallbackContext
 from megatron.bridge.training.eval import evaluate
@@ -23,19 +26,29 @@ def from_last_stage(value: torch.Tensor | None) -> float:
     return float(tensor)
 
 
-def validate(context: CallbackContext) -> float:
-    """Mean loss per trained token over the validation split; the same on every rank. A collective call."""
-    model, cfg = context.model, context.state.cfg
+@contextmanager
+def gathered(context: CallbackContext) -> Iterator[None]:
+    """Whole parameters on every rank, and no gathering of them in a forward pass, for as long as it lasts."""
+    model = context.model
     overlapped = any(getattr(chunk, "remove_forward_pre_hook_handles", None) for chunk in model)
     if overlapped:
         disable_forward_pre_hook(model, optimizer=context.optimizer)
+    try:
+        yield
+    finally:
+        if overlapped:
+            enable_forward_pre_hook(model)
+
+
+def validate(context: CallbackContext) -> float:
+    """Mean loss per trained token over the validation split; the same on every rank. A collective call."""
+    model, cfg = context.model, context.state.cfg
     # A graph for the few steps of a validation would hold its memory for the whole run.
     graph, cfg.model.cuda_graph_impl = cfg.model.cuda_graph_impl, "none"
     try:
-        batches = RerunDataIterator(cfg.dataset.validation())
-        losses, _, _ = evaluate(context.state, forward_step, batches, model, None, get_model_config(model[0]))
+        with gathered(context):
+            batches = RerunDataIterator(cfg.dataset.validation())
+            losses, _, _ = evaluate(context.state, forward_step, batches, model, None, get_model_config(model[0]))
     finally:
         cfg.model.cuda_graph_impl = graph
-        if overlapped:
-            enable_forward_pre_hook(model)
     return from_last_stage(losses.get("lm loss"))

@@ -30,6 +30,7 @@ class Trial:
         summary: the numbers of summary.json; empty until the run has finished.
         series: metric -> [(step, value), ...] by step, from metrics.jsonl.
         samples: the dictionaries of samples.json: prompt, reference, before, after.
+        answers: prompt -> [(step, answer), ...] by step, from samples.jsonl.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Trial:
     summary: dict[str, Any] = field(default_factory=dict)
     series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    answers: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
 
     @property
     def command(self) -> str | None:
@@ -90,6 +92,7 @@ def read_trial(path: Path, root: Path) -> Trial:
         summary=_json(path / "summary.json", {}),
         series=read_series(path / "metrics.jsonl"),
         samples=samples if isinstance(samples, list) else [],
+        answers=_answers(path / "samples.jsonl"),
     )
 
 
@@ -139,6 +142,18 @@ def read_series(path: Path) -> dict[str, list[tuple[int, float]]]:
             if isinstance(value, int | float) and name != "step":
                 series.setdefault(name, {})[point["step"]] = value
     return {name: sorted(points.items()) for name, points in series.items()}
+
+
+def _answers(path: Path) -> dict[str, list[tuple[int, str]]]:
+    """Answers during training by prompt; a last line that is still being written is skipped."""
+    found: dict[str, dict[int, str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            found.setdefault(row["prompt"], {})[row["step"]] = row["answer"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    return {prompt: sorted(answers.items()) for prompt, answers in found.items()}
 
 
 def _json(path: Path, default: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A run's result, evaluated by transformers, has the validation loss that Megatron found."""
+"""A run's result, evaluated by transformers, has the validation loss that Megatron found; answers on the way."""
 
 import json
 import shutil
@@ -8,9 +8,16 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def run(posttrain, words):
+def sampled(words):
+    """The words of a run with sample answers."""
+    return [*words, "checkpoint.save_interval=4", "data.validation_fraction=0.2", "trainer.samples=2",
+            "trainer.sample_tokens=6"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(posttrain, sampled):
     """A LoRA run of one process."""
-    result = posttrain(*words, "checkpoint.save_interval=4", "data.validation_fraction=0.2")
+    result = posttrain(*sampled)
     assert result.code == 0, result.err + result.log()
     return result
 
@@ -61,3 +68,49 @@ def test_a_checkpoint_of_another_model(run, evaluate, tmp_path, capsys):
         evaluate(other)
     err = capsys.readouterr().err
     assert stop.value.code == 2 and "iter_0000004" in err and "Traceback" not in err, err
+
+
+def test_answers_during_training_do_not_disturb_it(posttrain, sampled, run):
+    """Losses, gradients and weights are equal to the bit; answers are in samples.jsonl and in every tracker."""
+    from safetensors.torch import load_file
+
+    more = ["trainer.generate_every=1", "logger=[wandb,tensorboard]", "logger.wandb.mode=offline"]
+    result = posttrain(*sampled, *more, "peft.dropout=0.0")
+    assert result.code == 0, result.err + result.log()
+    for key in ("loss", "grad_norm", "val_loss", "batch"):
+        assert [line.get(key) for line in result.metrics] == [line.get(key) for line in run.metrics]
+    weights = [load_file(one.run_dir / "adapter" / "adapter_model.safetensors") for one in (result, run)]
+    assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
+    lines = [json.loads(line) for line in (result.run_dir / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    ends = json.loads((result.run_dir / "samples.json").read_text())
+    assert [line["answer"] for line in lines[:2] + lines[-2:]] == [s["before"] for s in ends] + [
+        s["after"] for s in ends
+    ]
+    assert ends == json.loads((run.run_dir / "samples.json").read_text())
+    assert not (run.run_dir / "samples.jsonl").exists()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(result.run_dir / "tensorboard"))
+    events.Reload()
+    texts = events.Tensors("samples/1/text_summary")
+    assert [event.step for event in texts] == [0, 1, 2, 3, 4]
+    assert lines[1]["reference"] in texts[0].tensor_proto.string_val[0].decode()
+    assert list((result.run_dir / "wandb").glob("offline-run-*/files/media/table/samples_*.json"))
+    from posttrain.report import page
+    from posttrain.report.trials import read_trials
+
+    text = page.render(read_trials(result.run_dir), "run")
+    assert "Answers during training" in text
+    assert "Answers during training" not in page.render(read_trials(run.run_dir), "run")
+
+
+def test_answers_during_training_over_two_processes(posttrain, sampled, run):
+    """Tensor parallel: each process has half of every layer, and the answers are those of one process."""
+    result = posttrain(*sampled, "trainer.generate_every=2", "parallelism=tp2", "parallelism.nproc_per_node=2")
+    assert result.code == 0, result.err + result.log()
+    lines = [json.loads(line) for line in (result.run_dir / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 0, 2, 2, 4, 4]
+    ends = json.loads((run.run_dir / "samples.json").read_text())
+    assert [line["answer"] for line in lines[-2:]] == [sample["after"] for sample in ends]
+    assert result.losses == pytest.approx(run.losses, rel=1e-5)

@@ -7,12 +7,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain import schema, targets
 from posttrain.data import check as data
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
+from posttrain.peft import settings as settings_of_adapter
+from posttrain.peft.directory import is_adapter, read_adapter
 
 
 def check(cfg: DictConfig, visible_gpus: int) -> None:
@@ -109,6 +112,10 @@ def model(cfg: DictConfig) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local and ":" not in path and not Path(path).expanduser().is_dir():
         raise UserError(f"`model.path={path}`: there is no such directory")
+    if "peft" in cfg and is_adapter(Path(path)):
+        if cfg.peft._target_ is None:
+            raise UserError(f"`model.path={path}`: is an adapter; choose peft=lora, or merge it first")
+        settings_of_adapter.check(read_adapter(Path(path)), instantiate(cfg.peft), Path(path))
 
 
 def divisibility(cfg: DictConfig, visible_gpus: int) -> None:

@@ -23,8 +23,9 @@ from posttrain.convert.verify import ExportRefused, Live, verify
 from posttrain.files import write_json
 from posttrain.generation import turn_ends
 from posttrain.models import HFModel
+from posttrain.models.headers import read_json
 from posttrain.models.hf import DEMO
-from posttrain.peft.directory import WEIGHTS
+from posttrain.peft.directory import CONFIG, TRANSPOSED, WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,12 @@ def write_adapter(source: Source, scratch: Path) -> None:
     from posttrain.peft.magnitudes import magnitudes
 
     found = magnitudes(source.bridge, source.parts)
-    if found and torch.distributed.get_rank() == 0:
+    if torch.distributed.get_rank() != 0:
+        return
+    if model.hf_config().model_type in TRANSPOSED:
+        config = read_json(scratch / CONFIG)
+        write_json(scratch / CONFIG, config | {"fan_in_fan_out": True})
+    if found:
         save_file(load_file(scratch / WEIGHTS) | found, scratch / WEIGHTS, metadata={"format": "pt"})
 
 

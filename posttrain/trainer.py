@@ -88,12 +88,12 @@ class Trainer:
         Raises:
             UserError: this run has no adapter, or one of another kind or scale.
         """
-        from posttrain.peft import start
+        from posttrain.peft import settings, start
         from posttrain.peft.directory import read_adapter
 
         if self.peft is None:
             raise UserError(f"model.path={directory}: is an adapter; choose peft=lora, or merge it first")
-        start.check(read_adapter(directory), self.adapter, directory)
+        settings.check(read_adapter(directory), self.adapter, directory)
         self.peft.start = lambda parts: start.load(self.bridge, parts, directory)
 
     def cache_dir(self) -> Path:

@@ -25,6 +25,7 @@ from posttrain.convert import process
 from posttrain.errors import UserError
 
 COMMANDS = ("import", "export", "merge")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass
@@ -35,6 +36,7 @@ class ConvertSchema:
     checkpoint: str | None = None
     out: str | None = None
     overwrite: bool = False
+    dtype: str | None = None
     verify: bool = True
 
 
@@ -72,6 +74,8 @@ def run(cfg: DictConfig) -> None:
     c = cfg.convert
     if c.out is None:
         raise UserError("`convert.out`: has no value; give the directory to write")
+    if c.dtype not in (None, *DTYPES):
+        raise UserError(f"`convert.dtype={c.dtype}`: must be one of {', '.join(DTYPES)}")
     from posttrain.convert.publish import check_free
 
     out = Path(c.out).expanduser()
@@ -88,7 +92,7 @@ def run(cfg: DictConfig) -> None:
     else:
         from posttrain.convert.merge import merge
 
-        merge(Path(c.checkpoint).expanduser(), out, c.overwrite)
+        merge(Path(c.checkpoint).expanduser(), out, c.overwrite, c.dtype)
     print(f"written: {out}")
 
 
@@ -102,7 +106,7 @@ def import_(cfg: DictConfig, out: Path) -> None:
         process.start()
         from posttrain.convert.megatron import import_model
 
-        import_model(model, out, cfg.convert.overwrite)
+        import_model(model, out, cfg.convert.overwrite, cfg.convert.dtype)
 
 
 def export(cfg: DictConfig, out: Path) -> None:
@@ -110,11 +114,13 @@ def export(cfg: DictConfig, out: Path) -> None:
     from posttrain.convert.checkpoints import find
 
     found = find(Path(cfg.convert.checkpoint).expanduser())
+    if found.peft and cfg.convert.dtype:
+        raise UserError(f"`convert.dtype={cfg.convert.dtype}`: {found.directory} is an adapter's; give it to merge")
     with quiet():
         process.start()
         from posttrain.convert.megatron import export_checkpoint
 
-        export_checkpoint(found, out, cfg.convert.overwrite, cfg.convert.verify)
+        export_checkpoint(found, out, cfg.convert.overwrite, cfg.convert.verify, cfg.convert.dtype)
 
 
 @contextlib.contextmanager

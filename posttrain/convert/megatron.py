@@ -21,8 +21,14 @@ from posttrain.models.headers import read_headers
 FORMATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def import_model(model: HFModel, out: Path, overwrite: bool = False) -> None:
-    """Write the Hugging Face model as a Megatron checkpoint: in bf16 where most of its weights are, else in fp32.
+def import_model(model: HFModel, out: Path, overwrite: bool = False, dtype: str | None = None) -> None:
+    """Write the Hugging Face model as a Megatron checkpoint.
+
+    Args:
+        model: its directory is read.
+        out: the directory to write.
+        overwrite: replace `out`.
+        dtype: of the weights, float32 or bfloat16; None: bfloat16 where most of them are, else float32.
 
     Raises:
         UserError: the directory is damaged, or its architecture is not known.
@@ -32,13 +38,14 @@ def import_model(model: HFModel, out: Path, overwrite: bool = False) -> None:
     if unknown := dtypes - FORMATS.keys() - {"I64", "BOOL", "U8"}:
         raise UserError(f"{model.directory}: tensors of {', '.join(sorted(unknown))}; only unquantised models convert")
     bf16 = sum(prod(t.shape) for t in tensors.values() if t.dtype == "BF16")
-    dtype = torch.bfloat16 if 2 * bf16 > sum(prod(t.shape) for t in tensors.values()) else torch.float32
+    mostly = "bfloat16" if 2 * bf16 > sum(prod(t.shape) for t in tensors.values()) else "float32"
+    weights = getattr(torch, dtype or mostly)
     bridge = model.bridge()
     total = sum(file.stat().st_size for file in {tensor.file for tensor in tensors.values()})
     with publishing(out, overwrite) as scratch:
         with progress("reading", total) as done:
             count_reads(bridge, done)
-            parts = build(bridge, dtype, scratch, load=True)
+            parts = build(bridge, weights, scratch, load=True)
         unsealed = scratch / ".partial"
         with mapped.saved_as_they_lie():
             bridge.save_megatron_model(parts, unsealed)
@@ -46,7 +53,7 @@ def import_model(model: HFModel, out: Path, overwrite: bool = False) -> None:
         shutil.rmtree(unsealed)
         beside = scratch / HUGGING_FACE
         beside.mkdir()
-        write_config(beside, model.hf_config(), model.directory, str(dtype).removeprefix("torch."))
+        write_config(beside, model.hf_config(), model.directory, dtype or mostly)
         copy_generation_config(beside, model.directory)
         copy_tokenizer(beside, Path(model.tokenizer_path))
 
@@ -90,8 +97,17 @@ def build(bridge: Any, dtype: torch.dtype, disk: Path, load: bool, adapter: Any 
     return provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
 
 
-def export_checkpoint(found: Checkpoint, out: Path, overwrite: bool = False, check: bool = True) -> None:
+def export_checkpoint(
+    found: Checkpoint, out: Path, overwrite: bool = False, check: bool = True, dtype: str | None = None
+) -> None:
     """Write a checkpoint as a Hugging Face directory: the whole model, or the adapter of an adapter run.
+
+    Args:
+        found: the checkpoint.
+        out: the directory to write.
+        overwrite: replace `out`.
+        check: compare logits.
+        dtype: of a whole model's weights, float32 or bfloat16; None: the checkpoint's.
 
     Raises:
         UserError: its tensors are not those of its model.
@@ -99,9 +115,9 @@ def export_checkpoint(found: Checkpoint, out: Path, overwrite: bool = False, che
     """
     adapter = found.peft.build() if found.peft else None
     out.parent.mkdir(parents=True, exist_ok=True)
-    parts, bridge, dtype = load(found, adapter, out.parent)
+    parts, bridge, weights = load(found, adapter, out.parent, getattr(torch, dtype) if dtype else None)
     source = Source(
-        found.model, bridge, parts, adapter, dtype, "cpu", None if check else "convert.verify=false",
+        found.model, bridge, parts, adapter, weights, "cpu", None if check else "convert.verify=false",
         found.chat_template(),
     )  # fmt: skip
     total = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
@@ -109,8 +125,10 @@ def export_checkpoint(found: Checkpoint, out: Path, overwrite: bool = False, che
         export(source, out, overwrite, done)
 
 
-def load(found: Checkpoint, adapter: Any, disk: Path) -> tuple[list[torch.nn.Module], Any, torch.dtype]:
-    """The model of a checkpoint (its base in fp32 where it holds an adapter), its bridge, its dtype.
+def load(
+    found: Checkpoint, adapter: Any, disk: Path, dtype: torch.dtype | None = None
+) -> tuple[list[torch.nn.Module], Any, torch.dtype]:
+    """The model of a checkpoint (its base in fp32 where it holds an adapter), its bridge, its dtype; see `build`.
 
     Raises:
         UserError: a tensor is missing or has another shape: it is another model's, or half written.
@@ -136,7 +154,7 @@ def load(found: Checkpoint, adapter: Any, disk: Path) -> tuple[list[torch.nn.Mod
             f"{where}: holds {'an adapter' if has_adapter else 'a whole model'}, its configuration says not"
         )
     weights = [t.dtype for name, t in held.items() if name.startswith(("embedding.", "decoder.", "model."))]
-    dtype = torch.float32 if has_adapter or torch.bfloat16 not in weights else torch.bfloat16
+    dtype = dtype or (torch.float32 if has_adapter or torch.bfloat16 not in weights else torch.bfloat16)
     bridge = found.model.bridge()
     parts = build(bridge, dtype, disk, load=has_adapter and not found.model.random_init, adapter=adapter)
     plain = unwrap_model(parts)

@@ -16,13 +16,14 @@ from posttrain.models.shapes import check_directory
 from posttrain.peft.directory import CONFIG, TRANSPOSED, WEIGHTS, Pair, base_of, check_against, is_adapter, read_adapter
 
 
-def merge(path: Path, out: Path, overwrite: bool = False) -> None:
+def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = None) -> None:
     """Write the model that the adapter makes of its base, with the adapter's tokenizer where it has one.
 
     Args:
         path: a PEFT directory, or a run directory with one in it.
         out: the directory to write.
         overwrite: replace `out`.
+        dtype: of the weights, float32 or bfloat16; None: the base's.
 
     Raises:
         UserError: there is no adapter, no base, or they do not belong together.
@@ -36,9 +37,9 @@ def merge(path: Path, out: Path, overwrite: bool = False) -> None:
     hf_config = model.hf_config()
     transposed = hf_config.model_type in TRANSPOSED
     with publishing(out, overwrite) as scratch:
-        write_weights(scratch, headers, adapter / WEIGHTS, pairs, transposed)
-        dtype = next(iter(headers.values())).dtype
-        write_config(scratch, hf_config, base, {"F32": "float32", "F16": "float16"}.get(dtype, "bfloat16"))
+        write_weights(scratch, headers, adapter / WEIGHTS, pairs, transposed, dtype)
+        stored = {"F32": "float32", "F16": "float16"}.get(next(iter(headers.values())).dtype, "bfloat16")
+        write_config(scratch, hf_config, base, dtype or stored)
         copy_generation_config(scratch, base)
         copy_tokenizer(scratch, adapter if (adapter / "tokenizer_config.json").is_file() else base)
 
@@ -55,7 +56,12 @@ def find_adapter(path: Path) -> Path:
 
 
 def write_weights(
-    scratch: Path, headers: dict[str, Tensor], weights: Path, pairs: dict[str, Pair], transposed: bool
+    scratch: Path,
+    headers: dict[str, Tensor],
+    weights: Path,
+    pairs: dict[str, Pair],
+    transposed: bool,
+    dtype: str | None,
 ) -> None:
     """Stream the base's tensors in the order of its files, merging where there is an adapter."""
     writer = ShardWriter(scratch)
@@ -69,10 +75,11 @@ def write_weights(
                 for name in names:
                     weight = base.get_tensor(name)
                     done(weight.numel() * weight.element_size())
+                    to = getattr(torch, dtype) if dtype and weight.is_floating_point() else weight.dtype
                     if pair := pairs.get(name.removesuffix(".weight")):
                         parts = {kind: adapter.get_tensor(found) for kind, found in pair.tensors.items()}
-                        weight = merged(weight, **parts, scale=pair.scale, transposed=transposed)
-                    writer.add(name, weight)
+                        weight = merged(weight, **parts, scale=pair.scale, transposed=transposed, dtype=to)
+                    writer.add(name, weight.to(to))
     writer.close()
 
 
@@ -83,8 +90,9 @@ def merged(
     scale: float,
     magnitude: torch.Tensor | None = None,
     transposed: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """W + scale B A in fp32, then in the dtype of W; for DoRA its rows at the trained magnitudes.
+    """W + scale B A in fp32, then in `dtype` or that of W; for DoRA its rows at the trained magnitudes.
 
     Args:
         weight: W [out, in], or [in, out] where `transposed`.
@@ -94,4 +102,4 @@ def merged(
     whole = (weight.T if transposed else weight).float() + scale * (b.float() @ a.float())
     if magnitude is not None:
         whole *= (magnitude.float().flatten() / torch.linalg.norm(whole, dim=1))[:, None]
-    return (whole.T if transposed else whole).to(weight.dtype).contiguous()
+    return (whole.T if transposed else whole).to(dtype or weight.dtype).contiguous()

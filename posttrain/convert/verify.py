@@ -9,7 +9,7 @@ import torch
 from posttrain.convert.reference import ExportRefused, reference, too_large
 from posttrain.errors import UserError
 from posttrain.models.headers import read_headers
-from posttrain.models.shapes import BUFFERS, check_directory
+from posttrain.models.shapes import check_directory, is_buffer
 from posttrain.peft.directory import check_against, is_adapter, read_adapter
 
 TOLERANCE = 1e-4  # fp32: largest difference over the largest logit
@@ -17,7 +17,6 @@ TOLERANCE = 1e-4  # fp32: largest difference over the largest logit
 # one bf16 number where that is less): two implementations round differently, not more.
 NOISES = 2.0
 BF16_ROUNDING = 2.0**-8
-BUFFER_ENDS = tuple(f".{name}" for name in BUFFERS)
 
 
 @dataclass
@@ -75,7 +74,7 @@ def model_tensors(directory: Path, model: Any, dtype: str) -> dict[str, Any]:
         raise ExportRefused(f"export refused: {wrong[0]} is {written[wrong[0]].dtype}, not {dtype}")
     report: dict[str, Any] = {"count": len(written), "dtype": dtype, "against": "config.json"}
     if not model.random_init:
-        base = {name: t for name, t in read_headers(model.directory).items() if not f".{name}".endswith(BUFFER_ENDS)}
+        base = {name: t for name, t in read_headers(model.directory).items() if not is_buffer(name)}
         same_tensors({name: t.shape for name, t in written.items()}, {name: t.shape for name, t in base.items()})
         report["against"] = "the base's tensors"
     return report

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,7 +83,7 @@ class HFModel:
                 fields = plain(self.architecture)
                 return AutoConfig.for_model(fields.pop("model_type"), **fields)
             directory = fetch(self.path, [*CONFIG_FILES, *self._code]) if self.random_init else self.directory
-            read_json(directory / "config.json")
+            import_bridges(read_json(directory / "config.json"))
             return AutoConfig.from_pretrained(directory, trust_remote_code=self._trusted())
         except (ValueError, KeyError) as error:
             raise UserError(f"model.path={self.path}: transformers cannot read its configuration: {error}") from error
@@ -172,6 +173,15 @@ def has_bridge(config) -> bool:
     from megatron.bridge import AutoBridge
 
     return bool(set(config.architectures or ()) & set(AutoBridge.list_supported_models()))
+
+
+def import_bridges(fields: Mapping[str, Any]) -> None:
+    """Import the bridges of a config.json's architectures, where Megatron is used: some bring their configuration."""
+    if "megatron.bridge" in sys.modules:
+        from posttrain.patches.imports import need
+
+        for architecture in fields.get("architectures") or ():
+            need(architecture)
 
 
 def plain(value):

@@ -12,6 +12,11 @@ LAYER = re.compile(r"^(.*?\b(?:layers|h))\.(\d+)\.(.+)$")
 BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
 
 
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of this name is one of BUFFERS."""
+    return f".{name}".endswith(tuple(f".{buffer}" for buffer in BUFFERS))
+
+
 def dimensions(config: Mapping) -> dict[str, int]:
     """Return H hidden, I MLP, E expert MLP, A query and K key/value features, V vocabulary, P positions, L layers.
 
@@ -101,7 +106,7 @@ def check_layers(directory: Path, tensors: Mapping[str, Tensor], count: int) -> 
     """Raise a UserError unless there are `count` layers and each holds what the first holds."""
     layers: dict[int, set[str]] = {}
     for name in tensors:
-        if (match := LAYER.match(name)) and not match[3].endswith(BUFFERS):
+        if (match := LAYER.match(name)) and not is_buffer(name):
             layers.setdefault(int(match[2]), set()).add(match[3])
     if set(layers) != set(range(count)):
         raise UserError(f"{directory}: the weights have {len(layers)} layers, config.json says {count}")

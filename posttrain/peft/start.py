@@ -7,23 +7,9 @@ from typing import Any
 import torch
 
 from posttrain.errors import UserError
-from posttrain.peft.adapters import DoRA, LoRA
 from posttrain.peft.directory import WEIGHTS
 
 MOST = 10_000_000  # adapter tensors of one process, far from any model's
-
-
-def check(adapter: tuple, ours: LoRA, directory: Path) -> None:
-    """Raise a UserError unless kind, rank and scale of an adapter (see `read_adapter`) are those of `ours`."""
-    config, pairs, tensors = adapter
-    dora = isinstance(ours, DoRA)
-    if bool(config.get("use_dora")) != dora:
-        raise UserError(f"{directory}: is {'LoRA' if dora else 'DoRA'}; choose peft={'lora' if dora else 'dora'}")
-    for module, pair in pairs.items():
-        rank = tensors[pair.tensors["a"]].shape[0]
-        if rank != ours.rank or abs(pair.scale - ours.effective_alpha / ours.rank) > 1e-6 * pair.scale:
-            alpha = pair.scale * (rank**0.5 if ours.rslora else rank)
-            raise UserError(f"{directory}: has rank {rank} on {module}; add peft.rank={rank} peft.alpha={alpha:g}")
 
 
 def load(bridge: Any, parts: list[torch.nn.Module], directory: Path) -> None:

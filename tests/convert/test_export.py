@@ -55,6 +55,35 @@ def test_import_then_export_is_bit_identical(family, megatron, base, tmp_path):
         assert tensor.dtype == after[name].dtype and tensor.equal(after[name]), name
 
 
+def test_in_another_dtype(megatron, base, tmp_path):
+    """Import in bf16, export in bf16 or fp32: rounded once, and compared."""
+    from safetensors.torch import load_file
+
+    from posttrain.convert.checkpoints import find
+    from posttrain.convert.megatron import export_checkpoint, import_model
+
+    directory = base("llama")
+    import_model(HFModel(path=str(directory)), tmp_path / "fp32")
+    import_model(HFModel(path=str(directory)), tmp_path / "bf16", dtype="bfloat16")
+    source = load_file(directory / "model.safetensors")
+    for name, dtype in (("fp32", "bfloat16"), ("bf16", "float32"), ("bf16", None)):
+        out = tmp_path / f"{name}-{dtype}"
+        export_checkpoint(find(tmp_path / name), out, dtype=dtype)
+        assert json.loads((out / "verification.json").read_text())["logits"]["checked"]
+        assert json.loads((out / "config.json").read_text())["dtype"] == (dtype or "bfloat16")
+        for key, tensor in load_file(out / "model.safetensors").items():
+            assert str(tensor.dtype) == f"torch.{dtype or 'bfloat16'}"
+            assert tensor.bfloat16().equal(source[key].bfloat16()), key
+
+
+def test_gpt2_adapters_are_transposed_as_peft_writes_them(megatron, base, tmp_path):
+    from posttrain.export import export
+
+    export(source(base("gpt2"), LoRA(rank=4, alpha=8)), tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+    assert json.loads((tmp_path / "adapter" / "verification.json").read_text())["logits"]["checked"]
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "gpt2", "gpt_neox"])
 def test_dora(family, megatron, base, tmp_path):
     """Adapter and merged model, with magnitudes that training has moved."""

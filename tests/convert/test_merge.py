@@ -37,6 +37,18 @@ def peft_adapter(tmp_path):
     return make
 
 
+def test_merged_in_another_dtype(base, peft_adapter, tmp_path):
+    """Rounded once: from fp32 arithmetic, not from the base's bf16."""
+    from posttrain.convert.merge import merge
+
+    adapter, _ = peft_adapter(base("llama"), r=4, target_modules=["q_proj"])
+    merge(adapter, tmp_path / "fp32")
+    merge(adapter, tmp_path / "bf16", dtype="bfloat16")
+    exact, rounded = (load_file(tmp_path / name / "model.safetensors") for name in ("fp32", "bf16"))
+    assert all(rounded[name].equal(exact[name].bfloat16()) for name in exact)
+    assert load(tmp_path / "bf16", dtype="auto").dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     ("family", "settings"),
     [

@@ -13,10 +13,10 @@ from posttrain.peft import DoRA, LoRA
 def started(model, adapter, directory):
     """A live model whose adapters were loaded from `directory`, as the trainer does it."""
     from posttrain.convert import megatron
-    from posttrain.peft import start
+    from posttrain.peft import settings, start
     from posttrain.peft.directory import read_adapter
 
-    start.check(read_adapter(directory), adapter, directory)
+    settings.check(read_adapter(directory), adapter, directory)
     bridge, built = model.bridge(), adapter.build()
     built.start = lambda parts: start.load(bridge, parts, directory)
     return megatron.build(bridge, torch.float32, directory, load=True, adapter=built)

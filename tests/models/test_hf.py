@@ -113,6 +113,19 @@ def test_missing_tensor_of_one_layer(llama):
         check_directory(llama)
 
 
+def test_lost_bias_that_is_called_like_a_buffer(tmp_path):
+    """`attn.c_attn.bias` is a parameter, `attn.bias` GPT-2's causal mask."""
+    make(tmp_path, {**OTHERS["gpt2"], "model_type": "gpt2"})
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "transformer.h.0.attn.bias": torch.ones(4)}, file)
+    check_directory(tmp_path)
+    del tensors["transformer.h.1.attn.c_attn.bias"]
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"layer 0 has attn.c_attn.bias, layer 1 has not"):
+        check_directory(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -1,0 +1,60 @@
+"""A run that goes on from an adapter: what doesn't fit is named before anything is loaded."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from posttrain import check
+from posttrain.compose import compose
+from posttrain.errors import UserError
+from posttrain.peft.settings import components
+
+
+def write(directory, modules, rank=8, alpha=16, **config):
+    """A PEFT directory with one layer of Llama's modules."""
+    directory.mkdir()
+    tensors = {}
+    for module in modules:
+        prefix = f"base_model.model.model.layers.0.{module}"
+        tensors |= {f"{prefix}.lora_A.weight": torch.zeros(rank, 4), f"{prefix}.lora_B.weight": torch.zeros(4, rank)}
+    save_file(tensors, directory / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "base_model_name_or_path": "x/y", **config}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return directory
+
+
+ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
+ALL = [*ATTENTION, *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))]
+
+
+@pytest.mark.parametrize(
+    ("modules", "words", "message"),
+    [
+        (ALL, ["peft.rank=8"], None),
+        (ALL, ["peft.rank=8", "peft.target_modules=[linear_qkv,linear_proj,linear_fc1,linear_fc2]"], None),
+        (ATTENTION[:3], ["peft.rank=8", "peft.target_modules=[q_proj,k_proj,v_proj]"], None),
+        (ALL, ["peft.rank=16"], r"add peft.rank=8 peft.alpha=16"),
+        (ALL, ["peft.rank=8", "peft.alpha=4"], r"peft.alpha=16"),
+        (ALL, ["peft=dora", "peft.rank=8"], "choose peft=lora"),
+        (ALL, ["peft=none"], "is an adapter; choose peft=lora"),
+        (ATTENTION[::2], ["peft.rank=8"], r"set peft.target_modules=\[q_proj,v_proj\]"),
+        (ALL, ["peft.rank=8", "peft.target_modules=[q_proj,v_proj]"], r"target_modules=\[down_proj,gate_proj,k_proj,"),
+    ],
+)
+def test_before_anything_is_loaded(modules, words, message, tmp_path):
+    path = write(tmp_path / "adapter", modules)
+    cfg = compose(["model=hf", f"model.path={path}", *words])
+    if message is None:
+        check.model(cfg)
+    else:
+        with pytest.raises(UserError, match=message):
+            check.model(cfg)
+
+
+def test_names():
+    assert components(["h.0.attn.c_proj", "h.0.mlp.c_proj", "h.0.attn.c_attn"]) == {
+        "linear_proj", "linear_fc2", "linear_qkv",
+    }  # fmt: skip
+    assert components(["layers.0.mlp.experts.1.down_proj"]) is None and components(["layers.0.router"]) is None

@@ -6,6 +6,7 @@ from posttrain.compose import fail
 from posttrain.errors import RunFailed, UserError
 from posttrain.recipes import names, resolve
 from posttrain.recipes.translate import Translation, translate
+from posttrain.words import word
 
 
 def listing() -> str:
@@ -22,8 +23,8 @@ def listing() -> str:
 def page(recipe: names.Recipe, done: Translation) -> str:
     """One recipe, key by key."""
     lines = [f"{recipe.name}: {recipe.summary}", f"{recipe.module}, Megatron-Bridge {names.version()}", ""]
-    lines += [f"{group}={name}" for group, name in done.choices.items()]
-    lines += [f"{key}={'null' if value is None else value}" for key, value in sorted(done.values.items())]
+    lines += [word(group, name) for group, name in done.choices.items()]
+    lines += [word(key, value) for key, value in sorted(done.values.items())]
     for title, items in (
         ("Decided by posttrain, for the machine or with the choices above:", done.decided),
         ("Not carried over:", done.left_out),

@@ -1,0 +1,271 @@
+"""Configurations of Primus become experiments that compose, pass the checks, and say what the file said."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from posttrain import check
+from posttrain.compose import compose
+from posttrain.errors import UserError
+from posttrain.primus.__main__ import take_over
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SECTIONS = """
+framework: megatron_bridge
+task: posttrain
+convert_from_hf: true
+hf_model_name_or_path: meta-llama/Llama-3-8B
+lora:
+  use_lora: true
+  lora_rank: 24
+  lora_alpha: 12
+  lora_dropout: 0.1
+  lora_target_modules: [q_proj, v_proj]
+training:
+  micro_batch_size: 2
+  global_batch_size: 32
+  train_iters: ${STEPS:700}
+  lr: 3e-4
+  min_lr: 3.0e-5
+  lr_decay_style: linear
+  lr_warmup_iters: 40
+  weight_decay: 0.02
+  clip_grad: 0.5
+  adam_beta2: 0.98
+  seed: 77
+precision: {bf16: true, fp16: false}
+parallelism: {tensor_model_parallel_size: 2, sequence_parallel: true}
+data:
+  data_path: ${FOLDER}/rows.json
+  dataset_format: alpaca
+  split: "80,15,5"
+  seq_length: 1024
+  prompt_template: alpaca
+  chat_format: chatml
+  tokenizer_type: SentencePiece
+checkpointing: {save: runs/one, save_interval: 100, no_save_optim: true, save_lora_only: true, load: /checkpoints/x}
+logging: {log_interval: 5, eval_interval: 50, eval_iters: 4, tensorboard_dir: /tb, wandb_project: mine}
+convert_to_hf: true
+hf_save_path: /exports/x
+hub_token: ${TOKEN:secret}
+"""
+SECTIONS_MEAN = {
+    "model.path": "meta-llama/Meta-Llama-3-8B", "peft._target_": "posttrain.peft.LoRA", "peft.rank": 24,
+    "peft.alpha": 12, "peft.dropout": 0.1, "peft.target_modules": ["q_proj", "v_proj"], "trainer.micro_batch_size": 2,
+    "trainer.global_batch_size": 32, "trainer.max_steps": 700, "optimizer.lr": 3e-4, "optimizer.min_lr": 3e-5,
+    "scheduler.lr_decay_style": "linear", "scheduler.lr_warmup_iters": 40, "scheduler.lr_warmup_fraction": None,
+    "optimizer.weight_decay": 0.02, "optimizer.clip_grad": 0.5, "optimizer.adam_beta2": 0.98, "seed": 77,
+    "precision.name": "bf16", "parallelism.tensor_model_parallel_size": 2, "parallelism.sequence_parallel": True,
+    "data.format._target_": "posttrain.data.formats.Alpaca", "data.validation_fraction": 0.15,
+    "trainer.seq_length": 1024, "template.name": "alpaca", "checkpoint.save_interval": 100,
+    "checkpoint.save_optimizer": False, "trainer.log_interval": 5, "trainer.validation_interval": 50,
+    "trainer.validation_batches": 4, "logger.wandb.project": "mine", "trainer.export": True,
+}  # fmt: skip
+SECTIONS_LACK = [
+    "checkpointing.load=/checkpoints/x: a Megatron checkpoint", "hf_save_path=/exports/x", "data.tokenizer_type",
+    "data.chat_format=chatml: the template is alpaca", "data.split=80,15,5: its third part", "logging.tensorboard_dir",
+    "hub_token=...: no counterpart", "packed_sequence is not said",
+]  # fmt: skip
+
+MODULES = """
+work_group: ${TEAM:amd}
+workspace: ${WORKSPACE:./output}
+modules:
+  post_trainer:
+    framework: megatron_bridge
+    config: sft_trainer.yaml
+    model: qwen3_30B_A3B_lora.yaml
+    overrides:
+      tensor_model_parallel_size: 1
+      expert_model_parallel_size: ${EXPERTS:4}
+      expert_tensor_parallel_size: 1
+      virtual_pipeline_model_parallel_size: null
+      sequence_parallel: false
+      peft: lora
+      peft_dim: 8
+      peft_alpha: 16
+      packed_sequence: true
+      train_iters: 200
+      global_batch_size: ${BATCH:128}
+      micro_batch_size: 1
+      seq_length: 2048
+      eval_interval: 30
+      save_interval: null
+      finetune_lr: 1.0e-4
+      lr_warmup_iters: 50
+      lr_decay_iters: null
+      precision_config: bf16_with_fp8_hybrid
+      recompute_granularity: full
+      recompute_method: block
+      recompute_num_layers: 3
+      moe_aux_loss_coeff: 0.01
+      moe_router_force_load_balancing: true
+      cross_entropy_loss_fusion: true
+      use_turbo_attention: true
+      wandb_project: null
+      dataset:
+        dataset_name: databricks/databricks-dolly-15k
+        do_validation: true
+        val_proportion: 0.1
+"""
+MODULES_MEAN = {
+    "model.path": "Qwen/Qwen3-30B-A3B", "peft.rank": 8, "peft.alpha": 16, "trainer.max_steps": 200,
+    "parallelism.expert_model_parallel_size": 4, "trainer.megatron.model.expert_tensor_parallel_size": 1,
+    "trainer.global_batch_size": 128, "optimizer.lr": 1e-4, "scheduler.lr_warmup_iters": 50, "precision.name": "fp8",
+    "trainer.recompute": "full", "trainer.megatron.model.recompute_method": "block",
+    "trainer.megatron.model.recompute_num_layers": 3, "trainer.megatron.model.moe_aux_loss_coeff": 0.01,
+    "data.path": "hf://databricks/databricks-dolly-15k", "data.packing": True, "data.validation_fraction": 0.1,
+    "data.format._target_": "posttrain.data.formats.Dolly", "checkpoint.save_interval": None,
+}  # fmt: skip
+MODULES_LACK = [
+    "fp8 is scaled per tensor", "moe_router_force_load_balancing=True: sends tokens to experts at random",
+    "cross_entropy_loss_fusion=True: decided by posttrain", "use_turbo_attention=True: kernels for AMD's GPUs",
+]  # fmt: skip
+FORMS = [(SECTIONS, SECTIONS_MEAN, SECTIONS_LACK), (MODULES, MODULES_MEAN, MODULES_LACK)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with data, in which the command is typed."""
+    (tmp_path / "rows.json").write_text(json.dumps([{"instruction": "say", "input": "", "output": "hello"}]))
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, text: str, name: str = "theirs.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("text, means, lacks", FORMS, ids=["sections", "modules"])
+def test_both_forms(folder, text, means, lacks):
+    told = take_over([str(write(folder, text)), "--config-dir", "mine"])
+    cfg = compose(["experiment=theirs", f"hydra.searchpath=[file://{folder / 'mine'}]"])
+    for key, value in means.items():
+        assert OmegaConf.select(cfg, key) == value, key
+    experiment = (folder / "mine" / "experiment" / "theirs.yaml").read_text()
+    for line in lacks:
+        assert line in told and line in experiment
+    assert "secret" not in told + experiment
+    check.check(cfg, 8)
+    commands = [shlex.split(line) for line in told.splitlines() if line.startswith("  python -m posttrain")]
+    assert commands[0][3:6] == ["--config-dir", "mine", "experiment=theirs"]
+    assert compose([word for word in commands[1][3:] if not word.startswith("hydra.")]) == cfg
+    if "save: " in text:
+        assert commands[0][-1] == commands[1][-1] == "hydra.run.dir=runs/one"
+
+
+def test_every_line_of_a_file_is_used_or_named(folder):
+    """Change each setting in turn: the experiment or the report must change with it."""
+    for text, *_ in FORMS:
+        path = write(folder, text)
+        before = take_over([str(path), "out=a.yaml", "overwrite=true"]), (folder / "a.yaml").read_text()
+        for number, line in enumerate(text.splitlines()):
+            found = re.fullmatch(r"( +\w+: )(\d+|true|[\d.]+e-\d+)", line)
+            if not found or found[1].strip() in ("use_lora:", "save_lora_only:", "do_validation:"):
+                continue
+            other = {"true": "false"}.get(found[2]) or str(yaml.safe_load(found[2]) or 0) + "1"
+            lines = text.splitlines()
+            lines[number] = found[1] + other
+            write(folder, "\n".join(lines))
+            try:
+                after = take_over([str(path), "out=a.yaml", "overwrite=true"]), (folder / "a.yaml").read_text()
+            except UserError as error:
+                after = str(error)
+            assert after != before, line
+
+
+def test_the_environment_wins_over_a_default(folder, monkeypatch):
+    monkeypatch.setenv("STEPS", "12")
+    take_over([str(write(folder, SECTIONS)), "out=a.yaml"])
+    assert OmegaConf.load(folder / "a.yaml").trainer.max_steps == 12
+
+
+def test_words_fill_what_the_file_does_not_say(folder):
+    path = write(folder, "framework: megatron_bridge\nmodel: {load: /checkpoints/x}\ntraining: {lr: 1e-5}\n")
+    with pytest.raises(UserError, match="add model=NAME"):
+        take_over([str(path)])
+    told = take_over([str(path), "model=llama3_8b", "data=alpaca", "data.path=rows.json", "optimizer.lr=2e-5"])
+    assert "experiment=theirs model=llama3_8b data=alpaca data.path=rows.json optimizer.lr=2e-5" in told
+    assert "model.load=/checkpoints/x: a Megatron checkpoint" in told and "checked: it composes and passes" in told
+
+
+def test_a_checkout_of_primus_says_what_its_models_are(folder):
+    models = folder / "primus" / "configs" / "models" / "megatron_bridge"
+    models.mkdir(parents=True)
+    (models / "ours.yaml").write_text("recipe: qwen.qwen3\nflavor: f\nhf_path: Qwen/Qwen3-8B\n")
+    examples = folder / "examples"
+    examples.mkdir()
+    path = write(examples, MODULES.replace("qwen3_30B_A3B_lora", "ours").replace("${EXPERTS:4}", "1"))
+    told = take_over([str(path)])
+    assert "model=qwen3_8b" in told and "add recipe=qwen3_8b_peft_config" in told
+
+
+def test_blocks_beside_the_modules(folder):
+    """Primus merges them into the configuration of Megatron-Bridge, whose words for LoRA are short."""
+    text = MODULES.replace("      peft_dim: 8\n      peft_alpha: 16\n", "").partition("      dataset:")[0]
+    text += "      dataset_name: tatsu-lab/alpaca\npeft: {dim: 4, alpha: 2, dropout: 0.2}\n"
+    take_over([str(write(folder, text)), "out=a.yaml"])
+    experiment = OmegaConf.load(folder / "a.yaml")
+    assert experiment.peft == {"rank": 4, "alpha": 2, "dropout": 0.2}
+    assert experiment.data.path == "hf://tatsu-lab/alpaca"
+
+
+def test_a_file_is_not_replaced_unasked(folder):
+    path = write(folder, SECTIONS)
+    take_over([str(path)])
+    with pytest.raises(UserError, match="overwrite=true"):
+        take_over([str(path)])
+    take_over([str(path), "overwrite=true"])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("framework: torchtitan", "framework=torchtitan"),
+        ("a: [", "is not YAML"),
+        ("- a", "a mapping was expected"),
+        ("framework: megatron_bridge\ntask: pretrain", "task=pretrain"),
+        ("modules: {pre_trainer: {framework: megatron_bridge}}", "no modules.post_trainer but pre_trainer"),
+        ("modules: {post_trainer: {framework: megatron}}", "framework=megatron"),
+        ("post_train: {backend: megatron-bridge}", "names a script"),
+        ("framework: megatron_bridge\nhf_path: ${NOWHERE_SET}", "the environment variable NOWHERE_SET"),
+        ("framework: megatron_bridge\nhf_path: a/b\ntraining: {train_iters: many}", "trainer.max_steps"),
+        ("framework: megatron_bridge\nhf_path: a/b\ntraining: {optimizer: lion}", "optimizer=lion"),
+        ("framework: megatron_bridge\nhf_path: a/b\npeft: prefix", "peft=prefix"),
+        ("framework: megatron_bridge\nhf_path: a/b\ndata: {data_path: x, dataset_format: dolly, split: a}", "split=a:"),
+        ("modules: {post_trainer: {framework: megatron_bridge, model: grok.yaml}}", "`grok` is none of conf/model"),
+        ("modules: {post_trainer: {framework: megatron_bridge, overrides: [a]}}", "a mapping was expected"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_taken_over(folder, text, message):
+    with pytest.raises(UserError) as error:
+        take_over([str(write(folder, text))])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (folder / "conf").exists()
+
+
+def test_the_command(folder):
+    """The commands as typed: exit codes, no traceback, and what it prints runs."""
+    command = [sys.executable, "-m", "posttrain.primus"]
+    missing = subprocess.run([*command, "no.yaml"], capture_output=True, text=True)
+    assert missing.returncode == 2 and "no.yaml: can't be read" in missing.stderr and "Traceback" not in missing.stderr
+    write(folder, SECTIONS)
+    done = subprocess.run([*command, "theirs.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if "experiment=theirs" in line)
+    words = shlex.split(line)[3:]
+    shown = subprocess.run(
+        [sys.executable, "-m", "posttrain", *words, "--cfg", "job"], capture_output=True, text=True, cwd=folder
+    )
+    assert OmegaConf.create(shown.stdout).trainer.max_steps == 700

@@ -287,8 +287,10 @@ def _files(reader: Reader, done: Translation) -> None:
     if reader.get("no_save_optim"):
         done.values["checkpoint.save_optimizer"] = False
     if (target := reader.get("hf_save_path")) is not None:
-        what = "adapter" if done.choices["peft"] != "none" else "hf"
-        done.left_out.append(f"hf_save_path={target}: the result is RUN_DIR/{what}; docs/primus.md says how to merge")
+        where = (
+            "RUN_DIR/hf" if done.choices["peft"] == "none" else "RUN_DIR/adapter; docs/primus.md says how to merge it"
+        )
+        done.left_out.append(f"hf_save_path={target}: the result is {where}")
     trackers = []
     if (project := reader.get("wandb_project")) is not None:
         trackers.append("wandb")
@@ -308,7 +310,8 @@ def _rest(reader: Reader, done: Translation) -> None:
 
     What is null or false asks for nothing and is not mentioned.
     """
-    decided = re.compile("|".join(DECIDED[section] for section in ("model", "optimizer", "scheduler", "ddp", "train")))
+    sections = ("model", "optimizer", "scheduler", "ddp", "train", "checkpoint")
+    decided = re.compile("|".join([*(DECIDED[section] for section in sections), "no_save_rng", r"no_load_\w+"]))
     for key, value in reader.primus.settings.items():
         if key in reader.taken or value is None or value is False:
             continue

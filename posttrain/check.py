@@ -3,6 +3,7 @@
 Each check raises `UserError` naming the key, the value, and what would be right.
 """
 
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import schema, targets
+from posttrain import confidential, schema, targets
 from posttrain.data import check as data
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
+from posttrain.models.hf import check_trust
 from posttrain.peft import settings as settings_of_adapter
 from posttrain.peft.directory import is_adapter, read_adapter
 
@@ -39,6 +41,7 @@ def settings(cfg: DictConfig, visible_gpus: int) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"`{missing[0]}`: has no value; give it on the command line or in your configuration")
+    confidential.check(cfg)
     ranges(cfg)
     data.check(cfg)
     trainer(cfg, visible_gpus)
@@ -107,6 +110,11 @@ def trainer(cfg: DictConfig, visible_gpus: int) -> None:
 def model(cfg: DictConfig) -> None:
     """A local model directory must be one; a hub id must look like one."""
     path = cfg.model.path
+    if cfg.model.trust_remote_code:
+        check_trust(path)
+        print(
+            f"posttrain: model.trust_remote_code=true: Python code from {path} runs with your rights", file=sys.stderr
+        )
     if path is None:
         raise UserError("`model.path`: give a Hugging Face directory or a hub id, e.g. model.path=./my-model")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1

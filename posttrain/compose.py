@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain import schema, sweep
+from posttrain import confidential, guard, schema, sweep
 from posttrain.errors import RunFailed, UserError
 from posttrain.precheck import precheck
 from posttrain.recipes import layer
@@ -34,6 +34,7 @@ CONF_DIR = next(d for d in (PACKAGE / "conf", PACKAGE.parent / "conf") if d.is_d
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 schema.register()
+confidential.register()
 OmegaConf.register_new_resolver("times", lambda a, b: float(a) * float(b), replace=True)
 # Cached by OmegaConf, and Hydra copies the cache to each trial's configuration: the whole sweep has one name.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
@@ -50,6 +51,7 @@ def compose(overrides: list[str] | None = None, config_name: str = "config", wit
     Raises:
         UserError: for what `run` would report with exit code 2.
     """
+    guard.install()
     layered = layer.apply(list(overrides or []), config_name)
     overrides, config_name = layered.words, layered.config_name
     outer = GlobalHydra.instance().hydra  # set when this is called from a command, e.g. at the end of a sweep
@@ -79,6 +81,7 @@ def run(
     full = os.environ.get(FULL_ERROR) == "1"
     # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.
     os.environ[FULL_ERROR] = "1"
+    guard.install()
     if any(arg.startswith("--experimental-rerun") for arg in sys.argv[1:]):
         fail("--experimental-rerun: refused, it unpickles the file it is given; use the run directory's config.yaml")
     try:

@@ -38,6 +38,17 @@ ALLOWED = [
     )
 ]
 
+# What Hydra itself builds: `hydra.sweeper` and `hydra.launcher`.
+IN_HYDRA = [
+    re.compile(pattern)
+    for pattern in (
+        r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)",
+        r"hydra_plugins\.hydra_optuna_sweeper\.optuna_sweeper\.OptunaSweeper",
+        r"optuna\.samplers\.[A-Z]\w*Sampler",
+        r"hydra_plugins\.posttrain_launcher\.(Local|Slurm)Launcher",
+    )
+]
+
 
 def walk(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield (key path, target) for every `_target_` anywhere below `node`, lists included."""
@@ -53,17 +64,28 @@ def walk(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
                 yield where, value
             else:
                 yield from walk(value, where)
-    elif isinstance(node, ListConfig) and not node._is_none():
+    elif isinstance(node, dict):  # of a resolver, which Hydra would build all the same
+        for key, value in node.items():
+            yield from [(f"{path}.{key}", value)] if key == "_target_" else walk(value, f"{path}.{key}")
+    elif isinstance(node, list | tuple) or (isinstance(node, ListConfig) and not node._is_none()):
         for index, value in enumerate(node):
             yield from walk(value, f"{path}[{index}]")
 
 
 def allowed(target: str) -> bool:
     """Whether `target` may be built."""
-    if any(pattern.fullmatch(target) for pattern in ALLOWED):
-        return True
+    return any(pattern.fullmatch(target) for pattern in ALLOWED) or allowed_by_user(target)
+
+
+def allowed_by_user(target: str) -> bool:
+    """Whether the environment variable allows `target`."""
     own = [prefix.strip() for prefix in os.environ.get(ENVIRONMENT, "").split(",") if prefix.strip()]
     return any(target == prefix or target.startswith(prefix + ".") for prefix in own)
+
+
+def allowed_in_hydra(target: str) -> bool:
+    """Whether `target` may be built below `hydra`."""
+    return any(pattern.fullmatch(target) for pattern in IN_HYDRA)
 
 
 def check(cfg: Any) -> None:
@@ -72,7 +94,11 @@ def check(cfg: Any) -> None:
     Raises:
         UserError: naming the key, the target and how to allow code of one's own.
     """
-    for path, target in walk(cfg):
+    try:
+        found = list(walk(cfg))
+    except RecursionError:
+        raise UserError("the configuration refers to itself without end (an interpolation like a: ${a})") from None
+    for path, target in found:
         if not isinstance(target, str) or not allowed(target):
             raise UserError(
                 f"{path}={target}: not a target that a configuration may name. Code of your own: put it on PYTHONPATH "

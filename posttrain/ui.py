@@ -1,6 +1,7 @@
 """What the person at the terminal sees; everything else a rank prints goes to its log file."""
 
 import os
+import re
 import sys
 import time
 from typing import Any
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a model says must not act on the terminal
 PLAIN_INTERVAL_S = 10.0  # between lines where the output is not a terminal
 
 
@@ -81,9 +83,8 @@ class Screen:
                 table.add_column(name, overflow="fold")
             for sample in samples:
                 prompt = _tail(sample["prompt"])
-                table.add_row(
-                    *(escape(text or "") for text in (prompt, *map(sample.get, ("before", "after", "reference"))))
-                )
+                answers = map(sample.get, ("before", "after", "reference"))
+                table.add_row(*(escape(CONTROL.sub(".", text or "")) for text in (prompt, *answers)))
             self.console.print(table, soft_wrap=False)
         if summary.get("profile"):
             table = Table(title="Milliseconds per step")

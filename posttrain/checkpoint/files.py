@@ -124,7 +124,7 @@ def prune(root: Path, keep: int) -> None:
 def clean(root: Path) -> None:
     """Remove what an earlier process left half-written or half-removed."""
     for path in root.glob(".*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def remove(checkpoint: Path) -> None:

@@ -15,7 +15,7 @@ from megatron.bridge.training.checkpointing import (
 from omegaconf import OmegaConf
 from torch.distributed.checkpoint.api import CheckpointException
 
-from posttrain.checkpoint import files, resume
+from posttrain.checkpoint import files, pickles, resume
 from posttrain.errors import UserError
 from posttrain.files import write_text
 
@@ -100,7 +100,8 @@ class Manager(DefaultCheckpointManager):
             )
         config.load, self.loaded, self.trainer.skipped = str(found), found, skipped
         self.trainer.progress.read(found)
-        return super().load(ctx)
+        with pickles.reading(found):
+            return super().load(ctx)
 
     def _publish(self) -> None:
         """Give the written checkpoint its name, point the tracker at it, remove old ones."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from posttrain import yaml_file
 from posttrain.checkpoint import files
 from posttrain.errors import UserError
 
@@ -65,8 +66,8 @@ def check(cfg: DictConfig, run_dir: Path) -> None:
     found = find(cfg, run_dir)
     if found is None:
         return
-    before = OmegaConf.load(found / CONFIG)
-    if not before.checkpoint.save_optimizer:
+    before = yaml_file.read(found / CONFIG)
+    if OmegaConf.select(before, "checkpoint.save_optimizer") is False:
         raise UserError(f"{found}: was saved with checkpoint.save_optimizer=false, a run can't go on from it")
     changed = differences(before, OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))
     if changed:

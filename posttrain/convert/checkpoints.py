@@ -58,18 +58,20 @@ def find(path: Path) -> Checkpoint:
 
 def of_run(directory: Path, run_dir: Path) -> Checkpoint:
     """The checkpoint of a run, which has its frozen configuration."""
-    from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from posttrain import targets
+    from posttrain import targets, yaml_file
+    from posttrain.data.check import built
 
     frozen = run_dir / "config.yaml"
     if not frozen.is_file():
         raise UserError(f"{directory}: neither {frozen} nor a {HUGGING_FACE} directory says what model it is of")
-    cfg = OmegaConf.load(frozen)
+    cfg = yaml_file.read(frozen)
     targets.check(cfg)
-    model = instantiate(cfg.model)
+    if not all(OmegaConf.is_dict(OmegaConf.select(cfg, group)) for group in ("model", "peft", "template")):
+        raise UserError(f"{frozen}: is not the configuration of a run; it has no `model`, `peft` or `template`")
+    model = built(cfg.model)
     if not model.random_init:
         _ = model.directory  # that it is still there, and whole
-    peft = instantiate(cfg.peft) if cfg.peft.get("_target_") else None
-    return Checkpoint(directory, model, peft, instantiate(cfg.template))
+    peft = built(cfg.peft) if cfg.peft.get("_target_") else None
+    return Checkpoint(directory, model, peft, built(cfg.template))

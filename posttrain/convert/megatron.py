@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from posttrain.checkpoint import files
+from posttrain.checkpoint import files, pickles
 from posttrain.convert import mapped
 from posttrain.convert.artifacts import copy_generation_config, copy_tokenizer, write_config
 from posttrain.convert.checkpoints import HUGGING_FACE, Checkpoint
@@ -145,7 +145,8 @@ def load(
 
     where = str(found.directory)
     try:
-        held = dist_checkpointing.load_tensors_metadata(where)
+        with pickles.reading(found.directory):
+            held = dist_checkpointing.load_tensors_metadata(where)
     except (CheckpointingException, OSError, EOFError, ValueError) as error:
         raise UserError(f"{where}: not a readable checkpoint ({_line(error)})") from error
     has_adapter = any(".adapter." in name for name in held)
@@ -163,7 +164,8 @@ def load(
         wanted = apply_peft_adapter_filter_to_state_dict(wanted, adapter)
     halves = mapped.in_place(wanted["model"])
     try:
-        state = dist_checkpointing.load(wanted, where, strict=StrictHandling.RAISE_UNEXPECTED)
+        with pickles.reading(found.directory):
+            state = dist_checkpointing.load(wanted, where, strict=StrictHandling.RAISE_UNEXPECTED)
     except (
         CheckpointException,
         CheckpointingException,

@@ -35,7 +35,8 @@ def built(node: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        raise
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"`{node._get_full_key(None)}`: {cause}") from error
 
 
 def _look_for(path: str, key: str) -> None:

@@ -57,6 +57,8 @@ class JSONArray:
                 except json.JSONDecodeError as error:
                     if not self._more or len(self._text) - self._at > self._largest:
                         raise NotAnArray(f"row {count}: not valid JSON: {error.msg}", self._here()) from None
+                except ValueError as error:  # a number of thousands of digits
+                    raise NotAnArray(f"row {count}: not valid JSON: {error}", self._here()) from None
                 except RecursionError:
                     raise NotAnArray(f"row {count}: not valid JSON: nested too deeply", self._here()) from None
                 self._add(self._file.read(wanted))  # most likely cut off: read twice as much each time

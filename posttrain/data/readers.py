@@ -128,6 +128,8 @@ def _jsonl(file: BinaryIO, path: Path) -> Iterator[Row]:
             found = RowError(f"not valid JSON: {error.msg} at column {error.colno}", "not valid JSON")
         except RecursionError:
             found = RowError("not valid JSON: nested too deeply", "not valid JSON")
+        except ValueError as error:  # a number of thousands of digits
+            found = RowError(f"not valid JSON: {error}", "not valid JSON")
         yield Place(str(path), row, name), found
         row += 1
 

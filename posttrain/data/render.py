@@ -121,7 +121,7 @@ class Renderer:
             return concat(compiled.root_render_func(compiled.new_context(variables, shared=True)))
         except jinja2.TemplateError as error:
             raise RowError(f"the template {self.template.name} refuses it: {error}") from None
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        except Exception as error:  # whatever a template does that it shouldn't is about this row
             raise RowError(
                 f"the template {self.template.name} fails on it: {type(error).__name__}: {error}",
                 f"the template {self.template.name} fails on it: {type(error).__name__}",

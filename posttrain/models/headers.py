@@ -3,13 +3,19 @@
 import json
 import struct
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from posttrain.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+BITS = {
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
+    "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,9 @@ def read_headers(directory: Path) -> dict[str, Tensor]:
             there, a file that is cut short or damaged, or a tensor that the index promises and no file holds.
     """
     index = directory / INDEX
-    promised = read_json(index)["weight_map"] if index.is_file() else None
+    promised = read_json(index).get("weight_map") if index.is_file() else None
+    if index.is_file() and not _names_files(promised):
+        raise UserError(f"{index}: damaged: weight_map must say for each tensor in which file beside it it is")
     files = sorted(set(promised.values())) if promised else sorted(f.name for f in directory.glob("*.safetensors"))
     if not files:
         raise UserError(no_weights(directory))
@@ -53,14 +61,41 @@ def read_header(file: Path) -> dict[str, Tensor]:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             tensors = {name: Tensor(tuple(e["shape"]), e["dtype"], file) for name, e in header.items()}
-            end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            end = 8 + length + _length(header)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{file}: its header is damaged ({error}); download it again") from error
     if size != end:
         raise UserError(
             f"{file}: has {size} bytes, its header says {end}; it was cut short or damaged: download it again"
         )
     return tensors
+
+
+def _names_files(weight_map: Any) -> bool:
+    """Whether an index's map is one from tensors to plain names of safetensors files."""
+    return isinstance(weight_map, dict) and all(
+        isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
+        for name in weight_map.values()
+    )
+
+
+def _length(header: dict[str, Any]) -> int:
+    """Bytes of the tensors, one after the other without gaps, each as long as its shape and dtype say.
+
+    Raises:
+        ValueError: they are not.
+    """
+    at = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        bits = BITS.get(entry["dtype"])
+        numbers = (begin, end, *entry["shape"])
+        if not all(type(number) is int and number >= 0 for number in numbers) or begin != at:
+            raise ValueError(f"{name} lies at {begin} to {end}, expected at {at}")
+        if bits is not None and 8 * (end - begin) != bits * prod(entry["shape"]):
+            raise ValueError(f"{name} has {end - begin} bytes for the shape {entry['shape']} in {entry['dtype']}")
+        at = end
+    return at
 
 
 def no_weights(directory: Path) -> str:
@@ -76,10 +111,15 @@ def no_weights(directory: Path) -> str:
 
 
 def read_json(file: Path) -> dict:
-    """Return the JSON object in `file`; a UserError where it is not there or not JSON."""
+    """Return the JSON object in `file`; a UserError where it is not there or not a JSON object."""
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: not found; model.path must be a Hugging Face model directory") from None
-    except ValueError as error:
+    except OSError as error:
+        raise UserError(f"{file}: can't be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: not valid: expected a JSON object, found {type(found).__name__}")
+    return found

@@ -16,6 +16,7 @@ from posttrain.peft.directory import base_of, is_adapter
 
 log = logging.getLogger(__name__)
 DEMO = "demo:"
+TRUST = "POSTTRAIN_TRUST_REMOTE_CODE"  # environment variable; a configuration alone can't have code run
 # Everything a model needs and nothing else: no pickles, and Python files only where they are asked for.
 CONFIG_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
@@ -85,7 +86,7 @@ class HFModel:
             directory = fetch(self.path, [*CONFIG_FILES, *self._code]) if self.random_init else self.directory
             import_bridges(read_json(directory / "config.json"))
             return AutoConfig.from_pretrained(directory, trust_remote_code=self._trusted())
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"model.path={self.path}: transformers cannot read its configuration: {error}") from error
 
     def load_tokenizer(self):
@@ -132,8 +133,18 @@ class HFModel:
 
     def _trusted(self) -> bool:
         if self.trust_remote_code:
+            check_trust(self.path)
             log.warning("model.trust_remote_code=true: Python code from %s runs with your rights", self.path)
         return self.trust_remote_code
+
+
+def check_trust(path: str) -> None:
+    """Raise a UserError unless the environment allows what `model.trust_remote_code=true` asks for."""
+    if os.environ.get(TRUST) != "1":
+        raise UserError(
+            f"model.trust_remote_code=true: Python code from {path} would run with your rights; if you trust it, say "
+            f"so with the environment variable {TRUST}=1 as well"
+        )
 
 
 def fetch(path: str, patterns: list[str]) -> Path:

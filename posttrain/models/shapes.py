@@ -88,8 +88,12 @@ def check_directory(directory: Path) -> dict[str, Tensor]:
     tensors = read_headers(directory)
     try:
         sizes = dimensions(config)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{directory / 'config.json'}: a size is missing ({error}); is it a language model?") from error
+        if odd := next((v for v in sizes.values() if v is not None and (type(v) is not int or v < 1)), None):
+            raise TypeError(f"{odd!r} is no size")
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{directory / 'config.json'}: a size is missing or wrong ({error}); is it a language model?"
+        ) from error
     for name, tensor in tensors.items():
         for pattern, letters in RULES:
             expected = tuple(sizes[letter] for letter in letters)
@@ -108,7 +112,7 @@ def check_layers(directory: Path, tensors: Mapping[str, Tensor], count: int) -> 
     for name in tensors:
         if (match := LAYER.match(name)) and not is_buffer(name):
             layers.setdefault(int(match[2]), set()).add(match[3])
-    if set(layers) != set(range(count)):
+    if len(layers) != count or set(layers) != set(range(len(layers))):
         raise UserError(f"{directory}: the weights have {len(layers)} layers, config.json says {count}")
     for number, names in sorted(layers.items()):
         if names != layers[0]:

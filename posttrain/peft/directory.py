@@ -31,7 +31,7 @@ def is_adapter(directory: Path) -> bool:
 def base_of(directory: Path) -> str:
     """The base model's directory or hub id, of the adapter's configuration."""
     base = read_json(directory / CONFIG).get("base_model_name_or_path")
-    if not base:
+    if not base or not isinstance(base, str):
         raise UserError(f"{directory / CONFIG}: base_model_name_or_path is empty; write the model's directory there")
     return base
 
@@ -51,6 +51,12 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Pair], dict
         raise UserError(f"{directory / CONFIG}: peft_type {config.get('peft_type')}; only LoRA and DoRA are known")
     if config.get("modules_to_save") or config.get("bias", "none") != "none" or config.get("target_parameters"):
         raise UserError(f"{directory / CONFIG}: modules_to_save, bias and target_parameters are not supported")
+    if config.get("megatron_config") or config.get("megatron_core", "megatron.core") not in (None, "megatron.core"):
+        raise UserError(f"{directory / CONFIG}: megatron_core names a module that PEFT would import; refused")
+    for name in ("alpha_pattern", "rank_pattern"):
+        check_patterns(config.get(name) or {}, f"{directory / CONFIG}: {name}")
+    if not isinstance(config.get("lora_alpha"), int | float):
+        raise UserError(f"{directory / CONFIG}: lora_alpha={config.get('lora_alpha')!r}: must be a number")
     tensors = read_header(directory / WEIGHTS)
     pairs: dict[str, Pair] = {}
     for name in tensors:
@@ -62,8 +68,29 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Pair], dict
     for module, pair in pairs.items():
         if missing := sorted(wanted - set(pair.tensors)):
             raise UserError(f"{directory / WEIGHTS}: {module} lacks its {missing[0]}; the adapter is incomplete")
-        pair.scale = scale(config, module, tensors[pair.tensors["a"]].shape[0])
+        shape = tensors[pair.tensors["a"]].shape
+        if len(shape) != 2 or shape[0] < 1:
+            raise UserError(f"{directory / WEIGHTS}: {module}: its lora_A has the shape {list(shape)}")
+        pair.scale = scale(config, module, shape[0])
     return config, pairs, tensors
+
+
+def check_patterns(patterns: Any, name: str) -> None:
+    """Raise a UserError unless `patterns` is a mapping of simple regular expressions to numbers.
+
+    Repeated groups are refused: they can take longer than the universe's age to find that a name doesn't match.
+    """
+    if not isinstance(patterns, dict):
+        raise UserError(f"{name}: must be a mapping")
+    for pattern, value in patterns.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
+        if len(pattern) > 200 or re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 4:
+            raise UserError(f"{name}: {pattern[:60]!r}: too complicated to be a module's name")
+        if not isinstance(value, int | float):
+            raise UserError(f"{name}: {pattern!r}: {value!r} is no number")
 
 
 def scale(config: Mapping[str, Any], module: str, rank: int) -> float:

@@ -1,0 +1,81 @@
+"""Checkpoints hold pickles (torch's .metadata and every object in a shard): nothing in them may name code to run.
+
+The interpreter reports each name that any unpickler looks up, in whatever file and library, as the audit event
+`pickle.find_class` (PEP 578). While a checkpoint is read, names beyond the plain containers and tensors that a
+checkpoint is made of are refused before they are looked up.
+"""
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from posttrain import targets
+from posttrain.errors import UserError
+
+KNOWN = [
+    re.compile(pattern)
+    for pattern in (
+        r"collections OrderedDict|builtins (set|frozenset|slice|complex|bytearray|range)|_codecs encode",
+        r"datetime timedelta|pathlib\w* (Posix|PurePosix)?Path",
+        r"numpy(\._?core)?(\.multiarray)? (_reconstruct|scalar|ndarray|dtype)|numpy\.dtypes \w+DType",
+        r"torch (Size|device|dtype|memory_format|u?int\d+|b?float\d+\w*|complex\d+|bool|\w+Storage)",
+        r"torch\.storage (Untyped|Typed)Storage|torch\.serialization _get_layout|torch\.nn\.parameter Parameter",
+        r"torch\._utils _rebuild_(tensor(_v2)?|parameter(_with_state)?|device_tensor_from_numpy)",
+        r"torch\.distributed\.checkpoint\.metadata _?[A-Z]\w*",
+        r"torch\.distributed\.checkpoint\.(planner|storage|filesystem|api) _?(StorageInfo|\w+Plan|\w+Item|\w+ItemType|"
+        r"TensorWriteData|WriteResult|CheckpointException|StoragePrefix|WrappedException)",
+        r"megatron\.core\.dist_checkpointing\.mapping (Sharded|Local)\w+",
+        r"megatron\.core\.dist_checkpointing\.core Checkpointing\w+",
+        r"transformer_engine\.common\.recipe _?[A-Z]\w*",
+        r"torch\.distributed\.(tensor\.placement_types|_tensor\.placement_types) (Shard|Replicate|Partial)",
+        r"torch\.distributed\.tensor\._dtensor_spec (DTensorSpec|TensorMeta)",
+    )
+]
+
+_reading: list[Path] = []
+_refused: list[str] = []
+_hooked = False
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """Read `checkpoint` within: unpicklers of this process find only what a checkpoint is made of.
+
+    Raises:
+        UserError: it names something else.
+    """
+    global _hooked
+    if not _hooked:
+        sys.addaudithook(_look)  # can't be taken away again; idle outside of `reading`
+        _hooked = True
+    _reading.append(checkpoint)
+    _refused.clear()
+    try:
+        yield
+    except BaseException as error:
+        if _refused:
+            raise UserError(_refused[0]) from error
+        raise
+    finally:
+        _reading.pop()
+
+
+def allowed(module: str, name: str) -> bool:
+    """Whether a checkpoint may name `name` of `module`; a dotted name reaches what a module imports, so never."""
+    return any(pattern.fullmatch(f"{module} {name}") for pattern in KNOWN) or targets.allowed_by_user(
+        f"{module}.{name}"
+    )
+
+
+def _look(event: str, arguments: tuple) -> None:
+    if event != "pickle.find_class" or not _reading:
+        return
+    module, name = arguments[-2:]
+    if not allowed(str(module), str(name)):
+        _refused.append(
+            f"{_reading[-1]}: holds a pickle that would run {module}.{name}; a checkpoint needs no such thing, so it "
+            f"was not read. If it is your own: allow it with the environment variable {targets.ENVIRONMENT}={module}"
+        )
+        raise UserError(_refused[-1])

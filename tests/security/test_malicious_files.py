@@ -1,0 +1,421 @@
+"""Models, adapters, checkpoints, data and templates from a stranger: refused in words, and nothing in them runs."""
+
+import gzip
+import json
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_tokenizer import byte_tokenizer
+
+from posttrain.checkpoint import files, pickles
+from posttrain.data.conversation import Conversation, Message, RowError
+from posttrain.data.formats import Custom
+from posttrain.data.readers import read
+from posttrain.data.render import Renderer
+from posttrain.data.templates import ChatTemplate
+from posttrain.errors import UserError
+from posttrain.exported import load
+from posttrain.models import HFModel
+from posttrain.models.shapes import check_directory
+from posttrain.peft.directory import read_adapter
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "intermediate_size": 16,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32,
+}  # fmt: skip
+DEEP = "[" * 100_000 + "]" * 100_000
+CODE = "import payload\npayload.fire()\nclass Evil:\n    pass\n"
+
+
+class Evil:
+    """Runs the payload where it is unpickled."""
+
+    def __reduce__(self):
+        import payload
+
+        return payload.fire, ()
+
+
+def deep(levels):
+    return '{"a":' * levels + "1" + "}" * levels
+
+
+def write_model(directory, config=LLAMA, tensors=None):
+    directory.mkdir(exist_ok=True)
+    text = config if isinstance(config, str) else json.dumps(config)
+    (directory / "config.json").write_text(text)
+    save_file(tensors or {"model.embed_tokens.weight": torch.zeros(32, 8)}, directory / "model.safetensors")
+    return directory
+
+
+def header(directory, content, length=None):
+    """Replace the weights by a file with this header."""
+    raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw)
+
+
+AUTO_MAP = {"auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": "evil.Evil"}}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "evil"])
+@pytest.mark.parametrize("how", ["train", "generate"])
+def test_code_beside_a_model(model_type, how, canary, tmp_path):
+    model = write_model(tmp_path / "model", {**LLAMA, **AUTO_MAP, "model_type": model_type})
+    (model / "evil.py").write_text(CODE)
+    if how == "train" and model_type == "llama":  # known by itself: its own code isn't looked at
+        assert HFModel(path=str(model), random_init=True).hf_config().model_type == "llama"
+        return
+    with pytest.raises(UserError):
+        HFModel(path=str(model), random_init=True).hf_config() if how == "train" else load(model)
+
+
+def test_code_beside_a_tokenizer(canary, tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    saved |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(saved))
+    (tmp_path / "evil.py").write_text(CODE)
+    try:
+        HFModel(path=str(tmp_path)).load_tokenizer()
+    except UserError as error:
+        assert "model.tokenizer" in str(error)
+
+
+def test_code_is_not_trusted_by_a_configuration_alone(canary, tmp_path, monkeypatch):
+    model = write_model(tmp_path / "model", {**LLAMA, **AUTO_MAP, "model_type": "evil"})
+    (model / "evil.py").write_text(CODE)
+    monkeypatch.delenv("POSTTRAIN_TRUST_REMOTE_CODE", raising=False)
+    with pytest.raises(UserError, match="POSTTRAIN_TRUST_REMOTE_CODE"):
+        HFModel(path=str(model), random_init=True, trust_remote_code=True).hf_config()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "last.ckpt"])
+def test_pickled_weights(name, canary, tmp_path):
+    model = write_model(tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    (model / name).write_bytes(pickle.dumps(Evil()))
+    for attempt in (lambda: HFModel(path=str(model)).directory, lambda: load(model)):
+        with pytest.raises(UserError, match="is a pickle"):
+            attempt()
+
+
+WEIGHT = {"dtype": "F32", "shape": [32, 8], "data_offsets": [0, 1024]}
+HEADERS = {
+    "longer than the file": lambda d: header(d, {}, length=2**63 - 1),
+    "longer than the address space": lambda d: header(d, {}, length=2**64 - 1),
+    "of no length": lambda d: header(d, b"", length=0),
+    "nested": lambda d: header(d, deep(50_000).encode()),
+    "an array": lambda d: header(d, [1, 2]),
+    "not text": lambda d: header(d, b"\xff\xfe" * 20),
+    "a shape that lies": lambda d: header(d, {"w": {**WEIGHT, "shape": [2**40, 2**40]}}),
+    "a negative shape": lambda d: header(d, {"w": {**WEIGHT, "shape": [-32, -8]}}),
+    "offsets beyond the end": lambda d: header(d, {"w": {**WEIGHT, "data_offsets": [0, 2**60]}}),
+    "offsets that run backwards": lambda d: header(d, {"w": {**WEIGHT, "data_offsets": [1024, 0]}}),
+    "tensors in each other": lambda d: header(d, {"v": WEIGHT, "w": WEIGHT}),
+    "words for numbers": lambda d: header(d, {"w": {**WEIGHT, "data_offsets": ["0", "1024"]}}),
+}
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_a_safetensors_header(what, canary, tmp_path):
+    model = write_model(tmp_path / "model")
+    HEADERS[what](model)
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        check_directory(model)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"weight_map": {"w": "../../../etc/passwd"}},
+        {"weight_map": {"w": "/etc/passwd.safetensors"}},
+        {"weight_map": {"w": "../model/model.safetensors"}},
+        {"weight_map": {"w": ["model.safetensors"]}},
+        {"weight_map": ["model.safetensors"]},
+        {"weight_map": None},
+        {},
+        [],
+        DEEP,
+    ],
+    ids=lambda index: str(index)[:50],
+)
+def test_an_index_that_leads_elsewhere(index, canary, tmp_path):
+    model = write_model(tmp_path / "model")
+    path = model / "model.safetensors.index.json"
+    path.write_text(index if isinstance(index, str) else json.dumps(index))
+    with pytest.raises(UserError, match=r"index\.json"):
+        check_directory(model)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [DEEP, "[]", "null", "{", "\x00", {**LLAMA, "num_hidden_layers": 10**12}, {**LLAMA, "num_attention_heads": 0},
+     {**LLAMA, "hidden_size": "8; rm -rf"}, {**LLAMA, "vocab_size": -1}, {**LLAMA, "vocab_size": 1e400}],
+    ids=lambda config: str(config)[-40:],
+)  # fmt: skip
+def test_a_models_configuration(config, canary, tmp_path):
+    with pytest.raises(UserError, match="model"):
+        check_directory(write_model(tmp_path / "model", config))
+
+
+def write_adapter(directory, **changes):
+    directory.mkdir(exist_ok=True)
+    config = {
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "base", "target_modules": ["q_proj"],
+    }  # fmt: skip
+    (directory / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file(
+        {f"{name}.lora_A.weight": torch.zeros(2, 8), f"{name}.lora_B.weight": torch.zeros(8, 2)},
+        directory / "adapter_model.safetensors",
+    )
+    return directory
+
+
+ADAPTERS = {
+    "imports a module": {"megatron_core": "imported", "megatron_config": {"a": 1}},
+    "imports another module": {"megatron_core": "imported"},
+    "never ends": {"alpha_pattern": {"(a+)+$": 8}},
+    "never ends in another way": {"rank_pattern": {".*.*.*.*.*.*x": 8}},
+    "a broken expression": {"alpha_pattern": {"(": 8}},
+    "a pattern of words": {"alpha_pattern": {"q_proj": "os.system"}},
+    "patterns in a list": {"alpha_pattern": ["q_proj"]},
+    "alpha in words": {"lora_alpha": "__import__('os')"},
+    "no alpha": {"lora_alpha": None},
+    "another kind": {"peft_type": "PROMPT_TUNING"},
+    "modules of its own": {"modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("what", ADAPTERS)
+def test_an_adapter(what, canary, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", **ADAPTERS[what])
+    for attempt in (lambda: read_adapter(adapter), lambda: load(adapter)):
+        with pytest.raises(UserError, match="adapter_config"):
+            attempt()
+
+
+def test_a_pickled_adapter(canary, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter")
+    (adapter / "adapter_model.safetensors").unlink()
+    (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Evil()))
+    for attempt in (lambda: read_adapter(adapter), lambda: load(adapter)):
+        with pytest.raises(UserError, match="is a pickle"):
+            attempt()
+
+
+def seal(checkpoint):
+    """Seal what an attacker has put there, as a save would."""
+    (checkpoint / "train_state.pt").touch()
+    root = checkpoint.parent
+    partial = files.directory(root / files.PARTIAL, files.step_of(checkpoint))
+    partial.parent.mkdir(exist_ok=True)
+    checkpoint.rename(partial)
+    files.publish(partial, checkpoint)
+    return checkpoint
+
+
+class Calls:
+    """Pickles as a call of a function that is named."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+def pickled(what):
+    import payload
+
+    return {
+        "a function": lambda: pickle.dumps(Calls(payload.fire)),
+        "os.system": lambda: pickle.dumps(Calls(os.system, "touch $CANARY")),
+        "exec": lambda: pickle.dumps(Calls(exec, "import payload; payload.fire()")),
+        "getattr": lambda: pickle.dumps(Calls(getattr, "", "join")),
+        "through torch's module": lambda: b"ctorch.distributed.checkpoint.metadata\nos.system\n(S'touch $CANARY'\ntR.",
+        "through a dotted name": lambda: b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93\x8c\x0dtouch $CANARY\x85R.",
+        "a nested pickle": lambda: pickle.dumps(Calls(pickle.loads, pickle.dumps(Calls(payload.fire)))),
+        "an older protocol": lambda: b"cpayload\nfire\n(tR.",
+    }[what]()
+
+
+PICKLES = ["a function", "os.system", "exec", "getattr", "through torch's module", "through a dotted name",
+           "a nested pickle", "an older protocol"]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PICKLES)
+def test_a_checkpoints_metadata(what, canary, tmp_path):
+    """Sealed in order, read by torch's own reader."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    checkpoint = tmp_path / "checkpoints" / "iter_0000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / ".metadata").write_bytes(pickled(what))
+    seal(checkpoint)
+    assert files.newest(checkpoint.parent, hashes=True) == (checkpoint, [])
+    with pytest.raises(UserError, match="holds a pickle that would run"), pickles.reading(checkpoint):
+        FileSystemReader(checkpoint).read_metadata()
+
+
+@pytest.mark.parametrize("what", PICKLES)
+def test_an_object_in_a_checkpoints_shard(what, canary, tmp_path):
+    """A real shard whose object was replaced by one that runs; loaded by torch.distributed.checkpoint."""
+    import torch.distributed.checkpoint as dcp
+
+    class Shipped:
+        """Pickles as `what`, within what torch.save writes."""
+
+        def __reduce__(self):
+            import payload
+
+            return payload.fire, ()
+
+    checkpoint = tmp_path / "iter_0000002"
+    dcp.save({"weight": torch.ones(3), "note": Shipped()}, checkpoint_id=checkpoint, no_dist=True)
+    state = {"weight": torch.zeros(3), "note": None}
+    with pytest.raises(UserError, match=r"would run payload\.fire"), pickles.reading(checkpoint):
+        dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+    with pytest.raises(UserError, match="would run"), pickles.reading(checkpoint):
+        pickle.loads(pickled(what))
+
+
+def test_an_honest_checkpoint_is_read(tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save({"weight": torch.arange(3.0), "note": {"a": [1, None, "x"]}}, checkpoint_id=tmp_path / "c", no_dist=True)
+    state = {"weight": torch.zeros(3), "note": {"a": None}}
+    with pickles.reading(tmp_path / "c"):
+        dcp.load(state, checkpoint_id=tmp_path / "c", no_dist=True)
+    assert state["weight"].tolist() == [0, 1, 2] and pickle.loads(pickle.dumps(os.path.join)) is os.path.join
+
+
+def test_a_run_that_is_converted(canary, tmp_path):
+    """`convert export` of a stranger's run directory."""
+    from posttrain.convert.checkpoints import find
+
+    checkpoint = tmp_path / "run" / "checkpoints" / "iter_0000002"
+    checkpoint.mkdir(parents=True)
+    seal(checkpoint)
+    laughs = "a: &a [1,1]\n" + "".join(f"x{n}: &x{n} [{', '.join(['*a'] * 400)}]\n" for n in range(200))
+    for text in ("model: {_target_: payload.fire}", "a: &a [*a]", laughs, "[]", "", "{}", "model: 3", "\x00"):
+        (tmp_path / "run" / "config.yaml").write_text(text)
+        with pytest.raises(UserError):
+            find(tmp_path / "run")
+
+
+def test_links_of_a_checkpoints_folder_are_not_followed(tmp_path):
+    """What an earlier process left is removed: the links, not what they lead to."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("kept")
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    (root / files.PARTIAL).symlink_to(precious)
+    (root / ".removing-iter_0000002").symlink_to(precious / "file")
+    (root / "iter_0000004").symlink_to(precious)
+    files.clean(root)
+    files.remove(root / "iter_0000004")
+    files.clean(root)
+    assert (precious / "file").read_text() == "kept" and not list(root.iterdir())
+
+
+ESCAPES = [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ cycler.__init__.__globals__.os.popen('touch $CANARY').read() }}",
+    "{{ lipsum.__globals__['os'].system('touch $CANARY') }}",
+    "{{ joiner.__init__.__globals__ }}",
+    "{{ raise_exception.__globals__ }}{{ strftime_now.__globals__ }}",
+    "{{ messages.__class__.__base__ }}",
+    "{{ messages[0].content.__class__.__init__.__globals__ }}",
+    "{{ '{0.__class__.__mro__}'.format(messages) }}",
+    "{{ '%s' | format(messages.__class__) }}",
+    "{{ ('{0.__class__}' | attr('format'))(messages) }}",
+    "{{ messages | map(attribute='__class__') | list }}",
+    "{{ messages | attr('__class__') }}",
+    "{{ self.__init__.__globals__ }}",
+    "{{ caller.__globals__ }}",
+    "{{ namespace.__init__.__globals__ }}",
+    "{{ dict.__base__.__subclasses__() }}",
+    "{{ messages[0].content.join.__globals__ }}",
+    "{{ (1).__class__.__bases__[0].__subclasses__() }}",
+    "{% set x = ''.join.__self__.__class__.__base__ %}{{ x.__subclasses__() }}",
+    "{{ get_flashed_messages.__globals__ }}{{ config.__class__ }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}{{ os.system('touch $CANARY') }}",
+    "{% extends '/etc/passwd' %}",
+    "{{ messages.append(1) }}",
+    "{{ messages[0].update({'role': 'x'}) }}",
+    "{{ range(10 ** 12) | list }}",
+]
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_a_template_stays_in_its_sandbox(escape, canary):
+    """Refused, or empty: never an attribute that leads out, a file, or a change of what is rendered."""
+    source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    tokenizer = byte_tokenizer()
+    plain = str(Renderer(ChatTemplate(jinja=source), tokenizer).render(Conversation([Message("user", "hi")])))
+    try:
+        renderer = Renderer(ChatTemplate(jinja=source + escape, require_stop=False), tokenizer)
+        text = str(renderer.render(Conversation([Message("user", "hi")])))
+    except (RowError, UserError):
+        return
+    assert text.startswith(plain) and not set(text[len(plain) :]) - set(
+        "[]<>generator object do_map at 0x123456789abcdef"
+    )
+    assert "class" not in text and "function" not in text and "root:" not in text
+
+
+@pytest.mark.parametrize("pattern", ["{a.__class__}", "{a[0]}", "{a!r}", "{__import__('os')}", "{a:>9999999999}", "{"])
+def test_a_pattern_of_columns_is_no_format_string(pattern):
+    with pytest.raises(RowError):
+        list(Custom(prompt=pattern, answer="a").conversations({"a": "text"}))
+
+
+ROWS = {
+    "nested": deep(100_000).encode(),
+    "a number of a million digits": b'{"a": ' + b"9" * 1_000_000 + b"}",
+    "half a character": b'{"a": "\\ud800"}',
+    "not a row": b'"text"',
+    "nothing": b"null",
+}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.parametrize("what", ROWS)
+def test_a_row_of_data(what, kind, tmp_path):
+    path = tmp_path / f"x.{kind}"
+    path.write_bytes(b"[" + ROWS[what] + b"]" if kind == "json" else ROWS[what] + b"\n")
+    try:
+        found = list(read(path))
+    except UserError as error:
+        assert "x.json" in str(error)
+        return
+    assert all(isinstance(row, dict | RowError) for _, row in found)
+
+
+def test_a_file_that_unpacks_without_end(tmp_path):
+    """200 MB in 200 kB, without a line end: refused after the size of one row."""
+    with gzip.open(tmp_path / "x.jsonl.gz", "wb", compresslevel=1) as file:
+        for _ in range(200):
+            file.write(b" " * (1 << 20))
+    with pytest.raises(UserError, match="longer than 64 MiB"):
+        list(read(tmp_path / "x.jsonl.gz"))
+
+
+@pytest.mark.parametrize("name", ["x.pkl", "x.pt", "x.npy", "x.py", "x.parquet.gz", "x.tar.gz", "x.zip"])
+def test_kinds_of_files_that_are_not_read(name, canary, tmp_path):
+    (tmp_path / name).write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match=r"unknown kind of file|unpack it first"):
+        list(read(tmp_path / name))
+
+
+def test_a_parquet_file_that_is_none(canary, tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1" + pickle.dumps(Evil()) + b"PAR1")
+    with pytest.raises(UserError, match="not a Parquet file"):
+        list(read(tmp_path / "x.parquet"))

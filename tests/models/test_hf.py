@@ -166,7 +166,8 @@ def test_no_tokenizer(llama):
         HFModel(path=str(llama)).load_tokenizer()
 
 
-def test_trusting_code_is_said_aloud(llama, caplog):
+def test_trusting_code_is_said_aloud(llama, caplog, monkeypatch):
+    monkeypatch.setenv("POSTTRAIN_TRUST_REMOTE_CODE", "1")
     HFModel(path=str(llama), trust_remote_code=True).hf_config()
     assert "runs with your rights" in caplog.text
 

@@ -365,10 +365,8 @@ def test_a_template_stays_in_its_sandbox(escape, canary):
         text = str(renderer.render(Conversation([Message("user", "hi")])))
     except (RowError, UserError):
         return
-    assert text.startswith(plain) and not set(text[len(plain) :]) - set(
-        "[]<>generator object do_map at 0x123456789abcdef"
-    )
-    assert "class" not in text and "function" not in text and "root:" not in text
+    left = text.removeprefix(plain).removeprefix("[Undefined]")
+    assert text.startswith(plain) and not set(left) - set("[]<>generator object do_map at 0x123456789abcdef")
 
 
 @pytest.mark.parametrize("pattern", ["{a.__class__}", "{a[0]}", "{a!r}", "{__import__('os')}", "{a:>9999999999}", "{"])

@@ -21,10 +21,16 @@ class TrainOrder(Dataset):
         samples: how many rows the run takes in all.
         seed: of the permutations.
         collate_fn: list of rows -> batch.
+        skip: first places of batches that are left out, ascending; see rollback.py.
+        batch: rows of each of them.
     """
 
-    def __init__(self, rows: Sequence[Any], samples: int, seed: int, collate_fn: Callable) -> None:
+    def __init__(
+        self, rows: Sequence[Any], samples: int, seed: int, collate_fn: Callable, skip: Sequence[int] = (),
+        batch: int = 0,
+    ) -> None:  # fmt: skip
         self.rows, self.samples, self.seed, self.collate_fn = rows, samples, seed, collate_fn
+        self.skip, self.batch = skip, batch
         self._epoch, self._permutation = -1, None
 
     def __len__(self) -> int:
@@ -35,11 +41,19 @@ class TrainOrder(Dataset):
 
     def row_at(self, index: int) -> int:
         """Which row has the global index `index`."""
-        epoch, place = divmod(index, len(self.rows))
+        epoch, place = divmod(self.place(index), len(self.rows))
         if epoch != self._epoch:
             self._epoch = epoch
             self._permutation = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
         return int(self._permutation[place])
+
+    def place(self, index: int) -> int:
+        """Where the global index `index` is in the order without gaps."""
+        for first in self.skip:
+            if index < first:
+                break
+            index += self.batch
+        return index
 
 
 class ValidationOrder(Dataset):

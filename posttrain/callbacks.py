@@ -48,6 +48,7 @@ class RunCallback(Callback):
     def on_train_start(self, context: CallbackContext) -> None:
         """Validation loss and sample answers before the first step."""
         self.first_step = context.state.train_state.step
+        self.trainer.live = (context.model, context.optimizer)
         self.trainer.startup.mark("data loader")
         self.flops = flops.Model.of(context.model, self.trainer)
         if self.trainer.eight_bit_base:
@@ -142,6 +143,7 @@ class RunCallback(Callback):
             **self.totals(),
             "peak_memory_gib": round(self.reduce([self.peak_memory_gib()], maximum=True)[0], 3),
             "world_size": trainer.world,
+            "rollbacks": len(trainer.progress.rollbacks),
             "data": trainer.splits.report,
         }
         if self.profile and self.profile.table:

@@ -88,6 +88,11 @@ def trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(
             "`scheduler.lr_warmup_iters`: lr_warmup_fraction is set as well; add scheduler.lr_warmup_fraction=null"
         )
+    if t.loss_spike is not None and t.bad_numbers == "skip":
+        raise UserError(
+            f"`trainer.loss_spike={t.loss_spike}`: a loss is known after the update, too late to skip it; "
+            "choose trainer.bad_numbers=rollback or stop"
+        )
     if cfg.optimizer.min_lr > cfg.optimizer.lr:
         raise UserError(f"`optimizer.min_lr={cfg.optimizer.min_lr}`: above optimizer.lr={cfg.optimizer.lr}")
     if cfg.checkpoint.async_save and not visible_gpus:

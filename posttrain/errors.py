@@ -18,12 +18,14 @@ class RunFailed(Exception):
         exit_code: what the command exits with.
         restartable: whether starting again from the newest checkpoint may help.
         stopped: whether it was told to stop rather than failed.
+        rolled_back: whether its ranks ended to be started again from the newest checkpoint (rollback.py).
     """
 
     STOPPED = 3  # exit code of a rank that saved and left because it was told to
     exit_code = 1
     restartable = True
     stopped = False
+    rolled_back = False
 
 
 class Pruned(RunFailed):

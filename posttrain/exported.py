@@ -118,7 +118,14 @@ def load(directory: Path, dtype: str | None = None) -> tuple[Any, Any]:
     dtype = getattr(torch, dtype or ("bfloat16" if device == "cuda" else "float32"))
     logging.disable_progress_bar()
     source = HFModel(path=str(directory))
-    model = AutoModelForCausalLM.from_pretrained(source.directory, dtype=dtype, use_safetensors=True)
+    if source.adapter:
+        read_adapter(directory)  # safetensors, of a kind that names no code
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.directory, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory}: transformers can't read it: {str(error).strip().splitlines()[0]}") from error
     if source.adapter:
         from peft import PeftModel
 

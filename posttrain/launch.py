@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check, heartbeat, nodes
+from posttrain import check, heartbeat, nodes, rollback
 from posttrain.checkpoint import resume
 from posttrain.errors import Pruned, RunFailed, UserError
 from posttrain.files import write_json, write_text
@@ -88,13 +88,18 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
     record(cfg, run_dir, {"state": "running", "started": started, "pid": os.getpid()})
     status: dict[str, Any] = {"state": "failed"}
     try:
-        for attempt in range(cfg.launch.max_restarts + 1):
+        restarts = 0
+        while True:
             try:
                 NodeRun(cfg, run_dir, gpus).wait()
                 break
             except RunFailed as error:
-                if attempt == cfg.launch.max_restarts or not error.restartable:
+                if error.rolled_back:  # as often as trainer.max_rollbacks says; the ranks count
+                    print(f"posttrain: {error}", file=sys.stderr)
+                    continue
+                if restarts == cfg.launch.max_restarts or not error.restartable:
                     raise
+                restarts += 1
                 print(f"posttrain: {error}\nposttrain: starting again from the newest checkpoint", file=sys.stderr)
         status = {"state": "finished"}
     except Pruned as error:
@@ -120,7 +125,8 @@ def last_loss(run_dir: Path) -> float | None:
 def record(cfg: DictConfig, run_dir: Path, status: dict[str, Any]) -> None:
     """Write status.json, which is the first process's to write where several machines share the directory."""
     if nodes.first(cfg):
-        write_json(run_dir / "status.json", status)
+        went_back = [{key: one[key] for key in ("step", "to", "why")} for one in rollback.read(run_dir)]
+        write_json(run_dir / "status.json", {**status, "rollbacks": went_back} if went_back else status)
 
 
 def lock_run(run_dir: Path, first: bool = True) -> None:
@@ -188,7 +194,7 @@ class NodeRun:
                     "PYTHONUNBUFFERED": "1",
                     DEVICE: "cuda" if self.gpus else "cpu",
                     STARTED: repr(process_start()),
-                    **platform_environment(self.gpus, local),
+                    **platform_environment(self.gpus, local, self.cfg.trainer.deterministic),
                 }
                 if rank == 0:
                     env[UI_FD] = str(ui)
@@ -278,6 +284,10 @@ class NodeRun:
         first = min(found, key=lambda e: (not e.get("killed"), e["time"]), default=None)
         if first and first["user_error"]:
             return UserError(first["message"])
+        if first and first.get("rolled_back") and not self.signals:
+            error = RunFailed(first["message"])
+            error.rolled_back = True
+            return error
         saved = all(code in (0, RunFailed.STOPPED) for code in codes)
         if first and first.get("pruned") and saved and not self.signals:
             return Pruned(first["message"])
@@ -312,13 +322,17 @@ def _death(code: int) -> str:
     return died + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
-def platform_environment(gpus: int, local: int) -> dict[str, str]:
+def platform_environment(gpus: int, local: int, deterministic: bool = False) -> dict[str, str]:
     """Variables that must be set before torch is imported; the user's own values win."""
     wanted = {"TOKENIZERS_PARALLELISM": "true"}
     if gpus:
         wanted["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # Megatron's overlap relies on the order of kernel launches
         wanted["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         wanted["NVTE_FRAMEWORK"] = "pytorch"
+        if deterministic:  # what torch, Transformer Engine and Megatron ask for
+            wanted["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+            wanted["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
+            wanted["NCCL_ALGO"] = "Ring"
     else:
         wanted["CUDA_VISIBLE_DEVICES"] = ""
         wanted["TORCHDYNAMO_DISABLE"] = "1"  # Megatron's jit_fuser compiles with torch.compile

@@ -50,6 +50,9 @@ class Metrics:
         self.screen.print(f"{t.steps} steps of {t.settings.global_batch_size} rows: {epochs:.2f} epochs")
         for line in t.skipped:
             self.screen.print(f"skipped {escape(line)}")
+        back = t.progress.rollbacks[-1:]
+        if back and back[0]["to"] == first_step and f'"rolled_back_from": {back[0]["step"]},' not in path.read_text():
+            self.write(first_step, {"rolled_back_from": back[0]["step"]}, why=back[0]["why"])
         if first_step:
             self.screen.print(f"going on after step {first_step}")
         self.screen.start(first_step, t.steps)

@@ -9,6 +9,7 @@ from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
 from megatron.bridge.data.samplers import build_pretraining_data_loader
 from megatron.core import parallel_state
 
+from posttrain import rollback
 from posttrain.batches import Collate, Counted, TrainOrder, ValidationOrder, blank_row
 
 
@@ -45,7 +46,10 @@ class RowsProvider(DatasetProvider):
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any, Any, Any]:
         """Return the training batches; validation has batches of its own (see validation.py)."""
         t = self._trainer
-        rows = TrainOrder(t.splits.train, t.steps * t.settings.global_batch_size, t.config.seed, self.collate())
+        t.progress.rollbacks = rollback.merged(t.progress.rollbacks, rollback.read(t.run_dir))
+        size = t.settings.global_batch_size
+        skip = rollback.skipped(t.progress.rollbacks)
+        rows = TrainOrder(t.splits.train, t.steps * size, t.config.seed, self.collate(), skip, size)
         t.train_order = rows
         t.counted = self.loader(rows, self.consumed_samples, t.settings.global_batch_size, self.num_workers)
         return t.counted, None, None

@@ -109,7 +109,9 @@ class TrainerSchema:
     sample_tokens: int = ranged(64, ge=1)
     generate_every: int | None = ranged(None, ge=1)
     recompute: str = ranged("none", choices=["none", "selective", "full"])
-    bad_numbers: str = ranged("stop", choices=["stop", "skip"])
+    bad_numbers: str = ranged("stop", choices=["stop", "skip", "rollback"])
+    max_rollbacks: int = ranged(3, ge=1)
+    loss_spike: float | None = ranged(None, gt=1)
     num_workers: int = ranged(2, ge=0)
     deterministic: bool = False
     profile: bool = False

@@ -55,6 +55,7 @@ class Trainer:
         if self.peft is not None:
             self.peft.seed = frozen.seed
         self.progress, self.heartbeat = Progress(), Heartbeat()
+        self.live: tuple[list[Any], Any] = ([], None)  # the model's chunks and the optimizer, once training begins
         self.skipped: list[str] = []  # damaged checkpoints that were passed over
         if model.adapter:
             self.start_from(model.adapter)
@@ -62,6 +63,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Validate, train, validate, save, export."""
+        import torch
         from megatron.bridge.training.finetune import finetune
 
         from posttrain.callbacks import RunCallback
@@ -80,7 +82,12 @@ class Trainer:
         if not len(self.splits.train):
             raise UserError("data: no conversation is left to train on; see the counts in the log, or use preview")
         self.startup.mark("data")
-        finetune(self.container(), forward_step, callbacks=[RunCallback(self)])
+        try:
+            finetune(self.container(), forward_step, callbacks=[RunCallback(self)])
+        except torch.OutOfMemoryError as error:
+            from posttrain import out_of_memory
+
+            raise UserError(out_of_memory.of_trainer(self, error)) from error
 
     def start_from(self, directory: Path) -> None:
         """Go on from a PEFT adapter.
@@ -196,7 +203,7 @@ class Trainer:
         resume_from = resume.find(self.config, self.run_dir)
         ddp = self.parallelism.ddp(self.platform)
         # Looking into each bucket waits for the device; the gradient's norm tells as much (bad_numbers.py).
-        ddp.check_for_nan_in_grad = not (self.cuda_graph or self.optimizer.clip_grad or s.bad_numbers == "skip")
+        ddp.check_for_nan_in_grad = not (self.cuda_graph or self.optimizer.clip_grad or s.bad_numbers != "stop")
         dist = self.parallelism.dist(self.platform)
         dist.distributed_timeout_minutes = max(10, math.ceil(self.config.launch.timeout_s / 60))
         if self.cuda_graph:
@@ -251,7 +258,8 @@ class Trainer:
         else:
             provider.gradient_accumulation_fusion = False  # wants Apex
             provider.apply_rope_fusion = provider.position_embedding_type == "rope"
-            provider.cross_entropy_loss_fusion, provider.cross_entropy_fusion_impl = True, "te"
+            provider.cross_entropy_loss_fusion = not self.settings.deterministic
+            provider.cross_entropy_fusion_impl = "te"
             # Without dropout the fused function is one addition, and compiling it takes seconds.
             provider.bias_dropout_fusion = bool(provider.hidden_dropout)
         self.parallelism.apply(provider, self.platform)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from posttrain.errors import RunFailed, UserError
 from posttrain.files import write_json
+from posttrain.rollback import RolledBack
 
 log = logging.getLogger("posttrain")
 
@@ -70,7 +71,10 @@ def main() -> None:
         traceback.print_exc()
         user_error = isinstance(error, UserError)
         message = str(error) if user_error else f"{type(error).__name__}: {error}"
-        write_json(error_file, {"rank": rank, "time": time.time(), "user_error": user_error, "message": message})
+        found = {"rank": rank, "time": time.time(), "user_error": user_error, "message": message}
+        if isinstance(error, RolledBack):
+            found |= {"rolled_back": True, "message": str(error)}
+        write_json(error_file, found)
         sys.stdout.flush()
         # Not sys.exit: peers may be in a collective with us, and tearing down process groups would wait for them.
         os._exit(UserError.exit_code if user_error else 1)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from posttrain.files import write_json
 
@@ -19,6 +20,8 @@ class Progress:
         train_loss: of the last logged step.
         val_loss_before: before the first step.
         samples: answers before the first step.
+        losses: the last logged ones, by which a spike is measured.
+        rollbacks: see posttrain/rollback.py.
     """
 
     trained_tokens: int = 0
@@ -27,6 +30,8 @@ class Progress:
     train_loss: float | None = None
     val_loss_before: float | None = None
     samples: list[dict[str, str]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, checkpoint: Path) -> None:
         """Into a checkpoint that is being written."""
@@ -36,4 +41,4 @@ class Progress:
         """From a checkpoint that was loaded."""
         values = json.loads((checkpoint / FILE).read_text())
         for name in (item.name for item in fields(self)):
-            setattr(self, name, values[name])
+            setattr(self, name, values.get(name, getattr(self, name)))

@@ -18,8 +18,8 @@ HARMLESS = (
     "parallelism.memory_gib", "peft.fused", "peft.recompute",
     *(f"trainer.{key}" for key in (
         "max_steps", "epochs", "micro_batch_size", "log_interval", "validation_interval", "validation_batches",
-        "samples", "sample_tokens", "generate_every", "recompute", "bad_numbers", "num_workers", "deterministic",
-        "cuda_graph", "trained_logits_only", "profile", "export", "verify",
+        "samples", "sample_tokens", "generate_every", "recompute", "bad_numbers", "max_rollbacks", "loss_spike",
+        "num_workers", "deterministic", "cuda_graph", "trained_logits_only", "profile", "export", "verify",
     )),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain import compose, schema
+from posttrain import compose, schema, yaml_file
 from posttrain.errors import UserError
 
 # What a run says itself unless a word says otherwise: what decides which tokens are measured, and how exactly.
@@ -67,7 +67,7 @@ def run_of(what: str) -> Path | None:
 
 def with_run(cfg: DictConfig, run_dir: Path) -> DictConfig:
     """`cfg` with what the run in `run_dir` was trained with; see OF_RUN."""
-    frozen, merged = OmegaConf.load(run_dir / "config.yaml"), cfg.copy()
+    frozen, merged = yaml_file.read(run_dir / "config.yaml"), cfg.copy()
     try:
         with open_dict(merged):
             for key in ("data", "template", "seed", "cache_dir"):

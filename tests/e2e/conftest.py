@@ -107,13 +107,19 @@ def posttrain(tmp_path_factory):
 
 
 @pytest.fixture
-def started(posttrain, words, tmp_path):
-    """Start a run that would take many steps; returns (process, Result) once it is training."""
+def started(started_with, words):
+    """Start a run of `words` that would take many steps; returns (process, run directory) once it is training."""
+    return lambda *more: started_with([*words, *more])
+
+
+@pytest.fixture
+def started_with(posttrain, tmp_path):
+    """As `started`, of other words."""
     begun = []
 
-    def start(*more):
+    def start(words):
         run_dir = tmp_path / "run"
-        command = [sys.executable, "-m", "posttrain", *words, "trainer.max_steps=100000", *more,
+        command = [sys.executable, "-m", "posttrain", *words, "trainer.max_steps=100000",
                    f"hydra.run.dir={run_dir}"]  # fmt: skip
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,

@@ -1,0 +1,108 @@
+"""What to say when a GPU's memory is full: what has it, and which settings would help most, by how much."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.plan.advice import Change, changes, cheapest
+from posttrain.plan.gpus import Gpu
+from posttrain.plan.memory import GIB, memory
+from posttrain.plan.setting import Setting
+
+MOST = 3  # changes that are shown
+
+
+def message(
+    error: str, stats: Mapping[str, int], total: int, held: Mapping[str, int], setting: Setting | None, gpu: Gpu
+) -> str:
+    """The text.
+
+    Args:
+        error: what torch says.
+        stats: torch.cuda.memory_stats().
+        total: bytes that the GPU has.
+        held: bytes of the weights, gradients and optimizer state that are on the GPU.
+        setting: the run; None: its sizes are not known.
+        gpu: it ran on.
+    """
+    allocated, reserved = stats.get("allocated_bytes.all.current", 0), stats.get("reserved_bytes.all.current", 0)
+    known = {name: size for name, size in held.items() if size}
+    rest = max(0, allocated - sum(known.values()))
+    parts = ", ".join(f"{name} {_gib(size)}" for name, size in {**known, "activations and buffers": rest}.items())
+    lines = [
+        f"the GPU's memory is full: {' '.join(error.split()).split('. GPU')[0]}",
+        f"  allocated {_gib(allocated)} of {_gib(total)} ({parts}); most so far "
+        f"{_gib(stats.get('allocated_bytes.all.peak', allocated))}, held free in blocks {_gib(reserved - allocated)}",
+    ]
+    if setting is None:
+        return "\n".join([*lines, "  lower trainer.micro_batch_size or trainer.seq_length, or trainer.recompute=full"])
+    now = memory(setting)
+    chosen = best(changes(setting, gpu), now.needed, gpu)
+    if chosen:
+        lines.append(f"by estimate the run needs {_gib(now.needed)} on each GPU; what would help most:")
+        lines += [f"  {' '.join(change.words):45} {_effect(change, now.needed, gpu)}" for change in chosen]
+    if not any(change.fits(gpu) for change in chosen) and (together := cheapest(setting, gpu)):
+        lines.append(f"none of these alone fits; together: {' '.join(together.words)} ({_gib(together.memory.needed)})")
+    lines.append("python -m posttrain.plan with the same words says this before a run")
+    return "\n".join(lines)
+
+
+def best(possible: list[Change], needed: float, gpu: Gpu) -> list[Change]:
+    """The changes of different settings that make the run fit, the cheapest first, then those that save most."""
+    saving = [change for change in possible if change.memory.needed < 0.99 * needed]
+    fitting = [change for change in saving if change.fits(gpu)]
+    others = sorted((c for c in saving if not c.fits(gpu)), key=lambda change: change.memory.needed)
+    found: dict[str, Change] = {}
+    for change in [*fitting, *others]:
+        found.setdefault(change.words[0].partition("=")[0], change)
+    return list(found.values())[:MOST]
+
+
+def of_trainer(trainer: Any, error: Exception) -> str:
+    """`message` for a run whose allocation failed in this process."""
+    import torch
+
+    from posttrain.errors import UserError
+
+    total = torch.cuda.mem_get_info()[1]
+    try:
+        setting = Setting.of(trainer.config, trainer.world, trainer.platform.transformer_engine)
+    except (UserError, KeyError, TypeError, AttributeError):  # sizes that plan doesn't know
+        setting = None
+    gpu = Gpu(torch.cuda.get_device_name(), None, total / GIB)
+    return message(str(error), torch.cuda.memory_stats(), total, held(*trainer.live), setting, gpu)
+
+
+def held(chunks: list[Any], optimizer: Any) -> dict[str, int]:
+    """Bytes on the GPU of the weights, their gradients and the optimizer's state; each storage once."""
+    import torch
+
+    seen: set[int] = set()
+
+    def size(tensors: Any) -> int:
+        found = 0
+        for tensor in tensors:
+            if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
+                storage = tensor.untyped_storage()
+                found += storage.nbytes() if storage.data_ptr() not in seen else 0
+                seen.add(storage.data_ptr())
+        return found
+
+    parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
+    weights = size(parameter.data for parameter in parameters)
+    gradients = size(t for p in parameters for t in (getattr(p, "main_grad", None), p.grad))
+    parts = getattr(optimizer, "chained_optimizers", [optimizer] if optimizer else [])
+    inner = [part.optimizer for part in parts if getattr(part, "optimizer", None) is not None]
+    state = size(t for one in inner for values in one.state.values() for t in values.values())
+    state += size(t for one in inner for group in one.param_groups for t in group["params"])
+    return {"weights": weights, "gradients": gradients, "optimizer": state}
+
+
+def _effect(change: Change, needed: float, gpu: Gpu) -> str:
+    fits = "fits" if change.fits(gpu) else "does not fit by itself"
+    slower = f", {change.slower:.2f} x the time" if abs(change.slower - 1) > 0.005 else ""
+    other = {"gpus": f", on {change.setting.world} GPUs", "data": ", shorter rows", "result": ", another training"}
+    return f"{_gib(needed)} -> {_gib(change.memory.needed)}, {fits}{slower}{other.get(change.what, '')}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"

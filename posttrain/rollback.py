@@ -1,0 +1,49 @@
+"""`trainer.bad_numbers=rollback`: a run goes back to its newest checkpoint and leaves out the rows that spoiled it.
+
+The ranks write down which rows, and end; the launcher starts them again, as after a lost rank. No torch here.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from posttrain.files import write_json
+
+FILE = "rollbacks.json"  # in a run directory: a list of what `record` writes
+
+
+class RolledBack(Exception):
+    """Raised by every rank: the run is to be started again from its newest checkpoint."""
+
+
+def read(run_dir: Path) -> list[dict[str, Any]]:
+    """The rollbacks of a run so far, the oldest first."""
+    try:
+        return json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+
+
+def merged(saved: list[dict[str, Any]], written: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that a checkpoint knows of and those written since, each once."""
+    found = {(one["step"], *one["skip"]): one for one in [*saved, *written]}
+    return sorted(found.values(), key=lambda one: one["time"])
+
+
+def record(run_dir: Path, before: list[dict[str, Any]], step: int, to: int, why: str, skip: list[int]) -> None:
+    """Add a rollback to those `before`.
+
+    Args:
+        step: whose numbers were bad.
+        to: the step that the run goes on after.
+        why: in words.
+        skip: first places, in the order of the rows, of the global batches that are left out.
+    """
+    one = {"step": step, "to": to, "why": why, "skip": skip, "time": round(time.time(), 3)}
+    write_json(run_dir / FILE, [*before, one])
+
+
+def skipped(rollbacks: list[dict[str, Any]]) -> list[int]:
+    """First places of all global batches that are left out, ascending."""
+    return sorted({place for one in rollbacks for place in one["skip"]})

@@ -276,7 +276,8 @@ class Trainer:
             provider.recompute_granularity = self.settings.recompute
             if self.settings.recompute == "full":
                 provider.recompute_method, provider.recompute_num_layers = "uniform", 1
-        provider.register_pre_wrap_hook(self._model_built)
+        # A plain function: experts copy their configuration deeply, and a bound method with its object.
+        provider.register_pre_wrap_hook(lambda parts: self._model_built(parts))
         self.vocab_size = provider.vocab_size
         if len(self.tokenizer) > self.vocab_size:
             raise UserError(

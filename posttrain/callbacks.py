@@ -15,6 +15,7 @@ from posttrain import flops
 from posttrain.bad_numbers import BadNumbers
 from posttrain.files import write_json
 from posttrain.metrics import Metrics
+from posttrain.plan.report import planned_peak
 from posttrain.samples import Sampler
 from posttrain.validation import from_last_stage, gathered, validate
 
@@ -54,7 +55,8 @@ class RunCallback(Callback):
         if self.trainer.eight_bit_base:
             quantise_frozen(context.model)
         if self.metrics:
-            self.metrics.start(self.first_step, self.flops)
+            self.planned = planned_peak(self.trainer)
+            self.metrics.start(self.first_step, self.flops, self.planned)
         if self.first_step == 0:
             self.progress.val_loss_before = self.validate(context, 0)
             self.sample(context, 0, "before")
@@ -141,7 +143,7 @@ class RunCallback(Callback):
                 self.summary["export_refused"] = str(error)
         self.summary |= {
             **self.totals(),
-            "peak_memory_gib": round(self.reduce([self.peak_memory_gib()], maximum=True)[0], 3),
+            **self.memory(),
             "world_size": trainer.world,
             "rollbacks": len(trainer.progress.rollbacks),
             "data": trainer.splits.report,
@@ -239,11 +241,20 @@ class RunCallback(Callback):
         torch.distributed.all_reduce(tensor, op=operation, group=group)
         return tensor.tolist()
 
-    def peak_memory_gib(self) -> float:
-        """Most memory this process has held: allocated on the GPU, resident on a CPU; GiB."""
-        if self.trainer.platform.device == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    def memory(self) -> dict[str, float]:
+        """GiB of the process that has held most: on a GPU allocated, taken from the driver and planned; else resident.
+
+        A collective call.
+        """
+        if self.trainer.platform.device == "cpu":
+            held = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+        else:
+            held = {"peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
+                    "reserved_memory_gib": torch.cuda.max_memory_reserved() / 2**30}  # fmt: skip
+        most = dict(zip(held, self.reduce(list(held.values()), maximum=True), strict=True))
+        if self.metrics and self.planned is not None:
+            most["memory_planned_gib"] = self.planned
+        return {name: round(value, 3) for name, value in most.items()}
 
 
 def quantise_frozen(model: list[torch.nn.Module]) -> None:

@@ -23,8 +23,8 @@ class Metrics:
         self.trainer = trainer
         self.screen = Screen.inherited()
 
-    def start(self, first_step: int, flops: Any) -> None:
-        """Announce the run and start the trackers."""
+    def start(self, first_step: int, flops: Any, planned: float | None) -> None:
+        """Announce the run, with the peak memory that is planned for it (GiB), and start the trackers."""
         t, self.flops = self.trainer, flops
         self.last_seconds = t.progress.seconds
         (t.run_dir / "summary.json").unlink(missing_ok=True)  # a pruned trial's that goes on
@@ -48,6 +48,8 @@ class Metrics:
         )
         epochs = t.steps * t.settings.global_batch_size / len(t.splits.train)
         self.screen.print(f"{t.steps} steps of {t.settings.global_batch_size} rows: {epochs:.2f} epochs")
+        if planned is not None:
+            self.screen.print(f"planned peak memory {planned:.1f} GiB per GPU")
         for line in t.skipped:
             self.screen.print(f"skipped {escape(line)}")
         back = t.progress.rollbacks[-1:]

@@ -64,8 +64,9 @@ def edits(s: Setting) -> Iterator[list[Edit]]:
             words = (f"parallelism.tensor_model_parallel_size={size}",)
             divided.append((kind, words, {"tensor": size, "world": world}))
     yield divided
-    if s.length >= 1024:
-        yield [("data", (f"trainer.seq_length={s.length // 2}",), {"length": s.length // 2})]
+    if s.packing and s.length >= 1024:
+        half = int(s.length) // 2
+        yield [("data", (f"trainer.seq_length={half}",), {"length": half})]
     if s.adapters is None:
         adapters = Adapters.of(s.shape, "LoRA", 16, "all-linear", s.transformer_engine)
         yield [("result", ("peft=lora",), {"adapters": adapters, "fused": True})]

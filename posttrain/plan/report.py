@@ -9,7 +9,7 @@ from posttrain.errors import UserError
 from posttrain.plan import advice
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, memory
-from posttrain.plan.rows import Rows, count
+from posttrain.plan.rows import Rows, count, of_bins
 from posttrain.plan.setting import Setting
 from posttrain.plan.speed import speed
 
@@ -72,19 +72,36 @@ def report(cfg: DictConfig, world: int, gpu: Gpu, counted: bool = True) -> dict[
     }  # fmt: skip
 
 
+def planned_peak(trainer: Any) -> float | None:
+    """GiB that a run is expected to allocate at most, with the rows that it has; None where that isn't known.
+
+    Args:
+        trainer: a posttrain.trainer.Trainer whose data is built.
+    """
+    if trainer.platform.device == "cpu":
+        return None
+    try:
+        setting = Setting.of(trainer.config, trainer.world, trainer.platform.transformer_engine)
+    except UserError:
+        return None
+    rows = of_bins(trainer.splits.train, trainer.config)
+    return memory(with_rows(setting, rows)).peak / GIB
+
+
 def with_rows(setting: Setting, rows: Rows) -> Setting:
     """The setting with what was counted in the data."""
-    micro = setting.micro_batch
-    length = setting.length if setting.packing else min(setting.length, rows.longest)
-    trained = rows.most_trained * setting.length / length
-    return replace(setting, length=length, trained=min(1.0, trained), squares=rows.squares,
-                   sequences=(rows.sequences + 1) * micro, longest=rows.longest)  # fmt: skip
+    length = rows.most_tokens / setting.micro_batch
+    # In a CUDA graph all micro-batches have room for as many trained tokens as the fullest rows have.
+    most = setting.micro_batch * rows.row_trained if setting.captured else rows.most_trained
+    trained = min(1.0, most / rows.most_tokens)
+    return replace(setting, length=length, trained=trained, squares=rows.squares, sequences=rows.sequences,
+                   longest=rows.longest)  # fmt: skip
 
 
 def _steps(cfg: DictConfig, setting: Setting, rows: Rows | None) -> tuple[int | None, float]:
     """Optimizer steps, None where that depends on data that was not counted; tokens of one step."""
     t = cfg.trainer
-    full = t.global_batch_size * setting.length
+    full = t.global_batch_size * t.seq_length
     tokens = full if rows is None else min(full, rows.tokens / rows.rows * t.global_batch_size)
     if t.max_steps is not None:
         return t.max_steps, tokens

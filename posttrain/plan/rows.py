@@ -21,9 +21,10 @@ class Rows:
     Attributes:
         conversations, tokens, trained: in all.
         rows: sequences of trainer.seq_length per epoch.
-        most_trained: largest share of a row's places that are trained.
+        most_tokens, most_trained: of a micro-batch, places and trained tokens.
+        row_trained: trained tokens of a row, at most.
         squares: mean over tokens of the length of the conversation they are in.
-        sequences: most conversations in a row.
+        sequences: most conversations in a micro-batch.
         longest: tokens of the longest conversation.
         read: conversations that were looked at; the rest is taken to be like them.
     """
@@ -32,11 +33,57 @@ class Rows:
     tokens: int
     trained: int
     rows: int
-    most_trained: float
+    most_tokens: int
+    most_trained: int
+    row_trained: int
     squares: float
     sequences: int
     longest: int
     read: int
+
+    @classmethod
+    def of(cls, lengths: Any, trained: Any, starts: Any, cfg: DictConfig, scale: float = 1.0) -> "Rows":
+        """Sum up conversations in the order of their rows.
+
+        Args:
+            lengths, trained: int[n], tokens of each conversation, and how many of them are trained.
+            starts: int[rows + 1]; row r holds the conversations from starts[r] to starts[r + 1].
+            cfg: of the run.
+            scale: there are as many times more of them.
+        """
+        import numpy as np
+
+        t = cfg.trainer
+        # The rows of each micro-batch, as posttrain.batches.TrainOrder gives them to one process in the first epoch.
+        order = np.random.default_rng([cfg.seed, 0]).permutation(len(starts) - 1)
+        if t.max_steps is not None:
+            order = order[: t.max_steps * t.global_batch_size]
+        micro = t.micro_batch_size
+        order = np.resize(order, -(-len(order) // micro) * micro).reshape(-1, micro)
+
+        def most(values: Any) -> int:
+            return int(np.add.reduceat(values, starts[:-1])[order].sum(1).max())
+
+        packed = bool(cfg.data.get("packing", True))
+        return cls(
+            conversations=round(len(lengths) * scale),
+            tokens=round(int(lengths.sum()) * scale),
+            trained=round(int(trained.sum()) * scale),
+            rows=max(1, round((len(starts) - 1) * scale)),
+            most_tokens=micro * t.seq_length if packed else most(lengths),
+            most_trained=most(trained),
+            row_trained=int(np.add.reduceat(trained, starts[:-1]).max()),
+            squares=float((lengths.astype(float) ** 2).sum() / lengths.sum()),
+            sequences=most(np.ones_like(lengths)) + (micro if packed else 0),  # padding is one
+            longest=int(lengths.max()),
+            read=len(lengths),
+        )
+
+
+def of_bins(bins: Any, cfg: DictConfig) -> Rows:
+    """The rows of a run, which are built (a posttrain.data.dataset.Bins)."""
+    order = bins.order
+    return Rows.of(bins.store.lengths[order], bins.store.trained[order], bins.starts, cfg)
 
 
 def count(cfg: DictConfig) -> Rows:
@@ -73,21 +120,10 @@ def count(cfg: DictConfig) -> Rows:
     total = len(lengths) if whole else _total(data, last, len(lengths), cache)
     sizes, marks = np.array(lengths), np.array(trained)
     order, starts = packing.pack(sizes, length, cfg.seed) if data.packing else packing.alone(len(sizes))
-    per_row = np.add.reduceat(marks[order], starts[:-1])
     scale = total / len(lengths) * (1 - (data.validation_fraction or 0))
     if data.max_train_rows:
         scale = min(scale, data.max_train_rows / len(lengths))
-    return Rows(
-        conversations=round(len(lengths) * scale),
-        tokens=round(int(sizes.sum()) * scale),
-        trained=round(int(marks.sum()) * scale),
-        rows=max(1, round((len(starts) - 1) * scale)),
-        most_trained=float(per_row.max() / length),
-        squares=float((sizes.astype(float) ** 2).sum() / sizes.sum()),
-        sequences=int(np.diff(starts).max()),
-        longest=int(sizes.max()),
-        read=len(lengths),
-    )
+    return Rows.of(sizes[order], marks[order], starts, cfg, scale)
 
 
 def _total(data: Any, last: Any, seen: int, cache: Path) -> float:

@@ -19,6 +19,7 @@ class Setting:
         transformer_engine: whether the layers are Transformer Engine's.
         world: processes of the run.
         tensor, pipeline, context, expert: model-parallel sizes.
+        length: tokens of a row; unpacked, of the rows of the largest micro-batch on average.
         trained: share of the tokens that are trained, at most in any micro-batch.
         squares: mean over tokens of the length of the conversation they are in.
         sequences: conversations in a micro-batch.
@@ -41,7 +42,7 @@ class Setting:
     fsdp: bool
     micro_batch: int
     global_batch: int
-    length: int
+    length: float
     recompute: str
     optimizer: str
     packing: bool = True

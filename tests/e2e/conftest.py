@@ -83,8 +83,11 @@ def words(tiny) -> list[str]:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """The test's own environment with a cache of its own and one thread per process."""
-    return {**os.environ, "POSTTRAIN_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    """The test's own environment with this checkout importable, a cache of its own and one thread per process."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {
+        **os.environ, "PYTHONPATH": path, "POSTTRAIN_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +100,7 @@ def posttrain(tmp_path_factory):
         command = [sys.executable, "-m", "posttrain", *words, f"hydra.run.dir={run_dir}"]
         # From another folder than the checkout's, as an installed package would be used.
         done = subprocess.run(
-            command, capture_output=True, text=True, env={**environment(cache), "PYTHONPATH": str(ROOT)},
+            command, capture_output=True, text=True, env=environment(cache),
             cwd=run_dir.parent, timeout=timeout,
         )  # fmt: skip
         return Result(done.returncode, done.stdout, done.stderr, run_dir)
@@ -123,7 +126,7 @@ def started_with(posttrain, tmp_path):
                    f"hydra.run.dir={run_dir}"]  # fmt: skip
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-            env={**environment(posttrain.cache), "PYTHONPATH": str(ROOT)},
+            env=environment(posttrain.cache),
         )  # fmt: skip
         begun.append(process)
         deadline = time.monotonic() + 240

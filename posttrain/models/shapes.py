@@ -65,8 +65,8 @@ SHAPES = {
     "wte.weight": ("V", "H"),
     "wpe.weight": ("P", "H"),
     "attn.c_attn.weight": ("H", "3H"),
-    "mlp.c_fc.weight": ("H", "I"),
-    "mlp.c_proj.weight": ("I", "H"),
+    "h.*.mlp.c_fc.weight": ("H", "I"),
+    "h.*.mlp.c_proj.weight": ("I", "H"),
     # GPT-NeoX
     "embed_in.weight": ("V", "H"),
     "embed_out.weight": ("V", "H"),

@@ -1,0 +1,195 @@
+"""Pages of the documentation that are made while it is built (a hook of mkdocs.yml): one per config group from conf/,
+and the commands from their modules. None of them is a file of the repository."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+import yaml_options as options  # noqa: E402
+
+from posttrain import help, schema  # noqa: E402
+
+CONF = ROOT / "conf"
+GROUPS = [*help.groups(CONF), "hydra/launcher"]
+LIMITS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the generated pages, and any page that the navigation doesn't name, into the navigation."""
+    named = str(config.nav)
+    for item in config.nav:
+        if "Configuration" in item:
+            item["Configuration"] += [f"configuration/{_name(group)}.md" for group in GROUPS]
+        if "Guides" in item:
+            item["Guides"] += [
+                page.name for page in sorted(Path(config.docs_dir).glob("*.md")) if page.name not in named
+            ]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages."""
+    pages = {f"configuration/{_name(group)}.md": group_page(group) for group in GROUPS}
+    pages["configuration/run.md"] = run_page()
+    pages["commands.md"] = commands_page(Path(config.docs_dir))
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def group_page(group: str) -> str:
+    """Choices and options of one config group."""
+    folder, prefix = CONF / group, group.replace("/", ".")
+    choices = sorted(folder.glob("*.yaml"))
+    inner = sorted(path for path in folder.rglob("*.yaml") if path.parent != folder)
+    default = _default(group)
+    first = [folder / f"{default}.yaml"] if default and (folder / f"{default}.yaml") in choices else []
+    found, others = {}, {}
+    for path in [*inner, *first, *choices]:  # shared files first: their comments are the group's
+        for option in options.read(path):
+            key = (
+                option.key if options.package(path) == "_global_" else f"{options.package(path) or prefix}.{option.key}"
+            )
+            mine = key == prefix or key.startswith(f"{prefix}.")
+            place = found if mine else others
+            if key not in place or not place[key].comment:
+                place[key] = options.Option(key, option.default, option.comment)
+    lines = [f"# `{group}`", "", f"`{group}=NAME` on the command line chooses `conf/{group}/NAME.yaml`"]
+    lines[-1] += f"; by default it is `{default}`." if default else "; by default it is none."
+    if others:
+        lines[-1] += f" Its files may also set {_listed(others)}: what you give for these wins."
+    lines += ["", "| choice | |", "|---|---|"]
+    lines += [f"| `{path.stem}` | {_text(options.header(path))} |" for path in choices]
+    types = _types(group, choices)
+    lines += ["", "## Options", ""]
+    for key, option in found.items():
+        lines += _section(option, types.get(key))
+    lines += ["## Files", ""]
+    for path in inner if group == "model" else [*inner, *choices]:
+        lines += [f'??? note "conf/{path.relative_to(CONF)}"', "    ```yaml"]
+        lines += [f"    {line}" for line in path.read_text().splitlines()] + ["    ```", ""]
+    return "\n".join(lines)
+
+
+def run_page() -> str:
+    """What conf/config.yaml says itself."""
+    lines = ["# Seed, run, launch, sweep", "", _text(options.header(CONF / "config.yaml")), ""]
+    types = {f"{group.name}.{name}": text for group in fields(schema.Config)
+             for name, text in _fields(group.type).items()} | _fields(schema.Config)  # fmt: skip
+    for option in options.read(CONF / "config.yaml"):
+        lines += _section(option, types.get(option.key))
+    return "\n".join(lines)
+
+
+def commands_page(docs: Path) -> str:
+    """Every command with what its module says, and its own options."""
+    lines = ["# Commands", "", "Training is `python -m posttrain`. All others are `python -m posttrain.COMMAND`; those"]
+    lines += ["that look at data or a model take the words of training, and mean the same by them.", ""]
+    for name, summary in help.commands(ROOT / "posttrain"):
+        module = importlib.import_module(f"posttrain.{name}.__main__" if (ROOT / "posttrain" / name).is_dir()
+                                         else f"posttrain.{name}")  # fmt: skip
+        lines += [f"## `{name}`: {_text(summary)}", "", _prose(module.__doc__), ""]
+        if (docs / f"{name}.md").is_file():
+            lines += [f"More: [{name}]({name}.md)", ""]
+        if (CONF / f"{name}.yaml").is_file():
+            for option in options.read(CONF / f"{name}.yaml"):
+                if not option.key.startswith("hydra."):
+                    lines += _section(option, None)
+        elif "argparse" in Path(module.__file__).read_text():
+            lines += ["```text", _usage(name), "```", ""]
+    script = ROOT / "scripts" / "posttrain.sh"
+    if script.is_file():
+        said = re.findall(r"^# ?(.*)$", script.read_text().split("\n\n")[0], re.MULTILINE)
+        lines += ["## `scripts/posttrain.sh`", "", "```text", *(line for line in said if "!/" not in line), "```"]
+    return "\n".join(lines)
+
+
+def _section(option: options.Option, kind: str | None) -> list[str]:
+    """One option: a heading that can be linked to, its type and default, its comment."""
+    facts = [kind] if kind else []
+    if option.default:
+        facts.append(f"default `{option.default.replace('`', '')}`")
+    return [f"### `{option.key}` {{ #{option.key} }}", "", ", ".join(facts), "", _text(option.comment), ""]
+
+
+def _types(group: str, choices: list[Path]) -> dict[str, str]:
+    """Key -> type and range, from the group's schema, else from the classes that its files name."""
+    found = {field.name: field.type for field in fields(schema.Config)} | {"hydra/launcher": schema.SlurmSchema}
+    prefix = group.replace("/", ".")
+    types = {f"{prefix}.{name}": text for name, text in _fields(found.get(group)).items()}
+    if types:
+        return types
+    for path in [*choices, *(CONF / group).rglob("*.yaml")]:
+        for target in re.findall(r"^ *_target_: (posttrain\S+)$", path.read_text(), re.MULTILINE):
+            inside = ".format" if group == "data" and target.startswith("posttrain.data.formats.") else ""
+            module, _, name = target.rpartition(".")
+            for key, text in _fields(getattr(importlib.import_module(module), name, None)).items():
+                types.setdefault(f"{prefix}{inside}.{key}", text)
+    return types
+
+
+def _fields(owner: Any) -> dict[str, str]:
+    """Field -> type and range in words, of a dataclass."""
+    found = {}
+    for field in getattr(owner, "__dataclass_fields__", {}).values():
+        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        kind = str(field.type) if "|" in str(field.type) or "[" in str(field.type) else kind
+        words = [f"`{kind.replace('typing.', '')}`"] if kind != "Any" else []
+        words += [f"{word} {field.metadata[name]}" for name, word in LIMITS.items() if name in field.metadata]
+        if "choices" in field.metadata:
+            words.append("one of " + ", ".join(f"`{choice}`" for choice in field.metadata["choices"]))
+        found[field.name] = ", ".join(words)
+    return found
+
+
+def _default(group: str) -> str | None:
+    """What config.yaml (or a command's file) chooses."""
+    for path in [CONF / "config.yaml", *CONF.glob("*.yaml")]:
+        chosen = re.search(rf"^  - (?:override )?{group}: (\S+)", path.read_text(), re.MULTILINE)
+        if chosen:
+            return None if chosen[1] == "null" else chosen[1].strip("[]")
+    return None
+
+
+def _usage(command: str) -> str:
+    """What `--help` prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"posttrain.{command}", "--help"], capture_output=True, text=True, cwd=ROOT, check=True,
+        env={**os.environ, "COLUMNS": "90", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def _prose(docstring: str) -> str:
+    """A docstring as Markdown: its indented lines are code already."""
+    return "\n".join(line if line.startswith("    ") else _text(line) for line in docstring.strip().splitlines())
+
+
+def _text(comment: str) -> str:
+    """Plain text as Markdown: what isn't between backticks means nothing special."""
+    parts = comment.split("`")
+    return "`".join(part if index % 2 else _plain(part) for index, part in enumerate(parts))
+
+
+def _plain(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
+    return re.sub(r"([*_\[\]\\])", r"\\\1", text)
+
+
+def _listed(keys: dict[str, Any]) -> str:
+    return ", ".join(f"`{key}`" for key in keys)
+
+
+def _name(group: str) -> str:
+    return group.rpartition("/")[2]

@@ -1,6 +1,7 @@
 # make run  [ARGS="peft=none trainer.max_steps=5"]   set up and fine-tune: the default run, or what ARGS say
+# make docs                                          set up and build the documentation into site/
 # make test [ARGS="tests/data -k packing"]           set up and test
-.PHONY: run test lint format setup wheel clean help
+.PHONY: run test docs lint format setup wheel clean help
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 JOBS := 2
@@ -14,6 +15,9 @@ run: .venv/.setup-run
 
 test: .venv/.setup-test
 	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+docs: .venv/.setup-test
+	.venv/bin/mkdocs build --quiet
 
 lint: .venv/.setup-test
 	.venv/bin/ruff check .
@@ -39,4 +43,4 @@ wheel: .venv/.setup-run
 	scripts/uv.sh build --wheel
 
 clean:
-	rm -rf .venv .tools dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .tools dist build site .pytest_cache .ruff_cache .hypothesis

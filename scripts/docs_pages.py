@@ -48,6 +48,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the README's table of model families where a page asks for it."""
+    table = re.search(r"<!-- families.*?-->(.*?)<!-- end", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    return markdown.replace("<!-- families of README.md -->", table)
+
+
 def group_page(group: str) -> str:
     """Choices and options of one config group."""
     folder, prefix = CONF / group, group.replace("/", ".")

@@ -3,6 +3,7 @@
 # ruff: noqa: F401, I001  (imported for what they register; the order is the point)
 from posttrain.patches import imports  # first: nothing of Megatron may have been imported before
 from posttrain.patches import dynamo
+from posttrain.patches import transformers_imports
 from posttrain.patches import helpers
 from posttrain.patches import results_queue
 from posttrain.patches import checkpoint_pickles

@@ -16,7 +16,7 @@ def wanted(device, transformer_engine):
 
 EVERYWHERE = [
     "imports", "compile-helpers", "results-queue", "checkpoint-pickles", "random-base-weights", "canonical-lora-parts",
-    "dora-bias", "dora-norm", "packed-rope", "jit-warmup", "no-dynamo",
+    "dora-bias", "dora-norm", "packed-rope", "jit-warmup", "no-dynamo", "transformers-imports",
 ]  # fmt: skip
 
 

@@ -1,0 +1,64 @@
+"""What transformers does while it is imported, and nobody here needs."""
+
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from posttrain.patches import patch
+from posttrain.patches.deferred import Rule, defer, on_import
+
+
+class Providers(Mapping):
+    """Top-level package -> distributions that provide it, as `importlib.metadata.packages_distributions` tells.
+
+    A distribution of the package's own name is found by itself; only for other names are all of them read.
+    """
+
+    def __init__(self, read_all: Callable[[], Mapping[str, list[str]]]) -> None:
+        self._read_all, self._all = read_all, None
+
+    @property
+    def all(self) -> Mapping[str, list[str]]:
+        """The whole table."""
+        if self._all is None:
+            self._all = self._read_all()
+        return self._all
+
+    def __getitem__(self, package: str) -> list[str]:
+        try:
+            return [importlib.metadata.distribution(package).name]
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            return self.all[package]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.all)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+
+@patch(
+    "transformers-imports",
+    symptom="transformers reads every installed distribution's list of files (0.6 s) and writes docstrings, for which "
+    "the tokenizers' automatic class imports all model classes, SciPy and scikit-learn (2 s and more)",
+    versions={"transformers": ">=5.8,<5.13"},
+)
+def light_transformers() -> None:
+    """Leave the docstrings as they are; look distributions up when asked; leave model classes until one is used."""
+    defer(
+        # A tokenizer's automatic class shares a module with the models', which names the mixin of those that generate.
+        Rule(("transformers.models.auto.auto_factory",), ("transformers.generation:GenerationMixin",)),
+        # One curve of an assistant model's thresholds.
+        Rule(("transformers.generation.candidate_generator",), ("sklearn",)),
+    )
+    read_all = importlib.metadata.packages_distributions
+    importlib.metadata.packages_distributions = lambda: Providers(read_all)
+
+    def undocumented(module: ModuleType) -> None:
+        def auto_docstring(decorated: Any = None, **unused: Any) -> Any:
+            return decorated if decorated is not None else lambda decorated: decorated
+
+        module.auto_docstring = auto_docstring
+
+    on_import("transformers.utils.auto_docstring", undocumented)

@@ -86,6 +86,7 @@ def main() -> None:
         sys.argv[1:] = slurm.with_launcher(nodes.agree_on_directory(sys.argv[1:]))
     except UserError as error:
         compose.fail(str(error))
+    launch.start_early(sys.argv[1:])
     compose.run(task, check=before)
 
 

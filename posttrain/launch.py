@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check, heartbeat, nodes, rollback
+from posttrain import check, early, heartbeat, nodes, rollback
 from posttrain.checkpoint import resume
 from posttrain.errors import Pruned, RunFailed, UserError
 from posttrain.files import write_json, write_text
@@ -51,6 +51,23 @@ def process_start() -> float:
     import psutil
 
     return psutil.Process().create_time()
+
+
+def start_early(words: list[str]) -> None:
+    """Start the first local rank's process now, where the command line `words` is that of one run."""
+    gpus = visible_gpus()
+    if not early.wanted(words, gpus):
+        return
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", **device_environment(gpus), **platform_environment(gpus, 1)}
+    _early.append(early.EarlyRank([sys.executable, "-m", "posttrain.worker"], env, UI_FD, _die_with_parent))
+
+
+_early: list[early.EarlyRank] = []
+
+
+def device_environment(gpus: int) -> dict[str, str]:
+    """What tells a rank where to compute."""
+    return {DEVICE: "cuda" if gpus else "cpu"}
 
 
 def free_port() -> int:
@@ -192,16 +209,19 @@ class NodeRun:
                     "MASTER_ADDR": launch.master_addr,
                     "MASTER_PORT": str(port),
                     "PYTHONUNBUFFERED": "1",
-                    DEVICE: "cuda" if self.gpus else "cpu",
+                    **device_environment(self.gpus),
                     STARTED: repr(process_start()),
                     **platform_environment(self.gpus, local, self.cfg.trainer.deterministic),
                 }
+                log_path = self.run_dir / "logs" / f"rank{rank}.log"
+                if local_rank == 0 and self._started_early(rank, local, env, log_path):
+                    continue
                 if rank == 0:
                     env[UI_FD] = str(ui)
                 monitor = Monitor(rank)
                 self.monitors.append(monitor)
                 env[heartbeat.FD] = str(monitor.inherited)
-                log = open(self.run_dir / "logs" / f"rank{rank}.log", "ab")  # noqa: SIM115  (the child's from here)
+                log = open(log_path, "ab")  # noqa: SIM115  (the child's from here)
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "posttrain.worker", str(self.run_dir)],
@@ -215,6 +235,19 @@ class NodeRun:
                 monitor.started()
         finally:
             os.close(ui)
+
+    def _started_early(self, rank: int, local: int, env: dict[str, str], log: Path) -> bool:
+        """Whether a process that waits became this rank. Its environment is that of a rank alone, without determinism."""
+        if not _early:
+            return False
+        waiting = _early.pop()
+        other = (not self.gpus and local > 1) or self.cfg.trainer.deterministic
+        if other or not waiting.give(rank, self.run_dir, log, env):
+            waiting.end()
+            return False
+        self.processes.append(waiting.process)
+        self.monitors.append(waiting.monitor)
+        return True
 
     def wait(self) -> None:
         """Until every rank has ended; on a signal or a death, end the others.

@@ -153,6 +153,7 @@ class LaunchSchema:
     timeout_s: float = ranged(600.0, gt=0)
     max_restarts: int = ranged(0, ge=0)
     submit: bool = False
+    early: bool | None = None
 
 
 @dataclass

@@ -69,7 +69,6 @@ class Trainer:
         from posttrain.callbacks import RunCallback
         from posttrain.step import forward_step
 
-        self.startup.mark("import Megatron")
         self.tokenizer = self.model.load_tokenizer()
         cp = self.parallelism.context_parallel_size
         self.splits = self.data.build(

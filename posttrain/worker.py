@@ -1,24 +1,65 @@
-"""One rank of a run: `python -m posttrain.worker RUN_DIR`, started by launch.py with torch's environment set.
+"""One rank of a run: `python -m posttrain.worker RUN_DIR`, started by launch.py with torch's environment set; without
+RUN_DIR it imports and waits to be told (early.py).
 
 Reads the frozen configuration, applies the patches this platform needs, instantiates the groups, trains.
 """
 
+import contextlib
 import faulthandler
+import importlib
 import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 
+from posttrain import early, patches
 from posttrain.errors import RunFailed, UserError
 from posttrain.files import write_json
 from posttrain.rollback import RolledBack
 
 log = logging.getLogger("posttrain")
 
+# What every run imports sooner or later.
+USED = (
+    "hydra.utils", "megatron.bridge.training.finetune", "transformers.models.auto.tokenization_auto",
+    "posttrain.callbacks", "posttrain.provider", "posttrain.step", "posttrain.peft.fused", "posttrain.data",
+    "posttrain.trainer",
+)  # fmt: skip
 GROUPS = ("model", "peft", "data", "template", "parallelism", "optimizer", "scheduler", "precision", "checkpoint")
+
+
+def import_all() -> patches.Platform:
+    """Apply the patches that this platform needs and import what a training run uses; on a GPU, wake it up meanwhile.
+
+    Returns:
+        The platform.
+    """
+    import torch  # noqa: F401  (before Transformer Engine, which needs torch's NCCL loaded)
+
+    from posttrain.launch import DEVICE
+
+    device = os.environ.get(DEVICE, "cpu")
+    if device == "cuda":
+        threading.Thread(target=wake_gpu, daemon=True).start()
+    platform = patches.Platform.detect(device)
+    patches.apply(platform)
+    for module in USED:
+        importlib.import_module(module)
+    return platform
+
+
+def wake_gpu() -> None:
+    """Create the device's context and load cuBLAS while this process imports; both wait for the driver."""
+    import torch
+
+    with contextlib.suppress(Exception):  # it is asked again, and its error shown, where it is used
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        ones = torch.ones(256, 256, dtype=torch.bfloat16, device=device)
+        (ones @ ones).sum().item()
 
 
 def build(run_dir: Path):
@@ -27,20 +68,16 @@ def build(run_dir: Path):
     from posttrain.startup import Startup
 
     startup = Startup(float(os.environ.get(STARTED, time.time())))
-    startup.mark("compose and launch")
-    import torch  # noqa: F401  (before Transformer Engine, which needs torch's NCCL loaded)
+    startup.mark("compose, import" if "posttrain.trainer" in sys.modules else "compose, launch")
     from omegaconf import OmegaConf
 
-    from posttrain import patches, targets
-    from posttrain.launch import DEVICE
+    from posttrain import targets
 
     cfg = OmegaConf.load(run_dir / "config.yaml")
     targets.check(cfg)
-
-    device = os.environ.get(DEVICE, "cpu")
-    platform = patches.Platform.detect(device)
-    applied = patches.apply(platform)
-    log.info("device %s, Transformer Engine %s, patches: %s", device, platform.transformer_engine, ", ".join(applied))
+    platform = import_all()
+    applied = ", ".join(patches.apply(platform))
+    log.info("device %s, Transformer Engine %s, patches: %s", platform.device, platform.transformer_engine, applied)
 
     from hydra.utils import instantiate
 
@@ -50,13 +87,16 @@ def build(run_dir: Path):
     trackers = [built(tracker) for tracker in cfg.logger.values()]
     # Partial: Hydra would turn the instantiated objects among its arguments into configuration again.
     trainer = instantiate(cfg.trainer, _partial_=True)
-    startup.mark("import torch, instantiate")
+    startup.mark("import")
     return trainer(**parts, trackers=trackers, platform=platform, run_dir=run_dir, frozen=cfg, startup=startup)
 
 
 def main() -> None:
     """Train; on an error leave RUN_DIR/logs/rankN.error.json for the launcher and exit with its code."""
-    run_dir, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    given = sys.argv[1] if len(sys.argv) > 1 else early.await_orders()
+    if given is None:
+        return
+    run_dir, rank = Path(given), int(os.environ["RANK"])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks a run that hangs where it is

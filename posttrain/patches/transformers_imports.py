@@ -41,7 +41,8 @@ class Providers(Mapping):
 @patch(
     "transformers-imports",
     symptom="transformers reads every installed distribution's list of files (0.6 s) and writes docstrings, for which "
-    "the tokenizers' automatic class imports all model classes, SciPy and scikit-learn (2 s and more)",
+    "the tokenizers' automatic class imports all model classes, SciPy and scikit-learn; a configuration's validators "
+    "import torchvision (5 s together)",
     versions={"transformers": ">=5.8,<5.13"},
 )
 def light_transformers() -> None:
@@ -49,6 +50,8 @@ def light_transformers() -> None:
     defer(
         # A tokenizer's automatic class shares a module with the models', which names the mixin of those that generate.
         Rule(("transformers.models.auto.auto_factory",), ("transformers.generation:GenerationMixin",)),
+        # A configuration's validators lead to the images', and torchvision to Dynamo.
+        Rule(("transformers.image_utils", "transformers.video_utils"), ("torchvision",)),
         # One curve of an assistant model's thresholds.
         Rule(("transformers.generation.candidate_generator",), ("sklearn",)),
     )

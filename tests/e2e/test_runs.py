@@ -16,9 +16,9 @@ def lora(posttrain, words):
 
 @pytest.fixture(scope="module")
 def full(posttrain, words):
-    """A full fine-tuning of one process."""
+    """A full fine-tuning of one process, which imports while the command composes."""
     plain = [word for word in words if not word.startswith("peft")]
-    result = posttrain(*plain, "peft=none")
+    result = posttrain(*plain, "peft=none", "launch.early=true")
     assert result.code == 0, result.err + result.log()
     return result
 
@@ -42,6 +42,28 @@ def test_the_screen_shows_results_and_the_log_has_the_noise(lora):
     assert "validation loss" in lora.out and str(lora.run_dir) in lora.out
     assert "Megatron" not in lora.out and "Warning" not in lora.out + lora.err
     assert "patches: imports" in lora.log()
+
+
+def test_a_rank_that_was_early_is_a_rank(full, lora):
+    assert next(iter(full.summary["startup_s"])) == "compose, import"
+    assert next(iter(lora.summary["startup_s"])) == "compose, launch"
+    assert "patches: imports" in full.log() and "Warning" not in full.out + full.err
+    total = sum(full.summary["startup_s"].values())
+    assert full.summary["time_to_first_step_s"] == pytest.approx(total, abs=0.1)
+
+
+def test_an_early_rank_ends_with_a_mistaken_command(posttrain):
+    import psutil
+
+    def waiting():
+        found = psutil.process_iter(["cmdline"])
+        return [p for p in found if (p.info["cmdline"] or [])[-2:] == ["-m", "posttrain.worker"]]
+
+    before = {p.pid for p in waiting()}
+    result = posttrain("trainer.max_stps=3", "launch.early=true")
+    assert result.code == 2 and "trainer.max_steps" in result.err
+    psutil.wait_procs(mine := [p for p in waiting() if p.pid not in before], timeout=10)
+    assert not [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_frozen_configuration_is_resolved(lora):

@@ -27,7 +27,11 @@ def import_everything(seen):
     from megatron.bridge.peft.canonical_lora import CanonicalLoRA  # noqa: F401
     from megatron.bridge.peft.dora import DoRA  # noqa: F401
     from megatron.bridge.peft.lora import LoRA  # noqa: F401
+    from transformers import AutoConfig, AutoTokenizer  # noqa: F401
+    from transformers.utils import is_torchvision_available
 
+    AutoConfig.for_model("llama")
+    seen["torchvision installed"] = is_torchvision_available()
     for architecture in ARCHITECTURES:
         imports.need(f"{architecture}ForCausalLM")
     seen["cpu"] = time.process_time()

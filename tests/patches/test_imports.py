@@ -20,22 +20,31 @@ HEAVY = {
     "nvidia_resiliency_ext",
     "pandas",
     "datasets",
+    "scipy",
     "setuptools",
+    "sklearn",
     "sympy",
     "tensorboard",
     "torch._dynamo.convert_frame",
     "torch._inductor",
+    "torchvision",
     "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
     "wandb",
 }
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """What import_probe.py printed. A Transformer Engine that must not be imported is on its path."""
+    """What import_probe.py printed. On its path are packages that must not be imported."""
     folder = tmp_path_factory.mktemp("path")
-    (folder / "transformer_engine").mkdir()
-    (folder / "transformer_engine" / "__init__.py").write_text("raise RuntimeError('imported on a CPU')")
+    for name in ("transformer_engine", "torchvision"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise RuntimeError('imported on a CPU')")
+    (folder / "torchvision-0.26.0.dist-info").mkdir()
+    (folder / "torchvision-0.26.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.26.0\n"
+    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
     probe = Path(__file__).with_name("import_probe.py")
     done = subprocess.run(
@@ -56,6 +65,20 @@ def test_eight_seconds(seen):
 def test_nothing_heavy(seen):
     assert not HEAVY & set(seen["modules"])
     assert len(seen["modules"]) < 3000
+
+
+def test_torchvision_is_there_and_waits(seen):
+    assert seen["torchvision installed"] and "torchvision" not in seen["modules"]
+
+
+def test_distributions_are_found_by_name_before_all_are_read():
+    from posttrain.patches.transformers_imports import Providers
+
+    read = []
+    providers = Providers(lambda: read.append(1) or {"PIL": ["pillow"]})
+    assert providers["numpy"] == ["numpy"] and not read
+    assert providers["PIL"] == ["pillow"] and read
+    assert providers.get("nowhere", []) == [] and list(providers) == ["PIL"] and len(read) == 1
 
 
 def test_no_family_but_those_asked_for(seen):

@@ -237,7 +237,7 @@ class NodeRun:
             os.close(ui)
 
     def _started_early(self, rank: int, local: int, env: dict[str, str], log: Path) -> bool:
-        """Whether a process that waits became this rank. Its environment is that of a rank alone, without determinism."""
+        """Whether a process that waits became this rank; its environment is a lone rank's, without determinism."""
         if not _early:
             return False
         waiting = _early.pop()

@@ -94,7 +94,7 @@ def measured(name: str, words: list[str], run: Path) -> dict:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["tokens_per_second"] for line in lines if "loss" in line][3:]
     return {
-        "peak_gib": summary["peak_memory_gib"], "reserved_gib": summary["reserved_memory_gib"],
+        "peak_gib": summary["peak_memory_gib"], "reserved_gib": summary.get("reserved_memory_gib"),
         "planned_in_run_gib": summary.get("memory_planned_gib"), "tokens_per_second": statistics.median(speeds),
         "seconds": round(time.time() - began, 1),
     }  # fmt: skip

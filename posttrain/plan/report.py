@@ -1,5 +1,6 @@
 """A plan as numbers: what `python -m posttrain.plan --json` prints, and the tables are made of."""
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from posttrain.plan.memory import GIB, Memory, memory
 from posttrain.plan.rows import Rows, count, of_bins
 from posttrain.plan.setting import Setting
 from posttrain.plan.speed import speed
+
+log = logging.getLogger(__name__)
 
 
 def report(cfg: DictConfig, world: int, gpu: Gpu, counted: bool = True) -> dict[str, Any]:
@@ -82,10 +85,10 @@ def planned_peak(trainer: Any) -> float | None:
         return None
     try:
         setting = Setting.of(trainer.config, trainer.world, trainer.platform.transformer_engine)
-    except UserError:
+        return memory(with_rows(setting, of_bins(trainer.splits.train, trainer.config))).peak / GIB
+    except Exception as error:  # whatever is wrong with an estimate, the run goes on
+        log.warning("no plan of the memory: %s: %s", type(error).__name__, error)
         return None
-    rows = of_bins(trainer.splits.train, trainer.config)
-    return memory(with_rows(setting, rows)).peak / GIB
 
 
 def with_rows(setting: Setting, rows: Rows) -> Setting:

@@ -32,7 +32,8 @@ def resolved(recipe: names.Recipe, cache_dir: str | None = None) -> dict[str, An
     Returns:
         `hub`: the model's hub id; `option`: its name in conf/model or None; `trust_remote_code`: whether its code is on
         the hub; `env_vars`: names of environment variables; `sections`: section of the configuration -> `type`,
-        `values` (plain ones) and `changed`, the names of the values that are not Megatron-Bridge's defaults.
+        `values` (plain ones), `changed`, the names of the values that are not Megatron-Bridge's defaults, and `strays`,
+        those that Megatron-Bridge does not know.
 
     Raises:
         UserError: the recipe itself raises an error.
@@ -165,12 +166,15 @@ def section(value: Any, default: Any = None) -> dict[str, Any]:
                 **{f.name: f.default for f in dataclasses.fields(value) if f.default is not dataclasses.MISSING}
             )
     own, usual = vars(value), vars(default)
+    fields = {f.name for f in dataclasses.fields(value)}
     return {
         "type": type(value).__name__,
         "values": {name: plain(item) for name, item in own.items() if not name.startswith("_")},
         "changed": sorted(
             name for name, item in own.items() if not name.startswith("_") and plain(item) != plain(usual.get(name))
         ),
+        # Set by the recipe on an object that has no such field: nobody reads them.
+        "strays": sorted(name for name in own if not name.startswith("_") and name not in fields and name not in usual),
     }
 
 

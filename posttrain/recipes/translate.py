@@ -210,7 +210,9 @@ def _others(sections: dict[str, Any], done: Translation) -> None:
             value = content["values"][key]
             if key in known or value is None:
                 continue
-            if re.fullmatch(DECIDED.get(section, ""), key):
+            if key in content["strays"]:
+                done.left_out.append(f"{section}.{key}={value}: Megatron-Bridge itself has no such setting")
+            elif re.fullmatch(DECIDED.get(section, ""), key):
                 done.decided.append(f"{section}.{key}")
             elif section in PASSED and "<" not in str(value):
                 done.values[f"trainer.megatron.{section}.{key}"] = value

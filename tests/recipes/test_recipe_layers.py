@@ -157,6 +157,8 @@ def test_nothing_is_dropped_silently(cached):
                 passed = f"trainer.megatron.{section}.{key}" in done.values
                 known = (section, key) in words or content["values"][key] is None or section == "dataset"
                 assert passed or known or f"{section}.{key}" in listed, f"{name}: {section}.{key}"
+                # What is passed through must be there to be set.
+                assert not (passed and key in content["strays"]), f"{name}: {section}.{key}"
 
 
 def layer_words() -> set[tuple[str, str]]:

@@ -15,8 +15,8 @@ def wanted(device, transformer_engine):
 
 
 EVERYWHERE = [
-    "imports", "compile-helpers", "results-queue", "checkpoint-pickles", "random-base-weights", "canonical-lora-parts",
-    "dora-bias", "dora-norm", "packed-rope", "jit-warmup", "no-dynamo", "transformers-imports",
+    "imports", "compile-helpers", "results-queue", "random-base-weights", "canonical-lora-parts", "dora-bias",
+    "dora-norm", "packed-rope", "jit-warmup", "no-dynamo", "transformers-imports",
 ]  # fmt: skip
 
 

@@ -128,7 +128,7 @@ class RunCallback(Callback):
         """Validation loss and answers after training, the export, the summary."""
         trainer = self.trainer
         self.summary["val_loss_after"] = self.validate(context, trainer.steps)
-        if self.frozen is not None and self.frozen != self.fingerprint(context):
+        if self.frozen is not None and repr(self.frozen) != repr(self.fingerprint(context)):  # NaN is itself here
             raise RuntimeError("the frozen base weights changed during training")
         self.sample(context, trainer.steps, "after")
         refused = None

@@ -39,8 +39,8 @@ class Loader(ConfigLoaderImpl):
         """
         try:
             cfg = super().load_configuration(config_name, overrides, *args, **kwargs)
-        except KeyError as error:
-            raise UserError(f"hydra.job.env_copy: there is no environment variable {error}") from None
+        except (KeyError, ValueError) as error:  # Hydra's own: `model=0`, a variable that isn't there
+            raise UserError(f"the configuration can't be composed: {' '.join(str(error).split())}") from error
         check(cfg.hydra)
         told = {name: cfg.hydra.launcher.get(name) for name in COMMANDS if cfg.hydra.launcher.get(name)}
         if told:

@@ -5,6 +5,7 @@ torch's usual environment (RANK, WORLD_SIZE, ...). A rank writes to RUN_DIR/logs
 on the terminal through an inherited file descriptor. No torch here.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -262,8 +263,8 @@ class NodeRun:
                 bad = any(process.poll() not in (None, 0) for process in self.processes)
                 if deadline is None and bad:
                     deadline = time.monotonic() + GRACE_S
-                    self._note_deaths()
                     time.sleep(1.0)  # a rank that fails in a collective fails on all ranks: let them say so
+                    self._note_deaths()
                     self._send(signal.SIGTERM)
                 if deadline is None and self._hangs():
                     self._send(signal.SIGUSR1)  # each writes its stacks to its log (worker.py)
@@ -279,6 +280,9 @@ class NodeRun:
                 signal.signal(number, handler)
             for monitor in self.monitors:
                 monitor.close()
+            for process in self.processes:  # loader workers that a rank has left, in its session
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         codes = [process.returncode for process in self.processes]
         if any(codes):
             if deadline is None:
@@ -343,7 +347,7 @@ class NodeRun:
     def _note_deaths(self) -> None:
         """Leave word of ranks that were killed, for which nobody else can: other machines of the run read it too."""
         for rank, process in zip(self.ranks, self.processes, strict=True):
-            if (process.returncode or 0) < 0 and not self.signals:
+            if (process.poll() or 0) < 0 and not self.signals:
                 death = {"rank": rank, "time": time.time(), "user_error": False, "killed": True}
                 error_file = self.run_dir / "logs" / ERRORS.replace("*", str(rank))
                 write_json(error_file, {**death, "message": _death(process.returncode)})

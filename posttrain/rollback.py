@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from posttrain.errors import UserError
 from posttrain.files import write_json
 
 FILE = "rollbacks.json"  # in a run directory: a list of what `record` writes
@@ -19,10 +20,15 @@ class RolledBack(Exception):
 
 def read(run_dir: Path) -> list[dict[str, Any]]:
     """The rollbacks of a run so far, the oldest first."""
+    path = run_dir / FILE
     try:
-        return json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return [{"step": int(one["step"]), "to": int(one["to"]), "why": str(one["why"]), "time": float(one["time"]),
+                 "skip": [int(place) for place in one["skip"]]} for one in found]  # fmt: skip
     except FileNotFoundError:
         return []
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove it to train on all rows again") from None
 
 
 def merged(saved: list[dict[str, Any]], written: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from posttrain.errors import UserError
 from posttrain.files import write_json
 
 FILE = "progress.json"
@@ -39,6 +40,11 @@ class Progress:
 
     def read(self, checkpoint: Path) -> None:
         """From a checkpoint that was loaded."""
-        values = json.loads((checkpoint / FILE).read_text())
+        try:
+            values = json.loads((checkpoint / FILE).read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{checkpoint / FILE}: can't be read: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{checkpoint / FILE}: can't be read: it is no JSON object")
         for name in (item.name for item in fields(self)):
             setattr(self, name, values.get(name, getattr(self, name)))

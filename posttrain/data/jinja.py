@@ -89,3 +89,5 @@ def compile_template(source: str, name: str) -> jinja2.Template:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"template: {name}, line {error.lineno}: not valid Jinja: {error.message}") from None
+    except SyntaxError as error:  # Jinja's compiler lets a `break` outside of a loop pass
+        raise UserError(f"template: {name}: not valid Jinja: {error.msg}") from None

@@ -1,7 +1,9 @@
 """Faults during a run: what it says, what is left, and that it goes on from there. See docs/reliability.md."""
 
 import json
+import math
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +11,11 @@ import time
 
 import psutil
 from conftest import ROOT, Result, environment, finish, workers
+from safetensors.torch import load_file, save_file
 from test_resumed_runs import equal, saved
+from transformers import AutoTokenizer
 
+from posttrain.batches import TrainOrder
 from posttrain.checkpoint import files
 
 SAVING = ("checkpoint.save_interval=1", "trainer.export=false")
@@ -114,6 +119,31 @@ def test_bad_numbers_stop_before_they_are_saved(posttrain, words):
     assert result.code == 2
     assert "step 2: loss is nan" in result.err and "The batch was rows" in result.err
     assert [path.name for path in files.checkpoints(result.run_dir / "checkpoints")] == ["iter_0000001"]
+
+
+def test_going_back_from_a_bad_batch(posttrain, words, tiny, tmp_path):
+    """One row's loss is NaN: the run starts again from the checkpoint before it and trains on other rows instead."""
+    model = shutil.copytree(tiny, tmp_path / "model")
+    (bell,) = AutoTokenizer.from_pretrained(model)("\x07", add_special_tokens=False).input_ids
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"][bell] = float("nan")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    rows = [json.loads(line) for line in (tiny / "data.jsonl").read_text().splitlines()]
+    order = TrainOrder(rows, len(rows), 1234, None)
+    rows[order.row_at(9)]["messages"][0]["content"] = "ring \x07"  # in the third batch of four
+    (model / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = posttrain(
+        *words, f"model.path={model}", f"data.path={model / 'data.jsonl'}", "data.packing=false", *SAVING,
+        "data.validation_fraction=null", "trainer.bad_numbers=rollback",
+    )  # fmt: skip
+    assert result.code == 0, result.err + result.log()
+    assert "step 3: loss is nan and gradient norm is nan; going back to the checkpoint of step 2" in result.err
+    left_out = ", ".join(str(order.row_at(index)) for index in range(8, 12))
+    assert f"on without rows {left_out} of the training data" in result.err and "going on after step 2" in result.out
+    assert steps(result) == [1, 2, 3, 4] and all(math.isfinite(loss) for loss in result.losses)
+    assert [line["rolled_back_from"] for line in result.metrics if "rolled_back_from" in line] == [3]
+    (one,) = json.loads((result.run_dir / "status.json").read_text())["rollbacks"]
+    assert (one["step"], one["to"]) == (3, 2) and result.summary["rollbacks"] == 1
 
 
 def test_bad_numbers_are_skipped_where_asked(posttrain, words):

@@ -1,0 +1,132 @@
+"""Watching the ranks of a run: who died first, what they leave behind, which signal means what.
+
+The launcher is the real one; in the ranks' place are processes of a few lines, which need no model.
+"""
+
+import json
+import os
+import signal
+import sys
+import textwrap
+import threading
+import time
+
+import psutil
+import pytest
+
+from posttrain import launch
+from posttrain.compose import compose
+from posttrain.errors import RunFailed, UserError
+
+COMMON = """
+    import json, os, signal, subprocess, sys, time
+    rank, logs = int(os.environ["RANK"]), os.path.join(sys.argv[-1], "logs")
+    def error(**more):
+        with open(os.path.join(logs, f"rank{rank}.error.json"), "w") as file:
+            json.dump({"rank": rank, "time": time.time(), "user_error": False, **more}, file)
+"""
+
+
+@pytest.fixture
+def ranks(tmp_path, monkeypatch):
+    """Start `count` ranks that run the code; returns the NodeRun."""
+
+    def start(code, count=2, *words):
+        script = tmp_path / "rank.py"
+        script.write_text(textwrap.dedent(COMMON) + textwrap.dedent(code))
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
+        python.chmod(0o755)
+        monkeypatch.setattr(launch.sys, "executable", str(python))
+        (tmp_path / "logs").mkdir(exist_ok=True)
+        cfg = compose([f"parallelism.nproc_per_node={count}", *words])
+        return launch.NodeRun(cfg, tmp_path, 0)
+
+    return start
+
+
+def test_the_rank_that_was_killed_is_named_though_another_fails_of_it_first(ranks):
+    run = ranks("""
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        error(message="connection closed by peer")
+        os._exit(1)
+    """)
+    deadline = time.monotonic() + 20
+    while any(psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE for process in run.processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(RunFailed, match=r"rank 1 was killed by SIGKILL \(out of memory\?\)\n.*rank1\.log"):
+        run.wait()
+
+
+def test_the_first_of_two_errors_is_told(ranks):
+    run = ranks("""
+        time.sleep(0.5 * rank)
+        error(message=f"this is rank {rank}", user_error=True)
+        os._exit(2)
+    """)
+    with pytest.raises(UserError, match="this is rank 0"):
+        run.wait()
+
+
+def test_workers_of_a_rank_that_ignore_signals_are_ended(ranks, tmp_path):
+    run = ranks("""
+        ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        code = ignore + "print(1, flush=True); time.sleep(300)"
+        worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        worker.stdout.readline()
+        open(os.path.join(logs, f"worker{rank}"), "w").write(str(worker.pid))
+        os._exit(rank)
+    """)
+    with pytest.raises(RunFailed, match="rank 1 ended with exit code 1"):
+        run.wait()
+    left = [int((tmp_path / "logs" / f"worker{rank}").read_text()) for rank in (0, 1)]
+    deadline = time.monotonic() + 10
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in left):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_ends_the_ranks_in_order(name, ranks):
+    """Each rank saves on SIGTERM and leaves with its code for that; the command's code is 128 + the signal."""
+    number = getattr(signal, name)
+    run = ranks("""
+        def leave(*_):
+            os._exit(3)
+        signal.signal(signal.SIGTERM, leave)
+        open(os.path.join(logs, f"ready{rank}"), "w").close()
+        time.sleep(60)
+    """)
+
+    def tell():
+        while len(list((run.run_dir / "logs").glob("ready*"))) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    with pytest.raises(RunFailed, match=f"stopped by {name} after saving") as stopped:
+        run.wait()
+    thread.join()
+    assert stopped.value.exit_code == 128 + number and stopped.value.stopped and not stopped.value.restartable
+
+
+def test_ranks_that_go_back_are_started_again_without_counting(ranks, tmp_path, monkeypatch, capsys):
+    """launch.max_restarts=0, and two rollbacks: the third time the run ends."""
+    ranks("os._exit(0)").wait()  # the script's place; now with other code
+    script = textwrap.dedent(COMMON) + textwrap.dedent("""
+        count = os.path.join(logs, "starts")
+        starts = open(count).read() if os.path.exists(count) else ""
+        open(count, "w").write(starts + "x")
+        if len(starts) < 2:
+            error(message="step 3: loss is nan; going back", rolled_back=True)
+            os._exit(1)
+    """)
+    (tmp_path / "rank.py").write_text(script)
+    monkeypatch.setattr(launch.resume, "check", lambda *_: None)
+    launch.launch(compose(["parallelism.nproc_per_node=1"]), tmp_path, 0)
+    assert (tmp_path / "logs" / "starts").read_text() == "xxx"
+    assert capsys.readouterr().err.count("going back") == 2
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"

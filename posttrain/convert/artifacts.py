@@ -32,15 +32,24 @@ def write_config(out: Path, config: Any, base: Path | None, dtype: str) -> None:
         if config.model_type == "gpt_neox":
             fields["rotary_emb_base"] = rope["rope_theta"]
             fields["rotary_pct"] = rope.get("partial_rotary_factor", 1.0)
+    if config.model_type == "qwen3_moe":
+        fields["num_experts"] = fields["num_local_experts"] = (
+            config.num_experts
+        )  # 4 knows the former, 5 writes the latter
     (out / "config.json").write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(out: Path, source: Path) -> None:
-    """Copy the tokenizer's files, chat template included, as they are."""
+    """Copy the tokenizer's files, chat template included, as they are, but for a class that transformers 4 lacks."""
     for pattern in (*TOKENIZER, "*.model"):
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, out / file.name)
+    config = out / "tokenizer_config.json"
+    fields = read_json(config) if config.is_file() else {}
+    if fields.get("tokenizer_class") == "TokenizersBackend":  # transformers 5 takes the older name for it too
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_generation_config(out: Path, source: Path) -> None:

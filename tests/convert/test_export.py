@@ -39,6 +39,30 @@ def test_model_and_adapter(family, megatron, base, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("family", ["llama31", "qwen3_moe"])
+def test_words_of_older_readers(family, megatron, base, tmp_path):
+    """What transformers 4 and other tools look for is there beside transformers 5's words, and 5 reads the same."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from posttrain.export import export
+
+    directory = base(family)
+    export(source(directory), tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    rope = config["rope_parameters"]
+    assert config["rope_theta"] == rope["rope_theta"] and config["torch_dtype"] == config["dtype"] == "float32"
+    if family == "llama31":
+        assert config["rope_scaling"] == {key: value for key, value in rope.items() if key != "rope_theta"}
+    else:
+        assert config["num_experts"] == config["num_local_experts"] == 4
+    ours, theirs = (AutoConfig.from_pretrained(path) for path in (tmp_path / "hf", directory))
+    assert ours.rope_parameters == theirs.rope_parameters and ours.num_attention_heads == theirs.num_attention_heads
+    tokenizer = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    ours, theirs = (AutoTokenizer.from_pretrained(path) for path in (tmp_path / "hf", directory))
+    assert type(ours) is type(theirs) and ours("hello world").input_ids == theirs("hello world").input_ids
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_import_then_export_is_bit_identical(family, megatron, base, tmp_path):
     from safetensors.torch import load_file

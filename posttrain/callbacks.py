@@ -137,7 +137,10 @@ class RunCallback(Callback):
             from posttrain.export import export_model
 
             try:
-                self.summary["export"] = str(export_model(trainer, context.model))
+                results = {"steps": trainer.steps, "val_loss_after": self.summary["val_loss_after"]}
+                wanted = ("val_loss_before", "train_loss", "trained_tokens")
+                results |= {key: value for key, value in self.totals().items() if key in wanted}
+                self.summary["export"] = str(export_model(trainer, context.model, results))
             except ExportRefused as error:
                 refused = error
                 self.summary["export_refused"] = str(error)

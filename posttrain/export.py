@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from posttrain.convert import live
+from posttrain.convert import card, live
 from posttrain.convert.artifacts import (
     add_stop_tokens,
     copy_generation_config,
@@ -17,6 +17,7 @@ from posttrain.convert.artifacts import (
     write_chat_template,
     write_config,
 )
+from posttrain.convert.facts import facts
 from posttrain.convert.publish import publishing
 from posttrain.convert.shards import ShardWriter
 from posttrain.convert.verify import ExportRefused, Live, verify
@@ -45,6 +46,8 @@ class Source:
         device: "cpu" or "cuda".
         unchecked: why the logits can't be compared; None: they can.
         chat_template: what it was trained with, in Jinja; None: the tokenizer's own.
+        facts: about the training (posttrain.convert.facts); None: there was none.
+        license: of the weights, for the model card; None: what the facts say.
     """
 
     model: HFModel
@@ -55,10 +58,15 @@ class Source:
     device: str
     unchecked: str | None = None
     chat_template: str | None = None
+    facts: dict[str, Any] | None = None
+    license: str | None = None
 
 
-def export_model(trainer: Any, model: list[torch.nn.Module]) -> Path:
+def export_model(trainer: Any, model: list[torch.nn.Module], results: dict[str, Any]) -> Path:
     """Write RUN_DIR/adapter (PEFT) or RUN_DIR/hf (the whole model), tokenizer included; a collective call.
+
+    Args:
+        results: of the run, for the model card: losses, steps, trained tokens.
 
     Returns:
         The directory.
@@ -77,6 +85,7 @@ def export_model(trainer: Any, model: list[torch.nn.Module]) -> Path:
     source = Source(
         trainer.model, trainer.bridge, model, trainer.peft, precision.dtype(trainer.platform.device),
         trainer.platform.device, unchecked, trainer.tokenizer.chat_template,
+        facts(trainer.config, results, trainer.splits.report),
     )  # fmt: skip
     return export(source, trainer.run_dir / ("adapter" if trainer.peft else "hf"), overwrite=True)
 
@@ -102,6 +111,7 @@ def export(source: Source, out: Path, overwrite: bool = False, progress: Any = N
                 dtype = str(source.dtype).removeprefix("torch.")
                 report = verify(scratch, source.model, dtype, found, source.device)
                 write_json(scratch / "verification.json", report)
+                card.write(scratch, name_of(out), source.facts, source.license)
                 log.info("export verified: %s", json.dumps(report))
     except ExportRefused as error:
         refused = [str(error)]
@@ -110,6 +120,11 @@ def export(source: Source, out: Path, overwrite: bool = False, progress: Any = N
     if refused[0]:
         raise ExportRefused(refused[0])
     return out
+
+
+def name_of(out: Path) -> str:
+    """What to call an export: a run's after the run."""
+    return out.parent.name if out.name in ("adapter", "hf") else out.name
 
 
 def write_weights(source: Source, scratch: Path, progress: Any = None) -> None:

@@ -25,6 +25,7 @@ Every key and value:                      python -m posttrain --cfg job
 What each means:                          comments in conf/, the same as pages: make docs
 Completion for the `posttrain` command:   eval "$(posttrain -sc install=bash)\""""
 # Words of training first, in the order of a command line; a group that isn't here comes after them.
+OWN = {"metric": "  (of evaluate)"}  # groups that training has no use for
 ORDER = "model peft data template parallelism optimizer scheduler trainer precision checkpoint logger experiment"
 
 
@@ -38,7 +39,7 @@ def screen(conf: Path, package: Path) -> str:
     lines = [HEAD]
     for group in groups(conf):
         names = sorted(path.stem for path in (conf / group).glob("*.yaml"))
-        lines += _row(group, " ".join(_by_family(names) if group == "model" else names))
+        lines += _row(group, " ".join(_by_family(names) if group == "model" else names) + OWN.get(group, ""))
     lines += ["", COMMANDS]
     for name, summary in commands(package):
         lines += _row(name, summary)

@@ -118,6 +118,7 @@ class TrainerSchema:
     cuda_graph: bool | None = None
     trained_logits_only: bool = True
     export: bool = True
+    license: str | None = None
     verify: bool = True
     megatron: dict[str, Any] = field(default_factory=dict)
 

@@ -19,7 +19,8 @@ HARMLESS = (
     *(f"trainer.{key}" for key in (
         "max_steps", "epochs", "micro_batch_size", "log_interval", "validation_interval", "validation_batches",
         "samples", "sample_tokens", "generate_every", "recompute", "bad_numbers", "max_rollbacks", "loss_spike",
-        "num_workers", "deterministic", "cuda_graph", "trained_logits_only", "profile", "export", "verify",
+        "num_workers", "deterministic", "cuda_graph", "trained_logits_only", "profile", "export", "license",
+        "verify",
     )),
 )  # fmt: skip
 

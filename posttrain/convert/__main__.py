@@ -3,6 +3,7 @@
     python -m posttrain.convert import model.path=HF_DIR convert.out=DIR    Hugging Face -> Megatron checkpoint
     python -m posttrain.convert export checkpoint=RUN_DIR convert.out=DIR   checkpoint -> Hugging Face, or PEFT adapter
     python -m posttrain.convert merge checkpoint=RUN_DIR convert.out=DIR    base + adapter -> Hugging Face
+    python -m posttrain.convert push checkpoint=RUN_DIR convert.repo=OWNER/NAME   a run's export -> a model hub, private
 
 `checkpoint` is a run directory, its checkpoints directory, or one iter_* directory; for `merge` a PEFT directory too.
 """
@@ -24,7 +25,7 @@ from posttrain import check, compose, schema, targets
 from posttrain.convert import process
 from posttrain.errors import UserError
 
-COMMANDS = ("import", "export", "merge")
+COMMANDS = ("import", "export", "merge", "push")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -38,6 +39,11 @@ class ConvertSchema:
     overwrite: bool = False
     dtype: str | None = None
     verify: bool = True
+    license: str | None = None
+    push: bool = False
+    repo: str | None = None
+    private: bool = True
+    unverified: bool = False
 
 
 @dataclass
@@ -72,6 +78,15 @@ def run(cfg: DictConfig) -> None:
     """
     targets.check(cfg)
     c = cfg.convert
+    if c.command == "push":
+        return push_export(c)
+    token = None
+    if c.push:
+        if c.command == "import":
+            raise UserError("convert.push=true: goes with export and merge, not with a Megatron checkpoint")
+        from posttrain.convert.push import token_for
+
+        token = token_for(c.repo)
     if c.out is None:
         raise UserError("`convert.out`: has no value; give the directory to write")
     if c.dtype not in (None, *DTYPES):
@@ -92,8 +107,34 @@ def run(cfg: DictConfig) -> None:
     else:
         from posttrain.convert.merge import merge
 
-        merge(Path(c.checkpoint).expanduser(), out, c.overwrite, c.dtype)
+        merge(Path(c.checkpoint).expanduser(), out, c.overwrite, c.dtype, c.license)
     print(f"written: {out}")
+    if token:
+        from posttrain.convert import push
+
+        push.check(out, c.unverified)
+        print(f"pushed: {push.push(out, c.repo, token, c.private)}")
+
+
+def push_export(c: DictConfig) -> None:
+    """Put a finished export on a model hub.
+
+    Raises:
+        UserError: no repository, no token, nothing to push, or nothing that should be.
+    """
+    from posttrain import exported
+    from posttrain.convert import push
+
+    if c.checkpoint is None:
+        raise UserError("`checkpoint`: has no value; give a run directory, or an export")
+    path = Path(c.checkpoint).expanduser()
+    token = push.token_for(c.repo)
+    directory = exported.export_of(path)
+    if directory is None:
+        raise UserError(f"checkpoint={path}: holds no finished export; make one: python -m posttrain.convert export")
+    exported.check(directory)
+    push.check(directory, c.unverified)
+    print(f"pushed: {push.push(directory, c.repo, token, c.private)}")
 
 
 def import_(cfg: DictConfig, out: Path) -> None:
@@ -120,7 +161,8 @@ def export(cfg: DictConfig, out: Path) -> None:
         process.start()
         from posttrain.convert.megatron import export_checkpoint
 
-        export_checkpoint(found, out, cfg.convert.overwrite, cfg.convert.verify, cfg.convert.dtype)
+        c = cfg.convert
+        export_checkpoint(found, out, c.overwrite, c.verify, c.dtype, c.license)
 
 
 @contextlib.contextmanager

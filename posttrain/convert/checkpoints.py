@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.checkpoint import files
+from posttrain.checkpoint.progress import FILE as progress_file
+from posttrain.convert.facts import facts
 from posttrain.errors import UserError
 from posttrain.models import HFModel
+from posttrain.models.headers import read_json
 
 # What an imported checkpoint has beside the weights: config.json, tokenizer; what its export needs.
 HUGGING_FACE = "huggingface"
@@ -21,12 +24,14 @@ class Checkpoint:
         model: that it is of.
         peft: the adapter's settings (posttrain.peft); None: it holds a whole model.
         template: that it was trained with (posttrain.data.templates); None: nothing says so.
+        facts: about its training (posttrain.convert.facts); None: there was none, as far as is known.
     """
 
     directory: Path
     model: HFModel
     peft: Any = None
     template: Any = None
+    facts: dict[str, Any] | None = None
 
     def chat_template(self) -> str | None:
         """What its conversations were rendered with, in Jinja."""
@@ -74,4 +79,16 @@ def of_run(directory: Path, run_dir: Path) -> Checkpoint:
     if not model.random_init:
         _ = model.directory  # that it is still there, and whole
     peft = built(cfg.peft) if cfg.peft.get("_target_") else None
-    return Checkpoint(directory, model, peft, built(cfg.template))
+    return Checkpoint(directory, model, peft, built(cfg.template), facts_of(directory, run_dir, cfg))
+
+
+def facts_of(directory: Path, run_dir: Path, cfg: Any) -> dict[str, Any]:
+    """What the run's files say about its training up to this checkpoint."""
+    progress, summary = (
+        read_json(file) if file.is_file() else {} for file in (directory / progress_file, run_dir / "summary.json")
+    )
+    step = files.step_of(directory)
+    results = {"steps": step, **{key: progress.get(key) for key in ("train_loss", "val_loss_before", "trained_tokens")}}
+    if summary.get("steps") == step:
+        results["val_loss_after"] = summary.get("val_loss_after")
+    return facts(cfg, results, summary.get("data"))

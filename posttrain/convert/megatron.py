@@ -98,8 +98,9 @@ def build(bridge: Any, dtype: torch.dtype, disk: Path, load: bool, adapter: Any 
 
 
 def export_checkpoint(
-    found: Checkpoint, out: Path, overwrite: bool = False, check: bool = True, dtype: str | None = None
-) -> None:
+    found: Checkpoint, out: Path, overwrite: bool = False, check: bool = True, dtype: str | None = None,
+    license: str | None = None,
+) -> None:  # fmt: skip
     """Write a checkpoint as a Hugging Face directory: the whole model, or the adapter of an adapter run.
 
     Args:
@@ -108,6 +109,7 @@ def export_checkpoint(
         overwrite: replace `out`.
         check: compare logits.
         dtype: of a whole model's weights, float32 or bfloat16; None: the checkpoint's.
+        license: of the weights, for the model card; None: what the run says.
 
     Raises:
         UserError: its tensors are not those of its model.
@@ -118,7 +120,7 @@ def export_checkpoint(
     parts, bridge, weights = load(found, adapter, out.parent, getattr(torch, dtype) if dtype else None)
     source = Source(
         found.model, bridge, parts, adapter, weights, "cpu", None if check else "convert.verify=false",
-        found.chat_template(),
+        found.chat_template(), found.facts, license,
     )  # fmt: skip
     total = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
     with progress("writing", total) as done:

@@ -5,18 +5,20 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from posttrain.convert.artifacts import copy_generation_config, copy_tokenizer, write_config
+from posttrain.convert import card
+from posttrain.convert.artifacts import add_stop_tokens, copy_generation_config, copy_tokenizer, write_config
 from posttrain.convert.progress import progress
 from posttrain.convert.publish import publishing
 from posttrain.convert.shards import ShardWriter
 from posttrain.errors import UserError
+from posttrain.generation import turn_ends
 from posttrain.models import HFModel
 from posttrain.models.headers import Tensor
 from posttrain.models.shapes import check_directory
 from posttrain.peft.directory import CONFIG, TRANSPOSED, WEIGHTS, Pair, base_of, check_against, is_adapter, read_adapter
 
 
-def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = None) -> None:
+def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = None, license: str | None = None) -> None:
     """Write the model that the adapter makes of its base, with the adapter's tokenizer where it has one.
 
     Args:
@@ -24,6 +26,7 @@ def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = No
         out: the directory to write.
         overwrite: replace `out`.
         dtype: of the weights, float32 or bfloat16; None: the base's.
+        license: of the weights, for the model card; None: what the adapter's card says.
 
     Raises:
         UserError: there is no adapter, no base, or they do not belong together.
@@ -41,7 +44,11 @@ def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = No
         stored = {"F32": "float32", "F16": "float16"}.get(next(iter(headers.values())).dtype, "bfloat16")
         write_config(scratch, hf_config, base, dtype or stored)
         copy_generation_config(scratch, base)
-        copy_tokenizer(scratch, adapter if (adapter / "tokenizer_config.json").is_file() else base)
+        own = (adapter / "tokenizer_config.json").is_file()
+        copy_tokenizer(scratch, adapter if own else base)
+        if own:
+            add_stop_tokens(scratch, turn_ends(HFModel(path=str(scratch)).load_tokenizer()), hf_config.eos_token_id)
+        card.write(scratch, out.name, card.read_facts(adapter), license)
 
 
 def find_adapter(path: Path) -> Path:

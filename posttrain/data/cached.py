@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Maker:
     cache: Path
     build: bool
     category: str | None = None
+    contents: dict[str, list[str]] = field(default_factory=dict)  # what each key of the configuration names: digests
 
     def store(self, path: Any, form: Any, key: str, limit: int | None) -> tuple[Store, dict[str, Any]]:
         """The encoded conversations of `path`, at most `limit`, and how many rows were kept and dropped."""
@@ -43,6 +44,7 @@ class Maker:
         else:
             files = sources.files(path, key, self.cache.parent)
             contents = fingerprint.files(files, self.cache / "files.json")
+        self.contents.setdefault(key, []).extend(contents)
         template = self.renderer.template
         name = fingerprint.digest(
             {

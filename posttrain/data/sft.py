@@ -125,7 +125,7 @@ class SFTData:
         train_rows = splits.weighted(train_rows, train.sources, weights, seed)[: self.max_train_rows]
         if not len(train_rows):
             raise UserError(f"data.path={self.path}: nothing is left to train on: {json.dumps(counts['dropped'])}")
-        report = {"rows": counts}
+        report = {"rows": counts, "sha256": maker.contents}
         datasets = {"train": maker.bins(train, train_rows, seq_length, seed)}
         report["train"] = splits.statistics(datasets["train"], seq_length)
         if validation is not None and len(validation_rows):

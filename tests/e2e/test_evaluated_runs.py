@@ -114,3 +114,16 @@ def test_answers_during_training_over_two_processes(posttrain, sampled, run):
     ends = json.loads((run.run_dir / "samples.json").read_text())
     assert [line["answer"] for line in lines[-2:]] == [sample["after"] for sample in ends]
     assert result.losses == pytest.approx(run.losses, rel=1e-5)
+
+
+def test_a_runs_model_card(run):
+    """What the run found stands in it, for people and for a hub."""
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(run.run_dir / "adapter" / "README.md")
+    assert card.data.library_name == "peft" and card.data.license == "unknown"
+    facts = json.loads((run.run_dir / "adapter" / "training.json").read_text())
+    assert facts["results"]["val_loss_after"] == run.summary["val_loss_after"]
+    assert f"| val_loss_after | {run.summary['val_loss_after']:.4g} |" in card.content
+    assert "`data.jsonl`" in card.content and facts["data"]["sha256"]["data.path"][0] in card.content
+    assert str(run.run_dir.parent) not in card.content

@@ -1,0 +1,113 @@
+"""The model card: README.md of an export, for people and for a hub."""
+
+from pathlib import Path
+from typing import Any
+
+from posttrain.convert.facts import FILE, is_hub_id
+from posttrain.errors import UserError
+from posttrain.files import write_json, write_text
+from posttrain.models.headers import read_json
+from posttrain.peft.directory import base_of, is_adapter
+
+CARD = "README.md"
+LOAD = {
+    "peft": "from peft import AutoPeftModelForCausalLM as Model\nfrom transformers import AutoTokenizer",
+    "transformers": "from transformers import AutoModelForCausalLM as Model, AutoTokenizer",
+}
+
+
+def write(directory: Path, name: str, facts: dict[str, Any] | None, license: str | None = None) -> None:
+    """Write README.md, and the facts as training.json.
+
+    Args:
+        directory: of the export, with its verification.json where there is one.
+        name: the directory's when it is published.
+        facts: see posttrain.convert.facts; None: nothing is known of a training.
+        license: an identifier such as apache-2.0; None: the facts' own.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    if facts is not None:
+        facts = facts | {"license": license or facts.get("license")}
+        write_json(directory / FILE, facts)
+    facts = facts or {}
+    license = license or facts.get("license")
+    library = "peft" if is_adapter(directory) else "transformers"
+    base = facts.get("base") or (base_of(directory) if library == "peft" else None)
+    names = facts.get("data", {}).get("names", [])
+    head = ModelCardData(
+        license=license or "unknown",
+        base_model=base if base and is_hub_id(base) else None,
+        datasets=[
+            found.removeprefix("hf://").split("@")[0].split(":")[0] for found in names if found.startswith("hf://")
+        ]
+        or None,
+        library_name=library,
+        pipeline_tag="text-generation",
+        tags=["posttrain", "megatron-bridge", *(["sft"] if facts else []), *(["lora"] if library == "peft" else [])],
+    )
+    card = ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body(name, library, base, license, facts, verified(directory))}")
+    write_text(directory / CARD, str(card))
+
+
+def body(name: str, library: str, base: str | None, license: str | None, facts: dict[str, Any], checked: str) -> str:
+    """The text below the front matter, in Markdown."""
+    parts = [f"# {name}", ""]
+    if facts:
+        parts.append(f"Trained from `{Path(base).name if not is_hub_id(base) else base}`: {facts['method']}.")
+    else:
+        parts.append("Converted; nothing says how it was trained.")
+    parts += ["", f"Licence: {license or 'unknown; name it with trainer.license or convert.license'}.", ""]
+    if facts:
+        parts += ["## Data", "", *_data(facts["data"]), "", "## Results", "", *_table(facts["results"]), ""]
+        parts += ["## Settings", "", *_table(facts["settings"] | facts["software"]), ""]
+    parts += ["## Check", "", checked, "", "## Use", "", "```python", LOAD[library], ""]
+    parts += ['path = "..."  # this directory, or the id of its repository', "model = Model.from_pretrained(path)"]
+    parts += ["tokenizer = AutoTokenizer.from_pretrained(path)", "```"]
+    return "\n".join(parts) + "\n"
+
+
+def verified(directory: Path) -> str:
+    """What verification.json says, in a sentence."""
+    report = verification(directory)
+    if report is None:
+        return "The logits of these files were not compared with anything."
+    logits = report["logits"]
+    if not logits["checked"]:
+        return f"The logits of these files were not compared with the trained model's: {logits['reason']}."
+    return (
+        f"The logits of these files, by {logits['arithmetic']} arithmetic of transformers, were compared with the "
+        f"trained model's: the {logits['measure']} is {logits['difference']:.2g}, "
+        f"at most {logits['tolerance']:.2g} was allowed."
+    )
+
+
+def verification(directory: Path) -> dict[str, Any] | None:
+    """verification.json, or None."""
+    file = directory / "verification.json"
+    return read_json(file) if file.is_file() else None
+
+
+def read_facts(directory: Path) -> dict[str, Any] | None:
+    """training.json of an export; None where there is none, or an unreadable one."""
+    file = directory / FILE
+    try:
+        return read_json(file) if file.is_file() else None
+    except UserError:
+        return None
+
+
+def _data(data: dict[str, Any]) -> list[str]:
+    lines = [f"- {', '.join(f'`{name}`' for name in data['names'])}, read as {data['format']}"]
+    lines += [f"- SHA-256 of {key}: {', '.join(found)}" for key, found in data.get("sha256", {}).items()]
+    for split in ("train", "validation"):
+        if part := data.get(split):
+            lines.append(
+                f"- {split}: " + ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in part.items())
+            )
+    return lines
+
+
+def _table(values: dict[str, Any]) -> list[str]:
+    rows = [f"| {key} | {f'{value:.4g}' if isinstance(value, float) else value} |" for key, value in values.items()]
+    return ["| | |", "|---|---|", *rows]

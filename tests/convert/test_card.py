@@ -1,0 +1,69 @@
+"""Model cards: what is in them is what was found, and they survive a merge."""
+
+import json
+
+from test_export import source
+
+from posttrain.compose import compose
+from posttrain.convert import card
+from posttrain.convert.facts import FILE, facts
+from posttrain.peft import LoRA
+
+
+def trained(*words):
+    """Facts of a run that these words would make."""
+    cfg = compose(["model=hf", "model.path=owner/base", "data=alpaca", "data.path=/secret/place/my.json", *words])
+    report = {
+        "sha256": {"data.path": ["ab12"]},
+        "train": {"conversations": 1200, "tokens": 9000, "trained_tokens": 3000, "bins": 3},
+    }
+    return facts(cfg, {"steps": 10, "val_loss_before": 3.61, "val_loss_after": 0.37, "train_loss": None}, report)
+
+
+def test_an_adapters_card_and_the_merged_models(megatron, base, tmp_path):
+    from huggingface_hub import ModelCard
+
+    from posttrain.convert.merge import merge
+    from posttrain.export import export
+
+    live = source(base("llama"), LoRA(rank=4, alpha=8))
+    live.facts = trained("peft.rank=4", "trainer.license=apache-2.0")
+    export(live, tmp_path / "run" / "adapter")
+    found = ModelCard.load(tmp_path / "run" / "adapter" / "README.md")
+    assert found.data.base_model == "owner/base" and found.data.library_name == "peft"
+    assert found.data.license == "apache-2.0" and {"lora", "sft"} <= set(found.data.tags)
+    text = found.content
+    for words in ("# run", "LoRA of rank 4", "`my.json`", "ab12", "1,200 conversations", "| val_loss_after | 0.37 |",
+                  "Licence: apache-2.0", "AutoPeftModelForCausalLM", "| optimizer.lr |"):  # fmt: skip
+        assert words in text, words
+    assert "secret" not in text and str(tmp_path) not in text and "train_loss" not in text
+    report = json.loads((tmp_path / "run" / "adapter" / "verification.json").read_text())["logits"]
+    assert f"is {report['difference']:.2g}, at most 0.0001 was allowed" in text
+    merge(tmp_path / "run", tmp_path / "merged", license="mit")
+    merged = ModelCard.load(tmp_path / "merged" / "README.md")
+    assert merged.data.library_name == "transformers" and merged.data.license == "mit"
+    assert "ab12" in merged.content and "were not compared with anything" in merged.content
+    assert json.loads((tmp_path / "merged" / FILE).read_text())["license"] == "mit"
+
+
+def test_what_is_not_known_is_said(megatron, base, tmp_path):
+    from huggingface_hub import ModelCard
+
+    from posttrain.export import export
+
+    live = source(base("llama"))
+    live.unchecked = "convert.verify=false"
+    export(live, tmp_path / "hf")
+    found = ModelCard.load(tmp_path / "hf" / "README.md")
+    assert found.data.license == "unknown" and found.data.base_model is None
+    assert "Licence: unknown; name it" in found.content and "nothing says how it was trained" in found.content
+    assert "were not compared with the trained model's: convert.verify=false" in found.content
+    assert not (tmp_path / "hf" / FILE).exists()
+
+
+def test_hub_data_and_local_bases(tmp_path):
+    about = trained("data.path=hf://owner/set:part@train", "model.path=/somewhere/private/base", "peft=none")
+    assert about["base"] == "base" and about["method"] == "all weights"
+    card.write(tmp_path, "name", about)
+    text = (tmp_path / "README.md").read_text()
+    assert "datasets:\n- owner/set\n" in text and "base_model" not in text and "private" not in text

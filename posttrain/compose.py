@@ -58,7 +58,9 @@ def compose(overrides: list[str] | None = None, config_name: str = "config", wit
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-            return hydra.compose(config_name=config_name, overrides=overrides, return_hydra_config=with_hydra)
+            cfg = hydra.compose(config_name=config_name, overrides=overrides, return_hydra_config=with_hydra)
+        layer.check(cfg, overrides)
+        return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides, config_name)) from error
     finally:

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from posttrain.errors import UserError
 from posttrain.recipes import names, resolve
@@ -80,6 +80,18 @@ def apply(words: list[str], config_name: str) -> Layered:
     if config_name != "config":
         name = _including(config_name, name)
     return Layered([*others, f"recipe.name={recipe.name}"], name, note(recipe.name, translation, chosen))
+
+
+def check(cfg: DictConfig, words: list[str]) -> None:
+    """Refuse a recipe that a file names: what is below the files can't be in one of them.
+
+    Raises:
+        UserError: the configuration's recipe is not the command line's.
+    """
+    said = next((word.partition("=")[2] for word in words if word.startswith("recipe.name=")), None)
+    named = OmegaConf.select(cfg, "recipe.name")
+    if named != said:
+        raise UserError(f"`recipe.name={named}`: in a configuration file it has no effect; say it on the command line")
 
 
 def reorder(defaults: list[Any], chosen: list[str], choices: dict[str, str]) -> list[Any]:

@@ -62,11 +62,14 @@ def run(folder: Path, recipes: list[str]) -> None:
         RunFailed: it did not.
     """
     print(f"posttrain: asking Megatron-Bridge {names.version()} for {', '.join(recipes)[:100]} ...", file=sys.stderr)
-    done = subprocess.run(
-        [sys.executable, "-m", "posttrain.recipes.resolve", str(folder), *recipes],
-        capture_output=True, text=True, timeout=TIMEOUT_S,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "posttrain.recipes.resolve", str(folder), *recipes],
+            capture_output=True, text=True, timeout=TIMEOUT_S,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise RunFailed(f"Megatron-Bridge's recipes did not load within {TIMEOUT_S} s") from error
     if done.returncode:
         raise RunFailed(f"Megatron-Bridge's recipes can't be loaded:\n{done.stderr[-2000:]}")
 

@@ -110,6 +110,13 @@ def test_settings_of_a_model_that_is_not_in_conf(cached):
     assert (cfg.model.path, cfg.peft.rank) == ("meta-llama/Llama-3.2-1B", 32)
 
 
+def test_a_recipe_in_a_file_is_refused(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\nrecipe: {{name: {PEFT}}}\n")
+    with pytest.raises(UserError, match="say it on the command line"):
+        compose(["experiment=mine", f"hydra.searchpath=[file://{tmp_path}]"])
+
+
 def test_no_recipe_changes_nothing():
     assert layer.apply(["peft=none"], "config") == layer.Layered(["peft=none"], "config")
     assert layer.apply(["recipe.name=null"], "config").config_name == "config"

@@ -136,6 +136,13 @@ def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
     p = cfg.parallelism
     tp, pp, cp = p.tensor_model_parallel_size, p.pipeline_model_parallel_size, p.context_parallel_size
     ep = p.expert_model_parallel_size
+    if not visible_gpus and cp > 1:
+        raise UserError(
+            f"`parallelism.context_parallel_size={cp}`: its attention is Transformer Engine's, which needs GPUs; "
+            "use tensor or pipeline parallelism"
+        )
+    if not visible_gpus and p.fsdp:
+        raise UserError("`parallelism=fsdp`: Megatron-FSDP needs GPUs; use parallelism=zero1")
     world = world_size(cfg, visible_gpus)
     if visible_gpus and world // cfg.launch.nnodes > visible_gpus:
         raise UserError(

@@ -31,6 +31,8 @@ LLAMA = ["model=llama3_8b"]
         ([*LLAMA, "parallelism=tp2", "parallelism.nproc_per_node=3"], 0, "3 processes can't be divided"),
         ([*LLAMA, "parallelism=single", "parallelism.nproc_per_node=4"], 2, "this machine has 2 visible GPUs"),
         ([*LLAMA, "parallelism=tp2", "parallelism.pipeline_model_parallel_size=3"], 6, "32 layers can't be divided"),
+        ([*LLAMA, "parallelism=cp2"], 0, "Transformer Engine's, which needs GPUs"),
+        ([*LLAMA, "parallelism=fsdp"], 0, "Megatron-FSDP needs GPUs; use parallelism=zero1"),
         ([*LLAMA, "parallelism=ep2"], 2, "this model has no experts"),
         ([*LLAMA, "parallelism=tp8", "trainer.seq_length=100"], 8, "must be a multiple of tensor_model_parallel_size"),
         (["checkpoint.async_save=true"], 0, "needs a GPU"),

@@ -1,8 +1,10 @@
-"""Trials as jobs of a real Slurm: two emulated nodes on this machine, from the optional shared test data.
+"""Runs and trials as jobs of a real Slurm: two emulated nodes on this machine, from the optional shared test data.
 
-Needs root, and installs Debian packages where Slurm is missing: only with POSTTRAIN_TEST_SLURM=1.
+As root. POSTTRAIN_TEST_SLURM=0: never; 1: its Debian packages are installed where they are missing, as on a CI machine
+(CI=true); neither: only where they are installed.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -18,21 +21,30 @@ from conftest import ROOT, Result, environment
 
 from posttrain.launch import free_port
 
+INSTALL_S = 180
+
 
 @pytest.fixture(scope="module")
 def slurm(shared):
     """A cluster; its environment variables."""
-    if os.environ.get("POSTTRAIN_TEST_SLURM") != "1":
-        pytest.skip("starts Slurm's daemons as root, and installs them: set POSTTRAIN_TEST_SLURM=1")
+    wanted = os.environ.get("POSTTRAIN_TEST_SLURM", "1" if os.environ.get("CI") == "true" else "")
+    installed = all(map(shutil.which, ("slurmctld", "slurmd", "sbatch", "munged")))
+    if wanted == "0" or os.geteuid() != 0 or not (installed or wanted):
+        pytest.skip("starts Slurm's daemons as root; POSTTRAIN_TEST_SLURM=1 installs them, too")
     folder = shared / "slurm"
     if not (folder / "start.sh").is_file():
         pytest.skip(f"optional shared test data: no {folder}/start.sh")
     root = tempfile.mkdtemp(prefix="slurm-")  # munge wants a path that everybody may walk, which pytest's isn't
     os.chmod(root, 0o711)
-    env = {**os.environ, "SLURM_ROOT": str(root), "CTLPORT": str(free_port()), "GPUS": "0"}
-    subprocess.run([folder / "start.sh"], env=env, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    env = {**os.environ, "SLURM_ROOT": str(root), "CTLPORT": str(free_port()), "GPUS": "0", "GRACE": "60"}
+    try:
+        subprocess.run([folder / "start.sh"], env=env, check=True, timeout=INSTALL_S, capture_output=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        if installed:
+            raise
+        pytest.skip(f"Slurm can't be installed here: {error}")
     # Slurm holds a job that is queued again for two minutes; this lets it go after eight seconds.
-    shorter = subprocess.Popen([folder / "nowait.sh", "600"], env=env)
+    shorter = subprocess.Popen([folder / "nowait.sh", "3600"], env=env)
     sourced = subprocess.run(["bash", "-c", f". {root}/env && env -0"], env=env, check=True, capture_output=True)
     try:
         yield dict(line.split("=", 1) for line in sourced.stdout.decode().split("\0") if "=" in line)
@@ -44,14 +56,24 @@ def slurm(shared):
 
 
 @pytest.fixture
+def ask(slurm):
+    """Run one of Slurm's commands; returns what it says."""
+
+    def run(*command):
+        return subprocess.run(command, env=slurm, check=True, capture_output=True, text=True).stdout
+
+    return run
+
+
+@pytest.fixture
 def start(slurm, posttrain, words, tmp_path):
     """Start a command whose jobs go to the cluster."""
     begun = []
     fixed = [word for word in words if not word.startswith("optimizer.lr")]
     options = ["hydra.launcher.gpus_per_node=0", "hydra.launcher.cpus_per_node=8", "hydra.launcher.poll_s=0.5"]
 
-    def go(*more):
-        command = [sys.executable, "-m", "posttrain", *fixed, *more, *options]
+    def go(*more, last=()):
+        command = [sys.executable, "-m", "posttrain", *fixed, *more, *options, *last]
         # Slurm gives a job the environment that it was submitted from.
         env = {**environment(posttrain.cache), **{name: slurm[name] for name in ("PATH", "SLURM_CONF")},
                "PYTHONPATH": str(ROOT)}  # fmt: skip
@@ -61,6 +83,7 @@ def start(slurm, posttrain, words, tmp_path):
         return begun[-1]
 
     yield go
+    subprocess.run(["scancel", "--signal=KILL", "--user=root"], env=slurm, check=True)
     for process in begun:
         if process.poll() is None:
             process.kill()
@@ -73,7 +96,8 @@ def finish(process, run_dir, timeout=240):
 
 
 def until_trained(run_dir, steps):
-    deadline = time.monotonic() + 120
+    """Wait for so many logged steps."""
+    deadline = time.monotonic() + 240
     metrics = run_dir / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count('"loss"') >= steps):
         assert time.monotonic() < deadline
@@ -88,71 +112,156 @@ def job(run_dir):
     return json.loads((run_dir / "slurm.json").read_text())["job"]
 
 
-def test_a_grid_gives_what_a_run_here_gives(start, posttrain, words, tmp_path):
-    grid = ["--multirun", "hydra/launcher=slurm", "optimizer.lr=1e-2,1e30", "peft.rank=4,8",
+def steps(result):
+    return [line["step"] for line in result.metrics if "loss" in line]
+
+
+def ranks(run_dir):
+    """The run's processes, by rank."""
+    command = ["posttrain.worker", str(run_dir)]
+    found = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == command]
+    return sorted(found, key=lambda process: process.environ()["RANK"])
+
+
+@contextlib.contextmanager
+def held(run_dir):
+    """Ranks that stand still until they are told to save, so that a short run is caught in the middle."""
+    left = ranks(run_dir)
+    assert left
+    try:
+        for process in left:
+            process.suspend()
+        yield
+        deadline = time.monotonic() + 120
+        while left:
+            assert time.monotonic() < deadline
+            for process in left:
+                if pending(process.pid, signal.SIGTERM):  # Slurm may have woken it already
+                    process.resume()
+            _, left = psutil.wait_procs(left, timeout=0.1)
+    finally:
+        for process in left:
+            process.kill()
+
+
+def pending(pid, number):
+    """Whether a signal waits for a process."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    masks = [line.split()[1] for line in lines if "Pnd:" in line]
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+
+
+def test_a_grid_of_two_rank_trials_gives_what_runs_here_give(start, ask, posttrain, words, tmp_path):
+    grid = ["--multirun", "hydra/launcher=slurm", "optimizer.lr=1e-2,1e30", "peft.rank=4,8", "parallelism=tp2",
             f"hydra.sweep.dir={tmp_path / 'grid'}"]  # fmt: skip
-    result = finish(start(*grid), tmp_path / "grid/lr=0.01,rank=4")
+    good, bad = ([tmp_path / f"grid/lr={lr},rank={rank}" for rank in (4, 8)] for lr in ("0.01", "1e+30"))
+    result = finish(start(*grid), good[0])
     assert result.code == 1 and "2 of 4 trials failed: lr=1e+30,rank=4, lr=1e+30,rank=8" in result.err
-    assert "nan" in status(tmp_path / "grid/lr=1e+30,rank=8")["error"].lower()
-    assert result.losses == posttrain(*words, "peft.rank=4").losses
+    assert all("nan" in status(trial)["error"].lower() for trial in bad)
+    nodes = [ask("squeue", "-h", "-t", "all", "-j", job(trial), "-o", "%N").strip() for trial in (*good, *bad)]
+    assert set(nodes) == {"n1", "n2"}
+    for trial, rank in zip(good, (4, 8), strict=True):
+        here = posttrain(*words, f"peft.rank={rank}", "parallelism=tp2", "trainer.export=false")
+        found = Result(0, "", "", trial)
+        assert found.losses == here.losses
+        assert found.summary["val_loss_after"] == here.summary["val_loss_after"]
+        assert found.summary["world_size"] == 2
     assert (tmp_path / "grid/report.html").exists()
-    assert (tmp_path / "grid/best").resolve().parent.name.startswith("lr=0.01")
-    assert "trained tok/s" in (result.run_dir / "logs/console.log").read_text()
-    again = finish(start(*grid[:2], "optimizer.lr=1e-2,1e-2", "peft.rank=4,8", grid[-1]), result.run_dir)
+    assert (tmp_path / "grid/best").resolve().parent in good
+    assert "trained tok/s" in (good[0] / "logs/console.log").read_text()
+    again = finish(start(*grid[:2], "optimizer.lr=1e-2,1e-2", *grid[3:]), good[0])
     assert again.code == 0 and "2 of 2 trials are finished already" in again.err
 
 
-def test_a_run_on_two_nodes_is_preempted_and_goes_on(start, slurm, tmp_path):
+def test_a_run_on_two_nodes_reaches_its_time_limit_is_preempted_and_ends(start, ask, tmp_path):
     run_dir = tmp_path / "run"
-    process = start("launch.submit=true", "launch.nnodes=2", "trainer.max_steps=60", "optimizer.lr=1e-3",
-                    f"hydra.run.dir={run_dir}")  # fmt: skip
+    process = start("launch.submit=true", "launch.nnodes=2", "trainer.max_steps=100", "optimizer.lr=1e-3",
+                    "hydra.launcher.partition=low", f"hydra.run.dir={run_dir}")  # fmt: skip
     until_trained(run_dir, 3)
-    subprocess.run(["scancel", "--signal=USR2", job(run_dir)], env=slurm, check=True)
+    with held(run_dir):  # Slurm looks at limits every 30 s; 120 s before this one the job wants to be told
+        running_s = time.time() - status(run_dir)["started"]
+        ask("scontrol", "update", f"JobId={job(run_dir)}", f"TimeLimit={int(running_s / 60) + 2}")
+    ask("scontrol", "update", f"JobId={job(run_dir)}", "TimeLimit=60")
+    until_trained(run_dir, len((run_dir / "metrics.jsonl").read_text().splitlines()) + 3)
+    with held(run_dir):
+        ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     result = finish(process, run_dir)
     assert result.code == 0 and status(run_dir)["state"] == "finished"
     console = (run_dir / "logs/console.log").read_text()
-    assert "stopped by SIGUSR2 after saving" in console and "going on after step" in console
-    assert [line["step"] for line in result.metrics if "loss" in line] == list(range(1, 61))
+    assert console.count("stopped by SIGUSR2 after saving") == console.count("going on after step") == 2
+    assert steps(result) == list(range(1, 101))
 
 
-def test_cancelled_ended_and_taken_up_again(start, slurm, tmp_path):
+def test_left_told_to_save_too_often_and_cancelled(start, ask, tmp_path):
     run_dir = tmp_path / "run"
-    words = ["launch.submit=true", "trainer.max_steps=100000", "optimizer.lr=1e-3", f"hydra.run.dir={run_dir}"]
+    words = ["launch.submit=true", "trainer.max_steps=100000", "optimizer.lr=1e-3", "hydra.launcher.max_requeues=0",
+             f"hydra.run.dir={run_dir}"]  # fmt: skip
     first = start(*words)
     until_trained(run_dir, 3)
     first.send_signal(signal.SIGINT)  # the command leaves, its job doesn't
     left = finish(first, run_dir)
     assert left.code == 130 and "the same command waits" in left.err
+
     second = start(*words)
     time.sleep(3)
-    subprocess.run(["scancel", job(run_dir)], env=slurm, check=True)
+    ask("scancel", "--signal=USR2", job(run_dir))
     result = finish(second, run_dir)
     assert "already" in result.err and result.code == 1
+    assert "was queued again 0 times (hydra.launcher.max_requeues); the same command goes on" in result.err
     assert status(run_dir)["state"] == "stopped"
 
+    trained = len(steps(result))
+    third = start(*words)
+    until_trained(run_dir, trained + 3)
+    ask("scancel", job(run_dir))
+    result = finish(third, run_dir)
+    assert result.code == 1 and status(run_dir)["state"] == "stopped"
+    assert "going on after step" in (run_dir / "logs/console.log").read_text()
 
-def test_a_rank_killed_on_the_other_node(start, slurm, tmp_path):
+
+def test_a_node_goes_away(start, ask, tmp_path):
+    run_dir = tmp_path / "run"
+    process = start("launch.submit=true", "trainer.max_steps=100", "optimizer.lr=1e-3", "checkpoint.save_interval=2",
+                    f"hydra.run.dir={run_dir}")  # fmt: skip
+    until_trained(run_dir, 5)
+    for rank in ranks(run_dir):
+        rank.suspend()  # it doesn't save any more
+    node = ask("squeue", "-h", "-j", job(run_dir), "-o", "%N").strip()
+    ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    try:
+        result = finish(process, run_dir)
+    finally:
+        if "DOWN" in ask("scontrol", "--oneliner", "show", "node", node):  # it may have come back by itself
+            ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    assert result.code == 0 and steps(result) == list(range(1, 101))
+    assert "going on after step" in (run_dir / "logs/console.log").read_text()
+    assert "Restarts=1" in ask("scontrol", "show", "job", job(run_dir))
+
+
+def test_a_rank_killed_on_the_other_node(start, ask, tmp_path):
     run_dir = tmp_path / "run"
     process = start("launch.submit=true", "launch.nnodes=2", "trainer.max_steps=100000", "optimizer.lr=1e-3",
                     f"hydra.run.dir={run_dir}")  # fmt: skip
     until_trained(run_dir, 3)
-    ranks = [
-        p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"][-2:] == ["posttrain.worker", str(run_dir)]
-    ]
-    assert len(ranks) == 2
-    next(p for p in ranks if p.environ()["RANK"] == "1").kill()
+    _, other = ranks(run_dir)
+    other.kill()
     result = finish(process, run_dir)
     assert result.code == 1 and status(run_dir)["state"] == "failed"
     assert "rank 1 was killed by SIGKILL" in result.err
-    assert not subprocess.run(["squeue", "-h"], env=slurm, check=True, capture_output=True, text=True).stdout
+    assert not ask("squeue", "-h") and not ranks(run_dir)
 
 
-def test_what_slurm_refuses(start, tmp_path):
-    submit = ["launch.submit=true", "optimizer.lr=1e-3"]
-    result = finish(
-        start(*submit, "hydra.launcher.partition=nowhere", f"hydra.run.dir={tmp_path / 'a'}"), tmp_path / "a"
-    )
-    assert result.code == 2 and "Invalid partition" in result.err and "partitions: high, low, main" in result.err
-    assert status(tmp_path / "a")["state"] == "failed"
-    result = finish(start(*submit, "hydra.launcher.mem_gb=99999", f"hydra.run.dir={tmp_path / 'b'}"), tmp_path / "b")
-    assert result.code == 2 and "mem_gb=99999" in result.err
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("partition=nowhere", "partitions: high, low, main"), ("mem_gb=99999", "mem_gb=99999"),
+     ("gpus_per_node=16", "gpus_per_node=16")],
+)  # fmt: skip
+def test_what_slurm_refuses(option, said, start, tmp_path):
+    run_dir = tmp_path / "run"
+    submit = ["launch.submit=true", "optimizer.lr=1e-3", "trainer.global_batch_size=16"]
+    result = finish(start(*submit, f"hydra.run.dir={run_dir}", last=[f"hydra.launcher.{option}"]), run_dir)
+    assert result.code == 2 and said in result.err
+    assert status(run_dir)["state"] == "failed"

@@ -1,0 +1,60 @@
+"""Layouts that need more than two processes of a CPU, or a mixture of experts, or GPUs: the losses of one process.
+
+Others on a CPU: test_runs.py. Those on GPUs run alone, `pytest -m gpu tests/e2e/test_layouts.py`, with two or more.
+"""
+
+import pytest
+
+from posttrain.launch import visible_gpus
+
+LLAMA = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 288,
+         "max_position_embeddings": 256, "tie_word_embeddings": False}  # fmt: skip
+SMALL = {"hidden_size": 32, "intermediate_size": 64}
+WIDE = {"hidden_size": 256, "intermediate_size": 512}  # heads of 64, as kernels of GPUs want them
+FULL = ["peft=none", "trainer.export=false", "checkpoint.save=false"]
+
+
+def save(directory, tiny, kind, **sizes):
+    """A random model with the small tokenizer; returns the words of a short run of all its weights."""
+    import torch
+    import transformers
+    from tiny_tokenizer import byte_tokenizer
+
+    torch.manual_seed(0)
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None} if kind == "Mixtral" else {}
+    config = getattr(transformers, f"{kind}Config")(**LLAMA, **sizes, **experts, bos_token_id=None)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return [
+        "model=hf", f"model.path={directory}", "data=messages", f"data.path={tiny / 'data.jsonl'}",
+        "data.validation_fraction=0.1", "trainer.seq_length=128", "trainer.global_batch_size=4", "trainer.max_steps=4",
+        "trainer.samples=0", "optimizer.lr=1e-3", "scheduler=constant", *FULL,
+    ]  # fmt: skip
+
+
+def losses(posttrain, *words):
+    result = posttrain(*words)
+    assert result.code == 0, result.err + result.log()
+    return [*result.losses, result.summary["val_loss_after"]]
+
+
+@pytest.mark.parametrize(("kind", "layouts"), [("Llama", ["tp2_pp2"]), ("Mixtral", ["ep2"])])
+def test_on_a_cpu(kind, layouts, posttrain, tiny, tmp_path):
+    words = save(tmp_path / "model", tiny, kind, **SMALL)
+    alone = losses(posttrain, *words)
+    for layout in layouts:
+        assert losses(posttrain, *words, f"parallelism={layout}") == pytest.approx(alone, rel=1e-5), layout
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(visible_gpus() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [*(("Llama", layout) for layout in ("ddp", "zero1", "fsdp", "tp2", "pp2", "cp2")), ("Mixtral", "ep2")],
+)
+def test_on_two_gpus(kind, layout, posttrain, tiny, tmp_path):
+    """In bf16, whose rounding depends on the order of sums."""
+    words = save(tmp_path / "model", tiny, kind, **WIDE)
+    alone = losses(posttrain, *words, "parallelism=single")
+    two = losses(posttrain, *words, f"parallelism={layout}", "parallelism.nproc_per_node=2")
+    assert two == pytest.approx(alone, rel=1e-2)

@@ -202,7 +202,7 @@ def test_the_template_of_the_training_is_exported(megatron, base, tmp_path):
     assert json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())["chat_template"] == live.chat_template
     ends = GenerationConfig.from_pretrained(tmp_path / "hf").eos_token_id
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (ends if isinstance(ends, list) else [ends])
-    before = (directory / "tokenizer_config.json").read_bytes()
-    live.chat_template = None  # nothing is known: the base's files as they are
+    live.chat_template = None  # nothing is known: none is written
     export(live, tmp_path / "plain")
-    assert (tmp_path / "plain" / "tokenizer_config.json").read_bytes() == before
+    assert "chat_template" not in json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
+    assert not (tmp_path / "plain" / "chat_template.jinja").exists()

@@ -18,7 +18,8 @@ class Change:
 
     Attributes:
         words: of the command line.
-        what: it changes: "speed", "gpus" (more of them), "data" (rows get shorter) or "result" (another training).
+        what: it changes: "speed", "format" (8-bit products), "gpus" (more of them), "data" (rows get shorter) or
+            "result" (another training).
         setting: with the change.
         memory: of the setting.
         slower: time of an epoch over that without the change.
@@ -40,12 +41,12 @@ class Change:
         return self.memory.needed <= gpu.memory_gib * GIB
 
 
-KINDS = ("speed", "gpus", "data", "result")  # the first are preferred
+KINDS = ("speed", "format", "gpus", "data", "result")  # the first are preferred
 TENSOR = 1.1  # assumed, not measured: what tensor parallelism's communication costs inside a machine
 Edit = tuple[str, tuple[str, ...], dict[str, Any]]
 
 
-def edits(s: Setting) -> Iterator[list[Edit]]:
+def edits(s: Setting, gpu: Gpu) -> Iterator[list[Edit]]:
     """Alternatives of which a combination takes one of each list at most: (kind, words, fields of Setting)."""
     sizes = [size for size in (8, 4, 2, 1) if size < s.micro_batch and s.micro_batch % size == 0]
     yield [("speed", (f"trainer.micro_batch_size={size}",), {"micro_batch": size}) for size in sizes]
@@ -69,18 +70,23 @@ def edits(s: Setting) -> Iterator[list[Edit]]:
         yield [("data", (f"trainer.seq_length={half}",), {"length": half})]
     if s.adapters is None:
         adapters = Adapters.of(s.shape, "LoRA", 16, "all-linear", s.transformer_engine)
-        yield [("result", ("peft=lora",), {"adapters": adapters, "fused": True})]
+        yield [("result", ("peft=lora",), {"adapters": adapters, "fused": True, "again": True})]
+    if gpu.eight_bit and s.precision == "bf16" and replace(s, precision="fp8").eight_bit_base:
+        yield [("format", ("precision=fp8",), {"precision": "fp8"})]
 
 
 def changes(s: Setting, gpu: Gpu, together: int = 1) -> list[Change]:
     """Every combination of `together` changes that is possible, the cheapest first."""
     found = []
+    gpu = gpu if gpu.tflops else replace(gpu, tflops=989.0)  # any rate: ratios are what counts
     tokens = s.global_batch * s.length
     plain = speed(s, gpu, tokens).step_s
-    for lists in itertools.combinations(list(edits(s)), together):
+    for lists in itertools.combinations(list(edits(s, gpu)), together):
         for chosen in itertools.product(*lists):
             fields = {name: value for _, _, more in chosen for name, value in more.items()}
             other = replace(s, **fields)
+            if other.precision == "fp8" and not other.eight_bit_base:
+                continue
             if other.global_batch % (other.micro_batch * other.data_parallel):
                 continue
             took = speed(other, gpu, other.global_batch * other.length).step_s

@@ -32,6 +32,11 @@ class Gpu:
     tflops: float | None
     memory_gib: float
 
+    @property
+    def eight_bit(self) -> bool:
+        """Whether it multiplies 8-bit numbers with a scale per row: Hopper and newer."""
+        return any(name in self.name for name in ("H100", "H200", "H20", "H800", "GH200", "B200"))
+
 
 def named(word: str, memory_gib: float | None = None) -> Gpu:
     """The GPU that a person means by `h100` or `4090`.

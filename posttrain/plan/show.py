@@ -6,7 +6,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-KINDS = {"speed": "", "gpus": "more GPUs", "data": "shorter rows", "result": "another training"}
+KINDS = {
+    "speed": "",
+    "format": "8-bit products",
+    "gpus": "more GPUs",
+    "data": "shorter rows",
+    "result": "another training",
+}
 
 
 def show(found: dict[str, Any], file: Any = None) -> None:
@@ -94,7 +100,7 @@ def _changes(changes: list[dict[str, Any]]) -> Table:
 
 def _effect(change: dict[str, Any]) -> str:
     more = f", {change['gpus']} GPUs" if change["kind"] == "gpus" else ""
-    kind = f", {KINDS[change['kind']]}" if change["kind"] in ("data", "result") else ""
+    kind = f", {KINDS[change['kind']]}" if change["kind"] in ("format", "data", "result") else ""
     return f"{change['needed_gib']:.1f} GiB, time x {change['time']:.2f}{more}{kind}"
 
 

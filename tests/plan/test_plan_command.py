@@ -118,6 +118,18 @@ def test_advice_fits_and_is_the_cheapest():
         assert change.setting.global_batch % (change.setting.micro_batch * change.setting.data_parallel) == 0
 
 
+def test_eight_bits_are_advised_where_there_are_some():
+    s = Setting.of(compose(["model=llama3_8b", "trainer.seq_length=4096"]), 1)
+    words = {kind: [c.words for c in advice.changes(s, gpus.named(kind))] for kind in ("h100", "a100")}
+    assert ("precision=fp8",) in words["h100"] and ("precision=fp8",) not in words["a100"]
+    small = replace(GPU, memory_gib=17)
+    best = advice.cheapest(s, small)
+    assert "precision=fp8" in best.words and best.setting.eight_bit_base and best.fits(small)
+    full = Setting.of(compose(["model=llama3_8b", "peft=none"]), 1)
+    assert not any("precision=fp8" in change.words and change.setting.adapters is None
+                   for n in (1, 2) for change in advice.changes(full, GPU, n))  # fmt: skip
+
+
 def test_time():
     s = Setting.of(compose(["model=llama32_1b", "trainer.seq_length=4096", "trainer.global_batch_size=4"]), 1)
     s = replace(s, squares=200.0)  # conversations are short

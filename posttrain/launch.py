@@ -99,6 +99,7 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     lock_run(run_dir, nodes.first(cfg))
+    nodes.check_port(cfg)
     if nodes.first(cfg):
         resume.check(cfg, run_dir)
     prepare(cfg, run_dir)

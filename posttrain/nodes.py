@@ -5,6 +5,7 @@ written by all of them. No torch here.
 """
 
 import os
+import socket
 
 from omegaconf import DictConfig
 
@@ -81,6 +82,23 @@ def check_directory(cfg: DictConfig, argv: list[str]) -> None:
     """
     if cfg.launch.nnodes > 1 and not any(arg.lstrip("+").startswith(f"{RUN_DIR}=") for arg in argv):
         raise UserError(f"{RUN_DIR}: with launch.nnodes > 1 give a directory, the same on every machine")
+
+
+def check_port(cfg: DictConfig) -> None:
+    """Refuse a port that another program of this machine listens on; under torchrun it is torchrun that does.
+
+    Raises:
+        UserError: in that case.
+    """
+    port = cfg.launch.master_port
+    if port is None or torchrun() or not first(cfg):
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of an ended run: may be taken again at once
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(f"`launch.master_port={port}`: {error.strerror}; choose another port") from None
 
 
 def port_of_job(job: int) -> int:

@@ -1,5 +1,7 @@
 """Ranks that others give: torchrun's and Slurm's variables."""
 
+import socket
+
 import pytest
 
 from posttrain import nodes
@@ -60,3 +62,14 @@ def test_slurm_places_a_task():
     alone = compose()
     place(alone, {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_ID": "20003"}, "n7")
     assert alone.launch.master_port is None  # a free one
+
+
+def test_a_busy_port_is_refused():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"launch.master_port={port}.*in use; choose another port"):
+            nodes.check_port(compose([f"launch.master_port={port}"]))
+        nodes.check_port(compose(["launch.nnodes=2", "launch.node_rank=1", f"launch.master_port={port}"]))
+    nodes.check_port(compose([f"launch.master_port={port}"]))

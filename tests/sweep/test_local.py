@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -10,9 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 
 from posttrain.errors import UserError
 from posttrain.sweep.local import shares
+from posttrain.sweep.trial import Share, Trial
 
 TASK = Path(__file__).with_name("quick_task.py")
 GRID = ["optimizer.lr=1e-4,3e-4", "peft.rank=8,8"]
@@ -125,3 +129,26 @@ def test_shares_of_gpus(monkeypatch):
     with pytest.raises(UserError, match="there are 2 GPUs"):
         shares(3, 2)
     assert all(share.cores for share in shares(500, 0))
+
+
+def test_a_trial_sees_its_gpus_and_cores(tmp_path):
+    def run(cfg):
+        seen = f"{os.environ['CUDA_VISIBLE_DEVICES']} on {os.sched_getaffinity(0)}"
+        return JobReturn(status=JobStatus.COMPLETED, _return_value=seen)
+
+    core = min(os.sched_getaffinity(0))
+    trial = Trial("a", tmp_path / "a", OmegaConf.create({}))
+    trial.start(run, Share(["5", "GPU-1"], {core}), None)
+    trial.finish()
+    assert (trial.value, trial.error) == (f"5,GPU-1 on {{{core}}}", "")
+
+
+def test_nine_finished_trials_cost_little(tmp_path):
+    grid = ["optimizer.lr=1e-4,2e-4,3e-4", "peft.rank=8,16,32", "sweep.parallel=2", "sweep.name=nine"]
+    assert sweep(tmp_path, *grid)[0] == 0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code, _, err = sweep(tmp_path, *grid)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert code == 0 and "9 of 9 trials are finished already" in err
+    assert set(runs(tmp_path / "outputs/sweeps/nine").values()) == {1}
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10  # seconds of CPU time

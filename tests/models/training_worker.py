@@ -26,6 +26,7 @@ TARGETS = {
 }
 METHODS = {
     "full": ["peft=none"],
+    "gentle": ["peft=none", "optimizer.lr=2e-6", "optimizer.adam_eps=1e-6"],
     "lora": ["peft=lora"],
     "canonical": ["peft=lora", "peft.target_modules=[q_proj,v_proj]"],
     # Megatron's adapters on joined matrices share their A; these two matrices are nobody's part, as in PEFT.
@@ -97,8 +98,9 @@ def plain_loop(model, trainer, rates: list[float]) -> list[float]:
 
     rows = TrainOrder(trainer.splits.train, STEPS * BATCH, trainer.config.seed, None)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
-    )
+        [p for p in model.parameters() if p.requires_grad], betas=(0.9, 0.999), eps=trainer.optimizer.adam_eps,
+        weight_decay=0.0,
+    )  # fmt: skip
     losses = []
     model.train()
     for step, rate in enumerate(rates):
@@ -129,13 +131,17 @@ def compare(case: str, directory: Path, bf16: bool, width: int, words: list[str]
     from tiny_tokenizer import byte_tokenizer
     from transformers import AutoModelForCausalLM
 
+    from posttrain.models import HFModel
+
     family, _, method = case.rpartition("-")
     source, run_dir = directory / family, directory / "runs" / case
-    if not source.is_dir():
+    if family == "smollm2":
+        source = HFModel(path="demo:smollm2_135m").directory
+    elif not source.is_dir():
         positions = {"n_positions": LENGTH} if family == "gpt2" else {}
         save_random(family, source, width=width, vocab_size=288, **positions)
         byte_tokenizer().save_pretrained(source)
-    words = [*METHODS[method], *words]
+    words = [*words, *METHODS[method]]
     if method == "lora":
         targets = TARGETS.get(family, [*ATTENTION, "gate_proj", "up_proj", "down_proj"])
         words.append(f"peft.target_modules=[{','.join(targets)}]")
@@ -144,7 +150,7 @@ def compare(case: str, directory: Path, bf16: bool, width: int, words: list[str]
     for name, dtype in (("plain", torch.float32), ("plain_bf16", torch.bfloat16))[: 2 if bf16 else 1]:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager")
         model = model.to(trainer.platform.device)
-        if method != "full":
+        if trainer.peft:
             start = run_dir / "start"
             model = PeftModel.from_pretrained(model, start, is_trainable=True, torch_device=trainer.platform.device)
         result[name] = plain_loop(model, trainer, [line["lr"] for line in metrics])
@@ -160,9 +166,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--width", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--length", type=int, default=160)
     parser.add_argument("--words", nargs="*", default=["trainer.export=false", "checkpoint.save=false"])
     arguments = parser.parse_args()
     os.environ["POSTTRAIN_DEVICE"] = arguments.device
+    global BATCH, LENGTH
+    BATCH, LENGTH = arguments.batch, arguments.length
     import torch
 
     from posttrain import patches

@@ -13,6 +13,7 @@ from posttrain.plan import auto
 from posttrain.plan.__main__ import run
 from posttrain.plan.memory import GIB, memory
 from posttrain.plan.setting import Setting
+from posttrain.sweep.job import place
 from posttrain.sweep.local import shares
 from posttrain.sweep.slurm import check_run, options_of
 from posttrain.sweep.trial import Trial
@@ -165,6 +166,17 @@ def test_slurm_jobs_are_checked_by_the_memory_that_is_given():
     check_run(*asked("parallelism.memory_gib=80"))
     with pytest.raises(UserError, match="does not fit on 2 GPUs of 8"):
         check_run(*asked("parallelism.memory_gib=8"))
+
+
+def test_a_job_chooses_on_its_nodes_from_the_frozen_configuration(tmp_path):
+    launch.prepare(composed("parallelism=auto", "model=llama31_70b"), tmp_path)
+    cfg = OmegaConf.load(tmp_path / "config.yaml")
+    place(cfg, {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_ID": "7"}, "first")
+    assert auto.resolve(cfg, 8, 79.2, True).startswith("parallelism=auto: tensor 4, data 4: ")
+    launch.prepare(cfg, tmp_path)
+    queued_again = OmegaConf.load(tmp_path / "config.yaml")
+    assert auto.resolve(queued_again, 8, 79.2, True) is None
+    assert queued_again.parallelism.tensor_model_parallel_size == 4 and queued_again.parallelism.nproc_per_node == 8
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (CONF_DIR / "parallelism").glob("*.yaml")))

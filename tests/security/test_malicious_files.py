@@ -294,6 +294,19 @@ def test_an_honest_checkpoint_is_read(tmp_path):
     assert state["weight"].tolist() == [0, 1, 2] and pickle.loads(pickle.dumps(os.path.join)) is os.path.join
 
 
+def test_ranks_may_tell_each_other_what_a_checkpoint_may_not(tmp_path):
+    """Megatron broadcasts objects of its own while it loads."""
+    from fractions import Fraction
+
+    from torch.distributed import distributed_c10d
+
+    sent, size = distributed_c10d._object_to_tensor(Fraction(1, 3), torch.device("cpu"), None)
+    with pickles.reading(tmp_path):
+        assert distributed_c10d._tensor_to_object(sent, int(size), None) == Fraction(1, 3)
+    with pytest.raises(UserError, match=r"would run fractions\.Fraction"), pickles.reading(tmp_path):
+        pickle.loads(pickle.dumps(Fraction(1, 3)))
+
+
 def test_a_run_that_is_converted(canary, tmp_path):
     """`convert export` of a stranger's run directory."""
     from posttrain.convert.checkpoints import find

@@ -1,5 +1,6 @@
 """The documentation builds without a warning: no dead link, no missing anchor, no page left out of the navigation."""
 
+import html
 import logging
 import re
 from pathlib import Path
@@ -62,6 +63,18 @@ def test_every_command_is_described(site):
     page = (site / "commands.html").read_text()
     for name, _ in help.commands(ROOT / "posttrain"):
         assert f"<code>{name}</code>" in page, name
+
+
+def test_examples_are_in_their_page(site):
+    page = html.unescape(re.sub(r"<[^>]+>", "", (site / "extending.html").read_text()))
+    for example in (ROOT / "docs" / "examples").glob("*.py"):
+        assert example.read_text().splitlines()[-1] in page, example.name
+
+
+def test_links_of_the_readmes_lead_somewhere():
+    for path in (ROOT / "README.md", ROOT / "bench" / "README.md"):
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
+        assert [link for link in links if not (path.parent / link).exists()] == []
 
 
 def test_a_dead_link_ends_the_build(tmp_path):

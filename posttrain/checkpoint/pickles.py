@@ -22,6 +22,7 @@ KNOWN = [
         r"numpy(\._?core)?(\.multiarray)? (_reconstruct|scalar|ndarray|dtype)|numpy\.dtypes \w+DType",
         r"torch (Size|device|dtype|memory_format|u?int\d+|b?float\d+\w*|complex\d+|bool|\w+Storage)",
         r"torch\.storage (Untyped|Typed)Storage|torch\.serialization _get_layout|torch\.nn\.parameter Parameter",
+        r"torch\._C Generator",  # of the random numbers of a captured step; holds its device and state
         r"torch\._utils _rebuild_(tensor(_v2)?|parameter(_with_state)?|device_tensor_from_numpy)",
         r"torch\.distributed\.checkpoint\.metadata _?[A-Z]\w*",
         r"torch\.distributed\.checkpoint\.(planner|storage|filesystem|api) _?(StorageInfo|\w+Plan|\w+Item|\w+ItemType|"

@@ -6,6 +6,7 @@ from posttrain.patches import dynamo
 from posttrain.patches import transformers_imports
 from posttrain.patches import helpers
 from posttrain.patches import results_queue
+from posttrain.patches import async_writer
 from posttrain.patches import cpu
 from posttrain.patches import local_layers
 from posttrain.patches import base_weights

@@ -1,0 +1,33 @@
+"""The README's transcript is what the commands print today."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import transcript
+
+
+@pytest.mark.timeout(900)
+def test_the_readme_shows_what_the_commands_print(shared, monkeypatch):
+    """About two minutes on two quiet cores."""
+    pytest.importorskip("gguf", reason="needs the extra `demo`")
+    monkeypatch.setenv("POSTTRAIN_SHARED", str(shared))
+    assert transcript.differences(transcript.in_readme(), transcript.run()) == []
+
+
+@pytest.mark.parametrize(
+    "old, new, equal",
+    [
+        ("loss 2.2213  eta 3 s", "loss 2.2301  eta 11 s", True),
+        ("loss 2.2213", "loss 2.3213", False),
+        ("1,368 trained tok/s of 12,992", "9 trained tok/s of 50", True),
+        ("peak memory 1.9 GiB", "peak memory 2.4 GiB", True),
+        ("export: outputs/a/adapter", "export: outputs/b/adapter", False),
+        ("a\nb", "a", False),
+        ("step 1/3", "step 2/3", False),
+    ],
+)
+def test_what_counts_as_different(old, new, equal):
+    assert (transcript.differences(old, new) == []) is equal

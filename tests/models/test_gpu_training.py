@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from curves import environment, error, losses
@@ -22,7 +23,7 @@ WIDTH = {"cuda": "8", "cpu": "2"}[DEVICE]  # kernels of GPUs want heads of 64
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """Where the runs are, in DIRECTORY/runs/CASE."""
+    """Where the runs are, each in a folder runs/CASE."""
     if DEVICE == "cuda" and not os.path.exists("/dev/nvidiactl"):
         pytest.skip("no GPU")
     return tmp_path_factory.mktemp("training")
@@ -30,9 +31,18 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(directory) -> dict[str, dict]:
-    """Losses of every case."""
+    """Losses of every case; on a GPU each in a process of its own, since Megatron captures one step per process."""
     cases = [*OTHERS, *LEARNS, *(f"{family}-lora" for family in FAMILIES)]
-    return losses(directory, cases, "--device", DEVICE, "--bf16", "--width", WIDTH, "--words", "checkpoint.keep_last=1")
+    options = ["--device", DEVICE, "--bf16", "--width", WIDTH, "--words", "checkpoint.keep_last=1"]
+    if DEVICE == "cpu":
+        return losses(directory, cases, *options)
+
+    def alone(case: str) -> dict[str, dict]:
+        (directory / case).mkdir()
+        return losses(directory / case, [case], *options)
+
+    with ThreadPoolExecutor(4) as pool:
+        return dict(item for found in pool.map(alone, cases) for item in found.items())
 
 
 @pytest.mark.parametrize("case", [*(f"{family}-lora" for family in FAMILIES), *OTHERS])
@@ -65,7 +75,8 @@ def test_its_checkpoint_is_exported_elsewhere(case, results, directory):
     """On a CPU without Transformer Engine: the same tensors as the run's own export."""
     from safetensors.torch import load_file
 
-    run_dir, out = directory / "runs" / case, directory / f"{case}-exported"
+    (run_dir,) = directory.rglob(f"runs/{case}")
+    out = directory / f"{case}-exported"
     words = ["export", f"checkpoint={run_dir}", f"convert.out={out}"]
     done = subprocess.run(
         [sys.executable, "-m", "posttrain.convert", *words], env=environment(), capture_output=True, text=True

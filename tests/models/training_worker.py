@@ -71,23 +71,12 @@ def train(model: Path, data: Path, run_dir: Path, words: list[str]):
         plain(self, context)
 
     RunCallback.on_train_start = keep_start
-    forget_graphs()
     try:
         trainer.fit()
     finally:
         RunCallback.on_train_start = plain
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return trainer, [line for line in lines if "loss" in line]
-
-
-def forget_graphs() -> None:
-    """Megatron keeps a captured step in its classes, for the one training that a process has."""
-    from megatron.core.full_cuda_graph import FullCudaGraphWrapper, StaticBufferLoader
-
-    for stage in ("training", "validation"):
-        FullCudaGraphWrapper.cuda_graph[stage] = FullCudaGraphWrapper.result[stage] = None
-        FullCudaGraphWrapper.curr_iteration[stage] = 0
-        StaticBufferLoader.static_buffers[stage] = []
 
 
 def plain_loop(model, trainer, rates: list[float]) -> list[float]:

@@ -1,7 +1,7 @@
 """SIGKILL inside Megatron's own writer of shards: the save before or this one is there, whole, and loads.
 
 A real save of a tiny Llama, in a forked process that kills itself before its n-th call that may touch a file, in
-whichever thread. The points are spread evenly over the save: POSTTRAIN_KILL_POINTS of them (60; `all`: some thousands).
+whichever thread. The points are spread evenly over the save: POSTTRAIN_KILL_POINTS of them (40; `all`: some thousands).
 """
 
 import os
@@ -15,7 +15,7 @@ from test_checkpoint_files import CALLS, child, memory  # noqa: F401  (memory: a
 
 from posttrain.checkpoint import files
 
-POINTS = os.environ.get("POSTTRAIN_KILL_POINTS", "60")
+POINTS = os.environ.get("POSTTRAIN_KILL_POINTS", "40")
 CALLS = CALLS | {"dump", "dumps", "save", "truncate", "write_record", "write_end_of_file"}
 
 

@@ -1,6 +1,7 @@
 """Models, adapters, checkpoints, data and templates from a stranger: refused in words, and nothing in them runs."""
 
 import gzip
+import io
 import json
 import os
 import pickle
@@ -229,6 +230,14 @@ class Calls:
         return self.function, self.arguments
 
 
+def torch_saved():
+    import payload
+
+    buffer = io.BytesIO()
+    torch.save(Calls(payload.fire), buffer)
+    return buffer.getvalue()
+
+
 def pickled(what):
     import payload
 
@@ -241,11 +250,12 @@ def pickled(what):
         "through a dotted name": lambda: b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93\x8c\x0dtouch $CANARY\x85R.",
         "a nested pickle": lambda: pickle.dumps(Calls(pickle.loads, pickle.dumps(Calls(payload.fire)))),
         "an older protocol": lambda: b"cpayload\nfire\n(tR.",
+        "in a tensor's bytes": lambda: pickle.dumps(Calls(torch.storage._load_from_bytes, torch_saved())),
     }[what]()
 
 
 PICKLES = ["a function", "os.system", "exec", "getattr", "through torch's module", "through a dotted name",
-           "a nested pickle", "an older protocol"]  # fmt: skip
+           "a nested pickle", "an older protocol", "in a tensor's bytes"]  # fmt: skip
 
 
 @pytest.mark.parametrize("what", PICKLES)

@@ -1,0 +1,1 @@
+"""`python -m posttrain.bench`: this project's training speed on one GPU beside that of others, in one run."""

@@ -82,6 +82,7 @@ def train(model: Path, data: Path, run_dir: Path, words: list[str]):
 def plain_loop(model, trainer, rates: list[float]) -> list[float]:
     """Losses of a plain loop over the trainer's rows, each conversation by itself."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     from posttrain.batches import TrainOrder
 
@@ -93,15 +94,15 @@ def plain_loop(model, trainer, rates: list[float]) -> list[float]:
     losses = []
     model.train()
     for step, rate in enumerate(rates):
-        total, trained = 0.0, 0
+        parts: list[list[torch.Tensor]] = [[], [], []]
         for row in (rows[step * BATCH + i] for i in range(BATCH)):
-            keys = ("input_ids", "labels", "loss_mask")
-            tensors = [torch.as_tensor(row[key]).long().to(model.device) for key in keys]
-            for tokens, labels, mask in zip(*(t.split(row["seq_lens"].tolist()) for t in tensors), strict=True):
-                logits = model(tokens[None]).logits[0].float()
-                total = total + (torch.nn.functional.cross_entropy(logits, labels, reduction="none") * mask).sum()
-                trained += int(mask.sum())
-        loss = total / trained
+            for part, key in zip(parts, ("input_ids", "labels", "loss_mask"), strict=True):
+                part += torch.as_tensor(row[key]).long().split(row["seq_lens"].tolist())
+        # Padded on the right, where nothing that counts can look.
+        tokens, labels, mask = (pad_sequence(part, batch_first=True).to(model.device) for part in parts)
+        logits = model(tokens).logits.float()
+        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        loss = (each * mask).sum() / mask.sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)

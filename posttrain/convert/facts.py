@@ -15,13 +15,15 @@ SETTINGS = (
     "precision.name", "seed",
 )  # fmt: skip
 
+RESULTS = ("steps", "val_loss_before", "val_loss_after", "train_loss", "trained_tokens")
+
 
 def facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, Any] | None) -> dict[str, Any]:
     """The facts of a run, without the paths of this machine.
 
     Args:
         cfg: the frozen configuration.
-        results: steps, losses, trained tokens; what is None is left out.
+        results: of RESULTS those that are known; what is None is left out.
         report: what `SFTData.build` counted; None: it isn't known.
     """
     base = cfg.model.path
@@ -30,7 +32,7 @@ def facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, Any] | Non
         "method": method(cfg.peft),
         "data": data(cfg.data, report or {}),
         "settings": {key: value for key in SETTINGS if (value := OmegaConf.select(cfg, key)) is not None},
-        "results": {key: value for key, value in results.items() if value is not None},
+        "results": {key: results[key] for key in RESULTS if results.get(key) is not None},
         "license": cfg.trainer.get("license"),
         "software": {name: found for name in PACKAGES if (found := _version(name))},
     }

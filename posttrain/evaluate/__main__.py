@@ -61,7 +61,7 @@ def run(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], words
     if run_dir:
         cfg = settings.changed(settings.with_run(cfg, run_dir), late)
     sets = chosen_sets(cfg, run_dir, words)
-    metric = checked(cfg, sets)
+    metric = checked(cfg, sets, words)
 
     from posttrain import exported
 
@@ -115,7 +115,7 @@ def chosen_sets(cfg: DictConfig, run_dir: Path | None, words: list[str]) -> dict
     return settings.sets(cfg)
 
 
-def checked(cfg: DictConfig, sets: dict[str, DictConfig]) -> Any:
+def checked(cfg: DictConfig, sets: dict[str, DictConfig], words: list[str]) -> Any:
     """The metric, once everything that can be known before a model is loaded is known to be right."""
     for one in (cfg, *sets.values()):
         targets.check(one)
@@ -126,7 +126,7 @@ def checked(cfg: DictConfig, sets: dict[str, DictConfig]) -> Any:
         except UserError as error:
             raise (UserError(f"evaluate.sets.{name}: {error}") if cfg.evaluate.sets else error) from None
     if cfg.lm_eval.tasks:
-        harness.check(cfg.lm_eval)
+        harness.check(cfg.lm_eval, words)
     if OmegaConf.is_missing(cfg.metric, "_target_"):
         raise UserError("`metric._target_`: has no value; give your function, my_module.my_score")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

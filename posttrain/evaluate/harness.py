@@ -7,9 +7,15 @@ from omegaconf import DictConfig
 
 from posttrain.errors import UserError
 
+TRUST = "lm_eval.trust_include_path=true"
 
-def check(options: DictConfig) -> None:
+
+def check(options: DictConfig, words: list[str]) -> None:
     """What can be refused before the model is loaded.
+
+    Args:
+        options: conf/evaluate.yaml's `lm_eval`.
+        words: of the command line; trust must be said there, a configuration from a stranger can't.
 
     Raises:
         UserError: lm-eval is missing, or the folder is, or it is not trusted.
@@ -22,10 +28,10 @@ def check(options: DictConfig) -> None:
         return
     if not Path(options.include_path).expanduser().is_dir():
         raise UserError(f"lm_eval.include_path={options.include_path}: there is no such folder")
-    if not options.trust_include_path:
+    if not any(word.lstrip("+").lower() == TRUST for word in words):
         raise UserError(
             f"lm_eval.include_path={options.include_path}: task files may run Python code of their folder; if you "
-            "trust it, add lm_eval.trust_include_path=true"
+            f"trust it, add {TRUST} to the command line"
         )
 
 

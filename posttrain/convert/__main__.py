@@ -67,17 +67,24 @@ def main() -> None:
     # `checkpoint` by itself is a configuration group of training.
     rest = [f"convert.{word}" if word.startswith("checkpoint=") else word for word in rest]
     sys.argv[1:] = [f"convert.command={words[0]}", *rest]
-    compose.run(run, config_name="convert")
+    said = any(word.lstrip("+").startswith("convert.repo=") for word in rest)
+    compose.run(lambda cfg: run(cfg, said), config_name="convert")
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig, repo_said: bool = True) -> None:
     """Do what a composed configuration says.
+
+    Args:
+        cfg: the configuration.
+        repo_said: whether the command line names the repository to push to; a stranger's configuration can't.
 
     Raises:
         UserError: a key is missing or wrong, or what is to be converted can't be.
     """
     targets.check(cfg)
     c = cfg.convert
+    if c.repo is not None and not repo_said:
+        raise UserError("`convert.repo`: where to push to is said on the command line, not in a configuration")
     if c.command == "push":
         return push_export(c)
     token = None

@@ -46,6 +46,10 @@ def test_refused_without_repository_or_token(export, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             command(*words)
+    with pytest.raises(UserError, match="is said on the command line"):
+        run(
+            compose(["convert.command=push", f"convert.checkpoint={export}", "convert.repo=me/model"], "convert"), False
+        )
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE"):

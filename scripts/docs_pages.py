@@ -2,12 +2,14 @@
 and the commands from their modules. None of them is a file of the repository."""
 
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -91,8 +93,7 @@ def group_page(group: str) -> str:
 def run_page() -> str:
     """What conf/config.yaml says itself."""
     lines = ["# Seed, run, launch, sweep", "", _text(options.header(CONF / "config.yaml")), ""]
-    types = {f"{group.name}.{name}": text for group in fields(schema.Config)
-             for name, text in _fields(group.type).items()} | _fields(schema.Config)  # fmt: skip
+    types = _config_types(schema.Config)
     for option in options.read(CONF / "config.yaml"):
         lines += _section(option, types.get(option.key))
     return "\n".join(lines)
@@ -109,9 +110,10 @@ def commands_page(docs: Path) -> str:
         if (docs / f"{name}.md").is_file():
             lines += [f"More: [{name}]({name}.md)", ""]
         if (CONF / f"{name}.yaml").is_file():
+            types = _command_types(module)
             for option in options.read(CONF / f"{name}.yaml"):
                 if not option.key.startswith("hydra."):
-                    lines += _section(option, None)
+                    lines += _section(option, types.get(option.key))
         elif "argparse" in Path(module.__file__).read_text():
             lines += ["```text", _usage(name), "```", ""]
     script = ROOT / "scripts" / "posttrain.sh"
@@ -143,6 +145,20 @@ def _types(group: str, choices: list[Path]) -> dict[str, str]:
             for key, text in _fields(getattr(importlib.import_module(module), name, None)).items():
                 types.setdefault(f"{prefix}{inside}.{key}", text)
     return types
+
+
+def _command_types(module: ModuleType) -> dict[str, str]:
+    """Key -> type and range of a command's own options, from the dataclass that it composes."""
+    settings = f"{module.__package__}.settings"
+    owner = importlib.import_module(settings) if importlib.util.find_spec(settings) else module
+    configs = [item for name, item in vars(owner).items() if name.endswith("Config") and is_dataclass(item)]
+    return {key: text for config in configs for key, text in _config_types(config).items()}
+
+
+def _config_types(config: type) -> dict[str, str]:
+    """Key -> type and range of a whole configuration."""
+    inner = {f"{group.name}.{name}": text for group in fields(config) for name, text in _fields(group.type).items()}
+    return inner | _fields(config)
 
 
 def _fields(owner: Any) -> dict[str, str]:

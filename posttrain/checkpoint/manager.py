@@ -82,11 +82,6 @@ class Manager(DefaultCheckpointManager):
         config = self.checkpoint_config
         if config.load is None:
             return super().load(ctx)
-        if self.trainer.parallelism.distributed_optimizer and not self.trainer.platform.transformer_engine:
-            raise UserError(
-                "parallelism.distributed_optimizer: without Transformer Engine Megatron can't load its checkpoints; "
-                "start again in another hydra.run.dir, with parallelism=ddp if it is to be resumable"
-            )
         where = Path(config.load).parent
         found, skipped = self._agree(files.newest(where, hashes=True) if self.rank == 0 else None)
         for line in skipped:

@@ -9,6 +9,7 @@ from posttrain.patches import results_queue
 from posttrain.patches import async_writer
 from posttrain.patches import cpu
 from posttrain.patches import local_layers
+from posttrain.patches import distributed_optimizer
 from posttrain.patches import base_weights
 from posttrain.patches import canonical_lora
 from posttrain.patches import dora

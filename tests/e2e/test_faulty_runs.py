@@ -121,8 +121,14 @@ def test_bad_numbers_stop_before_they_are_saved(posttrain, words):
     assert [path.name for path in files.checkpoints(result.run_dir / "checkpoints")] == ["iter_0000001"]
 
 
-def test_going_back_from_a_bad_batch(posttrain, words, tiny, tmp_path):
-    """One row's loss is NaN: the run starts again from the checkpoint before it and trains on other rows instead."""
+def test_going_back_from_a_bad_batch(posttrain, words, tiny, tmp_path, monkeypatch):
+    """One row's loss is NaN: the run starts again from the checkpoint before it and trains on other rows instead.
+
+    The secrets of its environment are in no file that it leaves.
+    """
+    secrets = {"HF_TOKEN": "hf_" + "s" * 34, "WANDB_API_KEY": "0123456789" * 4}
+    for name, secret in secrets.items():
+        monkeypatch.setenv(name, secret)
     model = shutil.copytree(tiny, tmp_path / "model")
     (bell,) = AutoTokenizer.from_pretrained(model)("\x07", add_special_tokens=False).input_ids
     weights = load_file(model / "model.safetensors")
@@ -144,6 +150,10 @@ def test_going_back_from_a_bad_batch(posttrain, words, tiny, tmp_path):
     assert [line["rolled_back_from"] for line in result.metrics if "rolled_back_from" in line] == [3]
     (one,) = json.loads((result.run_dir / "status.json").read_text())["rollbacks"]
     assert (one["step"], one["to"]) == (3, 2) and result.summary["rollbacks"] == 1
+    left = [path for path in result.run_dir.rglob("*") if path.is_file()]
+    assert len(left) > 20
+    for secret in secrets.values():
+        assert not [path for path in left if secret.encode() in path.read_bytes()] and secret not in result.err
 
 
 def test_bad_numbers_are_skipped_where_asked(posttrain, words):

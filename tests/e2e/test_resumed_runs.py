@@ -46,6 +46,24 @@ def equal(one, other):
     return one == other
 
 
+def same_state(one, other):
+    """Whether two checkpoints hold the same to the bit, but for what lies between the parameters in a bucket.
+
+    The distributed optimizer saves whole buckets, in which parameters begin at multiples of 64; nothing sets the rest.
+    """
+    parameters = sum(
+        value.numel() for name, value in one.items()
+        if isinstance(value, torch.Tensor) and name.startswith(("decoder", "embedding", "output_layer"))
+    )  # fmt: skip
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if ".bucket_idx_" in name and isinstance(value, torch.Tensor):
+            assert 0 < value.numel() - parameters < 0.01 * parameters
+            assert (value != other[name]).sum() <= value.numel() - parameters, name
+        else:
+            assert equal(value, other[name]), name
+
+
 def cut(whole, to, step, tmp_path):
     """A copy of a run's directory as a kill after the save of `step`, and some steps further, would leave it."""
     shutil.copytree(whole.run_dir, to)
@@ -65,14 +83,16 @@ def cut(whole, to, step, tmp_path):
 def whole(request, posttrain, words):
     """Eight steps in one go, saved every two; (words, result)."""
     words = [*words, *SAVED, "checkpoint.save_interval=2", "trainer.max_steps=8", "peft.dropout=0.1"]
-    if request.param == "full":
+    if request.param in ("full", "zero1"):
         words = [word for word in words if not word.startswith("peft")] + ["peft=none"]
+    if request.param == "zero1":  # the optimizer's state divided over two processes
+        words += ["parallelism=zero1", "parallelism.nproc_per_node=2"]
     result = posttrain(*words)
     assert result.code == 0, result.err + result.log()
     return words, result
 
 
-@pytest.mark.parametrize("whole", ["lora", "full"], indirect=True)
+@pytest.mark.parametrize("whole", ["lora", "full", "zero1"], indirect=True)
 def test_resumed_run_is_the_whole_run(posttrain, whole, tmp_path):
     """Bit for bit on a CPU, over the end of an epoch and with the last line of metrics.jsonl torn."""
     words, result = whole
@@ -81,7 +101,7 @@ def test_resumed_run_is_the_whole_run(posttrain, whole, tmp_path):
     assert again.code == 0, again.err + again.log()
     assert "going on after step 4" in again.out
     same_run(result, again)
-    assert equal(saved(again, 8), saved(result, 8))
+    same_state(saved(again, 8), saved(result, 8))
 
 
 @pytest.mark.parametrize("whole", ["lora"], indirect=True)

@@ -1,0 +1,45 @@
+"""The distributed optimizer over torch's own Adam, which Megatron uses without Transformer Engine and Apex."""
+
+from types import ModuleType
+from typing import Any
+
+from posttrain.patches import patch
+from posttrain.patches.deferred import on_import
+from posttrain.patches.local_layers import without_te
+
+
+def _restore_state(module: ModuleType) -> None:
+    """Have the state there before it is asked for its step, and a step of its own for each parameter."""
+    import torch
+
+    optimizer = module.DistributedOptimizer
+    sharded, load = optimizer.sharded_state_dict, optimizer.load_state_dict
+
+    def with_state(
+        self: Any, model_sharded_state_dict: Any, is_loading: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
+        if is_loading and not self.optimizer.state and self.init_state_fn:
+            self.init_state_fn(self.optimizer, self.config)
+            for state in self.optimizer.state.values():
+                state["step"] = torch.zeros(())
+        return sharded(self, model_sharded_state_dict, is_loading, *args, **kwargs)
+
+    def with_own_steps(self: Any, state_dict: Any) -> None:
+        load(self, state_dict)
+        steps = {group["step"] for group in state_dict["optimizer"]["param_groups"] if "step" in group}
+        # Megatron gives all one tensor, which would count once for each of them, and then copies the state's own there.
+        for state in self.optimizer.state.values() if steps else ():
+            state["step"] = torch.tensor(float(max(steps)))
+
+    optimizer.sharded_state_dict, optimizer.load_state_dict = with_state, with_own_steps
+
+
+@patch(
+    "torch-distributed-optimizer",
+    symptom="a checkpoint of the distributed optimizer can't be loaded: its empty state is asked for its step",
+    versions={"megatron-core": ">=0.19,<0.20"},
+    when=without_te,
+)
+def restore_distributed_optimizer() -> None:
+    """Fill the state before a load, give each parameter its own step after it."""
+    on_import("megatron.core.optimizer.distrib_optimizer", _restore_state)

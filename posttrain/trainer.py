@@ -167,11 +167,12 @@ class Trainer:
     def eight_bit_base(self) -> bool:
         """Whether `precision=fp8` keeps the frozen weights in 8 bits instead of quantising them for every product.
 
-        Needs layers that are computed with their adapter as one operation; see peft/fused.py.
+        Needs layers that are computed with their adapter as one operation, all of them; see peft/fused.py.
         """
         experts = self.shape.get("num_local_experts") or self.shape.get("num_experts")
         whole = self.parallelism.tensor_model_parallel_size == 1 and not experts
-        return self.precision.resolve(self.platform.device) == "fp8" and whole and getattr(self.peft, "fused", False)
+        fused = whole and self.adapter is not None and self.adapter.every_layer_fused
+        return fused and self.precision.resolve(self.platform.device) == "fp8"
 
     def container(self) -> Any:
         """Return Megatron-Bridge's whole configuration for this run."""

@@ -64,6 +64,12 @@ class LoRA:
         alpha = 2.0 * self.rank if self.alpha is None else float(self.alpha)
         return alpha * math.sqrt(self.rank) if self.rslora else alpha
 
+    @property
+    def every_layer_fused(self) -> bool:
+        """Whether each linear layer of a dense model on undivided matrices is one operation with its adapter."""
+        canonical, names = resolve(self.target_modules)
+        return self.fused and not self.dropout and not canonical and set(FUSED) <= set(names)
+
     def build(self) -> Any:
         """Return Megatron-Bridge's LoRA, or CanonicalLoRA for Hugging Face names."""
         canonical, names = resolve(self.target_modules)
@@ -79,6 +85,8 @@ class LoRA:
 @dataclass
 class DoRA(LoRA):
     """DoRA (arXiv:2402.09353): LoRA on the direction, the magnitude trained apart. Whole matrices only."""
+
+    every_layer_fused = False
 
     def build(self) -> Any:
         """Return Megatron-Bridge's DoRA."""

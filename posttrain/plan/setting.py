@@ -123,8 +123,10 @@ class Setting:
     @property
     def eight_bit_base(self) -> bool:
         """Whether frozen weights are kept in 8 bits (posttrain.trainer.Trainer.eight_bit_base)."""
-        lora = self.adapters is not None and self.adapters.kind == "LoRA" and self.fused
-        return self.precision == "fp8" and lora and self.tensor == 1 and not self.shape.experts
+        a = self.adapters
+        lora = a is not None and a.kind == "LoRA" and not a.canonical and self.fused and not self.dropout
+        every = lora and {linear.name for linear in self.shape.linears} <= a.sizes.keys()
+        return self.precision == "fp8" and every and self.tensor == 1 and not self.shape.experts
 
     def computed_again(self, linear: str) -> bool:
         """Whether what comes before a linear layer, its norm or activation, is not kept (posttrain.peft.inputs)."""

@@ -46,3 +46,19 @@ def test_scale():
 def test_dora_refuses_parts():
     with pytest.raises(UserError, match="whole matrices"):
         DoRA(target_modules=["q_proj"]).build()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "expected"),
+    [
+        (LoRA(), True),
+        (LoRA(target_modules=["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]), True),
+        (LoRA(target_modules=["linear_qkv"]), False),
+        (LoRA(target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]), False),
+        (LoRA(dropout=0.1), False),
+        (LoRA(fused=False), False),
+        (DoRA(), False),
+    ],
+)
+def test_every_layer_fused(adapter, expected):
+    assert adapter.every_layer_fused is expected

@@ -16,7 +16,7 @@ def wanted(device, transformer_engine):
 
 EVERYWHERE = [
     "imports", "compile-helpers", "results-queue", "random-base-weights", "canonical-lora-parts", "dora-bias",
-    "dora-norm", "packed-rope", "jit-warmup", "no-dynamo", "transformers-imports",
+    "dora-norm", "packed-rope", "jit-warmup", "no-dynamo", "transformers-imports", "async-writer",
 ]  # fmt: skip
 
 

@@ -29,14 +29,14 @@ def test_every_command_of_the_tutorial(tmp_path):
     for command in commands:
         done = subprocess.run(["bash", "-e", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        out[re.search(r"posttrain(?:\.\w+)?|cat", command)[0] + (" -m" if "--multirun" in command else "")] = (
-            done.stdout
-        )
+        if "python" in command:
+            out[re.search(r"posttrain(\.\w+| --multirun)?", command)[0]] = done.stdout
     assert "⟦Tuesday to Saturday, nine to five.<|im_end|>⟧" in out["posttrain.preview"]
-    assert re.search(r"fits|does not fit", out["posttrain.plan"])
+    assert re.search(r"^fits: [\d.]+ of 79.2 GiB", out["posttrain.plan"], re.MULTILINE)
     before, after = map(float, re.search(r"validation loss ([\d.]+) -> ([\d.]+)", out["posttrain"]).groups())
     assert after < before
-    assert f"{after:.2f}" in out["posttrain.evaluate"]
+    measured = re.search(r"shop, validation +([\d.]+)", out["posttrain.evaluate"])[1]
+    assert float(measured) == pytest.approx(after, abs=2e-4)
     assert (tmp_path / "outputs/sweeps/shop/report.html").is_file()
     assert "lr=0.002" in out["posttrain.report"]
     assert (tmp_path / "shop-model/model.safetensors").is_file()

@@ -29,16 +29,17 @@ def kept(s: Setting) -> dict[str, float]:
     terms = {
         "layer input": stream,
         "norm before attention": normed * kept_before["linear_qkv"],
-        "query, key, value": (shape.query + 2 * shape.key) * n / split,
+        "query, key, value": _query_key_value(s) * n / split,
         "inputs of query and key norms": (shape.query + shape.key) * n / split if family.qk_norm else 0.0,
         "attention output": shape.query * n / split,
-        "softmax statistics": shape.heads * 4 / split,
+        "softmax statistics": 0.0 if unfused(s) else shape.heads * 4 / split,
         "attention scores": scores(s),
         "inputs of output norms": 2 * stream if family.norms == 4 else 0.0,
         "MLP input": 0.0 if parallel_residual else stream,
         "norm before MLP": normed * kept_before["linear_fc1"],
         "MLP first matrix": inner * (2 if family.gated else 1),
-        "MLP gate": inner if family.gated and not fused_mlp else 0.0,
+        # The gate's activation, and what it multiplies: Megatron adds glu_linear_offset to that, a copy even if 0.
+        "MLP gate": 2 * inner if family.gated and not fused_mlp else 0.0,
         "MLP activation": inner * kept_before["linear_fc2"],
         "dropout masks": 2 * stream / n if shape.dropout else 0.0,
     }
@@ -65,14 +66,33 @@ def _adapters(s: Setting, stream: float) -> dict[str, float]:
     return found
 
 
+def unfused(s: Setting) -> bool:
+    """Whether attention is Transformer Engine's of single operations: no kernel of it has fp32."""
+    return s.precision == "fp32" and s.transformer_engine and s.shape.model_type != "gemma2"
+
+
+def _padded(s: Setting) -> tuple[int, float]:
+    """Sequences of a micro-batch and the length that unfused attention pads each of them to."""
+    return max(s.sequences, s.micro_batch), s.length if s.captured else s.longest or s.length
+
+
+def _query_key_value(s: Setting) -> float:
+    """Numbers per token; attention of single operations has key and value once for each head."""
+    shape = s.shape
+    if unfused(s):
+        sequences, longest = _padded(s)
+        return 3 * shape.query * sequences * longest / s.tokens
+    return 3 * shape.query if shape.model_type == "gemma2" else shape.query + 2 * shape.key
+
+
 def scores(s: Setting) -> float:
     """Bytes of attention scores per token, where the kernel keeps them: soft-capped ones, and any in fp32."""
     shape = s.shape
     if shape.model_type == "gemma2":  # posttrain.attention: tanh and softmax in fp32, softmax in bf16, masks
         return shape.heads / s.tensor * (8 + s.width) * (s.squares or s.length)
-    if s.precision == "fp32" and s.transformer_engine:  # sequences padded to the longest; probabilities in fp32
-        longest = s.length if s.captured else s.longest or s.length
-        return shape.heads / s.tensor * 4 * longest**2 * s.sequences / s.tokens
+    if unfused(s):  # the softmax, the softmax with padding set to 0, and the mask
+        sequences, longest = _padded(s)
+        return (shape.heads / s.tensor * 8 + 1) * longest**2 * sequences / s.tokens
     return 0.0
 
 

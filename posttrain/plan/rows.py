@@ -25,7 +25,7 @@ class Rows:
         row_trained: trained tokens of a row, at most.
         squares: mean over tokens of the length of the conversation they are in.
         sequences: most conversations in a micro-batch.
-        longest: tokens of the longest conversation.
+        longest: tokens of the longest conversation in a micro-batch.
         read: conversations that were looked at; the rest is taken to be like them.
     """
 
@@ -75,7 +75,7 @@ class Rows:
             row_trained=int(np.add.reduceat(trained, starts[:-1]).max()),
             squares=float((lengths.astype(float) ** 2).sum() / lengths.sum()),
             sequences=most(np.ones_like(lengths)) + (micro if packed else 0),  # padding is one
-            longest=int(lengths.max()),
+            longest=int(np.maximum.reduceat(lengths, starts[:-1])[order].max()),
             read=len(lengths),
         )
 

@@ -23,7 +23,7 @@ class Setting:
         trained: share of the tokens that are trained, at most in any micro-batch.
         squares: mean over tokens of the length of the conversation they are in.
         sequences: conversations in a micro-batch.
-        longest: longest conversation, tokens.
+        longest: longest conversation of a micro-batch, tokens.
         fused, again: `peft.fused`, `peft.recompute`.
         logits, graph: `trainer.trained_logits_only`, `trainer.cuda_graph`.
     """

@@ -33,6 +33,27 @@ def test_measured_peaks(words, gib):
     assert memory(setting(words)).peak / GIB == pytest.approx(gib, rel=0.04)
 
 
+OTHERS = [  # bench/memory.py: what is counted in the data, and the peak
+    (["model=qwen25_0b5", "peft=none", "trainer.micro_batch_size=2"], {"trained": 0.604}, 23.70),
+    (["model=gemma_2b"], {"trained": 0.604}, 18.58),
+    (
+        ["model=smollm2_135m", "precision=fp32", "data.packing=false", "trainer.micro_batch_size=4"],
+        {"trained": 584 / 1001, "length": 1001 / 4, "sequences": 4, "longest": 364},
+        2.525,
+    ),
+    (
+        ["model=pythia_1b", "peft=none", "trainer.seq_length=2048", "trainer.micro_batch_size=2"],
+        {"trained": 0.577},
+        21.51,
+    ),
+]
+
+
+@pytest.mark.parametrize("words, counted, gib", OTHERS)
+def test_measured_peaks_of_other_families(words, counted, gib):
+    assert memory(setting(words, **counted)).peak / GIB == pytest.approx(gib, rel=0.05)
+
+
 def test_what_is_always_there():
     full = memory(setting([ONE_B, "peft=none"])).parts
     weights = 1_235_814_400

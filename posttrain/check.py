@@ -69,8 +69,11 @@ def ranges(cfg: DictConfig, config: type = schema.Config) -> None:
     tests = {"ge": lambda v, m: v >= m, "gt": lambda v, m: v > m, "le": lambda v, m: v <= m, "lt": lambda v, m: v < m}
     for path, limits in schema.limits(config).items():
         value = OmegaConf.select(cfg, path)
-        if value is None:
+        word = limits.get("word")
+        if value is None or (word and value == word):
             continue
+        if word and type(value) is not int:
+            raise UserError(f"`{path}={value}`: must be a whole number or {word}")
         choices = limits.get("choices")
         if choices and value not in choices:
             raise UserError(f"`{path}={value}`: must be one of {', '.join(map(str, choices))}")

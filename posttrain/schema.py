@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 
 def ranged(default: Any = MISSING, **limits: Any) -> Any:
-    """A field with limits (`ge`, `gt`, `le`, `lt`, `choices`)."""
+    """A field with limits (`ge`, `gt`, `le`, `lt`, `choices`), or a `word` in place of a number."""
     return field(default=default, metadata=limits)
 
 
@@ -100,7 +100,7 @@ class TrainerSchema:
     max_steps: int | None = ranged(None, ge=1)
     epochs: float | None = ranged(None, gt=0)
     global_batch_size: int = ranged(ge=1)
-    micro_batch_size: int = ranged(ge=1)
+    micro_batch_size: Any = ranged(ge=1, word="auto")  # noqa: RUF009  an int; OmegaConf can't merge unions
     seq_length: int = ranged(ge=8)
     log_interval: int = ranged(1, ge=1)
     validation_interval: int | None = ranged(None, ge=1)

@@ -71,12 +71,17 @@ def run(cfg: DictConfig) -> bool:
     local = options.gpus or (len(here) if here else check.nproc_per_node(cfg, 0))
     if cfg.launch.nnodes > 1 and cfg.launch.master_port is None:
         cfg.launch.master_port = 1  # nothing is started
-    line = None
-    if cfg.parallelism.auto:
+    line, memory_gib = None, cfg.parallelism.memory_gib or gpu.memory_gib
+    if cfg.parallelism.auto or cfg.trainer.micro_batch_size == auto.AUTO:
         check.settings(cfg, local)
-        chosen = auto.choose(cfg, local, cfg.parallelism.memory_gib or gpu.memory_gib, transformer_engine=True)
-        line = chosen.line(gpu.memory_gib)
+    if filled := cfg.trainer.micro_batch_size == auto.AUTO:
+        cfg.trainer.micro_batch_size = 1
+    if cfg.parallelism.auto:
+        chosen = auto.choose(cfg, local, memory_gib, transformer_engine=True)
+        line = chosen.line(memory_gib)
         auto.put(cfg, chosen)
+    if filled:
+        line = "\n".join([*filter(None, [line]), auto.fill_memory(cfg, check.world_size(cfg, local), memory_gib, True)])
     check.check(cfg, local)
     found = report(cfg, check.world_size(cfg, local), gpu, options.count)
     found["gpu"]["assumed"] = not (options.gpu or here)

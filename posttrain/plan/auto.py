@@ -1,4 +1,8 @@
-"""`parallelism=auto`: the smallest model-parallel sizes with which a run fits, the rest data parallel."""
+"""What is left to the machine: `parallelism=auto` and `trainer.micro_batch_size=auto`.
+
+The first takes the smallest model-parallel sizes with which a run fits, the rest data parallel; the second the most
+sequences at once that fit then.
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -15,6 +19,7 @@ from posttrain.plan.memory import GIB, Memory, memory
 from posttrain.plan.setting import Setting
 
 SIZES = (1, 2, 4, 8, 16)
+AUTO = "auto"
 FIELDS = {
     "tensor": "tensor_model_parallel_size",
     "pipeline": "pipeline_model_parallel_size",
@@ -60,7 +65,7 @@ class Choice:
 def resolve(
     cfg: DictConfig, visible: int, memory_gib: float | None = None, transformer_engine: bool | None = None
 ) -> str | None:
-    """Put plain sizes into `cfg` where it has parallelism.auto.
+    """Put plain sizes into `cfg` where it has parallelism.auto or trainer.micro_batch_size=auto.
 
     Args:
         cfg: a composed configuration; changed in place.
@@ -74,23 +79,54 @@ def resolve(
     Raises:
         UserError: the run fits in no way, or the GPUs' memory is not known.
     """
-    p = cfg.parallelism
-    if not p.auto:
+    p, t = cfg.parallelism, cfg.trainer
+    fill = t.micro_batch_size == AUTO
+    if not p.auto and not fill:
         return None
     check.settings(cfg, visible)
+    if fill:
+        t.micro_batch_size = 1
+    lines = []
     if not visible:
-        p.nproc_per_node, p.auto = check.nproc_per_node(cfg, 0), False
-        return f"parallelism=auto: on a CPU, {p.nproc_per_node} process{'es' if p.nproc_per_node > 1 else ''}"
+        if p.auto:
+            p.nproc_per_node, p.auto = check.nproc_per_node(cfg, 0), False
+            count = f"{p.nproc_per_node} process{'es' if p.nproc_per_node > 1 else ''}"
+            lines.append(f"parallelism=auto: on a CPU, {count}")
+        if fill:
+            lines.append("trainer.micro_batch_size=auto: on a CPU, 1")
+        return "\n".join(lines)
     memory_gib = p.memory_gib or memory_gib or _smallest()
     if memory_gib is None:
         raise UserError("`parallelism.memory_gib`: nvidia-smi doesn't say how much memory the GPUs have; give it")
     if transformer_engine is None:
         transformer_engine = Platform.detect("cuda").transformer_engine
-    found = choose(cfg, visible, memory_gib, transformer_engine)
-    if found.memory.needed > memory_gib * GIB:
-        raise UserError(_refusal(found, memory_gib))
-    put(cfg, found)
-    return found.line(memory_gib)
+    if p.auto:
+        found = choose(cfg, visible, memory_gib, transformer_engine)
+        if found.memory.needed > memory_gib * GIB:
+            raise UserError(_refusal(found, memory_gib))
+        put(cfg, found)
+        lines.append(found.line(memory_gib))
+    if fill:
+        lines.append(fill_memory(cfg, check.world_size(cfg, visible), memory_gib, transformer_engine))
+    return "\n".join(lines)
+
+
+def fill_memory(cfg: DictConfig, world: int, memory_gib: float, transformer_engine: bool) -> str:
+    """Put the largest micro-batch into `cfg` that fits, 1 where none does; returns a line that says so.
+
+    Args:
+        cfg: with plain parallel sizes; changed in place.
+        world: processes over all machines.
+        memory_gib: of one GPU.
+        transformer_engine: whether the run has it.
+    """
+    given = Setting.of(cfg, world, transformer_engine)
+    mine = given.global_batch // given.data_parallel
+    sizes = [size for size in range(mine, 0, -1) if mine % size == 0] or [1]
+    needs = ((size, memory(replace(given, micro_batch=size)).needed / GIB) for size in sizes)
+    size, need = next(((size, need) for size, need in needs if need <= memory_gib), (1, memory(given).needed / GIB))
+    cfg.trainer.micro_batch_size = size
+    return f"trainer.micro_batch_size=auto: {size}: needs {need:.1f} of {memory_gib:.1f} GiB per GPU"
 
 
 def put(cfg: DictConfig, choice: Choice) -> None:

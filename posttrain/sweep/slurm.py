@@ -62,6 +62,8 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
             auto.resolve(cfg, options.gpus_per_node)
         else:  # the job's node knows its GPUs; all else is checked as for one process
             cfg.parallelism.auto, cfg.parallelism.nproc_per_node, cfg.launch.nnodes = False, 1, 1
+    if cfg.trainer.micro_batch_size == auto.AUTO:
+        cfg.trainer.micro_batch_size = 1  # the job's node knows its GPUs' memory
     check.check(cfg, options.gpus_per_node)
 
 

@@ -189,3 +189,51 @@ def test_every_group_can_be_planned(name, capsys):
     assert found["memory_gib"]["needed"] > 1 and (found["auto"] is not None) == (name == "auto")
     layout = found["layout"]
     assert layout["tensor"] * layout["pipeline"] * layout["context"] * layout["data"] == found["gpu"]["count"]
+
+
+@pytest.mark.parametrize(
+    "words, gpus, gib, expected",
+    [
+        (["model=llama32_1b"], 1, 139.8, 32),
+        (["model=llama32_1b"], 1, 23.5, 4),
+        (["model=llama32_1b", "trainer.global_batch_size=12"], 2, 23.5, 3),
+        (["model=llama3_8b"], 1, 31, 1),
+        (["model=llama3_8b", "parallelism=auto"], 2, 23.5, 1),
+        (["model=llama3_8b", "parallelism=auto"], 2, 79.2, 4),
+        (["model=llama3_8b"], 1, 16, 1),  # fits not at all: the run says so
+        (["model=llama32_1b"], 0, None, 1),
+    ],
+)
+def test_micro_batches_that_fill_the_memory(words, gpus, gib, expected):
+    cfg = composed("trainer.micro_batch_size=auto", *words)
+    line = auto.resolve(cfg, gpus, gib, True)
+    check.check(cfg, gpus)
+    t = cfg.trainer
+    assert t.micro_batch_size == expected
+    said = f"{expected}: needs" if gpus else "on a CPU, 1"
+    assert f"trainer.micro_batch_size=auto: {said}" in line
+    if gib:
+        world = check.world_size(cfg, gpus)
+        assert expected == 1 or memory(Setting.of(cfg, world)).needed <= gib * GIB
+        mine = t.global_batch_size // Setting.of(cfg, world).data_parallel
+        more = next((size for size in range(expected + 1, mine + 1) if mine % size == 0), None)
+        if more:
+            t.micro_batch_size = more
+            assert memory(Setting.of(cfg, world)).needed > gib * GIB
+
+
+@pytest.mark.parametrize(
+    "value, said", [("many", "must be a whole number or auto"), ("1.5", "must be a whole"), ("0", "must be at least 1")]
+)
+def test_other_micro_batch_sizes(value, said):
+    with pytest.raises(UserError, match=f"`trainer.micro_batch_size={value}`: {said}"):
+        check.check(composed(f"trainer.micro_batch_size={value}"), 0)
+
+
+def test_plan_says_how_many_fit(capsys):
+    cfg = compose(
+        ["data=prompt_completion", "data.path=rows.jsonl", "model=llama32_1b", "trainer.micro_batch_size=auto",
+         "plan.gpu=4090", "plan.count=false", "plan.json=true"], config_name="plan",
+    )  # fmt: skip
+    assert run(cfg)
+    assert json.loads(capsys.readouterr().out)["auto"].startswith("trainer.micro_batch_size=auto: 4: needs")

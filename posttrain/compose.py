@@ -80,12 +80,13 @@ def run(
     """
     # argparse refuses options between overrides (`model=x --multirun optimizer.lr=1,2`): a stable sort puts them first.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda arg: not arg.startswith("-") and ("=" in arg or arg.startswith("~")))
-    full = os.environ.get(FULL_ERROR) == "1"
-    # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.
-    os.environ[FULL_ERROR] = "1"
     guard.install()
     if any(arg.startswith("--experimental-rerun") for arg in sys.argv[1:]):
         fail("--experimental-rerun: refused, it unpickles the file it is given; use the run directory's config.yaml")
+    before = os.environ.get(FULL_ERROR)
+    full = before == "1"
+    # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.
+    os.environ[FULL_ERROR] = "1"
     try:
         layered = layer.apply(sys.argv[1:], config_name)
         sys.argv[1:], config_name = layered.words, layered.config_name
@@ -113,6 +114,10 @@ def run(
         fail(explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")], config_name))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    finally:
+        os.environ.pop(FULL_ERROR, None)
+        if before is not None:
+            os.environ[FULL_ERROR] = before
 
 
 def _kept_from_hydra(task: Callable[[DictConfig], Any], spoken: list[Exception]) -> Callable[[DictConfig], Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from posttrain.checkpoint import files
 from posttrain.compose import FULL_ERROR
 from posttrain.errors import RunFailed, UserError
+from posttrain.launch import visible_gpus
 from posttrain.models import HFModel
 from posttrain.models.headers import read_headers
 from posttrain.models.hf import DEMO
@@ -114,7 +115,7 @@ def load(directory: Path, dtype: str | None = None) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if visible_gpus() and torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, dtype or ("bfloat16" if device == "cuda" else "float32"))
     logging.disable_progress_bar()
     source = HFModel(path=str(directory))

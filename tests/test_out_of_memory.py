@@ -7,6 +7,7 @@ import torch
 
 from posttrain import out_of_memory
 from posttrain.compose import compose
+from posttrain.launch import visible_gpus
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, memory
 from posttrain.plan.setting import Setting
@@ -70,6 +71,8 @@ def test_tensors_on_a_cpu_are_not_on_the_gpu():
 
 @pytest.mark.gpu
 def test_each_storage_counts_once():
+    if not visible_gpus():
+        pytest.skip("no GPU")
     model = torch.nn.Linear(1024, 1024, bias=False).cuda()
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(1, 1024, device="cuda")).sum().backward()

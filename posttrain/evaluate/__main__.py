@@ -27,6 +27,7 @@ from posttrain.data.check import check as check_data
 from posttrain.errors import UserError
 from posttrain.evaluate import harness, settings
 from posttrain.files import finite, write_json, write_text
+from posttrain.launch import visible_gpus
 
 
 def main() -> None:
@@ -74,7 +75,7 @@ def run(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], words
         from posttrain.evaluate.rows import read
         from posttrain.evaluate.table import show
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if visible_gpus() and torch.cuda.is_available() else "cpu"
         dtype = str(built(cfg.precision).dtype(device)).removeprefix("torch.")
         model, tokenizer = exported.load(directory, dtype)
         result: dict[str, Any] = {"model": what, "words": words, "dtype": dtype, "device": device, "sets": {}}

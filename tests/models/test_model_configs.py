@@ -76,11 +76,14 @@ def base(name: str) -> str:
     return next((name.removesuffix(end) for end in TUNED if name.endswith(end)), name)
 
 
+QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]  # as the project's own; others are refused
+
+
 @pytest.fixture(scope="module")
 def composed() -> dict[str, dict]:
     """Every config of the group except `hf`, composed by itself."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return {name: compose(overrides=[f"+model={name}"]).model for name in NAMES if name != "hf"}
+        return {name: compose(overrides=[f"+model={name}", *QUIET]).model for name in NAMES if name != "hf"}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def test_the_table_covers_the_group():
 
 def test_hf_needs_a_path_only():
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        model = instantiate(compose(overrides=["+model=hf", "model.path=gpt2"]).model)
+        model = instantiate(compose(overrides=["+model=hf", "model.path=gpt2", *QUIET]).model)
     assert (model.path, model.architecture, model.random_init, model.trust_remote_code) == ("gpt2", None, False, False)
 
 

@@ -7,7 +7,6 @@ import sys
 import psutil
 
 from posttrain import patches
-from posttrain.patches import async_writer
 
 RANK = """
 import multiprocessing, time
@@ -37,6 +36,8 @@ def test_it_dies_with_a_killed_parent(tmp_path):
 def test_megatron_starts_it():
     patches.apply(patches.Platform(device="cpu", transformer_engine=False))
     from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
+
+    from posttrain.patches import async_writer
 
     assert PersistentAsyncCaller.async_loop is async_writer.write
     assert pickle.loads(pickle.dumps(PersistentAsyncCaller.async_loop)) is async_writer.write

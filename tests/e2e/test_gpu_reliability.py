@@ -11,7 +11,7 @@ from statistics import median
 
 import psutil
 import pytest
-from conftest import finish, workers
+from commands import finish, workers
 from test_resumed_runs import SAVED, cut, equal, same_run, saved
 
 from posttrain.checkpoint import files

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, Result, environment
+from commands import ROOT, Result, environment
 
 from posttrain.launch import free_port
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, Result, environment
+from commands import ROOT, Result, environment
 
 from posttrain.launch import free_port
 

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 
-from conftest import finish, workers
+from commands import finish, workers
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(started, posttrain, words):

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from posttrain import yaml_file
 from posttrain.errors import UserError
 
 FRAMEWORKS = ("megatron_bridge", "megatron-bridge")
@@ -65,7 +66,9 @@ def read(path: Path) -> Primus:
     """
     found: list[str] = []
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Floats)
+        text = path.read_text(encoding="utf-8")
+        yaml_file.check(text, path)
+        content = yaml.load(text, Loader=Floats)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from error
     except yaml.YAMLError as error:

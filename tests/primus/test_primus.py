@@ -235,6 +235,8 @@ def test_a_file_is_not_replaced_unasked(folder):
         ("framework: torchtitan", "framework=torchtitan"),
         ("a: [", "is not YAML"),
         ("- a", "a mapping was expected"),
+        ("a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)),
+         "aliases written out"),
         ("framework: megatron_bridge\ntask: pretrain", "task=pretrain"),
         ("modules: {pre_trainer: {framework: megatron_bridge}}", "no modules.post_trainer but pre_trainer"),
         ("modules: {post_trainer: {framework: megatron}}", "framework=megatron"),

@@ -1,9 +1,17 @@
 """Fixtures for every test."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
+
+with contextlib.suppress(ImportError):  # GPU machines may lack it, and the GPU tests don't use it
+    from hypothesis import settings
+
+    # The same examples every time, so that a run tells of the change alone; HYPOTHESIS_PROFILE=default explores.
+    settings.register_profile("fixed", derandomize=True, deadline=None)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,6 +6,7 @@ space of `[/INST] ` joined to the first word) is trained, and one that reaches b
 
 import itertools
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,6 @@ from tokenizers import Encoding, Tokenizer
 
 from posttrain.data.conversation import Conversation, RowError
 from posttrain.data.render import Renderer
-
-# Stand-ins for special tokens are written between two characters of the last private-use plane.
-_OPEN, _CLOSE = "\U0010fff0", "\U0010fff1"
 
 
 @dataclass(slots=True)
@@ -125,8 +123,6 @@ class Encoder:
             the encoding, its ids, and the map of positions in `item.text` to positions in the encoded text.
         """
         renderer = self._renderer
-        if any(char in item.text for char in (_OPEN, _CLOSE)):
-            raise RowError(f"a message holds the private-use character {_OPEN!r} or {_CLOSE!r} and special-token text")
         renderer.check_no_injection(item.conversation, item.text)
         core, names, back = self._guarding or self._guard()
         pieces, starts, growth, at, grown = [], [0], [0], 0, 0
@@ -150,10 +146,10 @@ class Encoder:
         """A copy of the tokenizer to which special tokens are known under names that no message contains."""
         spec = json.loads(self._own.to_str())
         known = {token["id"]: token["content"] for token in spec["added_tokens"]}
-        names = {}
+        names, drawn = {}, secrets.token_hex(8)  # drawn, so that no data can be made to hold a name
         for token in spec["added_tokens"]:
             if self._is_special[token["id"]]:
-                names[token["content"]] = f"{_OPEN}{token['id']}{_CLOSE}"
+                names[token["content"]] = f"\U0010fff0{drawn}-{token['id']}\U0010fff1"
                 token["content"] = names[token["content"]]
         spec["post_processor"] = None
         core = _core(json.dumps(spec))

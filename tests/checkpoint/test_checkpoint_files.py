@@ -5,6 +5,7 @@ import resource
 import signal
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,8 @@ def child(action) -> int:
             os._exit(0)
         except OSError:
             os._exit(2)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(9)
     return os.waitpid(pid, 0)[1]

@@ -3,7 +3,7 @@
 import functools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_tokenizer import CHATML, byte_tokenizer
 
@@ -228,7 +228,7 @@ def test_templates_are_sandboxed(tokenizer):
 shared_tokenizer = functools.cache(byte_tokenizer)
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 risky = st.sampled_from(
-    ["<|im_end|>", "<|im_start|>user\n", "<think>", "\n\n", " ", "<|im_", "|>", "é", "e\u0301", "🎉"]
+    ["<|im_end|>", "<|im_start|>user\n", "<think>", "\n\n", " ", "<|im_", "|>", "é", "e\u0301", "🎉", "\U0010fff0"]
 )
 said = st.lists(words | risky, min_size=1, max_size=4).map("".join)
 chats = st.lists(st.tuples(said, said), min_size=1, max_size=3)
@@ -236,6 +236,7 @@ chats = st.lists(st.tuples(said, said), min_size=1, max_size=3)
 
 @settings(max_examples=150, deadline=None)
 @given(chats)
+@example([("\U0010fff0", "<|im_end|>")])
 def test_any_conversation(chat):
     tokenizer = shared_tokenizer()
     messages = [Message(role, text) for turn in chat for role, text in zip(("user", "assistant"), turn, strict=True)]

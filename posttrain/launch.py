@@ -25,6 +25,7 @@ from posttrain.checkpoint import resume
 from posttrain.errors import Pruned, RunFailed, UserError
 from posttrain.files import write_json, write_text
 from posttrain.heartbeat import Monitor
+from posttrain.relay import Relay, stopped
 
 UI_FD = "POSTTRAIN_UI_FD"
 DEVICE = "POSTTRAIN_DEVICE"
@@ -32,7 +33,6 @@ STARTED = "POSTTRAIN_STARTED"
 ERRORS = "rank*.error.json"  # in logs/: how a rank ended that ended badly
 STACKS_S = 2.0  # for hanging ranks to write where they are
 GRACE_S = 30.0  # for ranks to end by themselves after a signal or after another rank died
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def visible_gpus() -> int:
@@ -98,41 +98,45 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
         RunFailed: a rank died; the message names it, its error and its log.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock_run(run_dir, nodes.first(cfg))
-    nodes.check_port(cfg)
-    if nodes.first(cfg):
-        resume.check(cfg, run_dir)
-    prepare(cfg, run_dir)
-    started = time.time()
-    record(cfg, run_dir, {"state": "running", "started": started, "pid": os.getpid()})
-    status: dict[str, Any] = {"state": "failed"}
-    try:
-        restarts = 0
-        while True:
-            try:
-                NodeRun(cfg, run_dir, gpus).wait()
-                break
-            except RunFailed as error:
-                if error.rolled_back:  # as often as trainer.max_rollbacks says; the ranks count
-                    print(f"posttrain: {error}", file=sys.stderr)
-                    continue
-                if restarts == cfg.launch.max_restarts or not error.restartable:
-                    raise
-                restarts += 1
-                print(f"posttrain: {error}\nposttrain: starting again from the newest checkpoint", file=sys.stderr)
-        status = {"state": "finished"}
-    except Pruned as error:
-        status = {"state": "pruned", "error": str(error)}
-    except (UserError, RunFailed) as error:
-        stopped = getattr(error, "stopped", False)
-        status = {"state": "stopped" if stopped else "failed", "error": str(error), "exit_code": error.exit_code}
-        raise
-    except KeyboardInterrupt:
-        status = {"state": "stopped", "error": "interrupted", "exit_code": 130}
-        raise
-    finally:
-        record(cfg, run_dir, {**status, "started": started, "ended": time.time()})
+    with Relay() as relay:
+        lock_run(run_dir, nodes.first(cfg))
+        nodes.check_port(cfg)
+        if nodes.first(cfg):
+            resume.check(cfg, run_dir)
+        prepare(cfg, run_dir)
+        started = time.time()
+        record(cfg, run_dir, {"state": "running", "started": started, "pid": os.getpid()})
+        status: dict[str, Any] = {"state": "failed"}
+        try:
+            _run(cfg, run_dir, gpus, relay)
+            status = {"state": "finished"}
+        except Pruned as error:
+            status = {"state": "pruned", "error": str(error)}
+        except (UserError, RunFailed) as error:
+            state = "stopped" if getattr(error, "stopped", False) else "failed"
+            status = {"state": state, "error": str(error), "exit_code": error.exit_code}
+            raise
+        finally:
+            record(cfg, run_dir, {**status, "started": started, "ended": time.time()})
     return last_loss(run_dir)
+
+
+def _run(cfg: DictConfig, run_dir: Path, gpus: int, relay: Relay) -> None:
+    """Start the ranks and wait for them, again as often as launch.max_restarts and their rollbacks say."""
+    restarts = 0
+    while True:
+        try:
+            return NodeRun(cfg, run_dir, gpus, relay).wait()
+        except RunFailed as error:
+            if relay.run.told_late:
+                raise
+            if error.rolled_back:  # as often as trainer.max_rollbacks says; the ranks count
+                print(f"posttrain: {error}", file=sys.stderr)
+                continue
+            if restarts == cfg.launch.max_restarts or not error.restartable:
+                raise
+            restarts += 1
+            print(f"posttrain: {error}\nposttrain: starting again from the newest checkpoint", file=sys.stderr)
 
 
 def last_loss(run_dir: Path) -> float | None:
@@ -176,18 +180,22 @@ class NodeRun:
         cfg: the checked configuration.
         run_dir: where logs and errors go.
         gpus: visible GPUs; 0 means the CPU.
+        relay: brings the signals of this command.
     """
 
     cfg: DictConfig
     run_dir: Path
     gpus: int
+    relay: Relay
     processes: list[subprocess.Popen] = field(default_factory=list)
     monitors: list[Monitor] = field(default_factory=list)
     hung: str | None = None  # what hung, in words
     signals: list[int] = field(default_factory=list)
     signalled: float = 0.0  # when the first signal came, seconds since the epoch
+    told_late: bool = False  # a signal came when all had ended
 
     def __post_init__(self) -> None:
+        self.relay.run = self
         launch, local = self.cfg.launch, check.nproc_per_node(self.cfg, self.gpus)
         port = launch.master_port or free_port()
         ranks = {local_rank: launch.node_rank * local + local_rank for local_rank in nodes.local_ranks(local)}
@@ -237,6 +245,8 @@ class NodeRun:
                 monitor.started()
         finally:
             os.close(ui)
+        if self.signals:
+            self._send(signal.SIGTERM)  # to those that had not been started when it came
 
     def _started_early(self, rank: int, local: int, env: dict[str, str], log: Path) -> bool:
         """Whether a process that waits became this rank; its environment is a lone rank's, without determinism."""
@@ -257,7 +267,6 @@ class NodeRun:
         Raises:
             UserError, RunFailed: see `launch`.
         """
-        previous = {number: signal.signal(number, self._on_signal) for number in FORWARDED if _in_main_thread()}
         try:
             deadline = None
             while any(process.poll() is None for process in self.processes):
@@ -277,8 +286,6 @@ class NodeRun:
             self._send(signal.SIGKILL)
             raise
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
             for monitor in self.monitors:
                 monitor.close()
             for process in self.processes:  # loader workers that a rank has left, in its session
@@ -301,8 +308,11 @@ class NodeRun:
             self.hung = f"no progress for launch.timeout_s={limit:g} seconds in a step, validation or save of {ranks}"
         return bool(late)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def on_signal(self, number: int) -> None:
         """First signal: ranks finish the step, save and leave. A second SIGINT: stop at once."""
+        if self.processes and all(process.poll() is not None for process in self.processes):
+            self.told_late = True
+            return
         again = number == signal.SIGINT and signal.SIGINT in self.signals
         self.signalled = self.signalled or time.time()
         self.signals.append(number)
@@ -331,12 +341,9 @@ class NodeRun:
             return Pruned(first["message"])
         failed_before = first and self.signals and first["time"] < self.signalled  # another machine's rank
         if (self.signals and not failed_before) or saved:
-            name = signal.Signals(self.signals[0]).name if self.signals else "a signal to another of its commands"
+            by = "{}" if self.signals else "a signal to another of its commands"
             again = f" after saving; the same command with hydra.run.dir={self.run_dir} goes on" if saved else ""
-            error = RunFailed(f"stopped by {name}{again}")
-            error.exit_code = 128 + (self.signals or [signal.SIGTERM])[0]
-            error.stopped, error.restartable = True, False
-            return error
+            return stopped((self.signals or [signal.SIGTERM])[0], f"stopped by {by}{again}")
         if first:
             where = self.run_dir / "logs" / f"rank{first['rank']}.log"
             failed = "" if first.get("killed") else "failed: "
@@ -387,9 +394,3 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain import launch, nodes
 from posttrain.errors import RunFailed, UserError
 from posttrain.plan import auto
+from posttrain.relay import stopped
 
 AGAIN = 75  # exit code (EX_TEMPFAIL) for: saved, queue this job again
 SAVE = signal.SIGUSR2  # what Slurm sends before a time limit or a preemption, as the job asked it to
@@ -44,6 +45,8 @@ class Job:
             line = auto.resolve(cfg, gpus)
             if line:
                 print(line, flush=True)
+            for number in (signal.SIGTERM, SAVE):  # from here they are launch's, and afterwards nobody's
+                signal.signal(number, signal.SIG_IGN)
             launch.launch(cfg, run_dir, gpus)
         except RunFailed as error:
             print(f"posttrain: {error}", file=sys.stderr, flush=True)
@@ -60,7 +63,6 @@ class Job:
 
     def _stopped(self, number: int, run_dir: Path, cfg: DictConfig) -> None:
         """The run has saved and left because of a signal: to be queued again, or ended by Slurm."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun's, as soon as the first node has left
         if number == signal.SIGTERM:
             # scancel, or a preemption without a signal of ours: Slurm ends the job, or queues it again. A job that ends
             # by itself meanwhile has failed.
@@ -102,6 +104,4 @@ def place(cfg: DictConfig, environment: Mapping[str, str], host: str) -> None:
 
 
 def _stop(number: int, frame: Any) -> None:
-    error = RunFailed(f"stopped by {signal.Signals(number).name} before it began")
-    error.stopped, error.exit_code = True, 128 + number
-    raise error
+    raise stopped(number, "stopped by {} before it began")

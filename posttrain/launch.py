@@ -71,11 +71,16 @@ def device_environment(gpus: int) -> dict[str, str]:
     return {DEVICE: "cuda" if gpus else "cpu"}
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def reserve_port() -> socket.socket:
+    """A TCP port that the system gives to nobody else while the returned socket is open, and on which a child listens.
+
+    Seconds pass until a rank does. Linux lets it (both have SO_REUSEADDR, this one doesn't listen), and keeps such a
+    port from outgoing connections and from those who ask for any port.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("", 0))
+    return held
 
 
 def prepare(cfg: DictConfig, run_dir: Path) -> Path:
@@ -197,7 +202,8 @@ class NodeRun:
     def __post_init__(self) -> None:
         self.relay.run = self
         launch, local = self.cfg.launch, check.nproc_per_node(self.cfg, self.gpus)
-        port = launch.master_port or free_port()
+        self.port = reserve_port()
+        port = launch.master_port or self.port.getsockname()[1]
         ranks = {local_rank: launch.node_rank * local + local_rank for local_rank in nodes.local_ranks(local)}
         self.ranks = list(ranks.values())
         logs = self.run_dir / "logs"
@@ -286,6 +292,7 @@ class NodeRun:
             self._send(signal.SIGKILL)
             raise
         finally:
+            self.port.close()
             for monitor in self.monitors:
                 monitor.close()
             for process in self.processes:  # loader workers that a rank has left, in its session

@@ -6,6 +6,7 @@ The launcher is the real one; in the ranks' place are processes of a few lines, 
 import json
 import os
 import signal
+import socket
 import sys
 import textwrap
 import threading
@@ -134,6 +135,19 @@ def test_a_signal_before_there_are_ranks_ends_the_command():
         os.kill(os.getpid(), signal.SIGUSR2)
         time.sleep(5)
     assert failed.value.stopped and failed.value.exit_code == 128 + signal.SIGUSR2
+
+
+def test_a_reserved_port_is_the_ranks_alone():
+    """A rank listens on it seconds later (as torch's store does, with SO_REUSEADDR); nobody else gets it meanwhile."""
+    with launch.reserve_port() as held, socket.socket() as other, socket.socket() as rank:
+        port = held.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        rank.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        rank.bind(("127.0.0.1", port))
+        rank.listen()
+        with socket.create_connection(("127.0.0.1", port), timeout=10):
+            pass
 
 
 def test_ranks_that_go_back_are_started_again_without_counting(ranks, tmp_path, monkeypatch, capsys):

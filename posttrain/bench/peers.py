@@ -137,12 +137,13 @@ def bridge(row: Row, steps: int) -> dict[str, Any]:
     from megatron.bridge.training.pretrain import pretrain
     from transformers import AutoConfig
 
-    from posttrain.launch import free_port
+    from posttrain.launch import reserve_port
 
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     os.environ.update(alone | {"CUDA_DEVICE_MAX_CONNECTIONS": "1"})
     ready()
-    os.environ["MASTER_PORT"] = str(free_port())
+    port = reserve_port()
+    os.environ["MASTER_PORT"] = str(port.getsockname()[1])
     fields = dict(SHAPES[row.shape])
     config = AutoConfig.for_model(fields.pop("model_type"), architectures=["LlamaForCausalLM"], **fields)
     model = AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False)

@@ -6,7 +6,7 @@ import sys
 import pytest
 from commands import ROOT, Result, environment
 
-from posttrain.launch import free_port
+from posttrain.launch import reserve_port
 
 STEPS = "trainer.max_steps=3"
 
@@ -40,10 +40,12 @@ def same(words):
 
 def test_two_machines_by_hand(posttrain, same, alone, tmp_path):
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "posttrain", *same, "launch.nnodes=2", f"launch.master_port={free_port()}",
-               f"hydra.run.dir={run_dir}"]  # fmt: skip
-    commands = [start([*command, f"launch.node_rank={rank}"], posttrain, tmp_path) for rank in (1, 0)]
-    second, first = wait(*commands, run_dir=run_dir)
+    with reserve_port() as held:
+        port = held.getsockname()[1]
+        command = [sys.executable, "-m", "posttrain", *same, "launch.nnodes=2", f"launch.master_port={port}",
+                   f"hydra.run.dir={run_dir}"]  # fmt: skip
+        commands = [start([*command, f"launch.node_rank={rank}"], posttrain, tmp_path) for rank in (1, 0)]
+        second, first = wait(*commands, run_dir=run_dir)
     assert (first.code, second.code) == (0, 0), first.err + second.err + first.log(0) + first.log(1)
     assert first.losses == pytest.approx(alone, abs=2e-5)
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from commands import ROOT, Result, environment
 
-from posttrain.launch import free_port
+from posttrain.launch import reserve_port
 
 INSTALL_S = 180
 
@@ -34,7 +34,13 @@ def slurm(shared):
         pytest.skip(f"optional shared test data: no {folder}/start.sh")
     root = tempfile.mkdtemp(prefix="slurm-")  # munge wants a path that everybody may walk, which pytest's isn't
     os.chmod(root, 0o711)
-    env = {**os.environ, "SLURM_ROOT": str(root), "CTLPORT": str(free_port()), "GPUS": "0", "GRACE": "60"}
+    env = {
+        **os.environ,
+        "SLURM_ROOT": str(root),
+        "CTLPORT": str(reserve_port().getsockname()[1]),
+        "GPUS": "0",
+        "GRACE": "60",
+    }
     try:
         subprocess.run([folder / "start.sh"], env=env, check=True, timeout=INSTALL_S, capture_output=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:

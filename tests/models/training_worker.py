@@ -49,10 +49,11 @@ def train(model: Path, data: Path, run_dir: Path, words: list[str]):
     from posttrain.callbacks import RunCallback
     from posttrain.compose import compose
     from posttrain.export import Source, write_adapter
-    from posttrain.launch import free_port, prepare
+    from posttrain.launch import prepare, reserve_port
     from posttrain.worker import build
 
-    os.environ["MASTER_PORT"] = str(free_port())
+    port = reserve_port()
+    os.environ["MASTER_PORT"] = str(port.getsockname()[1])
     cfg = compose([
         "model=hf", f"model.path={model}", "data=messages", f"data.path={data}", "data.validation_fraction=null",
         "template=chatml", f"trainer.seq_length={LENGTH}", f"trainer.global_batch_size={BATCH}",

@@ -106,7 +106,10 @@ def trainer(cfg: DictConfig, visible_gpus: int) -> None:
         )
     p = cfg.parallelism
     if t.generate_every and max(p.pipeline_model_parallel_size, p.context_parallel_size) > 1:
-        raise UserError("`trainer.generate_every`: needs whole models, not pipeline or context parallelism")
+        raise UserError(
+            f"`trainer.generate_every={t.generate_every}`: needs all layers and whole sequences in one process, not "
+            "pipeline or context parallelism; leave it out, and ask the run's checkpoints: python -m posttrain.generate"
+        )
     if t.generate_every and not t.samples:
         raise UserError("`trainer.generate_every`: trainer.samples=0 leaves no prompts to answer")
     if launch.node_rank >= launch.nnodes:

@@ -147,6 +147,9 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
     whole = f"{text} {cause}"
 
     if isinstance(error, OverrideParseException):
+        key, _, value = str(error.override).partition("=")
+        if value.startswith("~"):
+            return f"{error.override}: the shell leaves ~ as it is here; write {key}=$HOME{value[1:]}"
         return f"{error.override}: can't be read as KEY=VALUE. Quote what the shell or Hydra takes apart: 'key=\"a,b\"'"
 
     unknown = re.search(r"[Kk]ey '([^']+)' is not in struct|Could not (?:override|append to) '([^']+)'", whole)

@@ -113,7 +113,8 @@ def slurm() -> Finding:
         return Finding("Slurm", "note", "sbatch not found", "hydra/launcher=slurm needs it; everything else works")
     asked = subprocess.run(["sbatch", "--version"], capture_output=True, text=True)
     if asked.returncode:
-        return Finding("Slurm", "note", "sbatch does not answer", asked.stderr.strip() or "is slurm.conf in place?")
+        said = asked.stderr.strip().splitlines() or ["is slurm.conf in place?"]
+        return Finding("Slurm", "note", "sbatch does not answer", said[-1])
     return Finding("Slurm", "ok", asked.stdout.strip())
 
 

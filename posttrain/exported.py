@@ -69,12 +69,7 @@ def check(directory: Path) -> None:
         UserError: something is missing, cut short, or of another model.
     """
     model = HFModel(path=str(directory))
-    try:
-        base = model.directory  # of an adapter, else `directory`; checked
-    except UserError as error:
-        if model.adapter and Path(model.base).is_absolute() and not Path(model.base).is_dir():
-            raise UserError(f"{directory}: its base model {model.base} is not there any more") from None
-        raise error
+    base = model.directory  # of an adapter, else `directory`; checked
     if model.adapter:
         _, pairs, tensors = read_adapter(directory)
         check_against(read_headers(base), pairs, tensors)

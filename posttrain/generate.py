@@ -7,13 +7,14 @@ transformers, several prompts at once, with its key-value cache; an answer ends 
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import RunFailed, UserError
-from posttrain.generation import Sampling, continuations, stop_tokens
+from posttrain.generation import Sampling, check_fits, continuations, stop_tokens
 
 
 class Answerer:
@@ -33,14 +34,21 @@ class Answerer:
     def __call__(self, conversations: list[list[dict[str, str]]]) -> list[str]:
         """The next message of each conversation."""
         prompts = [self.ids(messages) for messages in conversations]
+        check_fits(self.model, prompts, more=1)
         found = dict(continuations(self.model, prompts, self.stop, self.pad, self.sampling, self.batch_size))
         return [self.tokenizer.decode(found[index], skip_special_tokens=True) for index in range(len(prompts))]
 
     def ids(self, messages: list[dict[str, str]]) -> list[int]:
         """A prompt's tokens; without a chat template the last message is continued as plain text."""
         if not self.tokenizer.chat_template:
-            return self.tokenizer(messages[-1]["content"])["input_ids"]
+            return self.tokenizer(encodable(messages[-1]["content"]))["input_ids"]
+        messages = [{**message, "content": encodable(message["content"])} for message in messages]
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def encodable(text: str) -> str:
+    """`text` with a question mark for each half character, such as Python makes of typed bytes that are not UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_prompts(path: Path) -> list[list[dict[str, str]]]:
@@ -52,7 +60,11 @@ def read_prompts(path: Path) -> list[list[dict[str, str]]]:
     if not path.is_file():
         raise UserError(f"--file {path}: no such file")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--file {path}: can't be read: {error}") from None
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         row: Any = {"prompt": line}
@@ -67,6 +79,8 @@ def read_prompts(path: Path) -> list[list[dict[str, str]]]:
         if not _are_messages(messages):
             raise UserError(f'--file {path}, line {number}: needs "prompt", a text, or "messages" of role and content')
         found.append(messages)
+    if not found:
+        raise UserError(f"--file {path}: holds no prompt")
     return found
 
 
@@ -96,32 +110,49 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("prompts", nargs="*", help="what to ask; nothing: a chat")
     made.add_argument("--file", type=Path, help='one prompt per line; .jsonl: {"prompt": ...} or {"messages": [...]}')
     made.add_argument("--system", help="system prompt")
-    made.add_argument("--max-new-tokens", type=positive, default=256)
-    made.add_argument("--temperature", type=float, default=0.0, help="0: the most likely token each time")
-    made.add_argument("--top-p", type=float, default=1.0, help="sample from the most likely tokens of this total")
-    made.add_argument("--top-k", type=int, default=0, help="sample from this many tokens; 0: from all")
-    made.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: fewer repetitions")
+    made.add_argument("--max-new-tokens", type=whole(1), default=256)
+    made.add_argument("--temperature", type=real(0), default=0.0, help="0: the most likely token each time")
+    made.add_argument("--top-p", type=real(0, 1, above=True), default=1.0,
+                      help="sample from the most likely tokens of this total")  # fmt: skip
+    made.add_argument("--top-k", type=whole(0), default=0, help="sample from this many tokens; 0: from all")
+    made.add_argument("--repetition-penalty", type=real(0, above=True), default=1.0, help="above 1: fewer repetitions")
     made.add_argument("--seed", type=int, default=0, help="of the sampling")
-    made.add_argument("--batch-size", type=positive, default=8, help="prompts answered at once")
+    made.add_argument("--batch-size", type=whole(1), default=8, help="prompts answered at once")
     made.add_argument("--json", action="store_true", help="one JSON object per answer")
     return made
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+def whole(least: int) -> Callable[[str], int]:
+    """A whole number of at least `least`, for argparse."""
+
+    def integer(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}")
+        return value
+
+    return integer
+
+
+def real(low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """A finite number from `low`, or above it, to `high`, for argparse."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value) or value < low or value > high or (above and value == low):
+            most = f", at most {high:g}" if high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"must be {'more than' if above else 'at least'} {low:g}{most}")
+        return value
+
+    return number
 
 
 def main() -> None:
     """Entry point."""
-    from posttrain.compose import fail
-
     try:
         run(parser().parse_intermixed_args())
     except (UserError, RunFailed) as error:
+        from posttrain.compose import fail
+
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         raise SystemExit(130) from None

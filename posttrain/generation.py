@@ -1,8 +1,12 @@
 """Continue token sequences with a transformers model: in batches, with its key-value cache, up to a stop token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
+from posttrain.errors import UserError
 
 
 @dataclass
@@ -54,6 +58,29 @@ def turn_ends(tokenizer: Any) -> set[int]:
     return {tokenizer.convert_tokens_to_ids(token) for token in stops}
 
 
+def room(model: Any) -> int | None:
+    """How many tokens a model with learned positions has room for (GPT-2); None: rotary ones have no end."""
+    return model.config.n_positions if model.config.model_type == "gpt2" else None
+
+
+def check_fits(model: Any, sequences: Iterable[Sequence[int]], more: int = 0) -> None:
+    """See that a model can read token sequences, and `more` tokens after each.
+
+    Raises:
+        UserError: one is empty, too long for learned positions, or of another vocabulary.
+    """
+    most, longest = model.get_input_embeddings().num_embeddings, room(model)
+    for ids in sequences:
+        if not len(ids):
+            raise UserError("the prompt is empty, and without a chat template that is no token")
+        if (largest := int(np.max(ids))) >= most:
+            raise UserError(
+                f"template: token {largest} has no embedding, the model has {most}; the tokenizer is another model's"
+            )
+        if longest and len(ids) + more > longest:
+            raise UserError(f"{len(ids)} tokens, and the model has {longest} positions; make it shorter")
+
+
 def continuations(
     model: Any, prompts: Sequence[Sequence[int]], stop: set[int], pad_id: int, sampling: Sampling, batch_size: int = 8
 ) -> Iterator[tuple[int, list[int]]]:
@@ -83,10 +110,13 @@ def continuations(
             size = len(prompts[index])
             ids[row, longest - size :] = torch.tensor(prompts[index])
             mask[row, longest - size :] = 1
+        arguments = sampling.arguments()
+        if most := room(model):
+            arguments["max_new_tokens"] = min(sampling.max_new_tokens, most - longest)
         with torch.no_grad():
             out = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), eos_token_id=sorted(stop) or None,
-                pad_token_id=pad_id, use_cache=True, **sampling.arguments(),
+                pad_token_id=pad_id, use_cache=True, **arguments,
             )  # fmt: skip
         for row, index in enumerate(chosen):
             answer = out[row, longest:].tolist()

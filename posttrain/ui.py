@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 import time
 from typing import Any
@@ -105,7 +106,7 @@ class Screen:
         self.print(f"run directory: {summary['run_dir']}")
         if summary.get("export"):
             self.print(f"export: {summary['export']}")
-            self.print(f"ask it: python -m posttrain.generate {summary['run_dir']} 'your question'")
+            self.print(f"ask it: python -m posttrain.generate {shlex.quote(summary['run_dir'])} 'your question'")
 
 
 def _tail(prompt: str, most: int = 240) -> str:

@@ -1,5 +1,7 @@
 """YAML from anybody: refused before it is built where it would fill the memory or never end."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,38 @@ def read(path: Path) -> DictConfig:
     Raises:
         UserError: it can't be read, is no YAML mapping, or see `check`.
     """
-    try:
+    with _readable(path):
+        check(path.read_text(encoding="utf-8"), path)
+        found = OmegaConf.load(path)
+    if not isinstance(found, DictConfig):
+        raise UserError(f"{path}: not a configuration: its outermost level must be a mapping")
+    return found
+
+
+def parse(path: Path, loader: Any) -> Any:
+    """What is in `path`, of whatever kind.
+
+    Args:
+        loader: of PyYAML's, a safe one.
+
+    Raises:
+        UserError: it can't be read, is not YAML, or see `check`.
+    """
+    with _readable(path):
         text = path.read_text(encoding="utf-8")
         check(text, path)
-        found = OmegaConf.load(path)
+        return yaml.load(text, Loader=loader)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Errors of reading `path` as a user's."""
+    try:
+        yield
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, DictConfig):
-        raise UserError(f"{path}: not a configuration: its outermost level must be a mapping")
-    return found
 
 
 def check(text: str, name: Any) -> None:

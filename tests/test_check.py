@@ -38,7 +38,7 @@ LLAMA = ["model=llama3_8b"]
         (["checkpoint.async_save=true"], 0, "needs a GPU"),
         (["model=gpt2", "trainer.seq_length=2048"], 0, "learned positions for 1024 tokens only"),
         (["model=mixtral_8x7b", "parallelism=tp2", "parallelism.sequence_parallel=false"], 2, "mixture of experts"),
-        (["trainer.generate_every=2", "parallelism=pp2"], 0, "`trainer.generate_every`: needs whole models"),
+        (["trainer.generate_every=2", "parallelism=pp2"], 0, "leave it out, and ask the run's checkpoints"),
         (["trainer.generate_every=2", "trainer.samples=0"], 0, "leaves no prompts"),
         (["peft=none", "peft.rank=8"], 0, "`peft.rank`: has no effect"),
         (["peft=dora", "peft.rslora=true"], 0, "`peft.rslora`: has no effect"),

@@ -54,6 +54,7 @@ def test_several_loggers():
         (["experiment=smokey"], "did you mean `smoke`?"),
         (["optimzer=adam"], "did you mean `optimizer`?"),
         (["trainer.seq_length="], "trainer.seq_length"),
+        (["data.path=~/my data"], "write data.path=$HOME/my data"),
         (["a=[b"], "a=[b: can't be read as KEY=VALUE"),
     ],
 )

@@ -108,6 +108,13 @@ def test_sampling_repeats_with_its_seed(loaded):
     assert answers(top_k=1) == greedy == answers(top_p=1e-6)
 
 
+def test_typed_bytes_that_are_not_utf8_are_answered(loaded):
+    typed = b"caf\xe9".decode("utf-8", "surrogateescape")
+    assert Answerer(*loaded, Sampling(max_new_tokens=4))(chats(typed)) == Answerer(*loaded, Sampling(max_new_tokens=4))(
+        chats("caf?")
+    )
+
+
 def test_prompts_of_a_file(tmp_path):
     (tmp_path / "a.txt").write_text('one\n\n{"prompt": 1}\n')
     assert [chat[0]["content"] for chat in read_prompts(tmp_path / "a.txt")] == ["one", '{"prompt": 1}']
@@ -120,6 +127,50 @@ def test_prompts_of_a_file(tmp_path):
             read_prompts(tmp_path / "b.jsonl")
     with pytest.raises(UserError, match="no such file"):
         read_prompts(tmp_path / "none")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(UserError, match="can't be read"):
+        read_prompts(tmp_path / "latin.txt")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(UserError, match="no prompt"):
+        read_prompts(tmp_path / "empty.txt")
+
+
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("--temperature", "-1", "at least 0"),
+        ("--temperature", "nan", "at least 0"),
+        ("--temperature", "warm", "invalid number value"),
+        ("--top-p", "0", "more than 0, at most 1"),
+        ("--top-p", "1.5", "more than 0, at most 1"),
+        ("--top-k", "-4", "at least 0"),
+        ("--repetition-penalty", "0", "more than 0"),
+        ("--max-new-tokens", "0", "at least 1"),
+    ],
+)
+def test_sampling_out_of_range(option, value, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_intermixed_args(["DIR", "hello", option, value])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_what_a_model_cannot_read():
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from posttrain.generation import check_fits, continuations
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=8, n_layer=1, n_head=2)).eval()
+    check_fits(model, [[1] * 16])
+    with pytest.raises(UserError, match="16 positions"):
+        check_fits(model, [[1] * 16], more=1)
+    with pytest.raises(UserError, match="token 32 has no embedding, the model has 32"):
+        check_fits(model, [[1], [32]])
+    with pytest.raises(UserError, match="the prompt is empty"):
+        check_fits(model, [[]])
+    found = dict(continuations(model, [[1] * 10, [2] * 3], set(), 0, Sampling(max_new_tokens=100)))
+    assert [len(found[index]) for index in range(2)] == [6, 6]  # as far as the longest prompt leaves room
 
 
 def test_a_chat_remembers(model, monkeypatch, capsys):

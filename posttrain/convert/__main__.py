@@ -60,9 +60,11 @@ ConfigStore.instance().store(name="schema_convert", node=ConvertConfig)
 def main() -> None:
     """Entry point; exits with 2 after a mistake of the user's, with 1 when an export is refused."""
     words = [word for word in sys.argv[1:] if word in COMMANDS]
-    if {"-h", "--help"} & set(sys.argv[1:]) or len(words) != 1:
+    if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__.strip())
-        raise SystemExit(0 if {"-h", "--help"} & set(sys.argv[1:]) else 2)
+        return
+    if len(words) != 1:
+        compose.fail(f"say one of {', '.join(COMMANDS)}; what each takes: python -m posttrain.convert --help")
     rest = [word for word in sys.argv[1:] if word not in COMMANDS]
     # `checkpoint` by itself is a configuration group of training.
     rest = [f"convert.{word}" if word.startswith("checkpoint=") else word for word in rest]

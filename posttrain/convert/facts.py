@@ -28,7 +28,7 @@ def facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, Any] | Non
     """
     base = cfg.model.path
     return {
-        "base": base if is_hub_id(base) else Path(base).name,
+        "base": base if is_hub_id(base) else public_name(Path(base)),
         "method": method(cfg.peft),
         "data": data(cfg.data, report or {}),
         "settings": {key: value for key in SETTINGS if (value := OmegaConf.select(cfg, key)) is not None},
@@ -36,6 +36,13 @@ def facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, Any] | Non
         "license": cfg.trainer.get("license"),
         "software": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def public_name(directory: Path) -> str:
+    """A directory's name; in a hub's cache the id of the repository: models--OWNER--NAME/snapshots/REVISION."""
+    if directory.parent.name == "snapshots" and directory.parent.parent.name.startswith("models--"):
+        return directory.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return directory.name
 
 
 def is_hub_id(base: str) -> bool:

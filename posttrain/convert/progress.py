@@ -22,3 +22,4 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda size: bar.advance(task, size)
+        bar.update(task, completed=total)  # headers are no tensor's, and an adapter is written at once

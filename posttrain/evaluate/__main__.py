@@ -39,6 +39,8 @@ def main() -> None:
     what, words = words[0], words[1:]
     if what.startswith("-") or ("=" in what and not Path(what).expanduser().exists()):
         compose.fail(f"{what}: say first what to evaluate: python -m posttrain.evaluate WHAT {what} ...")
+    if named := next((word for word in words if word.lstrip("+~").partition("=")[0].split(".")[0] == "model"), None):
+        compose.fail(f"{named}: what is evaluated is the first word: python -m posttrain.evaluate WHAT data=...")
     run_dir = settings.run_of(what)
     # A run's own values are not in conf/: words about them wait until they are there.
     late = [word for word in words if run_dir and settings.of_run(word) and not word.startswith("-")]

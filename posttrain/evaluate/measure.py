@@ -12,7 +12,7 @@ from rich.progress import track
 from posttrain.errors import UserError
 from posttrain.evaluate.losses import losses
 from posttrain.evaluate.rows import Rows, last_answer
-from posttrain.generation import Sampling, continuations, stop_tokens
+from posttrain.generation import Sampling, check_fits, continuations, stop_tokens
 
 STDERR = Console(stderr=True)
 
@@ -33,9 +33,7 @@ def measure(model: Any, tokenizer: Any, rows: Rows, options: DictConfig, metric:
     Raises:
         UserError: a token without an embedding; a metric and no prompts; a metric that gives no number.
     """
-    most = model.get_input_embeddings().num_embeddings
-    if (largest := max(int(ids.max()) for ids in rows.ids)) >= most:
-        raise UserError(f"template: token {largest} has no embedding, the model has {most}; it was not made for it")
+    check_fits(model, rows.ids)
     started = time.monotonic()
     results = [(0.0, 0)] * len(rows.ids)
     passes = losses(model, rows.ids, rows.masks, options.batch_tokens)

@@ -12,7 +12,7 @@ from typing import Any
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
 from posttrain.models.shapes import check_directory
-from posttrain.peft.directory import base_of, is_adapter
+from posttrain.peft.directory import CONFIG, base_of, is_adapter
 
 log = logging.getLogger(__name__)
 DEMO = "demo:"
@@ -59,6 +59,11 @@ class HFModel:
     @cached_property
     def directory(self) -> Path:
         """The directory with weights and config, checked; a hub model is downloaded first (safetensors only)."""
+        if self.adapter and Path(self.base).is_absolute() and not Path(self.base).is_dir():
+            raise UserError(
+                f"{self.adapter}: its base model {self.base} is not there any more; write its place as "
+                f"base_model_name_or_path into {CONFIG}"
+            )
         directory = fetch(self.base, [*CONFIG_FILES, "*.safetensors", *self._code])
         check_directory(directory)
         return directory
@@ -101,7 +106,10 @@ class HFModel:
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=self._trusted())
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"model.tokenizer: no tokenizer can be read from {path}: {error}") from error
+            if not (Path(path) / "tokenizer.json").is_file():
+                raise UserError(f"model.tokenizer: {path} has no tokenizer.json; give the directory of one") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"model.tokenizer: no tokenizer can be read from {path}: {reason}") from error
         if not tokenizer.is_fast:
             raise UserError(f"model.tokenizer: {path} has no fast tokenizer (tokenizer.json); save it with one first")
         return tokenizer

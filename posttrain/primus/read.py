@@ -65,17 +65,7 @@ def read(path: Path) -> Primus:
         UserError: it can't be read, or is no configuration of Primus for post-training with Megatron-Bridge.
     """
     found: list[str] = []
-    try:
-        text = path.read_text(encoding="utf-8")
-        yaml_file.check(text, path)
-        content = yaml.load(text, Loader=Floats)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: can't be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is no configuration of Primus: a mapping was expected")
-    content = filled(content, found, path)
+    content = _mapping(path, found)
     primus = Primus(path, read=found)
     if "modules" in content:
         _modules(content["modules"], primus)
@@ -122,9 +112,16 @@ def _preset(primus: Primus) -> dict[str, Any]:
     for folder in primus.path.resolve().parents:
         file = folder / PRESETS / f"{primus.preset}.yaml"
         if file.is_file():
-            content = yaml.load(file.read_text(encoding="utf-8"), Loader=Floats)
-            return filled(content, primus.read, file) if isinstance(content, dict) else {}
+            return _mapping(file, primus.read)
     return {}
+
+
+def _mapping(path: Path, found: list[str]) -> dict[str, Any]:
+    """The mapping in `path`, its placeholders filled; the variables that they name are added to `found`."""
+    content = yaml_file.parse(path, Floats)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is no configuration of Primus: a mapping was expected")
+    return filled(content, found, path)
 
 
 def filled(value: Any, found: list[str], path: Path) -> Any:

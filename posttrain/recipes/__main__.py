@@ -38,9 +38,9 @@ def main() -> None:
     args = sys.argv[1:]
     if {"-h", "--help"} & set(args) or len(args) > 1:
         print(__doc__)
-        return
+        raise SystemExit(0 if {"-h", "--help"} & set(args) else 2)
     try:
-        if not args:
+        if args in ([], ["list"]):
             return print(listing())
         recipe = names.find(args[0])
         found = resolve.resolved(recipe)

@@ -46,6 +46,12 @@ def test_an_adapters_card_and_the_merged_models(megatron, base, tmp_path):
     assert json.loads((tmp_path / "merged" / FILE).read_text())["license"] == "mit"
 
 
+def test_a_base_in_the_hubs_cache_has_its_hubs_name(tmp_path):
+    assert trained()["base"] == "owner/base"
+    assert trained(f"model.path={tmp_path}/base")["base"] == "base"
+    assert trained(f"model.path={tmp_path}/models--owner--base/snapshots/0a1b")["base"] == "owner/base"
+
+
 def test_what_is_not_known_is_said(megatron, base, tmp_path):
     from huggingface_hub import ModelCard
 

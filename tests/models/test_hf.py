@@ -162,8 +162,20 @@ def test_unknown_architecture():
 
 
 def test_no_tokenizer(llama):
-    with pytest.raises(UserError, match=r"model\.tokenizer: no tokenizer can be read from"):
+    with pytest.raises(UserError, match=r"model\.tokenizer: .* has no tokenizer\.json; [^\n]*$"):
         HFModel(path=str(llama)).load_tokenizer()
+
+
+def test_damaged_tokenizer(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{\n")
+    with pytest.raises(UserError, match=r"model\.tokenizer: no tokenizer can be read from [^\n]*$"):
+        HFModel(path=str(tmp_path)).load_tokenizer()
+
+
+def test_an_adapter_whose_base_has_moved(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/none/there"}')
+    with pytest.raises(UserError, match="its base model /none/there is not there any more; write its place"):
+        _ = HFModel(path=str(tmp_path)).directory
 
 
 def test_trusting_code_is_said_aloud(llama, caplog, monkeypatch):

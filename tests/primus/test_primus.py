@@ -15,8 +15,11 @@ from posttrain import check
 from posttrain.compose import compose
 from posttrain.errors import UserError
 from posttrain.primus.__main__ import take_over
+from posttrain.primus.read import read
 
 ROOT = Path(__file__).resolve().parents[2]
+# Lists of ten aliases each, eight levels: a hundred million values in nine lines.
+BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
 
 SECTIONS = """
 framework: megatron_bridge
@@ -233,10 +236,9 @@ def test_a_file_is_not_replaced_unasked(folder):
     "text, message",
     [
         ("framework: torchtitan", "framework=torchtitan"),
-        ("a: [", "is not YAML"),
+        ("a: [", "not valid YAML"),
         ("- a", "a mapping was expected"),
-        ("a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)),
-         "aliases written out"),
+        (BOMB, "aliases written out"),
         ("framework: megatron_bridge\ntask: pretrain", "task=pretrain"),
         ("modules: {pre_trainer: {framework: megatron_bridge}}", "no modules.post_trainer but pre_trainer"),
         ("modules: {post_trainer: {framework: megatron}}", "framework=megatron"),
@@ -255,6 +257,22 @@ def test_files_that_cannot_be_taken_over(folder, text, message):
         take_over([str(write(folder, text))])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (folder / "conf").exists()
+
+
+def test_a_preset_of_the_checkout_is_read_as_the_file_is(folder):
+    text = "modules: {post_trainer: {framework: megatron_bridge, model: mine.yaml}}"
+    preset = folder / "primus/configs/models/megatron_bridge/mine.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text("hf_path: Qwen/Qwen3-8B\n")
+    assert read(write(folder, text)).settings == {"hf_path": "Qwen/Qwen3-8B"}
+    for wrong, message in (
+        (BOMB, "aliases written out"),
+        ("a: [", "not valid YAML"),
+        ("- a", "a mapping was expected"),
+    ):
+        preset.write_text(wrong)
+        with pytest.raises(UserError, match=message):
+            read(write(folder, text))
 
 
 def test_the_command(folder):

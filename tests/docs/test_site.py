@@ -38,6 +38,15 @@ def test_every_page_of_docs_is_in_the_navigation(site):
         assert (site / f"{page.stem}.html").is_file() and f'href="{page.stem}.html"' in index, page.name
 
 
+def test_no_row_has_fallen_out_of_its_table(site):
+    import markdown
+
+    pages = {path.name: path.read_text() for path in site.rglob("*.html")}
+    for path in (ROOT / "README.md", ROOT / "bench" / "README.md"):
+        pages[str(path.relative_to(ROOT))] = markdown.markdown(path.read_text(), extensions=["tables", "fenced_code"])
+    assert [name for name, page in pages.items() if "<p>|" in page] == []
+
+
 def test_every_group_has_a_page_with_its_choices_and_options(site):
     for group in (path for path in (ROOT / "conf").iterdir() if any(path.glob("*.yaml"))):
         page = (site / "configuration" / f"{group.name}.html").read_text()

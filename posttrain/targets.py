@@ -49,6 +49,12 @@ IN_HYDRA = [
     )
 ]
 
+# What `trainer.megatron` may set: sections that say how to compute, and of those no field that names files or code
+# (Megatron unpickles, imports or writes what such fields name).
+SECTIONS = ("model", "train", "validation", "optimizer", "scheduler", "ddp", "dist", "rng", "rerun_state_machine",
+            "mixed_precision", "comm_overlap")  # fmt: skip
+NOT_SET = re.compile(r"_.*|(?!use_)\w*(_dir|_path|_factory|_func|_spec|_class|_cfg)|restore_modelopt_state")
+
 
 def walk(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield (key path, target) for every `_target_` anywhere below `node`, lists included."""
@@ -89,7 +95,7 @@ def allowed_in_hydra(target: str) -> bool:
 
 
 def check(cfg: Any) -> None:
-    """Refuse a configuration that names anything else.
+    """Refuse a configuration that names anything else, also by a field of `trainer.megatron`.
 
     Raises:
         UserError: naming the key, the target and how to allow code of one's own.
@@ -104,3 +110,11 @@ def check(cfg: Any) -> None:
                 f"{path}={target}: not a target that a configuration may name. Code of your own: put it on PYTHONPATH "
                 f"and allow its module with the environment variable {ENVIRONMENT}=your_module."
             )
+    passed = OmegaConf.select(cfg, "trainer.megatron")
+    for section, values in passed.items() if isinstance(passed, DictConfig) else ():
+        if section not in SECTIONS:
+            raise UserError(
+                f"trainer.megatron.{section}: not a section that may be set; possible: {', '.join(SECTIONS)}"
+            )
+        for key in filter(NOT_SET.fullmatch, map(str, values if isinstance(values, DictConfig) else ())):
+            raise UserError(f"trainer.megatron.{section}.{key}: names files or code, so it may not be set")

@@ -84,6 +84,30 @@ def test_a_target(place, refused):
     assert "not a target that a configuration may name" in said or "unknown key" in said
 
 
+MEGATRON = {
+    "a checkpoint with pickles": ("checkpoint", "pretrained_checkpoint", "elsewhere"),
+    "a checkpoint to go on from": ("checkpoint", "load", "elsewhere"),
+    "another manager of checkpoints": ("checkpoint", "custom_manager_class", "payload.fire"),
+    "a folder to save in": ("checkpoint", "save", "elsewhere"),
+    "a tokenizer": ("tokenizer", "tokenizer_model", "elsewhere"),
+    "a data set": ("dataset", "path", "elsewhere"),
+    "a folder for logs": ("logger", "tensorboard_dir", "elsewhere"),
+    "a file for a profile": ("profiling", "memory_snapshot_path", "elsewhere"),
+    "a function by name": ("model", "fp8_quantizer_factory", "payload.fire"),
+    "a folder of the model's": ("model", "config_logger_dir", "elsewhere"),
+    "a dump": ("dist", "flight_recorder_dump_path", "elsewhere"),
+    "a private field": ("model", "_pg_collection", "1"),
+}
+
+
+@pytest.mark.parametrize("what", MEGATRON)
+def test_a_field_of_megatrons_configuration(what, refused):
+    section, key, value = MEGATRON[what]
+    said = refused([], experiment={"trainer": {"megatron": {section: {key: value}}}})
+    assert f"trainer.megatron.{section}" in said
+    assert f"trainer.megatron.{section}" in refused([f"+trainer.megatron.{section}.{key}={value}"])
+
+
 SLURM = "hydra_plugins.posttrain_launcher.SlurmLauncher"
 HYDRA = {
     "a callback": {"callbacks": {"mine": FIRE}},

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.markup import escape
 
 from posttrain.files import finite, write_text
-from posttrain.ui import Screen
+from posttrain.ui import Screen, shown
 
 
 class Metrics:
@@ -30,7 +29,8 @@ class Metrics:
         (t.run_dir / "summary.json").unlink(missing_ok=True)  # a pruned trial's that goes on
         path, samples = (t.run_dir / f"{name}.jsonl" for name in ("metrics", "samples"))
         for file in filter(Path.exists, (path, samples)):
-            write_text(file, kept_lines(file.read_text(encoding="utf-8"), first_step, t.steps))
+            text = file.read_text(encoding="utf-8", errors="replace")  # a line may be cut within a character
+            write_text(file, kept_lines(text, first_step, t.steps))
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (open for the run)
         run = t.config.run.name or t.run_dir.name
         config = OmegaConf.to_container(t.config, resolve=True)
@@ -40,7 +40,7 @@ class Metrics:
         precision = t.precision.resolve(t.platform.device)
         where = "CPU" if t.platform.device == "cpu" else f"{t.world} GPU" + ("s" if t.world > 1 else "")
         train = t.splits.report["train"]
-        self.screen.print(f"[bold]{t.config.model.path}[/]  {trainable}  {precision}  {where}")
+        self.screen.print(f"[bold]{shown(t.config.model.path)}[/]  {trainable}  {precision}  {where}")
         share, full = f"{train['trained_share']:.0%}", f"{train['packing_efficiency']:.1%}"
         self.screen.print(
             f"{train['conversations']} conversations, {train['tokens']:,} tokens, {share} trained, "
@@ -51,7 +51,7 @@ class Metrics:
         if planned is not None:
             self.screen.print(f"planned peak memory {planned:.1f} GiB per GPU")
         for line in t.skipped:
-            self.screen.print(f"skipped {escape(line)}")
+            self.screen.print(f"skipped {shown(line)}")
         back = t.progress.rollbacks[-1:]
         if back and back[0]["to"] == first_step and f'"rolled_back_from": {back[0]["step"]},' not in path.read_text():
             self.write(first_step, {"rolled_back_from": back[0]["step"]}, why=back[0]["why"])
@@ -121,13 +121,13 @@ def kept_lines(text: str, first_step: int, steps: int) -> str:
     What came after the checkpoint was lost with the process, and so is a line that it was writing when it ended.
     """
     kept = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not where Unicode would end a line as well: answers may hold such characters
         try:
             record = json.loads(line)
             before = record["step"] < first_step or (record["step"] == first_step > 0 and not (
                 first_step == steps and record.keys() & {"val_loss", "answer"}  # are found again at the end
             ))  # fmt: skip
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
         if before:
             kept.append(line + "\n")

@@ -16,6 +16,11 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a model says must
 PLAIN_INTERVAL_S = 10.0  # between lines where the output is not a terminal
 
 
+def shown(text: str | None) -> str:
+    """Text from outside as it may be drawn: without control characters, its brackets no markup."""
+    return escape(CONTROL.sub(".", text or ""))
+
+
 class Screen:
     """The launcher's standard output.
 
@@ -85,7 +90,7 @@ class Screen:
             for sample in samples:
                 prompt = _tail(sample["prompt"])
                 answers = map(sample.get, ("before", "after", "reference"))
-                table.add_row(*(escape(CONTROL.sub(".", text or "")) for text in (prompt, *answers)))
+                table.add_row(*map(shown, (prompt, *answers)))
             self.console.print(table, soft_wrap=False)
         if summary.get("profile"):
             table = Table(title="Milliseconds per step")
@@ -103,10 +108,10 @@ class Screen:
                 f"second; peak memory {summary['peak_memory_gib']:.1f} GiB"
                 + (f"; first step after {summary['time_to_first_step_s']:.0f} s" if trained else "")
             )
-        self.print(f"run directory: {summary['run_dir']}")
+        self.print(f"run directory: {shown(summary['run_dir'])}")
         if summary.get("export"):
-            self.print(f"export: {summary['export']}")
-            self.print(f"ask it: python -m posttrain.generate {shlex.quote(summary['run_dir'])} 'your question'")
+            self.print(f"export: {shown(summary['export'])}")
+            self.print(f"ask it: python -m posttrain.generate {shown(shlex.quote(summary['run_dir']))} 'your question'")
 
 
 def _tail(prompt: str, most: int = 240) -> str:

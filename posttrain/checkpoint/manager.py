@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from megatron.bridge.training.checkpointing import (
 from omegaconf import OmegaConf
 from torch.distributed.checkpoint.api import CheckpointException
 
-from posttrain.checkpoint import files, pickles, resume
+from posttrain.checkpoint import files, inputs, pickles, resume
 from posttrain.errors import UserError
 from posttrain.files import write_text
 
@@ -39,6 +40,11 @@ class Manager(DefaultCheckpointManager):
         if self.root and self.rank == 0:
             files.clean(self.root)
 
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """What this run reads besides its configuration."""
+        return inputs.of(self.trainer)
+
     def save(self, ctx: CheckpointSaveContext, callback_manager: Any) -> None:
         """Save; a collective call. In the background it is published by a later `finalize_async_saves`.
 
@@ -56,6 +62,7 @@ class Manager(DefaultCheckpointManager):
             self.checkpoint_config.save = str(partial.parent)
             super().save(ctx, callback_manager)
             if self.rank == 0:
+                self.trainer.progress.inputs = self.inputs
                 self.trainer.progress.write(partial)
                 write_text(partial / resume.CONFIG, OmegaConf.to_yaml(self.trainer.config, resolve=True))
             self.pending = step
@@ -77,7 +84,8 @@ class Manager(DefaultCheckpointManager):
         """Load the newest whole checkpoint, or the weights before training; a collective call.
 
         Raises:
-            UserError: no checkpoint is whole, or it is further on than this run shall go.
+            UserError: no checkpoint is whole, it is further on than this run shall go, or it was made with other rows
+                or weights than are there now.
         """
         config = self.checkpoint_config
         if config.load is None:
@@ -95,6 +103,8 @@ class Manager(DefaultCheckpointManager):
             )
         config.load, self.loaded, self.trainer.skipped = str(found), found, skipped
         self.trainer.progress.read(found)
+        now = self._agree(self.inputs if self.rank == 0 else None)
+        inputs.check(self.trainer.progress.inputs, now, found)
         with pickles.reading(found):
             return super().load(ctx)
 

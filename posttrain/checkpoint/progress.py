@@ -23,6 +23,7 @@ class Progress:
         samples: answers before the first step.
         losses: the last logged ones, by which a spike is measured.
         rollbacks: see posttrain/rollback.py.
+        inputs: see posttrain/checkpoint/inputs.py.
     """
 
     trained_tokens: int = 0
@@ -33,6 +34,7 @@ class Progress:
     samples: list[dict[str, str]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
 
     def write(self, checkpoint: Path) -> None:
         """Into a checkpoint that is being written."""
@@ -47,4 +49,7 @@ class Progress:
         if not isinstance(values, dict):
             raise UserError(f"{checkpoint / FILE}: can't be read: it is no JSON object")
         for name in (item.name for item in fields(self)):
-            setattr(self, name, values.get(name, getattr(self, name)))
+            value, kind = values.get(name, getattr(self, name)), type(getattr(self, name))
+            if not isinstance(value, kind if kind in (list, dict) else int | float | None):
+                raise UserError(f"{checkpoint / FILE}: can't be read: `{name}` is of another kind")
+            setattr(self, name, value)

@@ -92,3 +92,16 @@ def test_metrics_of_what_was_lost_are_dropped():
     assert kept(3) == lines
     assert kept(2, steps=2) == lines[:3]  # the last validation of a run that had ended is done again
     assert kept(0) == []
+
+
+def test_metrics_keep_characters_that_end_lines_elsewhere():
+    """str.splitlines would cut at them, and both halves would be lost."""
+    line = json.dumps({"step": 1, "answer": "one\u2028two\x85three"}, ensure_ascii=False) + "\n"
+    assert kept_lines(line + "[" * 100_000, 3, 9) == line
+
+
+@pytest.mark.parametrize("name, value", [("tokens", "5"), ("losses", {}), ("seconds", []), ("inputs", ["data"])])
+def test_totals_of_another_kind_are_refused(tmp_path, name, value):
+    (tmp_path / "progress.json").write_text(json.dumps({name: value}))
+    with pytest.raises(UserError, match=f"`{name}` is of another kind"):
+        Progress().read(tmp_path)

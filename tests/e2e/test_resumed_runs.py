@@ -141,3 +141,18 @@ def test_what_may_not_change_is_shown(posttrain, whole):
     never = posttrain(*words, "run.resume=never", run_dir=result.run_dir)
     assert never.code == 2 and "run.resume=never" in never.err
     assert (result.run_dir / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("whole", ["lora"], indirect=True)
+def test_other_rows_and_weights_under_the_same_names_are_refused(posttrain, whole, tiny, tmp_path):
+    words, result = whole
+    files = {path: path.read_bytes() for path in (tiny / "data.jsonl", tiny / "model.safetensors")}
+    try:
+        (tiny / "data.jsonl").write_bytes(files[tiny / "data.jsonl"].replace(b"hello", b"bye"))
+        (tiny / "model.safetensors").write_bytes(files[tiny / "model.safetensors"][:-4096] + bytes(4096))
+        again = posttrain(*words, run_dir=cut(result, tmp_path / "run", 4, tmp_path))
+    finally:
+        for path, content in files.items():
+            path.write_bytes(content)
+    assert again.code == 2 and "changed since it was saved" in again.err
+    assert "training rows of data.path" in again.err and "the weights of model.path" in again.err

@@ -1,0 +1,71 @@
+"""A run that goes on finds the rows and weights that it was trained with, or is refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from posttrain.checkpoint import inputs
+from posttrain.errors import UserError
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    weights = np.random.default_rng(0).standard_normal((3, 400, 1000)).astype(np.float32)
+    for shard in (0, 1):
+        save_file({f"a{shard}": weights[0], f"b{shard}": weights[1 + shard]}, tmp_path / f"model-{shard}.safetensors")
+    return tmp_path
+
+
+def trainer(directory, **changed):
+    report = {"sha256": {"data.path": changed.get("files", ["f00"])}, "train": {"tokens": changed.get("tokens", 9)}}
+    model = SimpleNamespace(random_init=False, directory=directory)
+    return SimpleNamespace(
+        splits=SimpleNamespace(report=report, train=[1, 2]), model=model, peft=changed.get("peft", 1)
+    )
+
+
+def test_nothing_changed(model):
+    found = inputs.of(trainer(model))
+    inputs.check(found, inputs.of(trainer(model)), model)
+    inputs.check({}, found, model)  # of a checkpoint that doesn't say
+    assert set(inputs.of(trainer(model, peft=None))) == {"data", "config"}  # the checkpoint has all the weights
+
+
+@pytest.mark.parametrize("changed", [{"files": ["bad"]}, {"tokens": 8}])
+def test_other_rows(model, changed):
+    with pytest.raises(UserError, match=r"training rows of data.path changed since it was saved"):
+        inputs.check(inputs.of(trainer(model)), inputs.of(trainer(model, **changed)), model)
+
+
+def scaled(model):
+    """As further training would leave them: every weight another one."""
+    save_file({"a1": np.ones((400, 1000), np.float32), "b1": np.ones((400, 1000), np.float32)},
+              model / "model-1.safetensors")  # fmt: skip
+
+
+def renamed(model):
+    path = model / "model-0.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"a0"', b'"c0"'))
+
+
+def longer(model):
+    with open(model / "model-1.safetensors", "ab") as file:
+        file.write(b"\0")
+
+
+@pytest.mark.parametrize("change", [scaled, renamed, longer, lambda model: (model / "model-1.safetensors").unlink()])
+def test_other_weights(model, change):
+    before = inputs.of(trainer(model))
+    change(model)
+    with pytest.raises(UserError, match=r"the weights of model.path, which the adapter was trained on, changed"):
+        inputs.check(before, inputs.of(trainer(model)), model)
+
+
+def test_another_shape(model):
+    before = inputs.of(trainer(model, peft=None))
+    (model / "config.json").write_text('{"rope_theta": 2}')
+    with pytest.raises(UserError, match=r"config.json of model.path changed"):
+        inputs.check(before, inputs.of(trainer(model, peft=None)), model)

@@ -150,7 +150,8 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
         key, _, value = str(error.override).partition("=")
         if value.startswith("~"):
             return f"{error.override}: the shell leaves ~ as it is here; write {key}=$HOME{value[1:]}"
-        return f"{error.override}: can't be read as KEY=VALUE. Quote what the shell or Hydra takes apart: 'key=\"a,b\"'"
+        quoted = f'{key}="{value}"' if value and not {'"', "\\"} & set(value) else 'key="a,b"'
+        return f"{error.override}: can't be read as KEY=VALUE. Text is quoted, for the shell as well: '{quoted}'"
 
     unknown = re.search(r"[Kk]ey '([^']+)' is not in struct|Could not (?:override|append to) '([^']+)'", whole)
     if unknown or "is not in struct" in whole or "not in '" in whole:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-PLAIN = re.compile(r"[\w./:@%+-]*[A-Za-z./][\w./:@%+-]*")
+PLAIN = re.compile(r"[\w./:@%+-]*[A-Za-z./][\w./:@%+-]*", re.ASCII)
 NOT_TEXT = re.compile(r"(?i)null|true|false|nan|inf|[\d.+-]+(e[+-]?\d+)?")
 
 

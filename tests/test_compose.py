@@ -55,6 +55,7 @@ def test_several_loggers():
         (["optimzer=adam"], "did you mean `optimizer`?"),
         (["trainer.seq_length="], "trainer.seq_length"),
         (["data.path=~/my data"], "write data.path=$HOME/my data"),
+        (["data.path=ü.json"], """Text is quoted, for the shell as well: 'data.path="ü.json"'"""),
         (["a=[b"], "a=[b: can't be read as KEY=VALUE"),
     ],
 )

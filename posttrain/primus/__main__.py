@@ -22,6 +22,7 @@ from posttrain.primus import experiment
 from posttrain.primus.read import Primus, read
 from posttrain.primus.translate import Translation, translate
 from posttrain.recipes import names
+from posttrain.words import word
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def take_over(arguments: list[str]) -> str:
 
 def report(primus: Primus, done: Translation, out: Path, words: list[str], verdict: str) -> str:
     """What was written, what was not taken over, and how to run it."""
-    place = [f"hydra.run.dir={done.run_dir}"] if done.run_dir else []
+    place = [word("hydra.run.dir", done.run_dir)] if done.run_dir else []
     lines = [f"written: {out}", verdict]
     if done.left_out:
         lines += ["not taken over:", *(f"  {line}" for line in done.left_out)]
@@ -87,7 +88,7 @@ def report(primus: Primus, done: Translation, out: Path, words: list[str], verdi
         )
     if out.parent.name == "experiment":
         own = [] if out.parent.parent.resolve() == CONF_DIR else ["--config-dir", str(out.parent.parent)]
-        lines += ["run it:", f"  {experiment.command(*own, f'experiment={out.stem}', *words, *place)}"]
+        lines += ["run it:", f"  {experiment.command(*own, word('experiment', out.stem), *words, *place)}"]
     else:
         lines.append("to run it, put the file into a folder named experiment and name the folder above: --config-dir")
     return "\n".join([*lines, "the same without the file:",

@@ -90,7 +90,9 @@ class Trial:
         if self.error:
             return self.error.splitlines()[0]
         status = json.loads((self.directory / "status.json").read_text())
-        return status["error"] if status["state"] == "pruned" else f"validation loss {say(self.value)}"
+        if status["state"] == "pruned":
+            return status["error"]
+        return "finished" if self.value is None else f"validation loss {say(self.value)}"
 
     def task_config(self) -> dict[str, Any]:
         """The resolved configuration as the run freezes it."""

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from posttrain import check
-from posttrain.compose import compose
+from posttrain.compose import compose, overrides_of
 from posttrain.errors import UserError
 from posttrain.primus.__main__ import take_over
 from posttrain.primus.read import read
@@ -166,6 +166,15 @@ def test_both_forms(folder, text, means, lacks):
     assert compose([word for word in commands[1][3:] if not word.startswith("hydra.")]) == cfg
     if "save: " in text:
         assert commands[0][-1] == commands[1][-1] == "hydra.run.dir=runs/one"
+
+
+def test_its_commands_are_readable_whatever_the_names(folder):
+    text = "framework: megatron_bridge\nhf_path: a/b\ncheckpointing: {save: 'runs/mine ü'}"
+    told = take_over([str(write(folder, text, "größer.yaml"))])
+    commands = [shlex.split(line)[3:] for line in told.splitlines() if line.startswith("  python -m posttrain")]
+    found = [overrides_of([word for word in command if "=" in word]) for command in commands]
+    assert [command["hydra.run.dir"] for command in found] == ["'runs/mine ü'"] * 2
+    assert found[0]["experiment"] == "'größer'"
 
 
 def test_every_line_of_a_file_is_used_or_named(folder):

@@ -152,3 +152,11 @@ def test_nine_finished_trials_cost_little(tmp_path):
     assert code == 0 and "9 of 9 trials are finished already" in err
     assert set(runs(tmp_path / "outputs/sweeps/nine").values()) == {1}
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10  # seconds of CPU time
+
+
+def test_a_trial_without_validation_has_just_finished(tmp_path):
+    trial = Trial("lr=1", tmp_path, OmegaConf.create())
+    (tmp_path / "status.json").write_text('{"state": "finished"}')
+    assert trial.outcome() == "finished"
+    trial.value = 2.34567
+    assert trial.outcome() == "validation loss 2.346"

@@ -44,6 +44,9 @@ ConfigStore.instance().store(name="schema_preview", node=PreviewConfig)
 
 def main() -> None:
     """Entry point; exits with 2 after a mistake of the user's."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__.strip())
+        return
     compose.run(run, config_name="preview")
 
 

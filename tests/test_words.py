@@ -12,8 +12,8 @@ PARSER = OverridesParser.create()
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, False, 3, 1e-5, 0.1, "plain", "a/b-c.json", "hf://owner/name@train[:5%]", "with space", "it's", "ü/模型.json",
-     "1e-4", "null", "12", "", "a,b", "x=y", "$HOME", "C:\\new",
+    [None, True, False, 3, 1e-5, 0.1, "plain", "a/b-c.json", "hf://owner/name@train[:5%]", "with space", "it's",
+     "ü/模型.json", "1e-4", "null", "12", "", "a,b", "x=y", "$HOME", "C:\\new",
      [1, "a b", None], ["linear_qkv", "q_proj"], {"a": 1, "b": "c d"}],
 )  # fmt: skip
 def test_round_trip(value):

@@ -57,7 +57,7 @@ def take_over(arguments: list[str]) -> str:
     options = {key: given[key] for key in ("out", "overwrite") if key in given}
     words = [item for item in arguments if "=" in item and item.partition("=")[0] not in options]
     primus = read(Path(files[0]).expanduser())
-    model = next((word for word in words if word.startswith("model=")), None)
+    model = next((item for item in words if item.startswith("model=")), None)
     done = translate(primus, model)
     _give_way(done, words)
 
@@ -109,7 +109,7 @@ def file_name(primus: Primus) -> str:
 
 def _give_way(done: Translation, words: list[str]) -> None:
     """Drop what the words choose themselves: the file's choice of the group, and its values."""
-    for group in {word.partition("=")[0] for word in words}:
+    for group in {item.partition("=")[0] for item in words}:
         done.choices.pop(group, None)
         for key in [key for key in done.values if key == group or key.startswith(f"{group}.")]:
             del done.values[key]

@@ -26,6 +26,7 @@ from posttrain.precheck import precheck
 from posttrain.recipes import layer
 from posttrain.sweep.names import sweep_name
 from posttrain.sweep.optuna import set_defaults as set_optuna_defaults
+from posttrain.visible import visible
 
 PACKAGE = Path(__file__).resolve().parent
 # In a wheel conf/ lies inside the package; in a checkout beside it.
@@ -136,7 +137,7 @@ def _kept_from_hydra(task: Callable[[DictConfig], Any], spoken: list[Exception])
 
 def fail(message: str, code: int = 2) -> None:
     """Print `message` to stderr and exit with `code`."""
-    print(f"posttrain: {message}", file=sys.stderr)
+    print(f"posttrain: {visible(message)}", file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -121,7 +121,9 @@ def load(directory: Path, dtype: str | None = None) -> tuple[Any, Any]:
             source.directory, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory}: transformers can't read it: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(
+            f"{directory}: transformers can't read it: {(str(error).strip() or repr(error)).splitlines()[0]}"
+        ) from error
     if source.adapter:
         from peft import PeftModel
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from posttrain.errors import RunFailed, UserError
 from posttrain.generation import Sampling, check_fits, continuations, stop_tokens
+from posttrain.visible import visible
 
 
 class Answerer:
@@ -64,14 +65,14 @@ def read_prompts(path: Path) -> list[list[dict[str, str]]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--file {path}: can't be read: {error}") from None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         row: Any = {"prompt": line}
         if path.suffix == ".jsonl":
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"--file {path}, line {number}: not JSON: {error}") from None
         messages = row.get("messages") if isinstance(row, dict) else None
         if messages is None and isinstance(row, dict) and isinstance(row.get("prompt"), str):
@@ -187,9 +188,9 @@ def run(settings: argparse.Namespace) -> None:
 
 
 def show(prompt: str, text: str, as_json: bool) -> None:
-    """Print one answer."""
+    """Print one answer; on a terminal nothing that a model says acts on it."""
     line = json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False) if as_json else text
-    print(line, flush=True)
+    print(visible(line) if sys.stdout.isatty() else line, flush=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from posttrain.errors import Pruned, RunFailed, UserError
 from posttrain.files import write_json, write_text
 from posttrain.heartbeat import Monitor
 from posttrain.relay import Relay, stopped
+from posttrain.visible import visible
 
 UI_FD = "POSTTRAIN_UI_FD"
 DEVICE = "POSTTRAIN_DEVICE"
@@ -136,7 +137,7 @@ def _run(cfg: DictConfig, run_dir: Path, gpus: int, relay: Relay) -> None:
             if relay.run.told_late:
                 raise
             if error.rolled_back:  # as often as trainer.max_rollbacks says; the ranks count
-                print(f"posttrain: {error}", file=sys.stderr)
+                print(f"posttrain: {visible(str(error))}", file=sys.stderr)
                 continue
             if restarts == cfg.launch.max_restarts or not error.restartable:
                 raise

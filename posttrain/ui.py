@@ -1,7 +1,6 @@
 """What the person at the terminal sees; everything else a rank prints goes to its log file."""
 
 import os
-import re
 import shlex
 import sys
 import time
@@ -12,13 +11,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a model says must not act on the terminal
+from posttrain.visible import visible
+
 PLAIN_INTERVAL_S = 10.0  # between lines where the output is not a terminal
 
 
 def shown(text: str | None) -> str:
-    """Text from outside as it may be drawn: without control characters, its brackets no markup."""
-    return escape(CONTROL.sub(".", text or ""))
+    """Text from outside as it may be drawn: no control character acts, no bracket is markup."""
+    return escape(visible(text or ""))
 
 
 class Screen:

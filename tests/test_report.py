@@ -188,3 +188,40 @@ def test_in_a_browser(sweep, tmp_path):
     assert 'data-axis="log 8"' in body  # 4 smoothed curves and their raw points
     for figure in ("curves", "heat", "parallel"):
         assert re.search(rf'id="{figure}"[^>]*>\s*<div class="plot-container', done.stdout), figure
+
+
+def test_a_directory_of_damaged_and_hostile_files(tmp_path, made):
+    """Read as far as it can be; nothing acts on the terminal, ends the page's script or stops other runs' report."""
+    shutil.copytree(made, tmp_path / "runs")
+    path = tmp_path / "runs" / "0"
+    status = {"state": "failed", "error": "\x1b]0;title\x07 <script>alert(2)</script>"}
+    (path / "status.json").write_text(json.dumps(status))
+    (path / "summary.json").write_text('["no", "summary"]')
+    (path / "samples.json").write_bytes(b'[1, {"prompt": "half a char \xe2')
+    (path / ".hydra" / "overrides.yaml").write_text("{a: b}")
+    lines = [
+        b'{"step": 1, "loss": Infinity}',
+        b'{"loss": 1}',
+        b"7",
+        b"[" * 100_000,
+        b'{"step": 2, "loss": 2, "x": "\xe2',
+    ]
+    (path / "metrics.jsonl").write_bytes(b"\n".join([b'{"step": 1, "loss": 3.5}', *lines]))
+    answer = {"step": 1, "prompt": "q", "answer": "one\u2028two"}
+    (path / "samples.jsonl").write_text(json.dumps(answer, ensure_ascii=False) + '\n{"step": 2, "prompt": ["q"]}\n')
+    trials = read_trials(tmp_path / "runs")
+    trial = next(trial for trial in trials if trial.path == path)
+    assert trial.series == {"loss": [(1, 3.5)]} and trial.answers == {"q": [(1, "one\u2028two")]}
+    assert (trial.summary, trial.samples, trial.command) == ({}, [], None)
+    console = Console(record=True, width=200)
+    print_table(trials, console)
+    assert "\\x1b]0;title" in (text := console.export_text()) and "\x1b" not in text
+    assert "<script>alert" not in page.render(trials, "all")
+
+
+def test_a_configuration_that_would_fill_the_memory(tmp_path, made):
+    shutil.copytree(made / "0", tmp_path / "run")
+    levels = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 9))
+    (tmp_path / "run" / "config.yaml").write_text(f"l0: &l0 [x]\n{levels}")
+    with pytest.raises(UserError, match="more than 100000 values"):
+        read_trials(tmp_path)

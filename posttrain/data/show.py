@@ -1,16 +1,13 @@
 """Conversations and statistics for people: in the terminal and as a page."""
 
 import html
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 from posttrain.data.prepare import Sample
-
-# Control characters would act on the terminal: they are written out.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from posttrain.visible import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +40,7 @@ def chat(sample: Sample, tokenizer: Any) -> Chat:
         alone = core.decode(before, skip_special_tokens=False)
         together = core.decode([*before, index], skip_special_tokens=False)
         text = together[_shared(alone, together) :].replace("\ufffd", "")
-        tokens.append(
-            Token(_CONTROL.sub(lambda c: repr(c.group())[1:-1], text), index, bool(trained), index in special)
-        )
+        tokens.append(Token(visible(text), index, bool(trained), index in special))
     trained = sum(token.trained for token in tokens)
     return Chat(f"{sample.place}: {len(tokens)} tokens, {trained} trained", tokens)
 
@@ -93,7 +88,7 @@ def terminal(chats: Sequence[Chat], report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     plain = console.color_system is None
     for shown in chats:
-        console.print(Text(f"── {shown.name} ──", "dim"))
+        console.print(Text(f"── {visible(shown.name)} ──", "dim"))
         text, open_ = Text(), False
         for token in shown.tokens:
             if plain and token.trained != open_:
@@ -107,9 +102,9 @@ def terminal(chats: Sequence[Chat], report: dict[str, Any]) -> None:
     table = rows(report)
     width = max(len(name) for name, _ in table)
     for name, value in table:
-        console.print(Text.assemble((f"{name:{width}}  ", "dim"), value))
+        console.print(Text.assemble((f"{name:{width}}  ", "dim"), visible(value)))
     for example in report["rows"]["examples"].values():
-        console.print(Text(f"dropped, for example: {example}", "yellow"))
+        console.print(Text(visible(f"dropped, for example: {example}"), "yellow"))
 
 
 _STYLE = """

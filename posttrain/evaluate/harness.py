@@ -74,7 +74,7 @@ def run(model: Any, tokenizer: Any, options: DictConfig) -> dict[str, Any]:
             apply_chat_template=options.chat_template, log_samples=False, bootstrap_iters=0,
         )  # fmt: skip
     except (ConnectionError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(f"lm_eval.tasks: a data set is not on this machine and nothing is fetched: {reason}") from error
     counts = found["n-samples"]
     return {

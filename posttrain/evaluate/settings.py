@@ -107,7 +107,7 @@ def changed(cfg: DictConfig, words: list[str]) -> DictConfig:
         try:
             OmegaConf.update(merged, item.key_or_group, item.value(), force_add=item.is_add())
         except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise UserError(f"`{item.key_or_group}={item.get_value_string()}`: {reason}") from None
     return merged
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from posttrain.report.trials import Trial, best_trial, differing, ranked_by
 from posttrain.sweep.names import short
+from posttrain.visible import visible
 
 STYLE = {
     "finished": "green",
@@ -47,15 +48,15 @@ def print_table(trials: list[Trial], console: Console | None = None) -> None:
     table.add_column("status", no_wrap=True)
     for trial in trials:
         table.add_row(
-            Text(f"{'*' if trial is best else ' '} {trial.name}"),
-            *(Text(say(trial.config.get(key))) for key in keys),
-            *(Text(say(trial.summary.get(name))) for name in shown),
+            Text(visible(f"{'*' if trial is best else ' '} {trial.name}")),
+            *(Text(visible(say(trial.config.get(key)))) for key in keys),
+            *(Text(visible(say(trial.summary.get(name)))) for name in shown),
             Text(trial.state, style=STYLE.get(trial.state, "")),
         )
     console.print(table)
     for trial in trials:
         if trial.error:
-            console.print(Text(f"{trial.name}: {trial.error}", style=STYLE.get(trial.state, "")))
+            console.print(Text(visible(f"{trial.name}: {trial.error}"), style=STYLE.get(trial.state, "")))
 
 
 def columns(trials: list[Trial]) -> list[str]:

@@ -3,12 +3,14 @@
 import json
 import math
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from posttrain import yaml_file
 from posttrain.errors import UserError
 from posttrain.sweep.names import flatten, is_place
 
@@ -81,17 +83,17 @@ def read_trial(path: Path, root: Path) -> Trial:
     """Read one run directory; what is missing, or being written at this moment, is left out."""
     status = _json(path / "status.json", {})
     samples = _json(path / "samples.json", [])
-    overrides = path / ".hydra" / "overrides.yaml"
+    overrides = [str(word) for word in _yaml(path / ".hydra" / "overrides.yaml", [])]
     return Trial(
         name=str(path.relative_to(root)) if path != root else path.resolve().name,
         path=path,
-        config=flatten(_yaml(path / "config.yaml") or {}),
-        overrides=_yaml(overrides) if overrides.exists() else None,
-        state=status.get("state", "unknown"),
-        error=status.get("error") or "",
+        config=flatten(_yaml(path / "config.yaml", {})),
+        overrides=overrides or None,
+        state=str(status.get("state", "unknown")),
+        error=str(status.get("error") or ""),
         summary=_json(path / "summary.json", {}),
         series=read_series(path / "metrics.jsonl"),
-        samples=samples if isinstance(samples, list) else [],
+        samples=[sample for sample in samples if isinstance(sample, dict)],
         answers=_answers(path / "samples.jsonl"),
     )
 
@@ -133,36 +135,54 @@ def read_series(path: Path) -> dict[str, list[tuple[int, float]]]:
     A last line that is still being written is skipped.
     """
     series: dict[str, dict[int, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            point = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for point in _lines(path):
         for name, value in point.items():
-            if isinstance(value, int | float) and name != "step":
+            if isinstance(value, int | float) and math.isfinite(value) and name != "step":
                 series.setdefault(name, {})[point["step"]] = value
     return {name: sorted(points.items()) for name, points in series.items()}
 
 
 def _answers(path: Path) -> dict[str, list[tuple[int, str]]]:
-    """Answers during training by prompt; a last line that is still being written is skipped."""
+    """Answers during training by prompt."""
     found: dict[str, dict[int, str]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-            found.setdefault(row["prompt"], {})[row["step"]] = row["answer"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
+    for row in _lines(path):
+        if isinstance(row.get("prompt"), str):
+            found.setdefault(row["prompt"], {})[row["step"]] = str(row.get("answer"))
     return {prompt: sorted(answers.items()) for prompt, answers in found.items()}
 
 
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects with a step in a file of one per line; what else is there, or half written, is left out."""
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            yield row
+
+
 def _json(path: Path, default: Any) -> Any:
+    """The content of a file, where it is of the kind of `default`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return default
+    return found if isinstance(found, type(default)) else default
 
 
-def _yaml(path: Path) -> Any:
-    """Parsed with the safe loader; its C version where PyYAML has it, 10 times as fast."""
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def _yaml(path: Path, default: Any) -> Any:
+    """As `_json`; by the safe loader, whose C version, where PyYAML has it, is 10 times as fast.
+
+    Raises:
+        UserError: it isn't YAML, or would fill the memory.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        yaml_file.check(text, path)
+        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, UnicodeDecodeError):
+        return default
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return found if isinstance(found, type(default)) else default

@@ -1,0 +1,32 @@
+"""What comes from outside doesn't act on the terminal."""
+
+import pytest
+
+from posttrain import compose, generate
+from posttrain.visible import visible
+
+TITLE = "\x1b]0;owned\x07"
+
+
+def test_control_characters_are_spelt_out():
+    assert visible(f"a\tb\n{TITLE}\x9b31m\x7f é ✓") == "a\tb\n\\x1b]0;owned\\x07\\x9b31m\\x7f é ✓"
+
+
+def test_an_error_that_quotes_a_file(capsys):
+    with pytest.raises(SystemExit):
+        compose.fail(f"unknown role {TITLE}\nsecond line")
+    assert capsys.readouterr().err == "posttrain: unknown role \\x1b]0;owned\\x07\nsecond line\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_answer(terminal, capsys, monkeypatch):
+    """Harmless on a terminal, as it is in a file."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    generate.show("q", TITLE, as_json=False)
+    assert ("\x1b" in capsys.readouterr().out) == (not terminal)
+
+
+def test_prompts_with_the_line_ends_of_unicode(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one\u2028two"}\n', encoding="utf-8")
+    assert generate.read_prompts(path) == [[{"role": "user", "content": "one\u2028two"}]]

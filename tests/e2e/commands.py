@@ -48,7 +48,7 @@ def environment(cache: Path) -> dict[str, str]:
 def finish(process, run_dir):
     """Wait for the end; nothing may be left running."""
     out, err = process.communicate(timeout=120)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while left := [p for p in psutil.process_iter(["cmdline"]) if str(run_dir) in " ".join(p.info["cmdline"] or [])]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)

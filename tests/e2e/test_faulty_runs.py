@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_resumed_runs import equal, saved
 from transformers import AutoTokenizer
 
+from posttrain import launch
 from posttrain.batches import TrainOrder
 from posttrain.checkpoint import files
 
@@ -59,12 +60,12 @@ def test_no_whole_checkpoint_is_left(posttrain, words, tmp_path):
 
 def test_a_hanging_rank_is_noticed_and_the_run_goes_on(started):
     """One rank stops answering: all say where they are, the run is started again; SIGUSR1 then ends it in order."""
-    process, run_dir = started(*SAVING, "parallelism.nproc_per_node=2", "launch.timeout_s=4", "launch.max_restarts=1")
+    process, run_dir = started(*SAVING, "parallelism.nproc_per_node=2", "launch.timeout_s=8", "launch.max_restarts=1")
     stuck = workers(process)[1]
     stuck.send_signal(signal.SIGSTOP)
     begun = time.monotonic()
-    assert psutil.wait_procs([stuck], timeout=30)[0], "the hanging rank was not ended"
-    assert time.monotonic() - begun < 4 + 10
+    assert psutil.wait_procs([stuck], timeout=120)[0], "the hanging rank was not ended"
+    assert time.monotonic() - begun < 8 + 60
     deadline = time.monotonic() + 120
     before = (run_dir / "metrics.jsonl").read_text().count('"loss"')
     while (run_dir / "metrics.jsonl").read_text().count('"loss"') <= before:
@@ -72,7 +73,7 @@ def test_a_hanging_rank_is_noticed_and_the_run_goes_on(started):
         time.sleep(0.1)
     process.send_signal(signal.SIGUSR1)
     result = finish(process, run_dir)
-    assert "no progress for launch.timeout_s=4 seconds" in result.err
+    assert "no progress for launch.timeout_s=8 seconds" in result.err
     assert "starting again from the newest checkpoint" in result.err
     stacks = result.log(0).partition("most recent call first")[2]
     assert "posttrain/trainer.py" in stacks and "in fit" in stacks
@@ -90,7 +91,7 @@ def test_a_second_ctrl_c_stops_at_once(started):
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
     result = finish(process, run_dir)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < launch.GRACE_S - 5
     assert result.code == 128 + signal.SIGINT and "Traceback" not in result.err
     assert json.loads((run_dir / "status.json").read_text())["state"] == "stopped"
 

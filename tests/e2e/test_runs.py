@@ -62,7 +62,7 @@ def test_an_early_rank_ends_with_a_mistaken_command(posttrain):
     before = {p.pid for p in waiting()}
     result = posttrain("trainer.max_stps=3", "launch.early=true")
     assert result.code == 2 and "trainer.max_steps" in result.err
-    psutil.wait_procs(mine := [p for p in waiting() if p.pid not in before], timeout=10)
+    psutil.wait_procs(mine := [p for p in waiting() if p.pid not in before], timeout=60)
     assert not [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 

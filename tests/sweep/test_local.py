@@ -151,7 +151,8 @@ def test_nine_finished_trials_cost_little(tmp_path):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert code == 0 and "9 of 9 trials are finished already" in err
     assert set(runs(tmp_path / "outputs/sweeps/nine").values()) == {1}
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10  # seconds of CPU time
+    took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert took < 30  # seconds of CPU time; 5 on a fast core
 
 
 def test_a_trial_without_validation_has_just_finished(tmp_path):

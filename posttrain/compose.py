@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain import confidential, guard, schema, sweep
-from posttrain.errors import RunFailed, UserError
+from posttrain.errors import RunFailed, UserError, of_place
 from posttrain.precheck import precheck
 from posttrain.recipes import layer
 from posttrain.sweep.names import sweep_name
@@ -113,6 +113,10 @@ def run(
         if full:
             raise
         fail(explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")], config_name))
+    except OSError as error:
+        if full or (place := of_place(error)) is None:
+            raise
+        fail(place)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:
@@ -128,7 +132,7 @@ def _kept_from_hydra(task: Callable[[DictConfig], Any], spoken: list[Exception])
     def quiet(cfg: DictConfig) -> Any:
         try:
             return task(cfg)
-        except (UserError, RunFailed) as error:
+        except (UserError, RunFailed, OSError) as error:
             spoken.append(error)
             return None
 

@@ -1,5 +1,13 @@
 """Exceptions whose message is for the person at the keyboard and is shown without a traceback."""
 
+import errno
+
+# What the system says of a place that a person has named, not of a mistake in this program.
+PLACE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
+
 
 class UserError(Exception):
     """A wrong key, file or combination that the user can mend.
@@ -32,3 +40,8 @@ class Pruned(RunFailed):
     """A trial of a sweep that ended itself because the others do better; it has saved, and has a validation loss."""
 
     restartable = False
+
+
+def of_place(error: OSError) -> str | None:
+    """A line about a file or folder that can't be written or read; None: the error is about something else."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.errno in PLACE else None

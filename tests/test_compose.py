@@ -1,5 +1,6 @@
 """From words to a configuration, and from a mistake to a message."""
 
+import errno
 import subprocess
 import sys
 import time
@@ -7,7 +8,7 @@ import time
 import pytest
 
 from posttrain.compose import CONF_DIR, compose, flatten
-from posttrain.errors import UserError
+from posttrain.errors import UserError, of_place
 
 
 def test_default_configuration_is_the_demo():
@@ -84,6 +85,22 @@ def test_a_mistyped_key_exits_with_2_and_no_traceback(tmp_path):
     assert "peft.rank" in err and "Traceback" not in err + out
     assert not (tmp_path / "run").exists()
     assert seconds < 10  # 0.7 s on a quiet machine
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err, _ = command("parallelism=single", f"hydra.run.dir={tmp_path}/file/run")
+    assert (code, out, err) == (2, "", f"posttrain: {tmp_path}/file/run: Not a directory\n")
+
+
+def test_only_errors_about_places_are():
+    for error, said in (
+        (PermissionError(errno.EACCES, "Permission denied", "/etc/x"), "/etc/x: Permission denied"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), None),
+        (OSError(errno.EIO, "Input/output error", "x"), None),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), None),
+    ):
+        assert of_place(error) == said
 
 
 def test_rerun_of_a_pickle_is_refused():

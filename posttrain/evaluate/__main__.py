@@ -39,8 +39,6 @@ def main() -> None:
     what, words = words[0], words[1:]
     if what.startswith("-") or ("=" in what and not Path(what).expanduser().exists()):
         compose.fail(f"{what}: say first what to evaluate: python -m posttrain.evaluate WHAT {what} ...")
-    if named := next((word for word in words if word.lstrip("+~").partition("=")[0].split(".")[0] == "model"), None):
-        compose.fail(f"{named}: what is evaluated is the first word: python -m posttrain.evaluate WHAT data=...")
     run_dir = settings.run_of(what)
     # A run's own values are not in conf/: words about them wait until they are there.
     late = [word for word in words if run_dir and settings.of_run(word) and not word.startswith("-")]
@@ -64,12 +62,15 @@ def run(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], words
     if run_dir:
         cfg = settings.changed(settings.with_run(cfg, run_dir), late)
     sets = chosen_sets(cfg, run_dir, words)
+    settings.refuse_model(words)
     metric = checked(cfg, sets, words)
+    out = Path(cfg.evaluate.out).expanduser()
 
     from posttrain import exported
 
     with exported.opened(what) as directory:
         started = time.time()
+        out.mkdir(parents=True, exist_ok=True)  # what can't be written is better known before hours of measuring
         import torch
 
         from posttrain.cache import cache_root
@@ -92,8 +93,6 @@ def run(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], words
             result["lm_eval"] = harness.run(model, tokenizer, cfg.lm_eval)
         result["seconds"] = round(time.time() - started, 2)
 
-    out = Path(cfg.evaluate.out).expanduser()
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "result.json", result)
     if lines:
         text = "".join(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines)

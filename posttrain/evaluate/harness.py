@@ -78,7 +78,7 @@ def run(model: Any, tokenizer: Any, options: DictConfig) -> dict[str, Any]:
         raise UserError(f"lm_eval.tasks: a data set is not on this machine and nothing is fetched: {reason}") from error
     counts = found["n-samples"]
     return {
-        task: {key: value for key, value in values.items() if isinstance(value, int | float)}
+        task: {key: value for key, value in values.items() if isinstance(value, int | float) and key != "sample_len"}
         | {"samples": counts.get(task, {}).get("effective")}
         for task, values in found["results"].items()
     }

@@ -84,6 +84,15 @@ def of_run(word: str) -> bool:
     return word.lstrip("+~").partition("=")[0].partition(".")[0] in OF_RUN
 
 
+def refuse_model(words: list[str]) -> None:
+    """Raise a UserError where a word is about the model: it would be ignored, and the numbers be another model's."""
+    for word in words:
+        if word.lstrip("+~").partition("=")[0].partition(".")[0] == "model":
+            raise UserError(
+                f"`{word}`: what is evaluated is the first word: python -m posttrain.evaluate WHAT data=..."
+            )
+
+
 def changed(cfg: DictConfig, words: list[str]) -> DictConfig:
     """`cfg` with `words`: groups are composed anew, single values replaced.
 
@@ -124,7 +133,9 @@ def sets(cfg: DictConfig) -> dict[str, DictConfig]:
         if not isinstance(words, str):
             raise UserError(f'evaluate.sets.{name}: give the words in quotes, {name}:"data=alpaca data.path=a.json"')
         try:
-            found[str(name)] = changed(cfg, shlex.split(words))
+            split = shlex.split(words)
+            refuse_model(split)
+            found[str(name)] = changed(cfg, split)
         except (UserError, ValueError) as error:
             raise UserError(f"evaluate.sets.{name}: {error}") from None
     return found

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from posttrain import check, launch
 from posttrain.compose import CONF_DIR, compose, fail
-from posttrain.errors import UserError
+from posttrain.errors import UserError, of_place
 from posttrain.files import write_text
 from posttrain.primus import experiment
 from posttrain.primus.read import Primus, read
@@ -35,6 +35,10 @@ def main() -> None:
         print(take_over(arguments))
     except UserError as error:
         fail(str(error))
+    except OSError as error:
+        if (place := of_place(error)) is None:
+            raise
+        fail(place)
 
 
 def take_over(arguments: list[str]) -> str:

@@ -125,6 +125,7 @@ def test_a_model_that_answers_scores(evaluate, tiny, questions, tmp_path):
     [
         ([], "data: say on what"),
         (["model.path=DIR", PAIRS, "data.path=x"], "what is evaluated is the first word"),
+        (['evaluate.sets={x:"data=alpaca model.path=DIR"}'], "what is evaluated is the first word"),
         (["data=alpca", "data.path=x"], "did you mean `alpaca`"),
         ([PAIRS, "data.path=DIR/none.jsonl"], "there is no such file"),
         ([PAIRS, "data.path=DIR/b.jsonl"], "line 6"),

@@ -123,7 +123,10 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
             status = {"state": state, "error": str(error), "exit_code": error.exit_code}
             raise
         finally:
-            record(cfg, run_dir, {**status, "started": started, "ended": time.time()})
+            # Where something has been raised, a disk that refuses this too changes nothing about it.
+            failed = status["state"] in ("failed", "stopped")
+            with contextlib.suppress(OSError) if failed else contextlib.nullcontext():
+                record(cfg, run_dir, {**status, "started": started, "ended": time.time()})
     return last_loss(run_dir)
 
 

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 
 from posttrain import early, patches
-from posttrain.errors import RunFailed, UserError
+from posttrain.errors import RunFailed, UserError, of_place
 from posttrain.files import write_json
 from posttrain.rollback import RolledBack
 
@@ -108,14 +108,16 @@ def main() -> None:
         # or another code when it gives up; a run that is done returns.
         raise SystemExit(RunFailed.STOPPED if stop.code == 0 else 1) from None
     except BaseException as error:
-        traceback.print_exc()
-        user_error = isinstance(error, UserError)
-        message = str(error) if user_error else f"{type(error).__name__}: {error}"
+        place = of_place(error) if isinstance(error, OSError) else None
+        user_error = isinstance(error, UserError) or place is not None
+        message = place or (str(error) if user_error else f"{type(error).__name__}: {error}")
         found = {"rank": rank, "time": time.time(), "user_error": user_error, "message": message}
         if isinstance(error, RolledBack):
             found |= {"rolled_back": True, "message": str(error)}
-        write_json(error_file, found)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # the disk is full
+            write_json(error_file, found)
+            traceback.print_exc()
+            sys.stdout.flush()
         # Not sys.exit: peers may be in a collective with us, and tearing down process groups would wait for them.
         os._exit(UserError.exit_code if user_error else 1)
 

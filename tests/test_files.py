@@ -6,6 +6,7 @@ import os
 import pytest
 
 from posttrain import files
+from posttrain.errors import of_place
 
 
 def test_json_of_numbers_that_json_lacks(tmp_path):
@@ -34,3 +35,13 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypa
         files.write_text(target, "new")
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as refused:
+        files.write_text(tmp_path / "a", "x")
+    assert of_place(refused.value) == f"{tmp_path / 'a'}: No space left on device" and not list(tmp_path.iterdir())

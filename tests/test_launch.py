@@ -167,3 +167,17 @@ def test_ranks_that_go_back_are_started_again_without_counting(ranks, tmp_path, 
     assert (tmp_path / "logs" / "starts").read_text() == "xxx"
     assert capsys.readouterr().err.count("going back") == 2
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
+
+
+def test_what_ended_a_run_is_told_though_the_disk_has_become_full(tmp_path, monkeypatch):
+    def record(cfg, run_dir, status):
+        if status["state"] != "running":
+            raise OSError(28, "No space left on device")
+
+    def failing(*_):
+        raise RunFailed("rank 0 failed: why")
+
+    monkeypatch.setattr(launch, "record", record)
+    monkeypatch.setattr(launch, "_run", failing)
+    with pytest.raises(RunFailed, match="rank 0 failed: why"):
+        launch.launch(compose([]), tmp_path / "run", 0)

@@ -17,6 +17,7 @@ from posttrain.errors import UserError
 from posttrain.models.headers import read_json
 from posttrain.models.hf import check_trust
 from posttrain.peft import settings as settings_of_adapter
+from posttrain.peft.adapters import resolve
 from posttrain.peft.directory import is_adapter, read_adapter
 
 
@@ -191,6 +192,13 @@ def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
                 "`parallelism.sequence_parallel=false`: a mixture of experts with tensor parallelism needs it; "
                 "set it to null"
             )
+        if experts and str(cfg.peft._target_).endswith("DoRA"):
+            _, names = resolve(cfg.peft.target_modules)
+            if any(name.endswith(("linear_fc1", "linear_fc2")) for name in names):
+                raise UserError(
+                    "`peft=dora`: of experts PEFT knows LoRA alone, and could not load the result; add "
+                    "peft.target_modules=[linear_qkv,linear_proj], or choose peft=lora"
+                )
 
 
 def architecture(model: DictConfig) -> Any:

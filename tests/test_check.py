@@ -38,6 +38,7 @@ LLAMA = ["model=llama3_8b"]
         (["checkpoint.async_save=true"], 0, "needs a GPU"),
         (["model=gpt2", "trainer.seq_length=2048"], 0, "learned positions for 1024 tokens only"),
         (["model=mixtral_8x7b", "parallelism=tp2", "parallelism.sequence_parallel=false"], 2, "mixture of experts"),
+        (["model=mixtral_8x7b", "peft=dora"], 0, "`peft=dora`: of experts PEFT knows LoRA alone"),
         (["trainer.generate_every=2", "parallelism=pp2"], 0, "leave it out, and ask the run's checkpoints"),
         (["trainer.generate_every=2", "trainer.samples=0"], 0, "leaves no prompts"),
         (["peft=none", "peft.rank=8"], 0, "`peft.rank`: has no effect"),
@@ -69,6 +70,7 @@ def test_missing_value_is_named():
         ([*LLAMA, "parallelism=tp2"], 8, 8),
         (["parallelism=single"], 8, 1),
         (["model=qwen3_30b_a3b", "parallelism=tp2", "parallelism.expert_model_parallel_size=4"], 0, 4),
+        (["model=mixtral_8x7b", "peft=dora", "peft.target_modules=[linear_qkv,linear_proj]"], 0, 1),
         (["model=qwen3_30b_a3b", "parallelism=tp2", "parallelism.expert_model_parallel_size=8"], 8, 8),
     ],
 )

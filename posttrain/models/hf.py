@@ -92,7 +92,8 @@ class HFModel:
             import_bridges(read_json(directory / "config.json"))
             return AutoConfig.from_pretrained(directory, trust_remote_code=self._trusted())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"model.path={self.path}: transformers cannot read its configuration: {error}") from error
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(f"model.path={self.path}: transformers cannot read its configuration: {reason}") from error
 
     def load_tokenizer(self):
         """Return the fast tokenizer.

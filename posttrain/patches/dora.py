@@ -20,7 +20,9 @@ def unscaled_bias() -> None:
         if not self._adapter_enabled:
             return out, bias
         dropout = self.adapter.dropout
-        scale = (self.adapter.get_weight_magnitude() / self._get_weight_norm()).view(1, 1, -1)
+        scale = (
+            self.adapter.get_weight_magnitude() / self._get_weight_norm()
+        )  # [out]; an expert's input is [tokens, in]
         added = getattr(self.to_wrap, "bias", None) if bias is None else None  # already in `out`
         added = 0.0 if added is None or not added.numel() else added
         result = scale * (out + self.adapter(hidden.contiguous())) + (1 - scale) * added

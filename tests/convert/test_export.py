@@ -108,7 +108,7 @@ def test_gpt2_adapters_are_transposed_as_peft_writes_them(megatron, base, tmp_pa
     assert json.loads((tmp_path / "adapter" / "verification.json").read_text())["logits"]["checked"]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "gpt2", "gpt_neox", "mixtral"])
 def test_dora(family, megatron, base, tmp_path):
     """Adapter and merged model, with magnitudes that training has moved."""
     import torch
@@ -117,7 +117,8 @@ def test_dora(family, megatron, base, tmp_path):
     from posttrain.convert.merge import merge
     from posttrain.export import export
 
-    live = source(base(family), DoRA(rank=4, alpha=8))
+    targets = ["linear_qkv", "linear_proj"] if family == "mixtral" else "all-linear"
+    live = source(base(family), DoRA(rank=4, alpha=8, target_modules=targets))
     with torch.no_grad():
         for name, parameter in live.parts[0].named_parameters():
             if name.endswith("weight_magnitude"):

@@ -66,6 +66,9 @@ def main() -> None:
     if len(words) != 1:
         compose.fail(f"say one of {', '.join(COMMANDS)}; what each takes: python -m posttrain.convert --help")
     rest = [word for word in sys.argv[1:] if word not in COMMANDS]
+    named = next((word for word in rest if word.lstrip("+~").partition("=")[0].partition(".")[0] == "model"), None)
+    if named and words[0] != "import":
+        compose.fail(f"`{named}`: {words[0]} takes the model from its checkpoint; name none")
     # `checkpoint` by itself is a configuration group of training.
     rest = [f"convert.{word}" if word.startswith("checkpoint=") else word for word in rest]
     sys.argv[1:] = [f"convert.command={words[0]}", *rest]

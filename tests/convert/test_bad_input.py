@@ -119,3 +119,23 @@ def test_what_is_there_is_kept_until_the_new_is_whole(imported, tmp_path):
         (scratch / "file").write_text("new")
     assert (out / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["exprt", "checkpoint=a"], "say one of import, export, merge, push"),
+        (["export", "merge", "checkpoint=a"], "say one of"),
+        (["export", "checkpoint=a", "model.path=b"], "`model.path=b`: export takes the model from its checkpoint"),
+        (["import", "model.path=a"], "`convert.out`: has no value"),
+        (["export", "checkpoint=a", "convert.ot=b"], "did you mean `convert.out`"),
+    ],
+)
+def test_words_of_the_command(words, message, monkeypatch, capsys):
+    from posttrain.convert.__main__ import main
+
+    monkeypatch.setattr("sys.argv", ["convert", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and message in err and err.count("\n") == 1, err

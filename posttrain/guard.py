@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import targets, yaml_file
+from posttrain import confidential, targets, yaml_file
 from posttrain.errors import UserError
 
 EMPTY = ("callbacks", "env", "job.env_set", "job.env_copy")
@@ -42,6 +42,7 @@ class Loader(ConfigLoaderImpl):
         except (KeyError, ValueError) as error:  # Hydra's own: `model=0`, a variable that isn't there
             raise UserError(f"the configuration can't be composed: {' '.join(str(error).split())}") from error
         check(cfg.hydra)
+        confidential.check(OmegaConf.to_container(cfg, resolve=False))  # before Hydra writes it down
         told = {name: cfg.hydra.launcher.get(name) for name in COMMANDS if cfg.hydra.launcher.get(name)}
         if told:
             words = [word for word in overrides if word.lstrip("+~").startswith(OF_LAUNCHER)]

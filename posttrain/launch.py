@@ -170,7 +170,7 @@ def lock_run(run_dir: Path, first: bool = True) -> None:
 
     if not first:  # the other machines of a run that rank 0's command has locked
         return
-    handle = open(run_dir / ".lock", "w")  # noqa: SIM115  (held until this process ends)
+    handle = open(run_dir / ".lock", "a")  # noqa: SIM115  (held until this process ends; never emptied: it may be a link)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from posttrain import __main__ as run
-from posttrain import confidential, preview
+from posttrain import cache, confidential, launch, preview
 from posttrain.convert import __main__ as convert
 
 FIRE = {"_target_": "payload.fire"}
@@ -239,6 +239,26 @@ def test_a_secret_of_the_environment_is_not_put_into_a_configuration(name, refus
 )
 def test_what_looks_like_a_secret_is_not_either(value, refused):
     assert value not in refused([], {"run": {"name": value}})
+
+
+@pytest.mark.parametrize("words", [[], ["--multirun", "optimizer.lr=1e-3,1e-4"]], ids=["run", "sweep"])
+def test_a_secret_in_a_configuration_of_another_name_is_not_written_down(words, refused, tmp_path):
+    """Hydra leaves .hydra/config.yaml in the run directory before it calls the command's function."""
+    value = "hf_" + "a" * 34
+    evil = yaml.safe_dump({"defaults": ["config", "_self_"], "run": {"name": value}})
+    assert "holds a Hugging Face token" in refused(["--config-name", "evil", *words], files={"evil.yaml": evil})
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not [path for path in written if value in path.read_text()]
+
+
+def test_a_lock_that_is_a_link_empties_no_file(tmp_path):
+    (tmp_path / "precious").write_text("kept")
+    for name in (".lock", ".made.lock"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    launch.lock_run(tmp_path)
+    launch._locks.pop().close()
+    cache.build_once(tmp_path / "made", lambda scratch: None)
+    assert (tmp_path / "precious").read_text() == "kept" and (tmp_path / "made").is_dir()
 
 
 def test_harmless_environment_variables_and_words(monkeypatch):

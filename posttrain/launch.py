@@ -204,7 +204,9 @@ class NodeRun:
     told_late: bool = False  # a signal came when all had ended
 
     def __post_init__(self) -> None:
-        self.relay.run = self
+        before, self.relay.run = self.relay.run, self
+        if before and before.told_late:  # between two starts
+            self.signals.append(signal.SIGTERM)
         launch, local = self.cfg.launch, check.nproc_per_node(self.cfg, self.gpus)
         self.port = reserve_port()
         port = launch.master_port or self.port.getsockname()[1]

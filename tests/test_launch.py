@@ -130,6 +130,19 @@ def test_a_signal_after_the_ranks_have_ended_changes_nothing(ranks):
     assert run.told_late and not failed.value.stopped
 
 
+def test_a_signal_between_two_starts_is_for_the_second(ranks):
+    for process in (first := ranks("os._exit(0)")).processes:
+        process.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert first.told_late
+    second = ranks("""
+        time.sleep(120)
+    """)
+    with pytest.raises(RunFailed, match="stopped by SIGTERM") as stopped:
+        second.wait()
+    assert stopped.value.exit_code == 143
+
+
 def test_a_signal_before_there_are_ranks_ends_the_command():
     with pytest.raises(RunFailed, match="stopped by SIGUSR2 before it began") as failed, Relay():
         os.kill(os.getpid(), signal.SIGUSR2)

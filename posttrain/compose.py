@@ -33,6 +33,7 @@ PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(d for d in (PACKAGE / "conf", PACKAGE.parent / "conf") if d.is_dir())
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+OPEN = ("hydra.launcher.sbatch.", "trainer.megatron.")  # groups that take any key
 
 schema.register()
 confidential.register()
@@ -161,6 +162,8 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
     unknown = re.search(r"[Kk]ey '([^']+)' is not in struct|Could not (?:override|append to) '([^']+)'", whole)
     if unknown or "is not in struct" in whole or "not in '" in whole:
         key = _overridden(text) or (unknown and (unknown[2] or unknown[1])) or ""
+        if key.startswith(OPEN):
+            return f"`{key}`: a key that is added is written with a plus sign: +{key}=..."
         meant = _meant(key, _known_keys(config_name)) or "."
         return f"`{key}`: unknown key{meant} All keys: python -m posttrain --cfg job"
 

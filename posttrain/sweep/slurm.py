@@ -23,6 +23,8 @@ from posttrain.sweep.trial import Trial
 
 LAUNCHER = "hydra/launcher=slurm"
 RECORD = "slurm.json"  # in a run directory: which job runs it
+WAITS = "waits in the queue"
+TURN = ("None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit")  # Slurm's reasons of a job whose turn comes
 # What Slurm calls the end of a job that left no word of its own -> what to do about it.
 ENDS = {
     "TIMEOUT": "reached its time limit before it could save; hydra.launcher.signal_delay_s may be too short",
@@ -70,17 +72,20 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
 def run_jobs(trials: list[Trial], folder: Path) -> None:
     """Submit what is not in the queue yet and wait for all; their `value` and `error` are filled in.
 
+    Trials whose options Slurm refuses have failed, and the others go on.
+
     Args:
         trials: to run, with their configurations.
         folder: for submitit's scripts.
 
     Raises:
-        UserError: there is no Slurm here, or it refuses a job.
+        UserError: there is no Slurm here, or it refuses all jobs.
         KeyboardInterrupt: the command was told to stop. The jobs go on.
     """
     if shutil.which("sbatch") is None:
         raise UserError(f"{LAUNCHER}: there is no Slurm on this machine (no sbatch); use hydra/launcher=local")
     waiting, queue = {}, in_queue()
+    refused = None
     fresh: dict[str, list[Trial]] = {}
     for trial in trials:
         job = _read(trial.directory / RECORD).get("job")
@@ -97,7 +102,12 @@ def run_jobs(trials: list[Trial], folder: Path) -> None:
             continue
         fresh.setdefault(repr(options), []).append(trial)
     for group in fresh.values():
-        waiting |= submit(group, options_of(group[0].config.hydra.launcher), folder)
+        try:
+            waiting |= submit(group, options_of(group[0].config.hydra.launcher), folder)
+        except UserError as error:
+            refused = error
+    if refused and not waiting:
+        raise refused
     if waiting:
         wait(waiting, min(options_of(trial.config.hydra.launcher).poll_s for trial in waiting.values()))
 
@@ -173,7 +183,7 @@ def make_executor(options: SlurmSchema, folder: Path) -> Any:
 
 def wait(waiting: dict[str, Trial], poll_s: float) -> None:
     """Until none of the jobs is in the queue any more; job id -> trial, see `run_jobs`."""
-    left = dict(waiting)
+    left, said = dict(waiting), {}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while left:
@@ -182,6 +192,11 @@ def wait(waiting: dict[str, Trial], poll_s: float) -> None:
                 trial = left.pop(job)
                 collect(trial, job)
                 tell(f"{trial.name}: {trial.outcome()}")
+            for job, trial in left.items():
+                line = news(queue[job], said.get(job, WAITS))
+                if line != said.setdefault(job, WAITS):
+                    said[job] = line
+                    tell(f"{trial.name}: {line}")
             if left:
                 time.sleep(poll_s)
     except KeyboardInterrupt:
@@ -192,8 +207,24 @@ def wait(waiting: dict[str, Trial], poll_s: float) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def in_queue(patient: bool = False) -> set[str]:
-    """Ids of this user's jobs that have not ended, `12` or `12_3`.
+def news(place: list[str], said: str) -> str:
+    """What to tell about a job in the queue, where `said` was told last: where it runs, or that and why it waits.
+
+    Args:
+        place: Slurm's words for its state, the reason for it, and its nodes.
+    """
+    state, reason, hosts = place
+    if state == "RUNNING":
+        return f"runs on {hosts}"
+    if state != "PENDING":
+        return said
+    if reason in TURN:
+        return said if said.startswith(WAITS) else WAITS
+    return f"{WAITS}: {reason}"
+
+
+def in_queue(patient: bool = False) -> dict[str, list[str]]:
+    """This user's jobs that have not ended: id, `12` or `12_3` -> see `news`.
 
     Args:
         patient: wait while Slurm doesn't answer.
@@ -201,12 +232,12 @@ def in_queue(patient: bool = False) -> set[str]:
     Raises:
         UserError: it doesn't.
     """
-    command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i"]
+    command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T|%r|%N"]
     told = False
     while True:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
-            return set(done.stdout.split())
+            return {job: place for job, *place in (line.split("|") for line in done.stdout.splitlines())}
         if not patient:
             raise UserError(f"{LAUNCHER}: Slurm doesn't answer: {done.stderr.strip()}")
         if not told:

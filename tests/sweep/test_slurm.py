@@ -59,3 +59,17 @@ def test_mistakes(tmp_path, words, said):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "PATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_what_is_told_of_a_job_in_the_queue():
+    """A lost node, as Slurm tells of it: the job's turn, its nodes, queued again, no node, its nodes again."""
+    down = "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions"
+    places = [
+        ["PENDING", "Resources", ""], ["RUNNING", "None", "n[1-2]"], ["COMPLETING", "None", "n1"],
+        ["PENDING", "BeginTime", ""], ["PENDING", down, ""], ["PENDING", "Resources", ""], ["RUNNING", "None", "n1"],
+    ]  # fmt: skip
+    said = [slurm.WAITS]
+    for place in places:
+        said.append(slurm.news(place, said[-1]))
+    told = [line for line, before in zip(said[1:], said, strict=False) if line != before]
+    assert told == ["runs on n[1-2]", slurm.WAITS, f"{slurm.WAITS}: {down}", "runs on n1"]

@@ -59,6 +59,9 @@ def test_slurm_places_a_task():
     place(cfg, {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_ID": "20003"}, "n7")
     assert (cfg.launch.nnodes, cfg.launch.node_rank, cfg.launch.master_addr) == (2, 1, "n7")
     assert cfg.launch.master_port == nodes.port_of_job(20003) != nodes.port_of_job(20004)
+    chosen = compose(["launch.master_port=1234"])
+    place(chosen, {"SLURM_NNODES": "2", "SLURM_NODEID": "0", "SLURM_JOB_ID": "20003"}, "n7")
+    assert chosen.launch.master_port == 1234
     alone = compose()
     place(alone, {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_ID": "20003"}, "n7")
     assert alone.launch.master_port is None  # a free one

@@ -2,11 +2,31 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+
+class Outcome(JobReturn):
+    """A trial's result; Hydra's own would print all of a failed trial's words before its error is raised."""
+
+    @property
+    def return_value(self) -> Any:
+        """The validation loss.
+
+        Raises:
+            RunFailed: there is none.
+        """
+        if isinstance(self._return_value, Exception):
+            raise self._return_value
+        return self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
 
 
 class LocalLauncher(Launcher):
@@ -62,7 +82,7 @@ class LocalLauncher(Launcher):
     def _result(trial, failed: list[str], count: int) -> JobReturn:
         from posttrain.errors import RunFailed
 
-        result = JobReturn(
+        result = Outcome(
             overrides=OmegaConf.to_container(trial.config.hydra.overrides.task),
             working_dir=str(trial.directory),
             status=JobStatus.FAILED if trial.error else JobStatus.COMPLETED,

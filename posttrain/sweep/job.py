@@ -100,7 +100,7 @@ def place(cfg: DictConfig, environment: Mapping[str, str], host: str) -> None:
     cfg.launch.node_rank = int(environment["SLURM_NODEID"])
     if cfg.launch.nnodes > 1:
         cfg.launch.master_addr = host
-        cfg.launch.master_port = nodes.port_of_job(int(environment["SLURM_JOB_ID"]))
+        cfg.launch.master_port = cfg.launch.master_port or nodes.port_of_job(int(environment["SLURM_JOB_ID"]))
 
 
 def _stop(number: int, frame: Any) -> None:

@@ -1,7 +1,12 @@
 """A grid of real runs: one that finishes, one that diverges, one that is pruned; and the same command again."""
 
 import json
+import resource
+import subprocess
+import sys
 import time
+
+from commands import environment
 
 
 def metrics(directory):
@@ -39,3 +44,18 @@ def test_a_grid_with_a_failing_trial_then_again(posttrain, words, tmp_path):
     assert whole.code == 0 and "1 of 2 trials are finished already" in whole.err, whole.err
     assert [line["step"] for line in metrics(poor) if "loss" in line] == [1, 2, 3, 4]
     assert json.loads((poor / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_disk_that_is_full_for_one_of_two_trials(posttrain, words, tmp_path):
+    """Files of more than 600 kB are refused by the kernel: the checkpoints of the second trial's large adapter."""
+    done = subprocess.run(
+        [sys.executable, "-m", "posttrain", *words, "--multirun", "peft.rank=256,4", "sweep.parallel=2",
+         "checkpoint.save_interval=2", f"hydra.sweep.dir={tmp_path / 'grid'}"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=400, env=environment(posttrain.cache),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000)),
+    )  # fmt: skip
+    large, small = (json.loads((tmp_path / f"grid/rank={rank}/status.json").read_text()) for rank in (256, 4))
+    assert done.returncode == 1 and "1 of 2 trials failed: rank=256" in done.stderr, done.stderr
+    assert large["state"] == "failed" and "can't be written" in large["error"]
+    assert small["state"] == "finished", small
+    assert "Traceback" not in done.stderr

@@ -355,7 +355,9 @@ class NodeRun:
         failed_before = first and self.signals and first["time"] < self.signalled  # another machine's rank
         if (self.signals and not failed_before) or saved:
             by = "{}" if self.signals else "a signal to another of its commands"
-            again = f" after saving; the same command with hydra.run.dir={self.run_dir} goes on" if saved else ""
+            trial = (self.run_dir.parent / "multirun.yaml").exists()  # of a grid, whose command knows its directories
+            words = "the same command" if trial else f"the same command with hydra.run.dir={self.run_dir}"
+            again = f" after saving; {words} goes on" if saved else ""
             return stopped((self.signals or [signal.SIGTERM])[0], f"stopped by {by}{again}")
         if first:
             where = self.run_dir / "logs" / f"rank{first['rank']}.log"

@@ -112,7 +112,9 @@ def start(slurm, posttrain, words, tmp_path):
                "PYTHONPATH": str(ROOT)}  # fmt: skip
         said = [tmp_path / f"command{len(begun)}.{kind}" for kind in ("out", "err")]
         with open(said[0], "w") as out, open(said[1], "w") as err:
-            begun.append(subprocess.Popen(command, cwd=tmp_path, env=env, stdout=out, stderr=err))
+            begun.append(
+                subprocess.Popen(command, cwd=tmp_path, env=env, stdout=out, stderr=err, preexec_fn=listens_to_ctrl_c)
+            )
         begun[-1].said = said
         return begun[-1]
 
@@ -125,6 +127,11 @@ def start(slurm, posttrain, words, tmp_path):
     while subprocess.run(["squeue", "-h"], env=slurm, check=True, capture_output=True).stdout:
         assert time.monotonic() < deadline, "jobs are left"
         time.sleep(0.2)
+
+
+def listens_to_ctrl_c():
+    """A shell that started these tests in the background may have taken that from them, and so from their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process, run_dir, timeout=240):
@@ -199,11 +206,11 @@ def pending(pid, number):
 
 
 def test_a_grid_of_two_rank_trials_gives_what_runs_here_give(start, ask, posttrain, words, tmp_path):
-    grid = ["--multirun", "hydra/launcher=slurm", "peft.rank=4,8", "parallelism=tp2", "trainer.validation_interval=1",
+    grid = ["--multirun", "hydra/launcher=slurm", "parallelism=tp2", "trainer.validation_interval=1",
             f"hydra.sweep.dir={tmp_path / 'grid'}"]  # fmt: skip
     rates = ("0.01", "1e+30", "1e-09")
     good, bad, poor = ([tmp_path / f"grid/lr={lr},rank={rank}" for rank in (4, 8)] for lr in rates)
-    result = finish(start(*grid, "optimizer.lr=1e-2,1e30"), good[0])
+    result = finish(start(*grid, "optimizer.lr=1e-2,1e30", "peft.rank=4,8"), good[0])
     assert result.code == 1 and "2 of 4 trials failed: lr=1e+30,rank=4, lr=1e+30,rank=8" in result.err
     assert all("nan" in status(trial)["error"].lower() for trial in bad)
     nodes = [ask("squeue", "-h", "-t", "all", "-j", job(trial), "-o", "%N").strip() for trial in (*good, *bad)]
@@ -220,7 +227,7 @@ def test_a_grid_of_two_rank_trials_gives_what_runs_here_give(start, ask, posttra
     assert "trained tok/s" in (good[0] / "logs/console.log").read_text()
     before = [(trial / "metrics.jsonl").read_bytes() for trial in good]
     pruner = ["sweep.pruner=median", "sweep.pruner_startup_trials=2", "sweep.pruner_warmup_steps=2"]
-    again = finish(start(*grid, "optimizer.lr=1e-2,1e-9", *pruner), good[0])
+    again = finish(start(*grid, "optimizer.lr=1e-2,1e-9", "peft.rank=4,8", *pruner), good[0])
     assert again.code == 0 and "2 of 4 trials are finished already" in again.err
     assert [(trial / "metrics.jsonl").read_bytes() for trial in good] == before
     assert all(status(trial)["state"] == "pruned" and "after step 2: " in status(trial)["error"] for trial in poor)

@@ -1,5 +1,6 @@
 """What a Slurm job runs on each of its nodes: the node's ranks of a run whose configuration is already written."""
 
+import json
 import os
 import signal
 import sys
@@ -55,6 +56,9 @@ class Job:
             sys.exit(error.exit_code)
         except UserError as error:
             print(f"posttrain: {error}", file=sys.stderr, flush=True)
+            # Found before the run began, which would have told: a busy port, GPUs that aren't there.
+            if json.loads((run_dir / "status.json").read_text())["state"] == "queued":
+                launch.record(cfg, run_dir, {"state": "failed", "error": str(error), "exit_code": error.exit_code})
             sys.exit(error.exit_code)
         except Exception as error:
             traceback.print_exc()

@@ -1,6 +1,6 @@
 """Runs and trials as jobs of a real Slurm: two emulated nodes on this machine, from the optional shared test data.
 
-Needs root and minutes. Where Debian's packages of Slurm are missing, POSTTRAIN_TEST_SLURM=1 has them installed.
+Needs root, minutes, and installs Debian packages where Slurm is missing: only with POSTTRAIN_TEST_SLURM=1.
 """
 
 import contextlib
@@ -25,6 +25,8 @@ PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-clien
 @pytest.fixture(scope="module")
 def slurm(shared):
     """A cluster; its environment variables."""
+    if os.environ.get("POSTTRAIN_TEST_SLURM") != "1":
+        pytest.skip("takes minutes, and installs what is missing of Slurm: set POSTTRAIN_TEST_SLURM=1")
     folder = shared / "slurm"
     if not (folder / "start.sh").is_file():
         pytest.skip(f"optional shared test data: no {folder}/start.sh")
@@ -52,12 +54,10 @@ def slurm(shared):
 
 
 def install():
-    """Debian's packages, where they are missing and the tests may do that."""
+    """Debian's packages, where they are missing."""
     missing = [package for command, package in PACKAGES.items() if not shutil.which(command)]
     if not missing:
         return
-    if os.environ.get("POSTTRAIN_TEST_SLURM") != "1":
-        pytest.skip(f"no {', '.join(missing)}: install them, or let the tests do it with POSTTRAIN_TEST_SLURM=1")
     if not shutil.which("apt-get"):
         pytest.skip(f"no {', '.join(missing)}, and no apt-get")
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # no services

@@ -132,7 +132,17 @@ def model(cfg: DictConfig) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local and ":" not in path and not Path(path).expanduser().is_dir():
         raise UserError(f"`model.path={path}`: there is no such directory")
-    if "peft" in cfg and is_adapter(Path(path)):
+    if "peft" not in cfg:  # generation and the like
+        return
+    shape = architecture(cfg.model) or {}
+    if str(cfg.peft._target_).endswith("DoRA") and (shape.get("num_local_experts") or shape.get("num_experts")):
+        _, names = resolve(cfg.peft.target_modules)
+        if any(name.endswith(("linear_fc1", "linear_fc2")) for name in names):
+            raise UserError(
+                "`peft=dora`: of experts PEFT knows LoRA alone, and could not load the result; add "
+                "peft.target_modules=[linear_qkv,linear_proj], or choose peft=lora"
+            )
+    if is_adapter(Path(path)):
         if cfg.peft._target_ is None:
             raise UserError(f"`model.path={path}`: is an adapter; choose peft=lora, or merge it first")
         settings_of_adapter.check(read_adapter(Path(path)), instantiate(cfg.peft), Path(path))
@@ -192,13 +202,6 @@ def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
                 "`parallelism.sequence_parallel=false`: a mixture of experts with tensor parallelism needs it; "
                 "set it to null"
             )
-        if experts and str(cfg.peft._target_).endswith("DoRA"):
-            _, names = resolve(cfg.peft.target_modules)
-            if any(name.endswith(("linear_fc1", "linear_fc2")) for name in names):
-                raise UserError(
-                    "`peft=dora`: of experts PEFT knows LoRA alone, and could not load the result; add "
-                    "peft.target_modules=[linear_qkv,linear_proj], or choose peft=lora"
-                )
 
 
 def architecture(model: DictConfig) -> Any:

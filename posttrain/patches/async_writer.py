@@ -7,6 +7,7 @@ import signal
 from types import ModuleType
 from typing import Any
 
+from posttrain import orphan
 from posttrain.patches import patch
 from posttrain.patches.deferred import on_import
 
@@ -23,6 +24,7 @@ def write(*args: Any) -> None:
 
 def die_with_parent() -> None:
     """In a process of multiprocessing: be killed when its parent dies, however that dies (Linux PR_SET_PDEATHSIG)."""
+    orphan.end_with(os.getppid())
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if not multiprocessing.parent_process().is_alive():
         os._exit(1)

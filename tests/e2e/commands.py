@@ -56,6 +56,6 @@ def finish(process, run_dir):
 
 
 def workers(process):
-    """The ranks' processes, by rank."""
+    """The ranks' processes, by rank; one that was started before the run was composed isn't told until later."""
     children = psutil.Process(process.pid).children()
-    return sorted(children, key=lambda child: int(child.environ()["RANK"]))
+    return sorted(children, key=lambda child: int(child.environ().get("RANK", 0)))

@@ -110,7 +110,8 @@ def test_a_resumed_run_is_the_whole_run_to_the_bit(posttrain, words, model, tmp_
     again = worked(posttrain(*words, run_dir=cut(whole, tmp_path / "run", 4, tmp_path)))
     assert "going on after step 4" in again.out
     same_run(whole, again)
-    assert equal(saved(again, 8), saved(whole, 8))
+    one, other = saved(again, 8), saved(whole, 8)
+    assert one.keys() == other.keys() and not [name for name in one if not equal(one[name], other[name])]
 
 
 def test_zero1_goes_on_with_transformer_engine(posttrain, words, tmp_path):

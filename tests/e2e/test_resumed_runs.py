@@ -39,8 +39,10 @@ def equal(one, other):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(equal, one, other))
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
+    if isinstance(one, torch.Tensor):  # NaN is itself here
+        return one.shape == other.shape and torch.equal(one.isnan(), other.isnan()) and torch.equal(
+            one.nan_to_num(), other.nan_to_num()
+        )  # fmt: skip
     if isinstance(one, np.ndarray):
         return np.array_equal(one, other)
     return one == other

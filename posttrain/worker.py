@@ -16,7 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
-from posttrain import early, orphan, patches
+from posttrain import early, patches
 from posttrain.errors import RunFailed, UserError, of_place
 from posttrain.files import write_json
 from posttrain.rollback import RolledBack
@@ -93,7 +93,6 @@ def build(run_dir: Path):
 
 def main() -> None:
     """Train; on an error leave RUN_DIR/logs/rankN.error.json for the launcher and exit with its code."""
-    orphan.end_with(os.getppid())
     given = sys.argv[1] if len(sys.argv) > 1 else early.await_orders()
     if given is None:
         return

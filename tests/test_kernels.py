@@ -74,9 +74,5 @@ def test_products_with_an_eight_bit_weight(torch, tokens):
     frozen = Weight(*quantise(weight))
     rounded = frozen.data.double() * frozen.scale[:, None].double()
     x, upstream = (torch.randn(tokens, n, device="cuda", dtype=torch.bfloat16) for n in (1024, 1536))
-    a, b = (torch.randn(*size, device="cuda", dtype=torch.bfloat16) / 32 for size in ((16, 1024), (1536, 16)))
-    low, down = x @ a.t(), upstream @ b
-    product = x.double() @ rounded.t() + low.double() @ b.double().t()
-    gradient = upstream.double() @ rounded + down.double() @ a.double()
-    assert relative(frozen.product(x, low, b), product) < 2**-4.5
-    assert relative(frozen.gradient(upstream, down, a), gradient) < 2**-4.5
+    assert relative(frozen.product(x), x.double() @ rounded.t()) < 2**-4.5
+    assert relative(frozen.gradient(upstream), upstream.double() @ rounded) < 2**-4.5

@@ -66,8 +66,8 @@ def write_full_length(path: Path, tokenizer: Path, length: int, rows: int) -> No
 def start(side: str, row: Row, steps: int, given: argparse.Namespace, log: Any) -> subprocess.Popen:
     """A peer that imports and waits for its turn."""
     env = os.environ | {"POSTTRAIN_BENCH_TOKENIZER": str(given.tokenizer)}
-    if side == "unsloth" and given.unsloth:
-        env["PYTHONPATH"] = os.pathsep.join([str(given.unsloth), env.get("PYTHONPATH", "")])
+    if side == "unsloth" and given.unsloth:  # and nothing of what the others import
+        env["PYTHONPATH"] = os.pathsep.join([str(given.unsloth), str(Path(__file__).resolve().parents[2])])
     command = [sys.executable, "-m", "posttrain.bench.peers", side, row.name, str(steps)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=env)
 

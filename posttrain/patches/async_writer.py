@@ -1,17 +1,17 @@
-"""The process that writes checkpoints in the background doesn't outlive its rank."""
+"""The processes that write checkpoints in the background don't outlive their rank."""
 
 import ctypes
 import multiprocessing
 import os
 import signal
+from multiprocessing.managers import SyncManager
 from types import ModuleType
 from typing import Any
 
-from posttrain import orphan
 from posttrain.patches import patch
 from posttrain.patches.deferred import on_import
 
-UTILS = "megatron.core.dist_checkpointing.strategies.async_utils"
+STRATEGIES = "megatron.core.dist_checkpointing.strategies"
 
 
 def write(*args: Any) -> None:
@@ -24,7 +24,6 @@ def write(*args: Any) -> None:
 
 def die_with_parent() -> None:
     """In a process of multiprocessing: be killed when its parent dies, however that dies (Linux PR_SET_PDEATHSIG)."""
-    orphan.end_with(os.getppid())
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if not multiprocessing.parent_process().is_alive():
         os._exit(1)
@@ -36,11 +35,24 @@ def _replace(module: ModuleType) -> None:
         module.PersistentAsyncCaller.async_loop = staticmethod(write)
 
 
+def _replace_queue(module: ModuleType) -> None:
+    def get_write_results_queue(mp_mode: str = "spawn") -> Any:
+        """As Megatron's: the one queue of this process for what was written, in a server's process."""
+        if module._results_queue is None:
+            manager = SyncManager(ctx=multiprocessing.get_context(mp_mode))
+            manager.start(die_with_parent)
+            module._results_queue = manager.Queue()
+        return module._results_queue
+
+    module.get_write_results_queue = get_write_results_queue
+
+
 @patch(
     name="async-writer",
-    symptom="after a rank is killed its background writer waits for work for ever, holding memory of the GPU",
+    symptom="after a rank is killed its background writer, and the server of the writer's results, wait for ever",
     versions={"megatron-core": ">=0.19,<0.20"},
 )
 def end_with_rank() -> None:
-    """Tie the writer's life to its rank's."""
-    on_import(UTILS, _replace)
+    """Tie the life of the writer and of the server to their rank's."""
+    on_import(f"{STRATEGIES}.async_utils", _replace)
+    on_import(f"{STRATEGIES}.filesystem_async", _replace_queue)

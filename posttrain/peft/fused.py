@@ -28,7 +28,8 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         y = before(flat) if before else flat
         low = y @ a.t()
         low *= scale
-        out = Weight(weight, weight_scale).product(y, low, b)
+        out = Weight(weight, weight_scale).product(y)
+        out.addmm_(low, b.t())
         ctx.save_for_backward(flat, weight, weight_scale, a, b, low)
         ctx.scale, ctx.shape, ctx.before = scale, x.shape, before
         return out.view(*x.shape[:-1], weight.size(0))
@@ -43,7 +44,8 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         grad_b = upstream.t() @ low
         grad_x, y = None, flat
         if ctx.needs_input_grad[0]:
-            grad_x = Weight(weight, weight_scale).gradient(upstream, down, a)
+            grad_x = Weight(weight, weight_scale).gradient(upstream)
+            grad_x.addmm_(down, a)
         if ctx.before:
             grad_x, y = ctx.before.backward(grad_x, flat)
         grad_a = down.t() @ y

@@ -19,20 +19,10 @@ class Weight:
     data: torch.Tensor
     scale: torch.Tensor | None = None
 
-    def product(self, x: torch.Tensor, low: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """x W^T + low b^T: [t, in], [t, rank], [out, rank] -> [t, out]."""
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x W^T: [t, in] -> [t, out]."""
         if self.scale is None:
-            # The small product first: the large one adds to it as it writes, one reading of the output less.
-            return (low @ b.t()).addmm_(x, self.data.t())
-        return self._product(x).addmm_(low, b.t())
-
-    def gradient(self, upstream: torch.Tensor, down: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-        """upstream W + down a: [t, out], [t, rank], [rank, in] -> [t, in]."""
-        if self.scale is None:
-            return (down @ a).addmm_(upstream, self.data)
-        return self._gradient(upstream).addmm_(down, a)
-
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.data.t()
         if not x.is_cuda:
             return _dequantised(*quantise(x), x.dtype) @ _dequantised(self.data, self.scale, x.dtype).t()
         eight, scale = quantise(x)
@@ -41,7 +31,10 @@ class Weight:
             use_fast_accum=True,
         )  # fmt: skip
 
-    def _gradient(self, upstream: torch.Tensor) -> torch.Tensor:
+    def gradient(self, upstream: torch.Tensor) -> torch.Tensor:
+        """upstream W: [t, out] -> [t, in]."""
+        if self.scale is None:
+            return upstream @ self.data
         eight, scale = quantise(upstream, self.scale)
         if not upstream.is_cuda:
             return _dequantised(eight, scale, upstream.dtype) @ self.data.to(upstream.dtype)

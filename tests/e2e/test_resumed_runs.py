@@ -45,6 +45,8 @@ def equal(one, other):
         )  # fmt: skip
     if isinstance(one, np.ndarray):
         return np.array_equal(one, other)
+    if isinstance(one, torch.Generator):
+        return torch.equal(one.get_state(), other.get_state())
     return one == other
 
 

@@ -41,3 +41,27 @@ def test_megatron_starts_it():
 
     assert PersistentAsyncCaller.async_loop is async_writer.write
     assert pickle.loads(pickle.dumps(PersistentAsyncCaller.async_loop)) is async_writer.write
+
+
+SERVED = """
+import time
+from posttrain import patches
+patches.apply(patches.Platform(device="cpu", transformer_engine=False))
+from megatron.core.dist_checkpointing.strategies.filesystem_async import get_write_results_queue
+
+queue = get_write_results_queue("fork")
+queue.put("written")
+assert queue.get() == "written" and get_write_results_queue() is queue
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_server_of_its_results_dies_with_a_killed_rank():
+    rank = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SERVED], stdout=subprocess.PIPE, text=True)
+    assert rank.stdout.readline() == "ready\n"
+    children = psutil.Process(rank.pid).children(recursive=True)
+    assert children
+    rank.kill()
+    rank.wait()
+    assert not psutil.wait_procs(children, timeout=60)[1]

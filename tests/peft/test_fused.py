@@ -98,12 +98,8 @@ def test_eight_bit_weight(fused):
     assert eight.float().abs().amax(1).eq(448).all()
     rounded = eight.float() * scale[:, None]
     assert ((rounded - weight).norm() / weight.norm()).item() < 2**-5
-    a, b = torch.randn(4, 64), torch.randn(96, 4)
-    frozen, low, down = module.Weight(eight, scale), x @ a.t(), upstream @ b
-    for found, exact in (
-        (frozen.product(x, low, b), x @ weight.t() + low @ b.t()),
-        (frozen.gradient(upstream, down, a), upstream @ weight + down @ a),
-    ):
+    frozen = module.Weight(eight, scale)
+    for found, exact in ((frozen.product(x), x @ weight.t()), (frozen.gradient(upstream), upstream @ weight)):
         assert ((found - exact).norm() / exact.norm()).item() < 2**-4
 
 

@@ -14,7 +14,7 @@ run: .venv/.setup-run
 	@$(PYTHON) -m posttrain $(ARGS)
 
 test: .venv/.setup-test
-	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 docs: .venv/.setup-test
 	.venv/bin/mkdocs build --quiet

@@ -16,6 +16,11 @@ with contextlib.suppress(ImportError):  # GPU machines may lack it, and the GPU 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts and item.path.name != "test_training.py")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of optional shared test data (POSTTRAIN_SHARED, else ../shared); without it the test is skipped."""

@@ -10,19 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from posttrain.convert import card, live
-from posttrain.convert.artifacts import (
-    add_stop_tokens,
-    copy_generation_config,
-    copy_tokenizer,
-    write_chat_template,
-    write_config,
-)
+from posttrain.convert.artifacts import add_stop_tokens, as_set, copy_generation_config, write_config
 from posttrain.convert.facts import facts
 from posttrain.convert.publish import publishing
 from posttrain.convert.shards import ShardWriter
+from posttrain.convert.trained_tokenizer import TrainedTokenizer
 from posttrain.convert.verify import ExportRefused, Live, verify
 from posttrain.files import write_json
-from posttrain.generation import turn_ends
 from posttrain.models import HFModel
 from posttrain.models.headers import read_json
 from posttrain.models.hf import DEMO
@@ -45,7 +39,7 @@ class Source:
         dtype: of the weights that are written, and of the arithmetic.
         device: "cpu" or "cuda".
         unchecked: why the logits can't be compared; None: they can.
-        chat_template: what it was trained with, in Jinja; None: the tokenizer's own.
+        tokenizer: what it was trained with; None: the model's own, and no template is known.
         facts: about the training (posttrain.convert.facts); None: there was none.
         license: of the weights, for the model card; None: what the facts say.
     """
@@ -57,7 +51,7 @@ class Source:
     dtype: torch.dtype
     device: str
     unchecked: str | None = None
-    chat_template: str | None = None
+    tokenizer: TrainedTokenizer | None = None
     facts: dict[str, Any] | None = None
     license: str | None = None
 
@@ -84,7 +78,7 @@ def export_model(trainer: Any, model: list[torch.nn.Module], results: dict[str, 
         unchecked = "fp8 arithmetic has no counterpart in transformers"
     source = Source(
         trainer.model, trainer.bridge, model, trainer.peft, precision.dtype(trainer.platform.device),
-        trainer.platform.device, unchecked, trainer.tokenizer.chat_template,
+        trainer.platform.device, unchecked, TrainedTokenizer(trainer.model, trainer.template, trainer.tokenizer),
         facts(trainer.config, results, trainer.splits.report),
     )  # fmt: skip
     return export(source, trainer.run_dir / ("adapter" if trainer.peft else "hf"), overwrite=True)
@@ -98,18 +92,20 @@ def export(source: Source, out: Path, overwrite: bool = False, progress: Any = N
         progress: called with the bytes of each tensor written.
     """
     rank = torch.distributed.get_rank()
+    trained = source.tokenizer or TrainedTokenizer(source.model)
     found: Live | str = source.unchecked or ""
     if not found:
-        tokens = live.prompts(source.model.load_tokenizer(), source.model.hf_config().vocab_size)
+        tokens = live.prompts(trained.tokenizer, source.model.hf_config().vocab_size, trained.conversation)
         found = Live(tokens, live.logits(source.parts, tokens), source.dtype == torch.bfloat16)
     refused = [None]
     try:
         with publishing(out, overwrite, first=rank == 0) as scratch:
             write_adapter(source, scratch) if source.peft else write_weights(source, scratch, progress)
             if rank == 0:
-                write_artifacts(source, scratch)
+                write_artifacts(source, trained, scratch)
+                tokenizer = trained.check(scratch)
                 dtype = str(source.dtype).removeprefix("torch.")
-                report = verify(scratch, source.model, dtype, found, source.device)
+                report = {"tokenizer": tokenizer, **verify(scratch, source.model, dtype, found, source.device)}
                 write_json(scratch / "verification.json", report)
                 card.write(scratch, name_of(out), source.facts, source.license)
                 log.info("export verified: %s", json.dumps(report))
@@ -159,19 +155,18 @@ def write_adapter(source: Source, scratch: Path) -> None:
         save_file(load_file(scratch / WEIGHTS) | found, scratch / WEIGHTS, metadata={"format": "pt"})
 
 
-def write_artifacts(source: Source, scratch: Path) -> None:
-    """Tokenizer with its chat template; config.json and generation_config.json beside whole weights."""
+def write_artifacts(source: Source, trained: TrainedTokenizer, scratch: Path) -> None:
+    """The tokenizer, generation_config.json with every token that ends an answer, config.json of a whole model."""
     model = source.model
-    copy_tokenizer(scratch, Path(model.tokenizer_path))
-    if source.chat_template:
-        write_chat_template(scratch, source.chat_template)
-    if source.peft:
-        return
     base = model.directory if not model.random_init else Path(model.path) if model.architecture is None else None
     base = base if base and base.is_dir() else None
-    write_config(scratch, model.hf_config(), base, str(source.dtype).removeprefix("torch."))
+    if not source.peft:
+        write_config(scratch, model.hf_config(), base, str(source.dtype).removeprefix("torch."))
+    trained.write(scratch)
     if base:
         copy_generation_config(scratch, base)
-    if source.chat_template:
-        tokenizer = HFModel(path=str(scratch)).load_tokenizer()
-        add_stop_tokens(scratch, turn_ends(tokenizer), model.hf_config().eos_token_id)
+    known = model.hf_config().eos_token_id
+    if not source.peft:
+        add_stop_tokens(scratch, trained.stops, known)
+    elif trained.stops:  # no config.json beside it says where the base ends
+        add_stop_tokens(scratch, trained.stops | as_set(known), None)

@@ -107,7 +107,7 @@ def load(directory: Path, dtype: str | None = None) -> tuple[Any, Any]:
         dtype: float32 or bfloat16. None: bfloat16 on a GPU, float32 on a CPU.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     device = "cuda" if visible_gpus() and torch.cuda.is_available() else "cpu"
@@ -127,5 +127,7 @@ def load(directory: Path, dtype: str | None = None) -> tuple[Any, Any]:
     if source.adapter:
         from peft import PeftModel
 
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory)
         model = PeftModel.from_pretrained(model, directory)
     return model.to(device).eval(), source.load_tokenizer()

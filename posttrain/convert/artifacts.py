@@ -73,6 +73,18 @@ def write_chat_template(out: Path, text: str) -> None:
     config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def set_end_token(out: Path, token: str) -> None:
+    """Make `token` the end token of the tokenizer in `out`, in the words of transformers 5 and 4."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = out / name
+        if not file.is_file():
+            continue
+        fields = read_json(file)
+        if name == "tokenizer_config.json" or "eos_token" in fields:
+            fields["eos_token"] = token
+            file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def add_stop_tokens(out: Path, ids: set[int], known: int | list[int] | None) -> None:
     """Put into generation_config.json the tokens that end a turn: a base model's own end token may be another.
 
@@ -82,8 +94,12 @@ def add_stop_tokens(out: Path, ids: set[int], known: int | list[int] | None) -> 
     """
     file = out / "generation_config.json"
     fields = read_json(file) if file.is_file() else {}
-    known = fields.get("eos_token_id", known)
-    known = set(known if isinstance(known, list) else [known]) - {None}
+    known = as_set(fields.get("eos_token_id", known))
     if not ids <= known:
         fields["eos_token_id"] = sorted(known | ids)
         file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def as_set(ids: int | list[int] | None) -> set[int]:
+    """The end tokens of a configuration, which says one, several or none."""
+    return set(ids if isinstance(ids, list) else [ids]) - {None}

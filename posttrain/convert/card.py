@@ -14,6 +14,7 @@ LOAD = {
     "peft": "from peft import AutoPeftModelForCausalLM as Model\nfrom transformers import AutoTokenizer",
     "transformers": "from transformers import AutoModelForCausalLM as Model, AutoTokenizer",
 }
+GENERATION = "generation_config.json"
 
 
 def write(directory: Path, name: str, facts: dict[str, Any] | None, license: str | None = None) -> None:
@@ -46,7 +47,8 @@ def write(directory: Path, name: str, facts: dict[str, Any] | None, license: str
         pipeline_tag="text-generation",
         tags=["posttrain", "megatron-bridge", *(["sft"] if facts else []), *(["lora"] if library == "peft" else [])],
     )
-    card = ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body(name, library, base, license, facts, verified(directory))}")
+    text = body(name, library, base, license, facts, verified(directory)) + stopping(directory, library)
+    card = ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}")
     write_text(directory / CARD, str(card))
 
 
@@ -65,6 +67,21 @@ def body(name: str, library: str, base: str | None, license: str | None, facts: 
     parts += ['path = "..."  # this directory, or the id of its repository', "model = Model.from_pretrained(path)"]
     parts += ["tokenizer = AutoTokenizer.from_pretrained(path)", "```"]
     return "\n".join(parts) + "\n"
+
+
+def stopping(directory: Path, library: str) -> str:
+    """Where an adapter's answers end and how to say so, in Markdown: PEFT takes that from the base model alone."""
+    if library != "peft" or not (directory / GENERATION).is_file():
+        return ""
+    ids = read_json(directory / GENERATION).get("eos_token_id")
+    report = verification(directory) or {}
+    tokens = ", ".join(f"`{token}`" for token in report.get("tokenizer", {}).get("end_tokens", ()))
+    named = f" ({tokens})" if tokens else ""
+    return (
+        f"\nAn answer ends at one of the tokens {ids}{named}. The base model may not know that; say it before "
+        "`model.generate`:\n\n```python\nfrom transformers import GenerationConfig\n\n"
+        "model.generation_config = GenerationConfig.from_pretrained(path)\n```\n"
+    )
 
 
 def verified(directory: Path) -> str:

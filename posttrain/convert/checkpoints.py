@@ -33,10 +33,6 @@ class Checkpoint:
     template: Any = None
     facts: dict[str, Any] | None = None
 
-    def chat_template(self) -> str | None:
-        """What its conversations were rendered with, in Jinja."""
-        return self.template.source(self.model.load_tokenizer()) if self.template else None
-
 
 def find(path: Path) -> Checkpoint:
     """The newest checkpoint of a run directory or a checkpoints directory, or the one that `path` is.

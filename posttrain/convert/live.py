@@ -12,12 +12,18 @@ PROMPTS = (
 LENGTH = 32  # tokens of each; three of them divide by every usual tensor-parallel size
 
 
-def prompts(tokenizer: Any, vocabulary: int) -> torch.Tensor:
-    """The fixed prompts [3, 32]: text cut or repeated to its length; ids outside the vocabulary are wrapped."""
-    rows = []
-    for text in PROMPTS:
-        ids = tokenizer(text, add_special_tokens=False).input_ids
-        rows.append((ids * (LENGTH // len(ids) + 1))[:LENGTH])
+def prompts(tokenizer: Any, vocabulary: int, conversation: list[int] | None = None) -> torch.Tensor:
+    """The fixed prompts [3 or 4, 32]: text cut or repeated to its length; ids outside the vocabulary are wrapped.
+
+    Args:
+        tokenizer: of the model.
+        vocabulary: rows of its embedding.
+        conversation: ids of a fourth prompt.
+    """
+    found = [tokenizer(text, add_special_tokens=False).input_ids for text in PROMPTS]
+    if conversation:
+        found.append(conversation)
+    rows = [(ids * (LENGTH // len(ids) + 1))[:LENGTH] for ids in found]
     return torch.tensor(rows) % vocabulary
 
 

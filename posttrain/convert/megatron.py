@@ -13,6 +13,7 @@ from posttrain.convert.artifacts import copy_generation_config, copy_tokenizer, 
 from posttrain.convert.checkpoints import HUGGING_FACE, Checkpoint
 from posttrain.convert.progress import progress
 from posttrain.convert.publish import publishing
+from posttrain.convert.trained_tokenizer import TrainedTokenizer
 from posttrain.errors import UserError
 from posttrain.export import Source, export
 from posttrain.models import HFModel
@@ -120,7 +121,7 @@ def export_checkpoint(
     parts, bridge, weights = load(found, adapter, out.parent, getattr(torch, dtype) if dtype else None)
     source = Source(
         found.model, bridge, parts, adapter, weights, "cpu", None if check else "convert.verify=false",
-        found.chat_template(), found.facts, license,
+        TrainedTokenizer(found.model, found.template), found.facts, license,
     )  # fmt: skip
     total = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
     with progress("writing", total) as done:

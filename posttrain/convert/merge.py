@@ -44,6 +44,7 @@ def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = No
         stored = {"F32": "float32", "F16": "float16"}.get(next(iter(headers.values())).dtype, "bfloat16")
         write_config(scratch, hf_config, base, dtype or stored)
         copy_generation_config(scratch, base)
+        copy_generation_config(scratch, adapter)
         own = (adapter / "tokenizer_config.json").is_file()
         copy_tokenizer(scratch, adapter if own else base)
         if own:

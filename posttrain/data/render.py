@@ -36,6 +36,7 @@ class Renderer:
         source: the Jinja text.
         special: regular expression of the tokenizer's special tokens; None if it has none.
         stops: the tokens that end an assistant's turn.
+        ends: those of them that this template was seen to write there, the one of a plain answer first.
 
     Raises:
         UserError: the template is broken, needs tokens the tokenizer lacks, or ends no turn with a stop token.
@@ -57,6 +58,7 @@ class Renderer:
         self.special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._headers: list[str] = []
         self.stops = {tokenizer.eos_token} - {None} | set(template.stop_tokens)
+        self.ends: list[str] = []
         self._probe()
 
     def _probe(self) -> None:
@@ -73,6 +75,7 @@ class Renderer:
             )
             if tail:
                 self.stops.add(tail.group())
+                self.ends.append(tail.group())
             if messages is _PROBE:
                 users = [s[1] for s in spans if s[2].message == 0]
                 answers = [s[0] for s in spans if s[2].message == 1]

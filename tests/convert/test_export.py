@@ -1,6 +1,7 @@
 """Exports of live models and of checkpoints: they are the model, or they do not appear."""
 
 import json
+from pathlib import Path
 
 import pytest
 from families import FAMILIES
@@ -35,7 +36,9 @@ def test_model_and_adapter(family, megatron, base, tmp_path):
         report = json.loads((tmp_path / name / "verification.json").read_text())
         assert report["logits"]["checked"] and report["logits"]["difference"] <= 1e-4
         assert report["tensors"]["count"] > 4
-        assert (tmp_path / name / "tokenizer.json").read_bytes() == (directory / "tokenizer.json").read_bytes()
+        # Without config.json transformers would read these files as another class than Qwen's.
+        if name == "hf" or not family.startswith("qwen"):
+            assert (tmp_path / name / "tokenizer.json").read_bytes() == (directory / "tokenizer.json").read_bytes()
     assert not list(tmp_path.glob(".*"))
 
 
@@ -189,21 +192,134 @@ def test_the_template_of_the_training_is_exported(megatron, base, tmp_path):
     from transformers import AutoTokenizer, GenerationConfig
 
     from posttrain.compose import compose
+    from posttrain.convert.trained_tokenizer import TrainedTokenizer
+    from posttrain.data.check import built
     from posttrain.export import export
 
     directory = base("llama", vocab_size=288)
     (directory / "chat_template.jinja").unlink()
     byte_tokenizer(chat_template=None).save_pretrained(directory)
     live = source(directory)
-    live.chat_template = str(compose(["template=chatml"]).template.jinja)
+    live.tokenizer = TrainedTokenizer(live.model, built(compose(["template=chatml"]).template))
+    template = live.tokenizer.renderer.source
     export(live, tmp_path / "hf")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert AutoTokenizer.from_pretrained(directory).chat_template is None
-    assert tokenizer.chat_template == live.chat_template
-    assert json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())["chat_template"] == live.chat_template
+    assert tokenizer.chat_template == template
+    assert json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())["chat_template"] == template
     ends = GenerationConfig.from_pretrained(tmp_path / "hf").eos_token_id
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (ends if isinstance(ends, list) else [ends])
-    live.chat_template = None  # nothing is known: none is written
+    live.tokenizer = None  # nothing is known: none is written
     export(live, tmp_path / "plain")
     assert "chat_template" not in json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
     assert not (tmp_path / "plain" / "chat_template.jinja").exists()
+
+
+def chatml():
+    """The template."""
+    from posttrain.compose import compose
+    from posttrain.data.check import built
+
+    return built(compose(["template=chatml"]).template)
+
+
+def base_without_chats(base, spare: int = 0) -> Path:
+    """A base model that ends texts with <|endoftext|> and has no chat template; ids 256 + 8 + 5, and spare rows."""
+    from tiny_tokenizer import byte_tokenizer
+
+    directory = base("llama", vocab_size=269 + spare, eos_token_id=264, pad_token_id=264)
+    (directory / "chat_template.jinja").unlink()
+    tokenizer = byte_tokenizer(chat_template=None)
+    tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=4, alpha=8)], ids=["hf", "adapter"])
+def test_an_export_says_where_to_stop(adapter, megatron, base, tmp_path):
+    """A base model trained with chatml: tokenizer, generation_config.json, and the answers of `generate`."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from posttrain import exported
+    from posttrain.convert.merge import merge
+    from posttrain.convert.trained_tokenizer import TrainedTokenizer
+    from posttrain.export import export
+    from posttrain.generation import stop_tokens
+
+    directory = base_without_chats(base)
+    live = source(directory, adapter)
+    live.tokenizer = TrainedTokenizer(live.model, chatml())
+    export(live, tmp_path / "out")
+    if adapter:
+        merge(tmp_path / "out", tmp_path / "merged")
+    for path in (tmp_path / "out", tmp_path / "merged") if adapter else (tmp_path / "out",):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
+        assert GenerationConfig.from_pretrained(path).eos_token_id == [264, 266]
+        model, tokenizer = exported.load(path)
+        assert stop_tokens(model, tokenizer) == {264, 266}
+        assert (path / "tokenizer.json").read_bytes() == (directory / "tokenizer.json").read_bytes()
+    report = json.loads((tmp_path / "out" / "verification.json").read_text())
+    assert report["logits"]["tokens"] == 4 * 32  # a rendered conversation too
+    assert report["tokenizer"] == {
+        "tokens": 269, "conversation": True, "end_tokens": ["<|endoftext|>", "<|im_end|>"]
+    }  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("[264, 266] (`<|endoftext|>`, `<|im_end|>`)" in card) == bool(adapter)
+
+
+def test_the_tokens_that_a_template_added_are_exported(megatron, base, tmp_path):
+    """In spare rows of the embedding; what transformers reads renders a conversation as the ids of the training."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    from posttrain.convert.merge import merge
+    from posttrain.convert.trained_tokenizer import TrainedTokenizer
+    from posttrain.export import export
+
+    directory = base_without_chats(base, spare=3)
+    for name, adapter in (("hf", None), ("adapter", LoRA(rank=4, alpha=8))):
+        live = source(directory, adapter)
+        live.tokenizer = TrainedTokenizer(live.model, llama3())
+        assert live.tokenizer.conversation[:1] == [269]
+        export(live, tmp_path / name)
+    merge(tmp_path / "adapter", tmp_path / "merged")
+    for name in ("hf", "adapter", "merged"):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert len(tokenizer) == 272 and tokenizer.eos_token == "<|eot_id|>"
+        asked = [{"role": "user", "content": "hello"}]
+        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert ids[0] == 269 and ids.count(270) == 2 and ids.count(271) == 1
+        assert GenerationConfig.from_pretrained(tmp_path / name).eos_token_id == [264, 271]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.vocab_size == 272
+    assert json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())["chat_template"]
+
+
+def llama3():
+    """A template whose three tokens the tokenizer lacks."""
+    from posttrain.data.templates import ChatTemplate
+
+    tokens = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    start = "<|start_header_id|>' + {} + '<|end_header_id|>\\n\\n"
+    turn = start.format("message.role") + "' + message.content + '<|eot_id|>"
+    prompt = start.format("'assistant'")
+    text = (
+        "{% for message in messages %}{{ '" + turn + "' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '" + prompt + "' }}{% endif %}"
+    )
+    return ChatTemplate(name="llama3", jinja=text, special_tokens=tokens, add_special_tokens=True)
+
+
+def test_another_tokenizer_than_the_trainings_is_refused(megatron, base, tmp_path, monkeypatch):
+    from posttrain.convert import trained_tokenizer
+    from posttrain.convert.artifacts import copy_tokenizer
+    from posttrain.convert.verify import ExportRefused
+    from posttrain.export import export
+
+    live = source(base_without_chats(base, spare=3))
+    live.tokenizer = trained_tokenizer.TrainedTokenizer(live.model, llama3())
+    monkeypatch.setattr(
+        trained_tokenizer.TrainedTokenizer, "write", lambda self, out: copy_tokenizer(out, self.directory)
+    )
+    with pytest.raises(ExportRefused, match="has 269 tokens or other special ones, in training it had 272"):
+        export(live, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()

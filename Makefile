@@ -1,7 +1,8 @@
 # make run  [ARGS="peft=none trainer.max_steps=5"]   set up and fine-tune: the default run, or what ARGS say
 # make docs                                          set up and build the documentation into site/
 # make test [ARGS="tests/data -k packing"]           set up and test
-.PHONY: run test docs lint format setup wheel clean help
+# make test-all                                      the tests that take longer than CI has, as well
+.PHONY: run test test-all docs lint format setup wheel clean help
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 JOBS := 2
@@ -15,6 +16,9 @@ run: .venv/.setup-run
 
 test: .venv/.setup-test
 	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-all: .venv/.setup-test
+	POSTTRAIN_TEST_ALL=1 $(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 docs: .venv/.setup-test
 	.venv/bin/mkdocs build --quiet

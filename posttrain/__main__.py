@@ -75,9 +75,9 @@ def main() -> None:
         print(help.screen(compose.CONF_DIR, compose.PACKAGE))
         return
     if {"recipe=list", "recipe.name=list"} & set(sys.argv[1:]):
-        from posttrain.recipes.__main__ import listing
+        from posttrain.recipes.__main__ import format_list
 
-        print(listing())
+        print(format_list())
         return
     if {"-sc", "--shell-completion"} & set(sys.argv[1:]):
         # What Hydra completes is this command; for `python -m posttrain` it would replace the completion of `python`.

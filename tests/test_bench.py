@@ -6,27 +6,27 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.bench.__main__ import show, write_full_length
+from posttrain.bench.__main__ import print_table, write_full_length
 from posttrain.bench.peers import PEERS
-from posttrain.bench.rows import MODELS, ROWS, SHAPES, Row
+from posttrain.bench.workloads import MODELS, SHAPES, WORKLOADS, Workload
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))  # the small tokenizer
 
 
 def test_operations_of_a_step():
-    row = Row("x", "1b", 2, 3, ())
+    row = Workload("x", "1b", 2, 3, ())
     layer = 2048 * 2048 * 2 + 2 * 2048 * 512 + 3 * 2048 * 8192
     weights = 16 * layer + 2048 * 128256
     tokens = 2 * 3 * 4096
     assert row.tokens == tokens
     assert row.operations() == pytest.approx(4 * weights * tokens + 6 * 16 * 2048 * tokens * 4096)
-    full = Row("x", "1b", 2, 3, (), full=True)
+    full = Workload("x", "1b", 2, 3, (), full=True)
     assert full.operations() - row.operations() == pytest.approx(2 * weights * tokens)
 
 
 def test_rows_name_what_there_is():
-    assert len({row.name for row in ROWS}) == len(ROWS)
-    for row in ROWS:
+    assert len({row.name for row in WORKLOADS}) == len(WORKLOADS)
+    for row in WORKLOADS:
         assert row.shape in SHAPES.keys() & MODELS.keys()
         assert set(row.sides) <= {"posttrain", "posttrain-full-length", *PEERS}
 
@@ -53,7 +53,7 @@ def test_full_length_conversations_fill_a_row(tmp_path):
 
 
 def test_table(capsys):
-    show([
+    print_table([
         {"row": "a", "side": "posttrain", "tok_s": 300.0, "peak_gib": 2.0, "mfu": 0.5, "first_step_s": 9.0},
         {"row": "a", "side": "hf", "tok_s": 100.0, "peak_gib": 4.0},
         {"row": "a", "side": "unsloth", "error": "no"},

@@ -14,7 +14,7 @@ from rich.console import Console
 from posttrain.compose import compose
 from posttrain.errors import UserError
 from posttrain.report import __main__ as command
-from posttrain.report import report
+from posttrain.report import write_report
 from posttrain.report.table import print_table
 from posttrain.report.trials import best_trial, differing, read_trials
 
@@ -78,7 +78,7 @@ def test_a_trial_that_is_being_written_or_was_resumed_is_read_as_far_as_it_is(sw
     assert trial.state == "running"
     assert [step for step, _ in trial.series["loss"]] == list(range(1, 21))
     assert dict(trial.series["loss"])[19] == 7.5
-    report(sweep)
+    write_report(sweep)
 
 
 def test_table_shows_what_differs_and_what_failed(sweep):
@@ -91,7 +91,7 @@ def test_table_shows_what_differs_and_what_failed(sweep):
 
 
 def test_page_is_whole_and_harmless(sweep):
-    path = report(sweep)
+    path = write_report(sweep)
     assert path == sweep / "report.html"
     text = path.read_text()
     own = text.replace(page.get_plotlyjs(), "")
@@ -112,7 +112,7 @@ def test_heat_map_and_parallel_coordinates(sweep):
     heat = figures.heat_map(trials).data[0]
     assert (list(heat.x), list(heat.y)) == (["8", "16"], ["0.0001", "0.001"])
     assert [list(row) for row in heat.z] == [[0.9, 0.7], [0.2, None]]
-    lr, rank, loss, _ = figures.parallel(trials).data[0].dimensions
+    lr, rank, loss, _ = figures.parallel_coordinates(trials).data[0].dimensions
     assert (rank.label, list(rank.values)) == ("rank", [8, 16, 8])
     assert (lr.label, list(lr.values), list(lr.ticktext)) == ("lr", [-3, -4, -4], ["0.0001", "0.001"])
     assert list(loss.values) == [0.2, 0.7, 0.9]
@@ -127,18 +127,18 @@ def test_long_curves_are_thinned_and_keep_their_end(sweep):
 
 
 def test_best_is_a_link_to_the_best_export_and_moves(sweep):
-    report(sweep)
+    write_report(sweep)
     assert (sweep / "best").resolve() == (sweep / "2/adapter").resolve()
     assert not (sweep / "best").readlink().is_absolute()
     write_run(sweep / "4", ["optimizer.lr=5e-4"], 0.1)
-    report(sweep)
+    write_report(sweep)
     assert (sweep / "best").resolve() == (sweep / "4/adapter").resolve()
     assert len(read_trials(sweep)) == 5  # the link is not a trial
 
 
 def test_one_run_alone(sweep, tmp_path):
     out = tmp_path / "page.html"
-    assert report(sweep / "2", out) == out
+    assert write_report(sweep / "2", out) == out
     assert 'id="heat"' not in out.read_text() and not (sweep / "2/best").exists()
 
 
@@ -157,7 +157,7 @@ def test_without_plotly_the_table_is_printed_and_the_extra_named(sweep, monkeypa
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.colors", None)
     with pytest.raises(UserError, match="--extra sweep"):
-        report(sweep)
+        write_report(sweep)
     assert "rank" in capsys.readouterr().out
 
 
@@ -165,7 +165,7 @@ def test_without_plotly_the_table_is_printed_and_the_extra_named(sweep, monkeypa
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_in_a_browser(sweep, tmp_path):
     """Drawn without a console message of the page's own; the controls work."""
-    text = report(sweep).read_text()
+    text = write_report(sweep).read_text()
     actions = """<script>
       by("smoothing").value = 0.9; by("log").checked = true; by("curve").value = "val_loss";
       by("smoothing").dispatchEvent(new Event("input"));

@@ -1,1 +1,1 @@
-"""`python -m posttrain.bench`: this project's training speed on one GPU beside that of others, in one run."""
+"""`python -m posttrain.bench`: training speed on one GPU, this project's and others', in one run."""

@@ -1,24 +1,32 @@
-"""Tasks of lm-eval (https://github.com/EleutherAI/lm-evaluation-harness) with the model that is loaded; offline."""
+"""Run tasks of lm-eval with a loaded model, offline.
+
+https://github.com/EleutherAI/lm-evaluation-harness
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from posttrain.errors import UserError
+from posttrain.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TRUST = "lm_eval.trust_include_path=true"
 
 
-def check(options: DictConfig, words: list[str]) -> None:
-    """What can be refused before the model is loaded.
+def check_options(options: DictConfig, overrides: list[str]) -> None:
+    """Check, before the model is loaded, that lm-eval can run.
 
     Args:
         options: conf/evaluate.yaml's `lm_eval`.
-        words: of the command line; trust must be said there, a configuration from a stranger can't.
+        overrides: of the command line: only there can a folder be trusted, not in a file.
 
     Raises:
-        UserError: lm-eval is missing, or the folder is, or it is not trusted.
+        UserError: lm-eval is not installed, the folder does not exist, or it is not trusted.
     """
     from importlib.util import find_spec
 
@@ -27,58 +35,90 @@ def check(options: DictConfig, words: list[str]) -> None:
     if options.include_path is None:
         return
     if not Path(options.include_path).expanduser().is_dir():
-        raise UserError(f"lm_eval.include_path={options.include_path}: there is no such folder")
-    if not any(word.lstrip("+").lower() == TRUST for word in words):
+        raise UserError(f"lm_eval.include_path={options.include_path}: no such folder")
+    if not any(override.lstrip("+").lower() == TRUST for override in overrides):
         raise UserError(
-            f"lm_eval.include_path={options.include_path}: task files may run Python code of their folder; if you "
-            f"trust it, add {TRUST} to the command line"
+            f"lm_eval.include_path={options.include_path}: task files may run Python code of their "
+            f"folder; if you trust it, add {TRUST} to the command line"
         )
 
 
-def run(model: Any, tokenizer: Any, options: DictConfig) -> dict[str, Any]:
+def run_tasks(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", options: DictConfig
+) -> dict[str, dict[str, float | None]]:
     """Evaluate the tasks.
 
     Args:
-        model, tokenizer: as posttrain.exported.load gives them.
+        model: as posttrain.exported.load returns it.
+        tokenizer: as posttrain.exported.load returns it.
         options: conf/evaluate.yaml's `lm_eval`.
 
     Returns:
-        task -> metric -> value, with the harness' own names (`acc,none`, `acc_stderr,none`), and `samples`, the
-        number of questions.
+        task -> metric -> value, with the harness' own names (`acc,none`, `acc_stderr,none`), and
+        `samples`, the number of questions.
 
     Raises:
-        UserError: an unknown task, or one whose data set is not on this machine.
+        UserError: a task is unknown, or its data set is not on this machine.
     """
-    import difflib
-
     import datasets
     import lm_eval
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True  # no task fetches anything by itself
-    include = str(Path(options.include_path).expanduser()) if options.include_path else None
+    # No task downloads anything by itself.
+    datasets.config.HF_HUB_OFFLINE = True
+    datasets.config.HF_DATASETS_OFFLINE = True
     names = list(options.tasks)
-    manager = TaskManager(include_path=include, include_defaults=False) if include else None
-    if manager is None or not all(manager.match_tasks([name]) for name in names):
-        manager = TaskManager(include_path=include)  # with the thousands that lm-eval brings: seconds to list
-    for name in names:
-        if not manager.match_tasks([name]):
-            close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-            meant = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"lm_eval.tasks: lm-eval knows no task {name}{meant}")
+    manager = _find_tasks(names, options.include_path)
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
     try:
-        found = lm_eval.simple_evaluate(
-            model=wrapped, tasks=names, task_manager=manager, num_fewshot=options.num_fewshot, limit=options.limit,
-            apply_chat_template=options.chat_template, log_samples=False, bootstrap_iters=0,
-        )  # fmt: skip
-    except (ConnectionError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
+        results = lm_eval.simple_evaluate(
+            model=wrapped,
+            tasks=names,
+            task_manager=manager,
+            num_fewshot=options.num_fewshot,
+            limit=options.limit,
+            apply_chat_template=options.chat_template,
+            log_samples=False,
+            bootstrap_iters=0,
+        )
+    except (
+        ConnectionError,
+        FileNotFoundError,
+        datasets.exceptions.DatasetNotFoundError,
+    ) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"lm_eval.tasks: a data set is not on this machine and nothing is fetched: {reason}") from error
-    counts = found["n-samples"]
-    return {
-        task: {key: value for key, value in values.items() if isinstance(value, int | float) and key != "sample_len"}
-        | {"samples": counts.get(task, {}).get("effective")}
-        for task, values in found["results"].items()
-    }
+        raise UserError(
+            f"lm_eval.tasks: a data set is not on this machine and nothing is downloaded: {reason}"
+        ) from error
+    values_by_task = {}
+    for task, results_of_task in results["results"].items():
+        values: dict[str, float | None] = {}
+        for key, value in results_of_task.items():
+            if isinstance(value, int | float) and key != "sample_len":
+                values[key] = value
+        values["samples"] = results["n-samples"].get(task, {}).get("effective")
+        values_by_task[task] = values
+    return values_by_task
+
+
+def _find_tasks(names: list[str], include_path: str | None) -> "TaskManager":
+    """Return a task manager that has all the tasks.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    from lm_eval.tasks import TaskManager
+
+    folder = None
+    if include_path:
+        folder = str(Path(include_path).expanduser())
+        manager = TaskManager(include_path=folder, include_defaults=False)
+        if all(manager.match_tasks([name]) for name in names):
+            return manager
+    # With the thousands of tasks that lm-eval brings, which take seconds to list.
+    manager = TaskManager(include_path=folder)
+    for name in names:
+        if not manager.match_tasks([name]):
+            hint = did_you_mean(name, manager.all_tasks)
+            raise UserError(f"lm_eval.tasks: lm-eval knows no task {name}{hint}")
+    return manager

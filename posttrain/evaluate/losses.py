@@ -2,60 +2,78 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
-def losses(
-    model: Any, ids: Sequence[np.ndarray], masks: Sequence[np.ndarray], batch_tokens: int
+
+def compute_losses(
+    model: "PreTrainedModel | PeftModel",
+    ids: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    batch_tokens: int,
 ) -> Iterator[tuple[int, float, int]]:
-    """Go through all conversations, the longest first so that what doesn't fit in memory fails at once.
+    """Compute the loss of every conversation.
 
-    Each conversation stands in a row of its own, padded on its right: no conversation sees another.
+    The longest come first, so that what doesn't fit in memory fails at once. Each conversation
+    stands in a row of its own, padded on its right: no conversation sees another.
 
     Args:
         model: of transformers, or PEFT's around one.
-        ids, masks: token ids int[n], and 1 where a token is trained.
+        ids: token ids int[n] of each conversation.
+        masks: int[n] of each conversation, 1 where a token is trained.
         batch_tokens: most tokens of a batch, padding included; one conversation may be longer.
 
     Yields:
-        (index, sum of the trained tokens' losses in nats, number of trained tokens). The first token is predicted from
-        nothing and never counts.
+        (index, sum of the trained tokens' losses in nats, number of trained tokens). The first
+        token is predicted from nothing and never counts.
     """
-    plain = model.get_base_model() if hasattr(model, "peft_config") else model
-    selects = "logits_to_keep" in inspect.signature(plain.forward).parameters
-    for chosen in batches([len(row) for row in ids], batch_tokens):
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    takes_positions = "logits_to_keep" in inspect.signature(base.forward).parameters
+    for chosen in batches([len(conversation) for conversation in ids], batch_tokens):
         longest = len(ids[chosen[0]])
         tokens = torch.zeros(len(chosen), longest, dtype=torch.long)
-        real, trained = torch.zeros_like(tokens), torch.zeros_like(tokens)
+        attention_mask = torch.zeros_like(tokens)
+        trained = torch.zeros_like(tokens)  # 1 where the next token is trained
         for row, index in enumerate(chosen):
             size = len(ids[index])
             tokens[row, :size] = torch.from_numpy(ids[index].astype(np.int64))
-            real[row, :size] = 1
+            attention_mask[row, :size] = 1
             trained[row, : size - 1] = torch.from_numpy(masks[index][1:].astype(np.int64))
-        at = trained.any(0).nonzero()[:, 0]  # positions whose next token is trained in any row: no logits for others
-        batch = {"input_ids": tokens.to(model.device), "attention_mask": real.to(model.device), "use_cache": False}
-        if selects:
-            batch["logits_to_keep"] = at.to(model.device)
+        # Logits only at positions whose next token is trained in any row: int[p].
+        positions = trained.any(0).nonzero()[:, 0]
+        batch = {
+            "input_ids": tokens.to(model.device),
+            "attention_mask": attention_mask.to(model.device),
+            "use_cache": False,
+        }
+        if takes_positions:
+            batch["logits_to_keep"] = positions.to(model.device)
         with torch.no_grad():
-            logits = model(**batch).logits
-        if logits.size(1) != len(at):
-            logits = logits[:, at.to(logits.device)]
-        labels = tokens[:, at + 1].to(logits.device)
+            logits = model(**batch).logits  # [rows, p or longest, vocabulary]
+        if logits.size(1) != len(positions):
+            logits = logits[:, positions.to(logits.device)]
+        labels = tokens[:, positions + 1].to(logits.device)
         for row, index in enumerate(chosen):
-            wanted = trained[row, at].bool().to(logits.device)
-            found = cross_entropy(logits[row, wanted].float(), labels[row, wanted], reduction="none")
-            yield index, found.double().sum().item(), len(found)
+            selected = trained[row, positions].bool().to(logits.device)
+            losses = cross_entropy(logits[row, selected].float(), labels[row, selected], reduction="none")
+            yield index, losses.double().sum().item(), len(losses)
 
 
-def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Indices in descending order of length, cut so that rows x longest row is at most `most`, one row at least."""
+def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Yield indices in descending order of length, in batches of at most `max_tokens` with padding.
+
+    A batch has one conversation at least.
+    """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     start = 0
     while start < len(order):
-        count = max(1, most // max(1, lengths[order[start]]))
+        count = max(1, max_tokens // max(1, lengths[order[start]]))
         yield order[start : start + count]
         start += count

@@ -1,87 +1,133 @@
-"""What is measured on one set: loss and perplexity, scored answers, both by category and by source too."""
+"""Measure one set: loss and perplexity, scored answers, both by category and by source too."""
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
 from posttrain.errors import UserError
-from posttrain.evaluate.losses import losses
-from posttrain.evaluate.rows import Rows, last_answer
+from posttrain.evaluate.conversations import Conversations, last_answer
+from posttrain.evaluate.losses import compute_losses
+from posttrain.evaluate.metrics import Metric
 from posttrain.generation import Sampling, check_fits, continuations, stop_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STDERR = Console(stderr=True)
 
 
-def measure(model: Any, tokenizer: Any, rows: Rows, options: DictConfig, metric: Any, name: str) -> tuple[dict, list]:
+@dataclass
+class Results:
+    """What was measured, by index of the conversation.
+
+    Attributes:
+        losses: sums over the trained tokens, in nats.
+        trained_tokens: their numbers.
+        scores: of the answers, None where none was asked for; None: there is no metric.
+    """
+
+    losses: list[float]
+    trained_tokens: list[int]
+    scores: list[float | None] | None = None
+
+
+def measure_set(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    conversations: Conversations,
+    options: DictConfig,
+    metric: Metric | None,
+    name: str,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Evaluate one set.
 
     Args:
-        model, tokenizer: as posttrain.exported.load gives them.
-        rows: the set.
+        model: as posttrain.exported.load returns it.
+        tokenizer: as posttrain.exported.load returns it.
+        conversations: of the set.
         options: conf/evaluate.yaml's `evaluate`.
-        metric: (answer, reference) -> number; None: no answers are generated.
+        metric: None: no answers are generated.
         name: the set's, for the screen.
 
     Returns:
         The set's part of result.json, and its lines of answers.jsonl.
 
     Raises:
-        UserError: a token without an embedding; a metric and no prompts; a metric that gives no number.
+        UserError: a token has no embedding, there is a metric but no prompt, or the metric fails.
     """
-    check_fits(model, rows.ids)
+    check_fits(model, conversations.ids)
     started = time.monotonic()
-    results = [(0.0, 0)] * len(rows.ids)
-    passes = losses(model, rows.ids, rows.masks, options.batch_tokens)
-    for index, total, count in shown(passes, f"{name}: loss", len(results)):
-        results[index] = total, count
-    seconds, scores, lines = time.monotonic() - started, None, []
+    count = len(conversations.ids)
+    results = Results([0.0] * count, [0] * count)
+    losses = compute_losses(model, conversations.ids, conversations.masks, options.batch_tokens)
+    for index, loss, trained_tokens in show_progress(losses, f"{name}: loss", count):
+        results.losses[index] = loss
+        results.trained_tokens[index] = trained_tokens
+    seconds = {"loss": round(time.monotonic() - started, 3)}
+    lines = []
     if metric is not None:
-        scores, lines = answers(model, tokenizer, rows, options, metric, name)
-    groups = {"categories": rows.categories if any(rows.categories) else (), "sources": rows.sources}
-    if len(set(rows.sources)) < 2:
-        del groups["sources"]
-    part = {"split": rows.split, **summary(range(len(results)), results, scores)}
-    for kind, labels in groups.items():
-        members: dict[str, list[int]] = {}
-        for index, label in enumerate(labels):
-            members.setdefault("(none)" if label is None else str(label), []).append(index)
-        if members:
-            part[kind] = {label: summary(found, results, scores) for label, found in sorted(members.items())}
-    part["tokens"] = sum(len(ids) for ids in rows.ids)
-    part["rows"] = rows.report
-    part["seconds"] = {"loss": round(seconds, 3)}
-    if metric is not None:
-        part["seconds"]["answers"] = round(time.monotonic() - started - seconds, 3)
+        started = time.monotonic()
+        results.scores, lines = score_answers(model, tokenizer, conversations, options, metric, name)
+        seconds["answers"] = round(time.monotonic() - started, 3)
+    part = {"split": conversations.split, **summarize(range(count), results)}
+    if any(conversations.categories):
+        part["categories"] = summarize_groups(conversations.categories, results)
+    if len(set(conversations.sources)) > 1:
+        part["sources"] = summarize_groups(conversations.sources, results)
+    part["tokens"] = sum(len(ids) for ids in conversations.ids)
+    part["rows"] = conversations.report
+    part["seconds"] = seconds
     return part, lines
 
 
-def summary(chosen: Iterable[int], results: list[tuple[float, int]], scores: list[float | None] | None) -> dict:
-    """Loss per trained token and its exponential over some conversations; the mean score of their answers."""
-    chosen = list(chosen)
-    total, count = sum(results[index][0] for index in chosen), sum(results[index][1] for index in chosen)
-    loss = total / count
-    found = {"loss": loss, "perplexity": perplexity(loss), "conversations": len(chosen)}
-    found["trained_tokens"] = count
-    if scores is not None:
-        given = [scores[index] for index in chosen if scores[index] is not None]
-        found |= {"score": sum(given) / len(given) if given else None, "answers": len(given)}
-    return found
+def summarize_groups(labels: Sequence[str | int | None], results: Results) -> dict[str, dict[str, Any]]:
+    """Summarize the conversations of each label."""
+    members: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault("(none)" if label is None else str(label), []).append(index)
+    return {label: summarize(members[label], results) for label in sorted(members)}
 
 
-def pooled(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several sets' results as if they were one set."""
-    tokens, given = sum(part["trained_tokens"] for part in parts), sum(part.get("answers", 0) for part in parts)
-    loss = sum(part["loss"] * part["trained_tokens"] for part in parts) / tokens
-    found = {"loss": loss, "perplexity": perplexity(loss), "trained_tokens": tokens}
-    found["conversations"] = sum(part["conversations"] for part in parts)
-    if given:
-        found |= {"score": sum((part["score"] or 0) * part["answers"] for part in parts) / given, "answers": given}
-    return found
+def summarize(indices: Iterable[int], results: Results) -> dict[str, Any]:
+    """Return loss per trained token, perplexity and mean score of some conversations."""
+    indices = list(indices)
+    trained_tokens = sum(results.trained_tokens[index] for index in indices)
+    loss = sum(results.losses[index] for index in indices) / trained_tokens
+    summary: dict[str, Any] = {
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "conversations": len(indices),
+        "trained_tokens": trained_tokens,
+    }
+    if results.scores is not None:
+        scores = [results.scores[index] for index in indices if results.scores[index] is not None]
+        summary["score"] = sum(scores) / len(scores) if scores else None
+        summary["answers"] = len(scores)
+    return summary
+
+
+def pool(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return several sets' results as if they were one set."""
+    trained_tokens = sum(part["trained_tokens"] for part in parts)
+    loss = sum(part["loss"] * part["trained_tokens"] for part in parts) / trained_tokens
+    scored = [part for part in parts if part.get("answers")]
+    pooled = {
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "trained_tokens": trained_tokens,
+        "conversations": sum(part["conversations"] for part in parts),
+    }
+    if scored:
+        answers = sum(part["answers"] for part in scored)
+        pooled["score"] = sum(part["score"] * part["answers"] for part in scored) / answers
+        pooled["answers"] = answers
+    return pooled
 
 
 def perplexity(loss: float) -> float:
@@ -89,44 +135,74 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def answers(
-    model: Any, tokenizer: Any, rows: Rows, options: DictConfig, metric: Callable[[str, str], float], name: str
+def score_answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    conversations: Conversations,
+    options: DictConfig,
+    metric: Metric,
+    name: str,
 ) -> tuple[list[float | None], list[dict[str, Any]]]:
-    """Answer what stands before each conversation's last trained span, and score it against that span."""
-    pairs = {index: pair for index in range(len(rows.ids)) if (pair := last_answer(rows.ids[index], rows.masks[index]))}
+    """Generate an answer in place of each conversation's last trained span, and score it.
+
+    Returns:
+        A score per conversation, None where nothing is before the trained span, and the lines of
+        answers.jsonl. For the arguments see `measure_set`.
+    """
+    pairs: dict[int, tuple[list[int], list[int]]] = {}
+    for index, ids in enumerate(conversations.ids):
+        pair = last_answer(ids, conversations.masks[index])
+        if pair is not None:
+            pairs[index] = pair
     if not pairs:
-        raise UserError("metric: nothing stands before the trained tokens, so nothing can be asked; see data.train_on")
+        raise UserError("metric: nothing is before the trained tokens, so there is no prompt; see data.train_on")
     stop = stop_tokens(model, tokenizer)
     special = set(tokenizer.all_special_ids)
-    stop |= {reference[-1] for _, reference in pairs.values() if reference[-1] in special}
-    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    for _, reference in pairs.values():
+        if reference[-1] in special:
+            stop.add(reference[-1])
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
-    indices, lines = list(pairs), {}
-    scores: list[float | None] = [None] * len(rows.ids)
     prompts = [prompt for prompt, _ in pairs.values()]
-    found = continuations(model, prompts, stop, pad, sampling, options.batch_size)
-    for place, ids in shown(found, f"{name}: answers", len(prompts)):
-        index = indices[place]
-        prompt, reference = pairs[index]
-        text, wanted = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids, reference))
-        scores[index] = scored(metric, text, wanted)
+    generated = continuations(model, prompts, stop, _pad_token(tokenizer), sampling, options.batch_size)
+    indices = list(pairs)
+    scores: list[float | None] = [None] * len(conversations.ids)
+    lines = {}
+    for position, answer_ids in show_progress(generated, f"{name}: answers", len(prompts)):
+        index = indices[position]
+        prompt, reference_ids = pairs[index]
+        answer = tokenizer.decode(answer_ids, skip_special_tokens=True)
+        reference = tokenizer.decode(reference_ids, skip_special_tokens=True)
+        scores[index] = compute_score(metric, answer, reference)
         lines[index] = {
-            "set": name, "category": rows.categories[index], "prompt": tokenizer.decode(prompt), "answer": text,
-            "reference": wanted, "score": scores[index], "stopped": len(ids) < options.max_new_tokens,
-        }  # fmt: skip
+            "set": name,
+            "category": conversations.categories[index],
+            "prompt": tokenizer.decode(prompt),
+            "answer": answer,
+            "reference": reference,
+            "score": scores[index],
+            "stopped": len(answer_ids) < options.max_new_tokens,
+        }
     return scores, [lines[index] for index in sorted(lines)]
 
 
-def scored(metric: Callable[[str, str], float], answer: str, reference: str) -> float:
-    """One score; an error of a metric of the user's is told as one."""
+def _pad_token(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Any valid id: padding is masked."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    return 0
+
+
+def compute_score(metric: Metric, answer: str, reference: str) -> float:
+    """Score one answer; errors raised by a user's metric are reported as user errors."""
     try:
         return float(metric(answer, reference))
     except UserError:
         raise
-    except Exception as error:  # whatever code of the user's raises
+    except Exception as error:  # whatever the user's code raises
         raise UserError(f"metric: {type(error).__name__} for the answer {answer[:80]!r}: {error}") from error
 
 
-def shown(found: Iterable[Any], title: str, count: int) -> Iterable[Any]:
-    """`found` with a line on stderr where that is a terminal."""
-    return track(found, title, count, console=STDERR, transient=True, disable=not STDERR.is_terminal)
+def show_progress[T](items: Iterable[T], title: str, count: int) -> Iterable[T]:
+    """Yield `items` with a progress line on stderr where that is a terminal."""
+    return track(items, title, count, console=STDERR, transient=True, disable=not STDERR.is_terminal)

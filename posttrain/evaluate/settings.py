@@ -1,4 +1,7 @@
-"""Keys of conf/evaluate.yaml, and the configuration of each set: the words of training over a run's own. No torch."""
+"""The schema of conf/evaluate.yaml, and the configuration of each set.
+
+A set's configuration is a run's own with the overrides of the set. Imports no torch.
+"""
 
 import shlex
 from dataclasses import dataclass, field
@@ -14,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from posttrain import compose, schema, yaml_file
 from posttrain.errors import UserError
 
-# What a run says itself unless a word says otherwise: what decides which tokens are measured, and how exactly.
+# Taken from a run unless overridden: what decides which tokens are measured, and how exactly.
 OF_RUN = ("data", "template", "precision", "seed", "cache_dir", "trainer")
 
 
@@ -23,7 +26,7 @@ class EvaluateSchema:
     """conf/evaluate.yaml."""
 
     split: str = schema.ranged("auto", choices=["auto", "validation", "train"])
-    sets: Any = None  # name -> words
+    sets: Any = None  # name -> overrides
     by: str | None = "category"
     limit: int | None = schema.ranged(None, ge=1)
     batch_tokens: int = schema.ranged(4096, ge=1)
@@ -60,14 +63,18 @@ ConfigStore.instance().store(name="schema_evaluate", node=EvaluateConfig)
 
 
 def run_of(what: str) -> Path | None:
-    """The run directory that `what` is, or is the export or a checkpoint of; None: it is of no run."""
+    """Return the run directory that `what` is, or lies in as an export or a checkpoint, or None."""
     path = Path(what).expanduser().absolute()
-    return next((d for d in (path, *list(path.parents)[:2]) if (d / "config.yaml").is_file()), None)
+    for directory in (path, *list(path.parents)[:2]):
+        if (directory / "config.yaml").is_file():
+            return directory
+    return None
 
 
 def with_run(cfg: DictConfig, run_dir: Path) -> DictConfig:
-    """`cfg` with what the run in `run_dir` was trained with; see OF_RUN."""
-    frozen, merged = yaml_file.read(run_dir / "config.yaml"), cfg.copy()
+    """Return `cfg` with the values that the run in `run_dir` was trained with; see OF_RUN."""
+    frozen = yaml_file.read(run_dir / "config.yaml")
+    merged = cfg.copy()
     try:
         with open_dict(merged):
             for key in ("data", "template", "seed", "cache_dir"):
@@ -79,40 +86,57 @@ def with_run(cfg: DictConfig, run_dir: Path) -> DictConfig:
     return merged
 
 
-def of_run(word: str) -> bool:
-    """Whether a word of the command line is about what a run says itself."""
-    return word.lstrip("+~").partition("=")[0].partition(".")[0] in OF_RUN
+def is_of_run(override: str) -> bool:
+    """Whether an override sets a value that is otherwise taken from the run."""
+    return top_key(override) in OF_RUN
 
 
-def refuse_model(words: list[str]) -> None:
-    """Raise a UserError where a word is about the model: it would be ignored, and the numbers be another model's."""
-    for word in words:
-        if word.lstrip("+~").partition("=")[0].partition(".")[0] == "model":
+def top_key(override: str) -> str:
+    """The first part of an override's key: `data` of `+data.path=x`."""
+    return override.lstrip("+~").partition("=")[0].partition(".")[0]
+
+
+def refuse_model(overrides: list[str]) -> None:
+    """Refuse overrides of the model: they would be ignored, and the result be misunderstood.
+
+    Raises:
+        UserError: an override sets the model.
+    """
+    for override in overrides:
+        if top_key(override) == "model":
             raise UserError(
-                f"`{word}`: what is evaluated is the first word: python -m posttrain.evaluate WHAT data=..."
+                f"`{override}`: the model to evaluate is the first argument: python -m posttrain.evaluate WHAT data=..."
             )
 
 
-def changed(cfg: DictConfig, words: list[str]) -> DictConfig:
-    """`cfg` with `words`: groups are composed anew, single values replaced.
+def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """Return `cfg` with `overrides`: groups are composed anew, single values replaced.
 
     Raises:
-        UserError: as for the same words on a command line.
+        UserError: as for the same overrides on a command line.
     """
     try:
-        parsed = OverridesParser.create().parse_overrides(words)
+        parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
-        raise UserError(compose.explain(error, words)) from None
-    groups = {item.key_or_group for item in parsed if (compose.CONF_DIR / item.key_or_group).is_dir()}
-    rest = [item for item in parsed if item.key_or_group.partition(".")[0] not in groups]
+        raise UserError(compose.explain(error, overrides)) from None
+    groups = set()
+    for item in parsed:
+        if (compose.CONF_DIR / item.key_or_group).is_dir():
+            groups.add(item.key_or_group)
+    of_groups, of_values = [], []
+    for item in parsed:
+        if item.key_or_group.partition(".")[0] in groups:
+            of_groups.append(item.input_line)
+        else:
+            of_values.append(item)
     merged = cfg.copy()
     if groups:
-        composed = compose.compose([item.input_line for item in parsed if item not in rest], "evaluate")
+        composed = compose.compose(of_groups, "evaluate")
         with open_dict(merged):
-            for key in groups:
-                merged[key] = composed[key]
-    for item in rest:
-        OmegaConf.set_struct(merged, True)
+            for group in groups:
+                merged[group] = composed[group]
+    OmegaConf.set_struct(merged, True)
+    for item in of_values:
         try:
             OmegaConf.update(merged, item.key_or_group, item.value(), force_add=item.is_add())
         except OmegaConfBaseException as error:
@@ -121,21 +145,28 @@ def changed(cfg: DictConfig, words: list[str]) -> DictConfig:
     return merged
 
 
-def sets(cfg: DictConfig) -> dict[str, DictConfig]:
-    """The configuration of each set, by its name."""
+def configure_sets(cfg: DictConfig) -> dict[str, DictConfig]:
+    """Return the configuration of each set by its name; without `evaluate.sets`, of the one set.
+
+    Raises:
+        UserError: `evaluate.sets` is not a mapping of names to overrides, or one of them is wrong.
+    """
     if not cfg.evaluate.sets:
         path = cfg.data.path
-        return {Path(path).stem if isinstance(path, str) and "://" not in path else "data": cfg}
+        is_file = isinstance(path, str) and "://" not in path
+        return {Path(path).stem if is_file else "data": cfg}
     if not isinstance(cfg.evaluate.sets, DictConfig):
-        raise UserError('evaluate.sets: give names with their words: evaluate.sets={a:"data=alpaca data.path=a.json"}')
-    found = {}
-    for name, words in cfg.evaluate.sets.items():
-        if not isinstance(words, str):
-            raise UserError(f'evaluate.sets.{name}: give the words in quotes, {name}:"data=alpaca data.path=a.json"')
+        raise UserError(
+            'evaluate.sets: requires names with their overrides: evaluate.sets={a:"data=alpaca data.path=a.json"}'
+        )
+    configs = {}
+    for name, text in cfg.evaluate.sets.items():
+        if not isinstance(text, str):
+            raise UserError(f'evaluate.sets.{name}: put the overrides in quotes, {name}:"data=alpaca data.path=a.json"')
         try:
-            split = shlex.split(words)
-            refuse_model(split)
-            found[str(name)] = changed(cfg, split)
+            overrides = shlex.split(text)
+            refuse_model(overrides)
+            configs[str(name)] = apply_overrides(cfg, overrides)
         except (UserError, ValueError) as error:
             raise UserError(f"evaluate.sets.{name}: {error}") from None
-    return found
+    return configs

@@ -1,5 +1,5 @@
-"""The way over from Primus, AMD's training framework: its megatron_bridge configurations as experiments of ours.
+"""Import configurations of Primus, AMD's training framework, as experiments.
 
-`read` makes one flat mapping of the forms that such a file can have, `translate` says it in this project's words, and
-`experiment` writes it down.
+`read` turns both forms of a megatron_bridge file into one flat mapping, `translate` maps it to this
+project's keys, and `experiment` formats the result as a file and as overrides.
 """

@@ -1,13 +1,16 @@
-"""Take over a Primus configuration: `python -m posttrain.primus FILE.yaml [WORDS]`.
+"""Import a Primus configuration: `python -m posttrain.primus FILE.yaml [OVERRIDES]`.
 
-    python -m posttrain.primus qwen3_lora.yaml                       writes ./conf/experiment/qwen3_lora.yaml
-    python -m posttrain.primus qwen3_lora.yaml --config-dir mine     writes mine/experiment/qwen3_lora.yaml
+    # writes ./conf/experiment/qwen3_lora.yaml
+    python -m posttrain.primus qwen3_lora.yaml
+    # writes mine/experiment/qwen3_lora.yaml
+    python -m posttrain.primus qwen3_lora.yaml --config-dir mine
     python -m posttrain.primus sft.yaml out=run.yaml model=llama3_8b data=alpaca data.path=my.json
 
 FILE has framework megatron_bridge, in either form: sections (model, training, lora, data, ...) or
-modules.post_trainer.overrides. ${VARIABLE:default} is the environment's value, else the default. The command prints
-what has no counterpart, and the command lines that run the result. WORDS are for what the file does not say, or for
-another choice; they are put on the command line, not into the experiment. overwrite=true replaces a file.
+modules.post_trainer.overrides. ${VARIABLE:default} is the environment's value, else the default.
+The command prints what has no counterpart, and the command lines that run the result. OVERRIDES add
+what the file does not set, or replace what it sets; they are put on the command line, not into the
+experiment. overwrite=true replaces an existing file.
 """
 
 import re
@@ -24,85 +27,106 @@ from posttrain.primus.translate import Translation, translate
 from posttrain.recipes import names
 from posttrain.words import word
 
+OPTIONS = ("out", "overwrite")  # of this command; everything else is an override
+
 
 def main() -> None:
-    """Entry point; exits with 2 after a mistake of the user's."""
+    """Entry point; exits with 2 after a user's mistake."""
     arguments = sys.argv[1:]
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__.strip())
         raise SystemExit(0 if arguments else 2)
     try:
-        print(take_over(arguments))
+        print(import_config(arguments))
     except UserError as error:
         fail(str(error))
     except OSError as error:
-        if (place := of_place(error)) is None:
+        message = of_place(error)
+        if message is None:
             raise
-        fail(place)
+        fail(message)
 
 
-def take_over(arguments: list[str]) -> str:
+def import_config(arguments: list[str]) -> str:
     """Read, translate, write and check.
 
     Args:
         arguments: of the command line.
 
     Returns:
-        What to tell about it.
+        A report for the user.
 
     Raises:
-        UserError: the file can't be taken over, or the words are wrong.
+        UserError: the file can't be imported, or the overrides are wrong.
     """
     folder, arguments = _config_dir(arguments)
-    files = [item for item in arguments if "=" not in item]
+    files, overrides, options = [], [], {}
+    for argument in arguments:
+        key, is_override, value = argument.partition("=")
+        if not is_override:
+            files.append(argument)
+        elif key in OPTIONS:
+            options[key] = value
+        else:
+            overrides.append(argument)
     if len(files) != 1:
-        raise UserError(f"one Primus file, please; found: {' '.join(files) or 'none'}")
-    given = dict(item.split("=", 1) for item in arguments if "=" in item)
-    options = {key: given[key] for key in ("out", "overwrite") if key in given}
-    words = [item for item in arguments if "=" in item and item.partition("=")[0] not in options]
+        raise UserError(f"expected exactly one Primus file, got: {' '.join(files) or 'none'}")
     primus = read(Path(files[0]).expanduser())
-    model = next((item for item in words if item.startswith("model=")), None)
-    done = translate(primus, model)
-    _give_way(done, words)
+    model_chosen = any(override.startswith("model=") for override in overrides)
+    translation = translate(primus, model_chosen)
+    _drop_overridden(translation, overrides)
 
-    out = Path(options["out"]) if "out" in options else folder / "experiment" / f"{file_name(primus)}.yaml"
+    out = folder / "experiment" / f"{file_name(primus)}.yaml"
+    if "out" in options:
+        out = Path(options["out"])
     if out.exists() and options.get("overwrite") != "true":
-        raise UserError(f"{out}: is there already; add overwrite=true, or out=FILE")
-    composed = [*experiment.words(done), *words]
-    cfg = compose(composed)  # before anything is written
+        raise UserError(f"{out}: already exists; add overwrite=true, or out=FILE")
+    # Before anything is written.
+    cfg = compose([*experiment.format_overrides(translation), *overrides])
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, experiment.text(primus, done))
+    write_text(out, experiment.format_file(primus, translation))
     try:
         check.check(cfg, launch.visible_gpus())
         verdict = "checked: it composes and passes every check on this machine"
     except UserError as error:
         verdict = f"it composes; before it can run on this machine: {error}"
-    return report(primus, done, out, words, verdict)
+    return format_report(translation, out, overrides, verdict)
 
 
-def report(primus: Primus, done: Translation, out: Path, words: list[str], verdict: str) -> str:
-    """What was written, what was not taken over, and how to run it."""
-    place = [word("hydra.run.dir", done.run_dir)] if done.run_dir else []
+def format_report(translation: Translation, out: Path, overrides: list[str], verdict: str) -> str:
+    """What was written, what has no counterpart, and how to run it."""
     lines = [f"written: {out}", verdict]
-    if done.left_out:
-        lines += ["not taken over:", *(f"  {line}" for line in done.left_out)]
-    if hint := recipe(done):
+    if translation.left_out:
+        lines.append("no counterpart:")
+        lines += [f"  {line}" for line in translation.left_out]
+    recipe = recipe_alias(translation)
+    if recipe:
         lines.append(
-            f"what the file leaves to Megatron-Bridge's recipe is this project's default; or add recipe={hint}"
+            "values that the file leaves to Megatron-Bridge's recipe are this project's defaults; "
+            f"for the recipe's, add recipe={recipe}"
         )
+    if translation.run_dir:
+        overrides = [*overrides, word("hydra.run.dir", translation.run_dir)]
     if out.parent.name == "experiment":
-        own = [] if out.parent.parent.resolve() == CONF_DIR else ["--config-dir", str(out.parent.parent)]
-        lines += ["run it:", f"  {experiment.command(*own, word('experiment', out.stem), *words, *place)}"]
+        config_dir = out.parent.parent
+        arguments = [word("experiment", out.stem), *overrides]
+        if config_dir.resolve() != CONF_DIR:
+            arguments = ["--config-dir", str(config_dir), *arguments]
+        lines += ["run it:", f"  {experiment.format_command(arguments)}"]
     else:
-        lines.append("to run it, put the file into a folder named experiment and name the folder above: --config-dir")
-    return "\n".join([*lines, "the same without the file:",
-                      f"  {experiment.command(*experiment.words(done), *words, *place)}"])  # fmt: skip
+        lines.append(
+            "to run it, move the file into a folder named experiment and pass that folder's parent: --config-dir"
+        )
+    whole = [*experiment.format_overrides(translation), *overrides]
+    lines += ["the same without the file:", f"  {experiment.format_command(whole)}"]
+    return "\n".join(lines)
 
 
-def recipe(done: Translation) -> str | None:
-    """The recipe for this model and kind of training, if there is one for a single choice of GPUs."""
-    kind = "sft" if done.choices.get("peft", "none") == "none" else "peft"
-    name = f"{done.choices.get('model', '')}_{kind}_config"
+def recipe_alias(translation: Translation) -> str | None:
+    """The recipe for this model and kind of training, if there is one for any number of GPUs."""
+    peft = translation.choices.get("peft", "none")
+    kind = "sft" if peft == "none" else "peft"
+    name = f"{translation.choices.get('model', '')}_{kind}_config"
     return name if name in names.aliases() else None
 
 
@@ -111,12 +135,14 @@ def file_name(primus: Primus) -> str:
     return re.sub(r"[^\w.-]+", "_", primus.path.stem).strip("._") or "primus"
 
 
-def _give_way(done: Translation, words: list[str]) -> None:
-    """Drop what the words choose themselves: the file's choice of the group, and its values."""
-    for group in {item.partition("=")[0] for item in words}:
-        done.choices.pop(group, None)
-        for key in [key for key in done.values if key == group or key.startswith(f"{group}.")]:
-            del done.values[key]
+def _drop_overridden(translation: Translation, overrides: list[str]) -> None:
+    """Drop the groups that the overrides choose, and the values below the keys that they set."""
+    for override in overrides:
+        overridden = override.partition("=")[0]
+        translation.choices.pop(overridden, None)
+        for key in list(translation.values):
+            if key == overridden or key.startswith(f"{overridden}."):
+                del translation.values[key]
 
 
 def _config_dir(arguments: list[str]) -> tuple[Path, list[str]]:
@@ -124,7 +150,7 @@ def _config_dir(arguments: list[str]) -> tuple[Path, list[str]]:
     for index, item in enumerate(arguments):
         if item in ("--config-dir", "-cd"):
             if index + 1 == len(arguments):
-                raise UserError("--config-dir: name a folder")
+                raise UserError("--config-dir: requires a folder")
             return Path(arguments[index + 1]), arguments[:index] + arguments[index + 2 :]
         if item.startswith("--config-dir="):
             return Path(item.partition("=")[2]), arguments[:index] + arguments[index + 1 :]

@@ -1,7 +1,6 @@
-"""A translated configuration as a file of conf/experiment, and as words."""
+"""A translated configuration as a file of conf/experiment, and as overrides."""
 
 import shlex
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -10,28 +9,40 @@ from posttrain.primus.translate import Translation
 from posttrain.words import word
 
 
-def text(primus: Primus, done: Translation) -> str:
+def format_file(primus: Primus, translation: Translation) -> str:
     """The file: an experiment that chooses the groups and sets the values."""
-    body = OmegaConf.create()
-    for key, value in done.values.items():
-        OmegaConf.update(body, key, value, force_add=True)
-    defaults: list[Any] = [{f"override /{group}": name} for group, name in done.choices.items()]
-    content = OmegaConf.to_yaml(OmegaConf.create({"defaults": defaults}))
-    lines = ["# @package _global_", f"# From {primus.path.name}, a configuration of Primus for Megatron-Bridge."]
+    lines = [
+        "# @package _global_",
+        f"# From {primus.path.name}, a configuration of Primus for Megatron-Bridge.",
+    ]
     if primus.read:
-        lines.append(f"# Environment variables, or their defaults, that it was read with: {', '.join(primus.read)}")
-    if done.left_out:
-        lines += ["# Not taken over:", *(f"#   {' '.join(line.split())}" for line in done.left_out)]
-    return "\n".join(lines) + "\n" + content + (OmegaConf.to_yaml(body) if len(body) else "")
+        variables = ", ".join(primus.read)
+        lines.append(f"# Read with these environment variables, or their defaults: {variables}")
+    if translation.left_out:
+        lines.append("# No counterpart:")
+        for line in translation.left_out:
+            lines.append(f"#   {' '.join(line.split())}")
+    defaults = [{f"override /{group}": name} for group, name in translation.choices.items()]
+    body = OmegaConf.create()
+    for key, value in translation.values.items():
+        OmegaConf.update(body, key, value, force_add=True)
+    content = OmegaConf.to_yaml(OmegaConf.create({"defaults": defaults}))
+    if translation.values:
+        content += OmegaConf.to_yaml(body)
+    return "\n".join(lines) + "\n" + content
 
 
-def words(done: Translation) -> list[str]:
+def format_overrides(translation: Translation) -> list[str]:
     """The same without a file."""
-    chosen = [word(group, name) for group, name in done.choices.items()]
-    values = [("+" if key.startswith("trainer.megatron.") else "") + word(key, v) for key, v in done.values.items()]
-    return [*chosen, *values]
+    overrides = []
+    for group, name in translation.choices.items():
+        overrides.append(word(group, name))
+    for key, value in translation.values.items():
+        prefix = "+" if key.startswith("trainer.megatron.") else ""
+        overrides.append(prefix + word(key, value))
+    return overrides
 
 
-def command(*arguments: str) -> str:
+def format_command(arguments: list[str]) -> str:
     """A command line for a shell."""
     return shlex.join(["python", "-m", "posttrain", *arguments])

@@ -1,4 +1,4 @@
-"""`python -m posttrain.recipes [NAME]`: the recipes that a run can start from, or one of them key by key."""
+"""`python -m posttrain.recipes [NAME]`: list the recipes, or show one of them key by key."""
 
 import sys
 
@@ -9,46 +9,67 @@ from posttrain.recipes.translate import Translation, translate
 from posttrain.words import word
 
 
-def listing() -> str:
-    """Every recipe for text models with what it is, by the folder that it comes from."""
-    text = [recipe for recipe in names.recipes().values() if recipe.text]
-    width = max(len(recipe.name) for recipe in text)
-    lines = [f"{len(text)} recipes of Megatron-Bridge {names.version()}; start from one with recipe.name=NAME\n"]
-    lines += [f"{recipe.name:<{width}}  {recipe.summary}" for recipe in text]
-    others = len(names.recipes()) - len(text)
-    lines.append(f"\n{others} more train models of images, sound or video, and can't be used here.")
+def format_list() -> str:
+    """Every recipe for text models with its summary, in the order of their folders."""
+    recipes = names.recipes()
+    usable = [recipe for recipe in recipes.values() if recipe.text]
+    width = max(len(recipe.name) for recipe in usable)
+    lines = [f"{len(usable)} recipes of Megatron-Bridge {names.version()}; start from one with recipe.name=NAME\n"]
+    for recipe in usable:
+        lines.append(f"{recipe.name:<{width}}  {recipe.summary}")
+    others = len(recipes) - len(usable)
+    lines.append(f"\n{others} more train image, audio or video models, which posttrain does not support.")
     return "\n".join(lines)
 
 
-def page(recipe: names.Recipe, done: Translation) -> str:
+def format_recipe(recipe: names.Recipe, translation: Translation) -> str:
     """One recipe, key by key."""
-    lines = [f"{recipe.name}: {recipe.summary}", f"{recipe.module}, Megatron-Bridge {names.version()}", ""]
-    lines += [word(group, name) for group, name in done.choices.items()]
-    lines += [word(key, value) for key, value in sorted(done.values.items())]
-    for title, items in (
-        ("Decided by posttrain, for the machine or with the choices above:", done.decided),
-        ("Not carried over:", done.left_out),
-    ):
-        lines += ["", title, *(f"  {item}" for item in items)]
+    lines = [
+        f"{recipe.name}: {recipe.summary}",
+        f"{recipe.module}, Megatron-Bridge {names.version()}",
+        "",
+    ]
+    for group, name in translation.choices.items():
+        lines.append(word(group, name))
+    for key, value in sorted(translation.values.items()):
+        lines.append(word(key, value))
+    lines += ["", "Decided by posttrain, for the machine or with the choices above:"]
+    for item in translation.decided:
+        lines.append(f"  {item}")
+    lines += ["", "Not carried over:"]
+    for item in translation.left_out:
+        lines.append(f"  {item}")
     return "\n".join(lines)
+
+
+def show_recipe(name: str) -> None:
+    """Print one recipe.
+
+    Raises:
+        UserError: there is no such recipe, or it raises an error.
+    """
+    recipe = names.find(name)
+    resolved = resolve.resolve(recipe)
+    print(format_recipe(recipe, translate(recipe.name, resolved, model_chosen=True)))
+    if resolved["option"] is None:
+        hub = resolved["hub"]
+        print(f"\nconf/model does not have {hub}: add model=hf model.path={hub}, or a different model.")
 
 
 def main() -> None:
-    """List the recipes, or show the one named."""
+    """List the recipes, or show the one given."""
     args = sys.argv[1:]
-    if {"-h", "--help"} & set(args) or len(args) > 1:
+    if "-h" in args or "--help" in args:
         print(__doc__)
-        raise SystemExit(0 if {"-h", "--help"} & set(args) else 2)
+        raise SystemExit(0)
+    if len(args) > 1:
+        print(__doc__)
+        raise SystemExit(2)
     try:
         if args in ([], ["list"]):
-            return print(listing())
-        recipe = names.find(args[0])
-        found = resolve.resolved(recipe)
-        print(page(recipe, translate(recipe.name, found, model_chosen=True)))
-        if found["option"] is None:
-            print(
-                f"\nconf/model does not have {found['hub']}: add model=hf model.path={found['hub']}, or another model."
-            )
+            print(format_list())
+        else:
+            show_recipe(args[0])
     except (UserError, RunFailed) as error:
         fail(str(error), error.exit_code)
 

@@ -1,6 +1,8 @@
-"""Which recipes the installed Megatron-Bridge has: read from its source files, since importing them takes seconds."""
+"""The recipes of the installed Megatron-Bridge, read from its source files.
 
-import difflib
+Importing them would take seconds.
+"""
+
 import importlib.metadata
 import importlib.util
 import re
@@ -9,11 +11,12 @@ from functools import cache
 from pathlib import Path
 
 from posttrain.errors import UserError
+from posttrain.suggest import did_you_mean
 
 PACKAGE = "megatron.bridge.recipes"
 DEFINITION = re.compile(r'^def ([a-z]\w*_(?:sft|peft)\w*_config)\([^)]*\)[^:]*:\n    """(?:Return )?([^\n"]*)', re.M)
 ALIAS = re.compile(r"(\w+_config) as (\w+_config)")
-# Folders and functions of models that look, listen or draw. What is trained here reads and writes text.
+# Folders and functions of image, audio and video models. Only text models are trained here.
 NOT_TEXT = re.compile(r"_vl|omni|audio|flux|wan|stepfun")
 
 
@@ -35,7 +38,7 @@ class Recipe:
 
 
 def version() -> str:
-    """The installed Megatron-Bridge's."""
+    """The version of the installed Megatron-Bridge."""
     return importlib.metadata.version("megatron-bridge")
 
 
@@ -46,44 +49,45 @@ def root() -> Path:
 
 @cache
 def recipes() -> dict[str, Recipe]:
-    """Name -> recipe, in the order of the files."""
-    found: dict[str, Recipe] = {}
+    """Return name -> recipe, in the order of the files."""
+    by_name: dict[str, Recipe] = {}
     for path in sorted(root().glob("*/**/*.py")):
         parts = path.relative_to(root()).with_suffix("").parts
         if parts[0] == "utils":
             continue
         for name, summary in DEFINITION.findall(path.read_text(encoding="utf-8")):
             text = not NOT_TEXT.search("/".join([*parts, name]))
-            found[name] = Recipe(name, ".".join([PACKAGE, *parts]), summary.strip(), text)
-    return found
+            by_name[name] = Recipe(name, ".".join([PACKAGE, *parts]), summary.strip(), text)
+    return by_name
 
 
 @cache
 def aliases() -> dict[str, str]:
     """Older, shorter names that Megatron-Bridge still knows -> the recipe."""
-    found: dict[str, str] = {}
+    recipe_names: dict[str, str] = {}
     for path in sorted(root().glob("*/*.py")):
         for name, alias in ALIAS.findall(path.read_text(encoding="utf-8")):
             if name in recipes():
-                found[alias] = name
-    return found
+                recipe_names[alias] = name
+    return recipe_names
 
 
 def find(name: str) -> Recipe:
-    """The recipe of that name, or of that older name.
+    """Return the recipe with that name, or with that older name.
 
     Raises:
-        UserError: there is none, or its model is not one of text.
+        UserError: there is none, or its model is not a text model.
     """
     recipe = recipes().get(aliases().get(name, name))
     if recipe is None:
-        known = [one.name for one in recipes().values() if one.text]
-        close = difflib.get_close_matches(name, [*known, *aliases()], n=1, cutoff=0.6)
-        meant = f"; did you mean `{close[0]}`?" if close else "."
+        usable = [known.name for known in recipes().values() if known.text]
+        hint = did_you_mean(name, [*usable, *aliases()]) or "."
         raise UserError(
-            f"`recipe.name={name}`: Megatron-Bridge {version()} has no such SFT or PEFT recipe{meant} "
+            f"`recipe.name={name}`: Megatron-Bridge {version()} has no such SFT or PEFT recipe{hint} "
             "All of them: python -m posttrain recipe=list"
         )
     if not recipe.text:
-        raise UserError(f"`recipe.name={name}`: its model reads images, sound or video; posttrain trains text alone")
+        raise UserError(
+            f"`recipe.name={name}`: its model is an image, audio or video model; posttrain trains text models only"
+        )
     return recipe

@@ -1,8 +1,8 @@
-"""Run recipes and keep what they return as plain data: `python -m posttrain.recipes.resolve FOLDER NAME...`.
+"""Run recipes and store what they return: `python -m posttrain.recipes.resolve FOLDER NAME...`.
 
-In a process of its own, because a recipe needs Megatron. Nothing is asked of the hub: a model that conf/model has gets
-its configuration from there, any other one a stand-in, since what a recipe says about training seldom depends on the
-model's shape.
+In a process of its own, because a recipe needs Megatron. The hub is never contacted: a model that
+conf/model has gets its configuration from there, any other model gets a stand-in, since a recipe's
+training settings seldom depend on the model's shape.
 """
 
 import copy
@@ -16,24 +16,30 @@ import re
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import RunFailed, UserError
 from posttrain.recipes import names
 
+if TYPE_CHECKING:
+    from megatron.bridge.models.gpt_provider import GPTModelProvider
+    from megatron.bridge.training.config import ConfigContainer
+
 TIMEOUT_S = 600
 
 
-def resolved(recipe: names.Recipe, cache_dir: str | None = None) -> dict[str, Any]:
-    """What `recipe` returns, from the cache if the installed Megatron-Bridge has been asked before.
+def resolve(recipe: names.Recipe, cache_dir: str | None = None) -> dict[str, Any]:
+    """Return what `recipe` returns, from the cache if this Megatron-Bridge has run it before.
 
     Returns:
-        `hub`: the model's hub id; `option`: its name in conf/model or None; `trust_remote_code`: whether its code is on
-        the hub; `env_vars`: names of environment variables; `sections`: section of the configuration -> `type`,
-        `values` (plain ones), `changed`, the names of the values that are not Megatron-Bridge's defaults, and `strays`,
-        those that Megatron-Bridge does not know.
+        `hub`: the model's hub id; `option`: its name in conf/model or None; `trust_remote_code`:
+        whether its code is on the hub; `env_vars`: names of environment variables; `sections`:
+        section of the configuration -> `type`, `values` (plain ones), `changed`, the names of the
+        values that are not Megatron-Bridge's defaults, and `strays`, those that Megatron-Bridge
+        does not know.
 
     Raises:
         UserError: the recipe itself raises an error.
@@ -41,33 +47,37 @@ def resolved(recipe: names.Recipe, cache_dir: str | None = None) -> dict[str, An
     """
     from posttrain.cache import build_once, cache_root
 
-    folder = folder_of(recipe, cache_root(cache_dir))
-    build_once(folder, lambda scratch: run(scratch, [recipe.name]))
-    found = json.loads((folder / f"{recipe.name}.json").read_text())
-    if "error" in found:
-        raise UserError(f"`recipe.name={recipe.name}`: {found['error']}")
-    return found
+    folder = cache_folder(recipe, cache_root(cache_dir))
+    build_once(folder, lambda scratch: run_recipes(scratch, [recipe.name]))
+    resolved = json.loads((folder / f"{recipe.name}.json").read_text())
+    if "error" in resolved:
+        raise UserError(f"`recipe.name={recipe.name}`: {resolved['error']}")
+    return resolved
 
 
-def folder_of(recipe: names.Recipe, cache: Path) -> Path:
-    """Where a recipe is kept: apart for each version of Megatron-Bridge and of this module."""
+def cache_folder(recipe: names.Recipe, cache: Path) -> Path:
+    """A recipe's folder: a separate one for each version of Megatron-Bridge and of this module."""
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     return cache / "recipes" / f"{names.version()}-{source}" / recipe.name
 
 
-def run(folder: Path, recipes: list[str]) -> None:
+def run_recipes(folder: Path, recipes: list[str]) -> None:
     """Let a new process write FOLDER/NAME.json for each of `recipes`.
 
     Raises:
         RunFailed: it did not.
     """
-    print(f"posttrain: asking Megatron-Bridge {names.version()} for {', '.join(recipes)[:100]} ...", file=sys.stderr)
+    listed = ", ".join(recipes)[:100]
+    print(f"posttrain: running {listed} of Megatron-Bridge {names.version()} ...", file=sys.stderr)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "posttrain.recipes.resolve", str(folder), *recipes],
-            capture_output=True, text=True, timeout=TIMEOUT_S,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=environment,
+        )
     except subprocess.TimeoutExpired as error:
         raise RunFailed(f"Megatron-Bridge's recipes did not load within {TIMEOUT_S} s") from error
     if done.returncode:
@@ -75,50 +85,61 @@ def run(folder: Path, recipes: list[str]) -> None:
 
 
 def option_of(hub: str | None) -> str | None:
-    """The file of conf/model that has a hub id's architecture. Meta has renamed its Llamas on the hub."""
+    """Return the file of conf/model with a hub id's architecture.
+
+    Meta has renamed its Llamas on the hub: the older names are known too.
+    """
     return options().get((hub or "").replace("/Meta-", "/"))
 
 
 @cache
 def options() -> dict[str, str]:
-    """Hub id -> file of conf/model."""
+    """Return hub id -> file of conf/model."""
     from posttrain.compose import CONF_DIR
 
-    found: dict[str, str] = {}
+    options_by_hub: dict[str, str] = {}
     for path in sorted((CONF_DIR / "model").glob("*.yaml")):
-        if (hub := re.search(r"^path: ([\w.-]+/[\w.-]+)", path.read_text(), re.M)) and path.stem != "hf":
-            found.setdefault(hub[1].replace("/Meta-", "/"), path.stem)
-    return found
+        hub = re.search(r"^path: ([\w.-]+/[\w.-]+)", path.read_text(), re.M)
+        if hub and path.stem != "hf":
+            options_by_hub.setdefault(hub[1].replace("/Meta-", "/"), path.stem)
+    return options_by_hub
 
 
 class Hub:
-    """What stands for `AutoBridge.from_hf_pretrained` while a recipe runs.
+    """Stands in for `AutoBridge.from_hf_pretrained` while a recipe runs.
 
     Attributes:
-        asked: the hub id that was asked for last.
-        made: the provider that was given for it, as it was given.
+        requested: the hub id that was requested last.
+        provider: an untouched copy of the provider that was returned for it.
         trusted: whether the recipe would run Python code from the hub.
     """
 
     def __init__(self) -> None:
         from megatron.bridge import AutoBridge
 
-        self.asked: str | None = None
-        self.made: Any = None
-        self.trusted = False
         self._from_config = AutoBridge.from_hf_config
         AutoBridge.from_hf_pretrained = classmethod(lambda cls, path, **options: self.open(path, **options))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what the recipe before has requested."""
+        self.requested: str | None = None
+        self.provider: GPTModelProvider | None = None
+        self.trusted = False
 
     def open(self, path: str, trust_remote_code: bool = False, **options: Any) -> "Hub":
-        self.asked, self.trusted = str(path), trust_remote_code
+        """Remember the id, as `AutoBridge.from_hf_pretrained`."""
+        self.requested = str(path)
+        self.trusted = trust_remote_code
         return self
 
-    def to_megatron_provider(self, load_weights: bool = False, **options: Any) -> Any:
-        self.made = self._provider(option_of(self.asked))
-        return copy.deepcopy(self.made)
+    def to_megatron_provider(self, load_weights: bool = False, **options: Any) -> "GPTModelProvider":
+        """Return the provider of the model that was requested, without its weights."""
+        self.provider = self._build_provider(option_of(self.requested))
+        return copy.deepcopy(self.provider)
 
     @cache  # noqa: B019  (there is one Hub, and it lives as long as the process)
-    def _provider(self, option: str | None) -> Any:
+    def _build_provider(self, option: str | None) -> "GPTModelProvider":
         from megatron.bridge.models.gpt_provider import GPTModelProvider
 
         if option is None:
@@ -136,53 +157,74 @@ class Hub:
         return self._from_config(config).to_megatron_provider(load_weights=False)
 
 
-def describe(function: Any, hub: Hub) -> dict[str, Any]:
-    """Call a recipe's function; its result as plain data, see `resolved`."""
+def describe(function: "Callable[[], ConfigContainer]", hub: Hub) -> dict[str, Any]:
+    """Call a recipe's function and return its result as plain data, see `resolve`."""
     from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 
-    hub.asked, hub.made, hub.trusted = None, None, False
+    hub.reset()
     try:
         config = function()
     except Exception as error:
-        return {
-            "error": f"Megatron-Bridge's function fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        }
+        text = " ".join(str(error).split())[:300]
+        return {"error": f"Megatron-Bridge's function fails: {type(error).__name__}: {text}"}
     config.mixed_precision = get_mixed_precision_config(config.mixed_precision or "bf16_mixed")
     sections = {}
     for name, value in vars(config).items():
         if dataclasses.is_dataclass(value):
-            sections[name] = section(value, hub.made if name == "model" else None)
-    asked = hub.asked or config.tokenizer.tokenizer_model
+            sections[name] = describe_section(value, hub.provider if name == "model" else None)
+    hub_id = hub.requested or config.tokenizer.tokenizer_model
     return {
-        "hub": asked, "option": option_of(asked), "trust_remote_code": hub.trusted, "sections": sections,
+        "hub": hub_id,
+        "option": option_of(hub_id),
+        "trust_remote_code": hub.trusted,
+        "sections": sections,
         "env_vars": sorted(getattr(config, "env_vars", None) or {}),
-    }  # fmt: skip
-
-
-def section(value: Any, default: Any = None) -> dict[str, Any]:
-    """One section: its type, its plain values, and which of them differ from `default`, else from its class's."""
-    if default is None:
-        try:
-            default = type(value)()
-        except TypeError:  # some fields have no default: they, at least, were chosen
-            default = types.SimpleNamespace(
-                **{f.name: f.default for f in dataclasses.fields(value) if f.default is not dataclasses.MISSING}
-            )
-    own, usual = vars(value), vars(default)
-    fields = {f.name for f in dataclasses.fields(value)}
-    return {
-        "type": type(value).__name__,
-        "values": {name: plain(item) for name, item in own.items() if not name.startswith("_")},
-        "changed": sorted(
-            name for name, item in own.items() if not name.startswith("_") and plain(item) != plain(usual.get(name))
-        ),
-        # Set by the recipe on an object that has no such field: nobody reads them.
-        "strays": sorted(name for name in own if not name.startswith("_") and name not in fields and name not in usual),
     }
 
 
+def describe_section(section: Any, default: Any = None) -> dict[str, Any]:
+    """Return a section's type, plain values, and the names of those that were changed.
+
+    Args:
+        section: an object of any dataclass.
+        default: what its values are compared with; None: its class's defaults.
+    """
+    if default is None:
+        default = _default_of(type(section))
+    values, changed, strays = {}, [], []
+    defaults = vars(default)
+    fields = {field.name for field in dataclasses.fields(section)}
+    for name, item in vars(section).items():
+        if name.startswith("_"):
+            continue
+        values[name] = plain(item)
+        if values[name] != plain(defaults.get(name)):
+            changed.append(name)
+        # Set by the recipe on an object that has no such field: nobody reads it.
+        if name not in fields and name not in defaults:
+            strays.append(name)
+    return {
+        "type": type(section).__name__,
+        "values": values,
+        "changed": sorted(changed),
+        "strays": sorted(strays),
+    }
+
+
+def _default_of(section_type: type) -> Any:
+    """An object with the defaults of a dataclass."""
+    try:
+        return section_type()
+    except TypeError:  # some fields have no default: they, at least, were chosen
+        defaults = types.SimpleNamespace()
+        for field in dataclasses.fields(section_type):
+            if field.default is not dataclasses.MISSING:
+                setattr(defaults, field.name, field.default)
+        return defaults
+
+
 def plain(value: Any) -> Any:
-    """`value` as JSON has it; what has no such form as text in angle brackets."""
+    """Return `value` as JSON has it; what has no such form as text in angle brackets."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, enum.Enum):
@@ -192,25 +234,28 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(item) for name, item in vars(value).items() if not name.startswith("_")}
-    return f"<{getattr(value, '__qualname__', None) or str(value).partition(' object at')[0]}>"
+        return {name: plain(item) for name, item in vars(value).items() if name[0] != "_"}
+    name = getattr(value, "__qualname__", None) or str(value).partition(" object at")[0]
+    return f"<{name}>"
 
 
 def main() -> None:
-    """Resolve the recipes named in sys.argv."""
-    folder, wanted = Path(sys.argv[1]), sys.argv[2:]
+    """Resolve the recipes given in sys.argv."""
+    folder = Path(sys.argv[1])
     from posttrain.convert import process
 
     process.start()
-    # The package's own __init__ imports every recipe, also those of models that draw, which need packages of their own.
+    # The package's own __init__ imports every recipe, also those of image models, which need
+    # further packages.
     package = types.ModuleType(names.PACKAGE)
     package.__path__ = [str(names.root())]
     sys.modules[names.PACKAGE] = package
     hub = Hub()
-    for name in wanted:
+    for name in sys.argv[2:]:
         recipe = names.find(name)
         function = getattr(importlib.import_module(recipe.module), recipe.name)
-        (folder / f"{name}.json").write_text(json.dumps(describe(function, hub), indent=1))
+        description = describe(function, hub)
+        (folder / f"{name}.json").write_text(json.dumps(description, indent=1))
 
 
 if __name__ == "__main__":

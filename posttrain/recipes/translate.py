@@ -1,8 +1,8 @@
-"""A recipe in this project's words: which file of each group, which values, and what of it is not carried over.
+"""Translate a recipe to this project's keys: the file of each group, the values, and the rest.
 
-Only what a recipe says about the training is taken. What Megatron needs on a given machine (kernels, fusions, CUDA
-graphs, where files go) is decided here for the machine at hand; those settings are named, and so is everything that has
-no place.
+Only a recipe's settings of the training itself are taken. What Megatron needs on a given machine
+(kernels, fusions, CUDA graphs, where files go) is decided here for the machine at hand. Those
+settings are listed, and so is everything that has no counterpart.
 """
 
 import re
@@ -12,13 +12,16 @@ from typing import Any
 from posttrain.errors import UserError
 
 # section -> key there -> key here; values are taken as they are.
-WORDS = {
+KEYS = {
     "train": {
         "train_iters": "trainer.max_steps",
         "global_batch_size": "trainer.global_batch_size",
         "micro_batch_size": "trainer.micro_batch_size",
     },
-    "validation": {"eval_interval": "trainer.validation_interval", "eval_iters": "trainer.validation_batches"},
+    "validation": {
+        "eval_interval": "trainer.validation_interval",
+        "eval_iters": "trainer.validation_batches",
+    },
     "logger": {"log_interval": "trainer.log_interval"},
     "rng": {"seed": "seed"},
     "checkpoint": {
@@ -27,39 +30,58 @@ WORDS = {
         "async_save": "checkpoint.async_save",
     },
     "optimizer": {
-        key: f"optimizer.{key}"
-        for key in ("optimizer", "lr", "min_lr", "adam_beta1", "adam_beta2", "adam_eps", "sgd_momentum", "clip_grad")
+        "optimizer": "optimizer.optimizer",
+        "lr": "optimizer.lr",
+        "min_lr": "optimizer.min_lr",
+        "adam_beta1": "optimizer.adam_beta1",
+        "adam_beta2": "optimizer.adam_beta2",
+        "adam_eps": "optimizer.adam_eps",
+        "sgd_momentum": "optimizer.sgd_momentum",
+        "clip_grad": "optimizer.clip_grad",
     },
     "scheduler": {
-        key: f"scheduler.{key}"
-        for key in ("lr_decay_style", "lr_warmup_iters", "lr_decay_iters", "lr_wsd_decay_iters", "lr_wsd_decay_style")
+        "lr_decay_style": "scheduler.lr_decay_style",
+        "lr_warmup_iters": "scheduler.lr_warmup_iters",
+        "lr_decay_iters": "scheduler.lr_decay_iters",
+        "lr_wsd_decay_iters": "scheduler.lr_wsd_decay_iters",
+        "lr_wsd_decay_style": "scheduler.lr_wsd_decay_style",
     },
     "model": {
         "seq_length": "trainer.seq_length",
-        **{
-            f"{kind}_parallel_size": f"parallelism.{kind}_parallel_size"
-            for kind in ("tensor_model", "pipeline_model", "context", "expert_model")
-        },
+        "tensor_model_parallel_size": "parallelism.tensor_model_parallel_size",
+        "pipeline_model_parallel_size": "parallelism.pipeline_model_parallel_size",
+        "context_parallel_size": "parallelism.context_parallel_size",
+        "expert_model_parallel_size": "parallelism.expert_model_parallel_size",
     },
     "ddp": {"use_megatron_fsdp": "parallelism.fsdp"},
     "peft": {"dim": "peft.rank", "alpha": "peft.alpha", "dropout": "peft.dropout"},
 }
-NOTHING_IS_NULL = ("trainer.validation_interval", "trainer.validation_batches", "checkpoint.save_interval")
+NULL_INSTEAD_OF_ZERO = (
+    "trainer.validation_interval",
+    "trainer.validation_batches",
+    "checkpoint.save_interval",
+)
 # Read below, together with other values.
 TOGETHER = {
     "scheduler": ("start_weight_decay", "end_weight_decay", "lr_warmup_fraction"),
     "optimizer": ("weight_decay", "use_distributed_optimizer"),
     "ddp": ("use_distributed_optimizer",),
-    "model": ("sequence_parallel", "recompute_granularity", "recompute_method", "recompute_num_layers"),
+    "model": (
+        "sequence_parallel",
+        "recompute_granularity",
+        "recompute_method",
+        "recompute_num_layers",
+    ),
     "peft": ("target_modules",),
 }
-# Decided here: for the machine, by the precision, or because the loss and the files would be others.
+# Decided here: for the machine, by the precision, or because losses and files would differ.
 DECIDED = {
     "model": r"\w*fusion\w*|attention_backend|attention_softmax_in_fp32|cuda_graph_\w+|use_te_rng_tracker"
     r"|offload_modules|params_dtype|pipeline_dtype|calculate_per_token_loss|persist_layer_norm",
     "optimizer": r"bf16|overlap_param_gather",
     "scheduler": r"max_lr|min_lr|override_opt_param_scheduler|lr_warmup_init",
-    "ddp": r"overlap_\w+|check_for_\w+|average_in_collective|grad_reduce_in_fp32|data_parallel_sharding_strategy",
+    "ddp": r"overlap_\w+|check_for_\w+|average_in_collective|grad_reduce_in_fp32"
+    r"|data_parallel_sharding_strategy",
     "train": r"manual_gc\w*|empty_unused_memory_level",
     "mixed_precision": r"\w*dtype|bf16|fp8\w*",
     "logger": r".*",
@@ -67,11 +89,11 @@ DECIDED = {
     "tokenizer": r".*",
     "checkpoint": r"save|load|ckpt_\w+|fully_parallel_\w+|dist_ckpt_strictness|async_strategy|save_rng",
 }
-# What makes another model of it. Hugging Face's form of the model would not say so.
+# Settings that change the model itself, which its Hugging Face form would not show.
 ARCHITECTURE = re.compile(r"position_embedding_type|yarn_\w+|mtp_\w+|rotary_\w+|num_layers|hidden_size")
 PASSED = ("model", "optimizer")  # sections whose other settings go through trainer.megatron
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant", "WSD": "wsd"}
-WHOLE_MATRICES = {"linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"}
+ALL_LINEAR = {"linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"}
 
 
 @dataclass
@@ -94,48 +116,60 @@ class Translation:
 
 
 def translate(name: str, recipe: dict[str, Any], model_chosen: bool = False) -> Translation:
-    """Say what `resolve.resolved` returned in this project's words.
+    """Translate what `resolve.resolve` returned.
 
     Args:
         name: of the recipe, for messages.
-        recipe: see `resolve.resolved`.
-        model_chosen: whether the command line chooses a model, so that the recipe's own need not be known here.
+        recipe: see `resolve.resolve`.
+        model_chosen: whether the command line chooses a model, so that the recipe's own need not be
+            known here.
 
     Raises:
-        UserError: the model is none of conf/model, or the recipe changes the model itself.
+        UserError: the model is not in conf/model, or the recipe changes the model itself.
     """
-    hub, sections = recipe["hub"], recipe["sections"]
-    if recipe["option"] is None and not model_chosen:
-        raise UserError(
-            f"`recipe.name={name}`: trains {hub}, which conf/model does not have. Its settings with a model that you "
-            f"choose: recipe.name={name} model=hf model.path={hub}"
-        )
+    hub = recipe["hub"]
+    sections = recipe["sections"]
     done = Translation(hub)
     if recipe["option"] is not None:
         done.choices["model"] = recipe["option"]
-        changed = [key for key in sections["model"]["changed"] if ARCHITECTURE.fullmatch(key)]
-        if changed:
-            raise UserError(
-                f"`recipe.name={name}`: changes the model itself ({', '.join(changed[:3])}, ...), which its Hugging "
-                "Face form would not have; start from another recipe"
-            )
-    _peft(name, sections.get("peft"), done)
-    for section, words in WORDS.items():
-        for key, path in words.items():
-            if section in sections and key in sections[section]["values"]:
-                value = sections[section]["values"][key]
-                done.values[path] = None if path in NOTHING_IS_NULL and not value else value
-    _training(name, sections, done)
-    _data(sections["dataset"]["values"], done)
-    _others(sections, done)
-    if recipe["env_vars"]:
-        done.left_out.append(
-            f"environment variables {' '.join(recipe['env_vars'])}: set them yourself where you need them"
+        _refuse_changed_model(name, sections["model"]["changed"])
+    elif not model_chosen:
+        raise UserError(
+            f"`recipe.name={name}`: trains {hub}, which conf/model does not have. To use its "
+            f"settings with a model that you choose: recipe.name={name} model=hf model.path={hub}"
         )
+    _translate_peft(name, sections.get("peft"), done)
+    for section, keys in KEYS.items():
+        given = sections[section]["values"] if section in sections else {}
+        for key, path in keys.items():
+            if key in given:
+                done.values[path] = null_instead_of_zero(path, given[key])
+    _translate_training(name, sections, done)
+    _translate_data(sections["dataset"]["values"], done)
+    _translate_others(sections, done)
+    if recipe["env_vars"]:
+        variables = " ".join(recipe["env_vars"])
+        done.left_out.append(f"environment variables {variables}: set them yourself where you need them")
     return done
 
 
-def _peft(name: str, peft: dict[str, Any] | None, done: Translation) -> None:
+def null_instead_of_zero(path: str, value: Any) -> Any:
+    """Return `value` for the key `path`, null where Megatron says "never" with a zero."""
+    if path in NULL_INSTEAD_OF_ZERO and not value:
+        return None
+    return value
+
+
+def _refuse_changed_model(name: str, changed: list[str]) -> None:
+    keys = [key for key in changed if ARCHITECTURE.fullmatch(key)]
+    if keys:
+        raise UserError(
+            f"`recipe.name={name}`: changes the model itself ({', '.join(keys[:3])}, ...), "
+            "which its Hugging Face form would not show; start from a different recipe"
+        )
+
+
+def _translate_peft(name: str, peft: dict[str, Any] | None, done: Translation) -> None:
     """Which adapter, on which modules."""
     if peft is None:
         done.choices["peft"] = "none"
@@ -144,23 +178,29 @@ def _peft(name: str, peft: dict[str, Any] | None, done: Translation) -> None:
         raise UserError(f"`recipe.name={name}`: trains a {peft['type']}, which `peft=` does not have")
     done.choices["peft"] = peft["type"].lower()
     targets = peft["values"]["target_modules"]
-    done.values["peft.target_modules"] = "all-linear" if set(targets) == WHOLE_MATRICES else targets
+    done.values["peft.target_modules"] = targets
+    if set(targets) == ALL_LINEAR:
+        done.values["peft.target_modules"] = "all-linear"
 
 
-def _training(name: str, sections: dict[str, Any], done: Translation) -> None:
-    """What several of Megatron-Bridge's settings say together."""
-    model, optimizer, scheduler, ddp, precision = (
-        sections[key]["values"] for key in ("model", "optimizer", "scheduler", "ddp", "mixed_precision")
-    )
+def _translate_training(name: str, sections: dict[str, Any], done: Translation) -> None:
+    """Settings that Megatron-Bridge spreads over several keys."""
+    optimizer = sections["optimizer"]["values"]
+    scheduler = sections["scheduler"]["values"]
     values = done.values
     if optimizer["optimizer"] not in ("adam", "sgd"):
-        raise UserError(f"`recipe.name={name}`: its optimizer {optimizer['optimizer']} is none of `optimizer=`")
+        raise UserError(
+            f"`recipe.name={name}`: uses the optimizer {optimizer['optimizer']}, which `optimizer=` does not have"
+        )
     done.choices["optimizer"] = optimizer["optimizer"]
     # Megatron's scheduler sets the weight decay of every step, whatever the optimizer was given.
     decay = scheduler["end_weight_decay"]
-    values["optimizer.weight_decay"] = optimizer["weight_decay"] if decay is None else decay
-    if decay is not None and scheduler["start_weight_decay"] != decay:
-        done.left_out.append(f"scheduler.start_weight_decay={scheduler['start_weight_decay']}")
+    if decay is None:
+        values["optimizer.weight_decay"] = optimizer["weight_decay"]
+    else:
+        values["optimizer.weight_decay"] = decay
+        if scheduler["start_weight_decay"] != decay:
+            done.left_out.append(f"scheduler.start_weight_decay={scheduler['start_weight_decay']}")
 
     style = scheduler["lr_decay_style"]
     done.choices["scheduler"] = SCHEDULERS.get(style, "cosine")
@@ -168,11 +208,23 @@ def _training(name: str, sections: dict[str, Any], done: Translation) -> None:
     if scheduler["lr_decay_iters"] == values["trainer.max_steps"]:
         values["scheduler.lr_decay_iters"] = None  # the last step, also of a longer run
     if style != "WSD":
-        del values["scheduler.lr_wsd_decay_style"], values["scheduler.lr_wsd_decay_iters"]
+        del values["scheduler.lr_wsd_decay_style"]
+        del values["scheduler.lr_wsd_decay_iters"]
+    values["trainer.epochs"] = None
+    _translate_parallelism(sections, done)
+    _translate_precision(name, sections["mixed_precision"]["values"], done)
 
+
+def _translate_parallelism(sections: dict[str, Any], done: Translation) -> None:
+    """How the training is split over GPUs, and what is recomputed to save memory."""
+    model = sections["model"]["values"]
+    optimizer = sections["optimizer"]["values"]
+    ddp = sections["ddp"]["values"]
+    values = done.values
     done.choices["parallelism"] = "ddp"
-    tensor = model["tensor_model_parallel_size"]
-    values["parallelism.sequence_parallel"] = bool(model["sequence_parallel"]) if tensor > 1 else None
+    values["parallelism.sequence_parallel"] = None
+    if model["tensor_model_parallel_size"] > 1:
+        values["parallelism.sequence_parallel"] = bool(model["sequence_parallel"])
     values["parallelism.distributed_optimizer"] = bool(
         optimizer["use_distributed_optimizer"] or ddp["use_distributed_optimizer"] or ddp["use_megatron_fsdp"]
     )
@@ -181,31 +233,37 @@ def _training(name: str, sections: dict[str, Any], done: Translation) -> None:
         for key, own in (("recompute_method", "uniform"), ("recompute_num_layers", 1)):
             if model[key] not in (own, None):
                 values[f"trainer.megatron.model.{key}"] = model[key]
-    values["trainer.epochs"] = None
 
+
+def _translate_precision(name: str, precision: dict[str, Any], done: Translation) -> None:
     if precision["fp16"]:
         raise UserError(f"`recipe.name={name}`: trains in fp16, which `precision=` does not have")
-    done.choices["precision"] = "fp8" if precision["fp8"] else "bf16" if precision["bf16"] else "fp32"
-    if precision["fp8"] and precision["fp8_recipe"] != "tensorwise":
-        done.left_out.append(f"mixed_precision.fp8_recipe={precision['fp8_recipe']}: fp8 is scaled per tensor here")
+    if precision["fp8"]:
+        done.choices["precision"] = "fp8"
+        if precision["fp8_recipe"] != "tensorwise":
+            done.left_out.append(f"mixed_precision.fp8_recipe={precision['fp8_recipe']}: fp8 is scaled per tensor here")
+    elif precision["bf16"]:
+        done.choices["precision"] = "bf16"
+    else:
+        done.choices["precision"] = "fp32"
 
 
-def _data(data: dict[str, Any], done: Translation) -> None:
-    """The recipe's data: named, since their preparation is the hub's and Megatron-Bridge's."""
+def _translate_data(data: dict[str, Any], done: Translation) -> None:
+    """The recipe's data: only mentioned, since the hub and Megatron-Bridge prepare them."""
     packed = bool(data.get("enable_offline_packing") or data.get("enable_in_batch_packing"))
     done.values["data.packing"] = packed
     source = data.get("hf_dataset") or {}
-    what = source.get("dataset_name") or source.get("path_or_dataset") or "data of its own"
+    dataset = source.get("dataset_name") or source.get("path_or_dataset") or "data of its own"
     advice = "" if packed else " and data.packing=false"
-    done.left_out.append(f"dataset {what}: choose data=, data.path={advice}")
+    done.left_out.append(f"dataset {dataset}: choose data=, data.path={advice}")
 
 
-def _others(sections: dict[str, Any], done: Translation) -> None:
-    """Every other setting that isn't Megatron-Bridge's default: passed through, decided here, or left out."""
+def _translate_others(sections: dict[str, Any], done: Translation) -> None:
+    """Other changed settings: passed through, decided here, or left out."""
     for section, content in sections.items():
         if section == "dataset":
             continue
-        known = {*WORDS.get(section, ()), *TOGETHER.get(section, ())}
+        known = {*KEYS.get(section, ()), *TOGETHER.get(section, ())}
         for key in content["changed"]:
             value = content["values"][key]
             if key in known or value is None:

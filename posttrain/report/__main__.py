@@ -1,11 +1,11 @@
-"""`python -m posttrain.report DIR`: the runs in DIR as a table and a page."""
+"""`python -m posttrain.report DIR`: show the runs in DIR as a table and a page."""
 
 import argparse
 from pathlib import Path
 
 from posttrain.compose import fail
 from posttrain.errors import UserError
-from posttrain.report import report
+from posttrain.report import write_report
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write the page (default: DIR/report.html)")
     args = parser.parse_args()
     try:
-        print(f"\n{report(args.directory, args.out)}")
+        print(f"\n{write_report(args.directory, args.out)}")
     except UserError as error:
         fail(str(error), error.exit_code)
 

@@ -1,34 +1,55 @@
-"""The figures that compare trials: a heat map of two keys, parallel coordinates of all."""
+"""The figures that compare trials: a heat map of two keys, parallel coordinates of all keys."""
 
 import math
 from typing import Any
 
 import plotly.graph_objects as go
 
-from posttrain.report.table import NUMBERS, columns, say
+from posttrain.report.table import NUMBERS, columns, format_value
 from posttrain.report.trials import Trial, ranked_by
 from posttrain.sweep.names import short
 
-PAIR = ("peft.rank", "optimizer.lr")  # the axes of choice, where they differ
+PREFERRED_AXES = ("peft.rank", "optimizer.lr")
 SCALE = "Viridis"  # dark is low, which is good
-LAYOUT = {"template": "plotly_white", "font": {"family": "system-ui, sans-serif"}, "margin": {"t": 40, "b": 50}}
-WIDE = 8  # a key whose largest value is so many times its smallest gets a logarithmic axis
+LAYOUT = {
+    "template": "plotly_white",
+    "font": {"family": "system-ui, sans-serif"},
+    "margin": {"t": 40, "b": 50},
+}
+LOG_RATIO = 8  # a key whose largest value is so many times its smallest gets a logarithmic axis
 
 
 def heat_map(trials: list[Trial]) -> go.Figure | None:
-    """The ranking metric over two differing keys, the best trial of each cell; None without two keys or a result."""
-    metric, keys = ranked_by(trials), columns(trials)
-    if len(keys) < 2 or not scored(trials):
+    """Draw the ranking metric over two differing keys, the best trial in each cell.
+
+    Returns:
+        The figure; None without two keys or a result.
+    """
+    metric = ranked_by(trials)
+    keys = columns(trials)
+    if len(keys) < 2 or not with_score(trials):
         return None
-    across, up = PAIR if set(PAIR) <= set(keys) else keys[:2]
-    xs, ys = (ordered([trial.config.get(key) for trial in trials]) for key in (across, up))
-    cells = [[_best([t for t in trials if (t.config.get(across), t.config.get(up)) == (x, y)]) for x in xs] for y in ys]
+    x_key, y_key = keys[:2]
+    if set(PREFERRED_AXES) <= set(keys):
+        x_key, y_key = PREFERRED_AXES
+    xs = sort_distinct([trial.config.get(x_key) for trial in trials])
+    ys = sort_distinct([trial.config.get(y_key) for trial in trials])
+    scores: list[list[float | None]] = []
+    labels: list[list[str]] = []
+    for y in ys:
+        scores.append([])
+        labels.append([])
+        for x in xs:
+            best = _best_in_cell(trials, {x_key: x, y_key: y})
+            score = math.inf if best is None else best.score(metric)
+            scores[-1].append(score if math.isfinite(score) else None)
+            labels[-1].append("not tried" if best is None else f"{best.name}: {best.state}")
     figure = go.Figure(
         go.Heatmap(
-            x=[say(x) for x in xs],
-            y=[say(y) for y in ys],
-            z=[[None if t is None or math.isinf(t.score(metric)) else t.score(metric) for t in row] for row in cells],
-            customdata=[[f"{t.name}: {t.state}" if t else "not tried" for t in row] for row in cells],
+            x=[format_value(x) for x in xs],
+            y=[format_value(y) for y in ys],
+            z=scores,
+            customdata=labels,
             texttemplate="%{z:.4g}",
             hovertemplate="%{customdata}<br>%{z:.5g}<extra></extra>",
             colorscale=SCALE,
@@ -38,54 +59,82 @@ def heat_map(trials: list[Trial]) -> go.Figure | None:
         )
     )
     axis = {"type": "category", "showgrid": False}
-    figure.update_layout(xaxis={"title": across, **axis}, yaxis={"title": up, **axis}, **LAYOUT)
+    figure.update_layout(xaxis={"title": x_key, **axis}, yaxis={"title": y_key, **axis}, **LAYOUT)
     return figure
 
 
-def parallel(trials: list[Trial]) -> go.Figure | None:
-    """Every differing key and the results as parallel axes; None with fewer than two results or no difference."""
-    metric, keys, trials = ranked_by(trials), columns(trials), scored(trials)
+def parallel_coordinates(trials: list[Trial]) -> go.Figure | None:
+    """Draw every differing key and the results as parallel axes.
+
+    Returns:
+        The figure; None with fewer than two results or no difference.
+    """
+    metric = ranked_by(trials)
+    keys = columns(trials)
+    trials = with_score(trials)
     if len(trials) < 2 or not keys:
         return None
-    axes = [_axis(short(key, keys), [trial.config.get(key) for trial in trials]) for key in keys]
+    axes = []
+    for key in keys:
+        axes.append(_axis(short(key, keys), [trial.config.get(key) for trial in trials]))
     for name in (metric, "tokens_per_second"):
         values = [trial.summary.get(name) for trial in trials]
-        if all(isinstance(value, int | float) for value in values):
+        if _are_numbers(values):
             axes.append({"label": NUMBERS[name], "values": values})
-    line = {"color": [trial.score(metric) for trial in trials], "colorscale": SCALE, "showscale": True}
+    scores = [trial.score(metric) for trial in trials]
+    line = {"color": scores, "colorscale": SCALE, "showscale": True}
     figure = go.Figure(go.Parcoords(dimensions=axes, line=line))
     figure.update_layout(**LAYOUT | {"margin": {"t": 70, "b": 30, "l": 70}})
     return figure
 
 
-def scored(trials: list[Trial]) -> list[Trial]:
+def with_score(trials: list[Trial]) -> list[Trial]:
     """The trials with a result."""
-    return [trial for trial in trials if math.isfinite(trial.score(ranked_by(trials)))]
-
-
-def ordered(values: list[Any]) -> list[Any]:
-    """The distinct values: numbers by size, then the rest by name."""
-    distinct = list({say(value): value for value in values}.values())
-    return sorted(distinct, key=lambda v: (0, v, "") if isinstance(v, int | float) else (1, 0, say(v)))
-
-
-def _best(trials: list[Trial]) -> Trial | None:
     metric = ranked_by(trials)
-    return min(trials, key=lambda trial: trial.score(metric), default=None)
+    return [trial for trial in trials if math.isfinite(trial.score(metric))]
+
+
+def sort_distinct(values: list[Any]) -> list[Any]:
+    """Return the distinct values: numbers by size, then the rest by name."""
+    numbers: dict[str, int | float] = {}
+    others: dict[str, Any] = {}
+    for value in values:
+        kind = numbers if isinstance(value, int | float) else others
+        kind[format_value(value)] = value
+    return sorted(numbers.values()) + [others[name] for name in sorted(others)]
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
+
+
+def _best_in_cell(trials: list[Trial], cell: dict[str, Any]) -> Trial | None:
+    """The best of the trials whose configuration has the values of `cell`."""
+    matching = []
+    for trial in trials:
+        if all(trial.config.get(key) == value for key, value in cell.items()):
+            matching.append(trial)
+    metric = ranked_by(matching)
+    return min(matching, key=lambda trial: trial.score(metric), default=None)
 
 
 def _axis(label: str, values: list[Any]) -> dict[str, Any]:
-    """A parallel axis whose ticks are the values that were tried; other than numbers are spaced evenly."""
-    tried = ordered(values)
-    if not all(isinstance(value, int | float) for value in tried):
-        place = {say(value): float(i) for i, value in enumerate(tried)}
-    elif tried[0] > 0 and tried[-1] / tried[0] >= WIDE:
-        place = {say(value): math.log10(value) for value in tried}
-    else:
-        place = {say(value): float(value) for value in tried}
+    """A parallel axis with a tick at each value; values that are not numbers are spaced evenly."""
+    distinct = sort_distinct(values)
+    numeric = _are_numbers(distinct)
+    logarithmic = numeric and distinct[0] > 0 and distinct[-1] / distinct[0] >= LOG_RATIO
+    positions: dict[str, float] = {}
+    for index, value in enumerate(distinct):
+        if logarithmic:
+            position = math.log10(value)
+        elif numeric:
+            position = float(value)
+        else:
+            position = float(index)
+        positions[format_value(value)] = position
     return {
         "label": label,
-        "values": [place[say(value)] for value in values],
-        "tickvals": list(place.values()),
-        "ticktext": list(place),
+        "values": [positions[format_value(value)] for value in values],
+        "tickvals": list(positions.values()),
+        "ticktext": list(positions),
     }

@@ -1,4 +1,4 @@
-"""The trials as one HTML file that needs neither a network nor another file."""
+"""The trials as one HTML file that requires neither a network nor a second file."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from posttrain.compose import compose
 from posttrain.report import figures
-from posttrain.report.table import NUMBERS, columns, say
+from posttrain.report.table import NUMBERS, columns, format_value, numbers_of
 from posttrain.report.trials import Trial, best_trial, ranked_by
 from posttrain.sweep.names import flatten, is_place
 
@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 MOST_POINTS = 1500  # per curve: more than a screen has columns, few enough for 100 trials in one file
 FIRST_CURVES = ("loss", "val_loss")  # at the top of the curve menu
 NOT_CURVES = ("time",)
-FEW = 10  # trials told apart by hue; more are coloured by rank
+MOST_HUES = 10  # trials told apart by hue; more are coloured by rank
 
 
 def render(trials: list[Trial], title: str) -> str:
@@ -31,30 +31,25 @@ def render(trials: list[Trial], title: str) -> str:
         title: what is compared, for the heading.
     """
     defaults = flatten(OmegaConf.to_container(compose(), resolve=True))
-    curves = dict.fromkeys(name for trial in trials for name in trial.series if name not in NOT_CURVES)
-    data = {
-        "trials": [
-            {"name": trial.name, "color": color, "series": {name: _curve(trial, name) for name in curves}}
-            for trial, color in zip(trials, colors(trials), strict=True)
-        ],
-        "curves": sorted(curves, key=lambda name: FIRST_CURVES.index(name) if name in FIRST_CURVES else 9),
-        "figures": {
-            name: json.loads(figure.to_json())
-            for name, make in (("heat", figures.heat_map), ("parallel", figures.parallel))
-            if (figure := make(trials)) is not None
-        },
-    }
+    curves = curve_names(trials)
+    rows, curves_by_trial = [], []
+    for trial, color in zip(trials, colors(trials), strict=True):
+        changed = changed_keys(trial.config, defaults)
+        rows.append({"trial": trial, "color": color, "changed": changed})
+        series = {name: _curve(trial, name) for name in curves}
+        curves_by_trial.append({"name": trial.name, "color": color, "series": series})
+    data = {"trials": curves_by_trial, "curves": curves, "figures": draw_figures(trials)}
     environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html.j2").render(
         title=title,
-        trials=[_row(trial, color["color"], defaults) for trial, color in zip(trials, data["trials"], strict=True)],
+        trials=rows,
         keys=columns(trials),
-        numbers={key: NUMBERS[key] for key in NUMBERS if any(key in trial.summary for trial in trials)},
+        numbers={name: NUMBERS[name] for name in numbers_of(trials)},
         metric=ranked_by(trials),
         best=best_trial(trials),
         data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),  # so that no text can end the script
         figures=data["figures"],
-        say=say,
+        format_value=format_value,
         value=lambda value: json.dumps(value, ensure_ascii=False),
         plotly=get_plotlyjs(),
         script=(FOLDER / "page.js").read_text(encoding="utf-8"),
@@ -62,26 +57,52 @@ def render(trials: list[Trial], title: str) -> str:
     )
 
 
+def curve_names(trials: list[Trial]) -> list[str]:
+    """The metrics that any trial has a curve of, in the order of the curve menu."""
+    names: dict[str, None] = {}
+    for trial in trials:
+        names |= dict.fromkeys(trial.series)
+    first = [name for name in FIRST_CURVES if name in names]
+    return first + [name for name in names if name not in (*FIRST_CURVES, *NOT_CURVES)]
+
+
+def draw_figures(trials: list[Trial]) -> dict[str, dict[str, Any]]:
+    """Name in page.html.j2 -> plotly's description; figures that can't be drawn are left out."""
+    drawn = {}
+    for name, draw in (
+        ("heat", figures.heat_map),
+        ("parallel", figures.parallel_coordinates),
+    ):
+        figure = draw(trials)
+        if figure is not None:
+            drawn[name] = json.loads(figure.to_json())
+    return drawn
+
+
 def colors(trials: list[Trial]) -> list[str]:
-    """A colour per trial: distinct hues for a few, else from good to bad, and grey without a result."""
-    if len(trials) <= FEW:
+    """A colour per trial: distinct hues for a few, else from good to bad; grey without a result."""
+    if len(trials) <= MOST_HUES:
         return plotly.colors.qualitative.D3[: len(trials)]
-    count = len(figures.scored(trials))
-    good = plotly.colors.sample_colorscale("Viridis", [0.88 * i / max(1, count - 1) for i in range(count)])
-    return good + ["#9aa5b1"] * (len(trials) - count)  # the scale's last part is too pale on white
+    count = len(figures.with_score(trials))
+    points = [0.88 * i / max(1, count - 1) for i in range(count)]  # beyond is too pale on white
+    good = plotly.colors.sample_colorscale("Viridis", points)
+    return good + ["#9aa5b1"] * (len(trials) - count)
 
 
-def _row(trial: Trial, color: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    changed = [
-        (key, defaults.get(key), trial.config.get(key))
-        for key in dict.fromkeys([*trial.config, *defaults])
-        if not is_place(key) and trial.config.get(key) != defaults.get(key)
-    ]
-    return {"trial": trial, "color": color, "changed": changed}
+def changed_keys(config: dict[str, Any], defaults: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, default, value) of every key that differs, those of where a run is run aside."""
+    changed = []
+    for key in dict.fromkeys([*config, *defaults]):
+        if not is_place(key) and config.get(key) != defaults.get(key):
+            changed.append((key, defaults.get(key), config.get(key)))
+    return changed
 
 
 def _curve(trial: Trial, name: str) -> dict[str, list[float]]:
-    """Points of a curve, thinned evenly; the last is kept. `minutes` counts from the trial's first line."""
+    """Points of a curve, thinned evenly; the last one stays.
+
+    `minutes` counts from the trial's first line.
+    """
     points = trial.series.get(name, [])
     stride = max(1, math.ceil(len(points) / MOST_POINTS))
     points = points[::-1][::stride][::-1]

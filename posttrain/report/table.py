@@ -36,39 +36,53 @@ MOST_KEYS = 6  # differing keys shown as columns: a terminal is not wider
 def print_table(trials: list[Trial], console: Console | None = None) -> None:
     """Print the trials, best first, with what differs between them; errors below."""
     console = console or Console()
-    keys, best = columns(trials), best_trial(trials)
+    keys = columns(trials)
+    best = best_trial(trials)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("trial", overflow="fold", min_width=10)
     for key in keys:
         table.add_column(short(key, keys), justify="right", overflow="fold")
-    shown = [name for name in TERMINAL if any(name in trial.summary for trial in trials)]
+    shown = [name for name in numbers_of(trials) if name in TERMINAL]
     for name in shown:
         style = "bold" if name == ranked_by(trials) else None
         table.add_column(NUMBERS[name], justify="right", no_wrap=True, style=style)
     table.add_column("status", no_wrap=True)
     for trial in trials:
-        table.add_row(
-            Text(visible(f"{'*' if trial is best else ' '} {trial.name}")),
-            *(Text(visible(say(trial.config.get(key)))) for key in keys),
-            *(Text(visible(say(trial.summary.get(name)))) for name in shown),
-            Text(trial.state, style=STYLE.get(trial.state, "")),
-        )
+        mark = "*" if trial is best else " "
+        cells = [f"{mark} {trial.name}"]
+        cells += [format_value(trial.config.get(key)) for key in keys]
+        cells += [format_value(trial.summary.get(name)) for name in shown]
+        state = Text(trial.state, style=STYLE.get(trial.state, ""))
+        table.add_row(*(Text(visible(cell)) for cell in cells), state)
     console.print(table)
     for trial in trials:
         if trial.error:
-            console.print(Text(visible(f"{trial.name}: {trial.error}"), style=STYLE.get(trial.state, "")))
+            style = STYLE.get(trial.state, "")
+            console.print(Text(visible(f"{trial.name}: {trial.error}"), style=style))
 
 
 def columns(trials: list[Trial]) -> list[str]:
-    """The differing keys worth a column: those of the command lines first and in their order, as the user thinks."""
-    asked = [override.lstrip("+~").partition("=")[0] for trial in trials for override in trial.overrides or ()]
-    return sorted(differing(trials), key=lambda key: asked.index(key) if key in asked else len(asked))[:MOST_KEYS]
+    """The differing keys worth a column, those of the command lines first and in their order."""
+    keys = differing(trials)
+    overridden = []
+    for trial in trials:
+        for override in trial.overrides or ():
+            overridden.append(override.lstrip("+~").partition("=")[0])
+    first = [key for key in dict.fromkeys(overridden) if key in keys]
+    return (first + [key for key in keys if key not in first])[:MOST_KEYS]
 
 
-def say(value: Any) -> str:
-    """A value in a cell: floats with four significant digits, nothing for None."""
+def numbers_of(trials: list[Trial]) -> list[str]:
+    """The keys of NUMBERS that any of the trials has."""
+    return [name for name in NUMBERS if any(name in trial.summary for trial in trials)]
+
+
+def format_value(value: Any) -> str:
+    """The text of a cell: floats with four significant digits, nothing for None."""
     if value is None:
         return ""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if 10_000 <= abs(value) < 1e9 else f"{value:.4g}"
-    return str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if 10_000 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

@@ -11,10 +11,10 @@ launched: set[Path] = set()  # directories of the sweeps that this command has l
 def summarize() -> None:
     """Table, page and link to the best of what was launched, however it ended; a launcher may be called many times."""
     while launched:
-        from posttrain.report import report
+        from posttrain.report import write_report
 
         try:
-            tell(f"report: {report(launched.pop())}")
+            tell(f"report: {write_report(launched.pop())}")
         except UserError as error:  # a sweep is not spoiled by a report that can't be made
             tell(str(error))
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain.errors import RunFailed, UserError
 from posttrain.files import write_json, write_text
 from posttrain.launch import last_loss
-from posttrain.report.table import say
+from posttrain.report.table import format_value
 from posttrain.sweep.names import difference, flatten
 
 
@@ -92,7 +92,7 @@ class Trial:
         status = json.loads((self.directory / "status.json").read_text())
         if status["state"] == "pruned":
             return status["error"]
-        return "finished" if self.value is None else f"validation loss {say(self.value)}"
+        return "finished" if self.value is None else f"validation loss {format_value(self.value)}"
 
     def task_config(self) -> dict[str, Any]:
         """The resolved configuration as the run freezes it."""

@@ -52,7 +52,7 @@ def test_several_sets_and_rows_left_out(evaluate, tiny, questions, capsys):
     assert b["rows"]["kept"] == 5 and sum(b["rows"]["dropped"].values()) == 1 and "categories" not in b
     pooled = (a["loss"] * a["trained_tokens"] + b["loss"] * b["trained_tokens"]) / result["all"]["trained_tokens"]
     assert result["all"]["loss"] == pytest.approx(pooled) and result["all"]["conversations"] == 17
-    assert "left out: 1" in capsys.readouterr().out
+    assert "dropped: 1" in capsys.readouterr().out
 
 
 def test_sources_of_one_set(evaluate, tiny, questions):
@@ -123,9 +123,9 @@ def test_a_model_that_answers_scores(evaluate, tiny, questions, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "data: say on what"),
-        (["model.path=DIR", PAIRS, "data.path=x"], "what is evaluated is the first word"),
-        (['evaluate.sets={x:"data=alpaca model.path=DIR"}'], "what is evaluated is the first word"),
+        ([], "data: choose what to evaluate on"),
+        (["model.path=DIR", PAIRS, "data.path=x"], "the model to evaluate is the first argument"),
+        (['evaluate.sets={x:"data=alpaca model.path=DIR"}'], "the model to evaluate is the first argument"),
         (["data=alpca", "data.path=x"], "did you mean `alpaca`"),
         ([PAIRS, "data.path=DIR/none.jsonl"], "there is no such file"),
         ([PAIRS, "data.path=DIR/b.jsonl"], "line 6"),

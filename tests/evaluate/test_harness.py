@@ -77,7 +77,7 @@ def test_refused_before_a_model_is_loaded(evaluate, tiny, tasks, monkeypatch, ca
 
     file = compose([*words, "lm_eval.trust_include_path=true"], "evaluate").lm_eval  # as if a file had said so
     with pytest.raises(UserError, match="to the command line"):
-        harness.check(file, words)
+        harness.check_options(file, words)
     import importlib.util
 
     find = importlib.util.find_spec

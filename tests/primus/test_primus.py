@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from posttrain import check
 from posttrain.compose import compose, overrides_of
 from posttrain.errors import UserError
-from posttrain.primus.__main__ import take_over
+from posttrain.primus.__main__ import import_config
 from posttrain.primus.read import read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +75,7 @@ SECTIONS_MEAN = {
 SECTIONS_LACK = [
     "checkpointing.load=/checkpoints/x: a Megatron checkpoint", "hf_save_path=/exports/x", "data.tokenizer_type",
     "data.chat_format=chatml: the template is alpaca", "data.split=80,15,5: its third part", "logging.tensorboard_dir",
-    "hub_token=...: no counterpart", "packed_sequence is not said",
+    "hub_token=...: no counterpart", "packed_sequence is not set",
 ]  # fmt: skip
 
 MODULES = """
@@ -130,7 +130,7 @@ MODULES_MEAN = {
 }  # fmt: skip
 MODULES_LACK = [
     "fp8 is scaled per tensor", "moe_router_force_load_balancing=True: sends tokens to experts at random",
-    "cross_entropy_loss_fusion=True: decided by posttrain", "use_turbo_attention=True: kernels for AMD's GPUs",
+    "cross_entropy_loss_fusion=True: decided by posttrain", "use_turbo_attention=True: kernels for AMD GPUs",
 ]  # fmt: skip
 FORMS = [(SECTIONS, SECTIONS_MEAN, SECTIONS_LACK), (MODULES, MODULES_MEAN, MODULES_LACK)]
 
@@ -152,7 +152,7 @@ def write(folder: Path, text: str, name: str = "theirs.yaml") -> Path:
 
 @pytest.mark.parametrize("text, means, lacks", FORMS, ids=["sections", "modules"])
 def test_both_forms(folder, text, means, lacks):
-    told = take_over([str(write(folder, text)), "--config-dir", "mine"])
+    told = import_config([str(write(folder, text)), "--config-dir", "mine"])
     cfg = compose(["experiment=theirs", f"hydra.searchpath=[file://{folder / 'mine'}]"])
     for key, value in means.items():
         assert OmegaConf.select(cfg, key) == value, key
@@ -170,7 +170,7 @@ def test_both_forms(folder, text, means, lacks):
 
 def test_its_commands_are_readable_whatever_the_names(folder):
     text = "framework: megatron_bridge\nhf_path: a/b\ncheckpointing: {save: 'runs/mine ü'}"
-    told = take_over([str(write(folder, text, "größer.yaml"))])
+    told = import_config([str(write(folder, text, "größer.yaml"))])
     commands = [shlex.split(line)[3:] for line in told.splitlines() if line.startswith("  python -m posttrain")]
     found = [overrides_of([word for word in command if "=" in word]) for command in commands]
     assert [command["hydra.run.dir"] for command in found] == ["'runs/mine ü'"] * 2
@@ -181,7 +181,7 @@ def test_every_line_of_a_file_is_used_or_named(folder):
     """Change each setting in turn: the experiment or the report must change with it."""
     for text, *_ in FORMS:
         path = write(folder, text)
-        before = take_over([str(path), "out=a.yaml", "overwrite=true"]), (folder / "a.yaml").read_text()
+        before = import_config([str(path), "out=a.yaml", "overwrite=true"]), (folder / "a.yaml").read_text()
         for number, line in enumerate(text.splitlines()):
             found = re.fullmatch(r"( +\w+: )(\d+|true|[\d.]+e-\d+)", line)
             if not found or found[1].strip() in ("use_lora:", "save_lora_only:", "do_validation:"):
@@ -191,7 +191,7 @@ def test_every_line_of_a_file_is_used_or_named(folder):
             lines[number] = found[1] + other
             write(folder, "\n".join(lines))
             try:
-                after = take_over([str(path), "out=a.yaml", "overwrite=true"]), (folder / "a.yaml").read_text()
+                after = import_config([str(path), "out=a.yaml", "overwrite=true"]), (folder / "a.yaml").read_text()
             except UserError as error:
                 after = str(error)
             assert after != before, line
@@ -199,15 +199,15 @@ def test_every_line_of_a_file_is_used_or_named(folder):
 
 def test_the_environment_wins_over_a_default(folder, monkeypatch):
     monkeypatch.setenv("STEPS", "12")
-    take_over([str(write(folder, SECTIONS)), "out=a.yaml"])
+    import_config([str(write(folder, SECTIONS)), "out=a.yaml"])
     assert OmegaConf.load(folder / "a.yaml").trainer.max_steps == 12
 
 
 def test_words_fill_what_the_file_does_not_say(folder):
     path = write(folder, "framework: megatron_bridge\nmodel: {load: /checkpoints/x}\ntraining: {lr: 1e-5}\n")
     with pytest.raises(UserError, match="add model=NAME"):
-        take_over([str(path)])
-    told = take_over([str(path), "model=llama3_8b", "data=alpaca", "data.path=rows.json", "optimizer.lr=2e-5"])
+        import_config([str(path)])
+    told = import_config([str(path), "model=llama3_8b", "data=alpaca", "data.path=rows.json", "optimizer.lr=2e-5"])
     assert "experiment=theirs model=llama3_8b data=alpaca data.path=rows.json optimizer.lr=2e-5" in told
     assert "model.load=/checkpoints/x: a Megatron checkpoint" in told and "checked: it composes and passes" in told
 
@@ -219,7 +219,7 @@ def test_a_checkout_of_primus_says_what_its_models_are(folder):
     examples = folder / "examples"
     examples.mkdir()
     path = write(examples, MODULES.replace("qwen3_30B_A3B_lora", "ours").replace("${EXPERTS:4}", "1"))
-    told = take_over([str(path)])
+    told = import_config([str(path)])
     assert "model=qwen3_8b" in told and "add recipe=qwen3_8b_peft_config" in told
 
 
@@ -227,7 +227,7 @@ def test_blocks_beside_the_modules(folder):
     """Primus merges them into the configuration of Megatron-Bridge, whose words for LoRA are short."""
     text = MODULES.replace("      peft_dim: 8\n      peft_alpha: 16\n", "").partition("      dataset:")[0]
     text += "      dataset_name: tatsu-lab/alpaca\npeft: {dim: 4, alpha: 2, dropout: 0.2}\n"
-    take_over([str(write(folder, text)), "out=a.yaml"])
+    import_config([str(write(folder, text)), "out=a.yaml"])
     experiment = OmegaConf.load(folder / "a.yaml")
     assert experiment.peft == {"rank": 4, "alpha": 2, "dropout": 0.2}
     assert experiment.data.path == "hf://tatsu-lab/alpaca"
@@ -235,10 +235,10 @@ def test_blocks_beside_the_modules(folder):
 
 def test_a_file_is_not_replaced_unasked(folder):
     path = write(folder, SECTIONS)
-    take_over([str(path)])
+    import_config([str(path)])
     with pytest.raises(UserError, match="overwrite=true"):
-        take_over([str(path)])
-    take_over([str(path), "overwrite=true"])
+        import_config([str(path)])
+    import_config([str(path), "overwrite=true"])
 
 
 @pytest.mark.parametrize(
@@ -257,13 +257,13 @@ def test_a_file_is_not_replaced_unasked(folder):
         ("framework: megatron_bridge\nhf_path: a/b\ntraining: {optimizer: lion}", "optimizer=lion"),
         ("framework: megatron_bridge\nhf_path: a/b\npeft: prefix", "peft=prefix"),
         ("framework: megatron_bridge\nhf_path: a/b\ndata: {data_path: x, dataset_format: dolly, split: a}", "split=a:"),
-        ("modules: {post_trainer: {framework: megatron_bridge, model: grok.yaml}}", "`grok` is none of conf/model"),
+        ("modules: {post_trainer: {framework: megatron_bridge, model: grok.yaml}}", "`grok` is not in conf/model"),
         ("modules: {post_trainer: {framework: megatron_bridge, overrides: [a]}}", "a mapping was expected"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_taken_over(folder, text, message):
     with pytest.raises(UserError) as error:
-        take_over([str(write(folder, text))])
+        import_config([str(write(folder, text))])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (folder / "conf").exists()
 

@@ -13,9 +13,9 @@ def recipe_cache(tmp_path_factory) -> Path:
     """A cache that holds all recipes for text models."""
     cache, written = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("written")
     recipes = [recipe for recipe in names.recipes().values() if recipe.text]
-    resolve.run(written, [recipe.name for recipe in recipes])
+    resolve.run_recipes(written, [recipe.name for recipe in recipes])
     for recipe in recipes:
-        folder = resolve.folder_of(recipe, cache)
+        folder = resolve.cache_folder(recipe, cache)
         folder.mkdir(parents=True)
         shutil.move(written / f"{recipe.name}.json", folder)
     return cache

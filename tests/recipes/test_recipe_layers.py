@@ -113,7 +113,7 @@ def test_settings_of_a_model_that_is_not_in_conf(cached):
 def test_a_recipe_in_a_file_is_refused(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\nrecipe: {{name: {PEFT}}}\n")
-    with pytest.raises(UserError, match="say it on the command line"):
+    with pytest.raises(UserError, match="set it on the command line"):
         compose(["experiment=mine", f"hydra.searchpath=[file://{tmp_path}]"])
 
 
@@ -141,9 +141,9 @@ def test_every_other_recipe_gives_its_settings_or_says_why_not(cached, name):
     recipe = names.find(name)
     if name in UNUSABLE:
         with pytest.raises(UserError, match=UNUSABLE[name]):
-            translate(name, resolve.resolved(recipe))
+            translate(name, resolve.resolve(recipe))
         return
-    found = resolve.resolved(recipe)
+    found = resolve.resolve(recipe)
     with pytest.raises(UserError, match=f"model.path={found['hub']}"):
         translate(name, found)
     done = translate(name, found, model_chosen=True)
@@ -155,7 +155,7 @@ def test_nothing_is_dropped_silently(cached):
     for name in TEXT:
         if name in UNUSABLE:
             continue
-        found = resolve.resolved(names.find(name))
+        found = resolve.resolve(names.find(name))
         done = translate(name, found, model_chosen=True)
         listed = {line.partition("=")[0] for line in done.left_out} | set(done.decided)
         words = layer_words()
@@ -170,18 +170,18 @@ def test_nothing_is_dropped_silently(cached):
 
 def layer_words() -> set[tuple[str, str]]:
     """(section, key) of all that has a key of its own here."""
-    from posttrain.recipes.translate import TOGETHER, WORDS
+    from posttrain.recipes.translate import KEYS, TOGETHER
 
-    return {(section, key) for table in (WORDS, TOGETHER) for section, keys in table.items() for key in keys}
+    return {(section, key) for table in (KEYS, TOGETHER) for section, keys in table.items() for key in keys}
 
 
 def test_the_page_of_a_recipe_is_words_for_the_command_line(cached):
     """What `python -m posttrain.recipes NAME` prints composes to the same configuration as the recipe."""
-    from posttrain.recipes.__main__ import page
+    from posttrain.recipes.__main__ import format_recipe
 
     name = "qwen3_30b_a3b_sft_16gpu_h100_bf16_config"
     recipe = names.find(name)
-    text = page(recipe, translate(name, resolve.resolved(recipe)))
+    text = format_recipe(recipe, translate(name, resolve.resolve(recipe)))
     words = [line for line in text.splitlines() if re.match(r"[a-z_.0-9]+=", line)]
     words = ["+" + word if word.startswith("trainer.megatron") else word for word in words]
     OverridesParser.create().parse_overrides(words)

@@ -36,7 +36,7 @@ def test_every_function_of_the_package_is_found():
 def test_text_is_told_from_images_and_sound(name, text):
     assert names.recipes()[name].text is text
     if not text:
-        with pytest.raises(UserError, match="reads images, sound or video"):
+        with pytest.raises(UserError, match="image, audio or video model"):
             names.find(name)
 
 

@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain import confidential, guard, schema, sweep
+from posttrain import confidential, guard, policy, schema, sweep
 from posttrain.errors import RunFailed, UserError, of_place
 from posttrain.precheck import precheck
 from posttrain.recipes import layer
@@ -29,8 +29,7 @@ from posttrain.sweep.optuna import set_defaults as set_optuna_defaults
 from posttrain.visible import visible
 
 PACKAGE = Path(__file__).resolve().parent
-# In a wheel conf/ lies inside the package; in a checkout beside it.
-CONF_DIR = next(d for d in (PACKAGE / "conf", PACKAGE.parent / "conf") if d.is_dir())
+CONF_DIR = policy.SHIPPED
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 OPEN = ("hydra.launcher.sbatch.", "trainer.megatron.")  # groups that take any key
@@ -82,9 +81,11 @@ def run(
     """
     # argparse refuses options between overrides (`model=x --multirun optimizer.lr=1,2`): a stable sort puts them first.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda arg: not arg.startswith("-") and ("=" in arg or arg.startswith("~")))
-    guard.install()
+    guard.install(config_name)
     if any(arg.startswith("--experimental-rerun") for arg in sys.argv[1:]):
         fail("--experimental-rerun: refused, it unpickles the file it is given; use the run directory's config.yaml")
+    if any(arg.startswith(("--config-p", "-cp")) for arg in sys.argv[1:]):
+        fail("--config-path: refused, files of your own go beside the shipped ones: --config-dir FOLDER")
     before = os.environ.get(FULL_ERROR)
     full = before == "1"
     # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.
@@ -92,6 +93,7 @@ def run(
     try:
         layered = layer.apply(sys.argv[1:], config_name)
         sys.argv[1:], config_name = layered.words, layered.config_name
+        guard.install(config_name)
         if layered.note and os.environ.get("RANK", "0") == "0":
             print(f"posttrain: {layered.note}", file=sys.stderr)
         if check:

@@ -2,8 +2,7 @@
 
 Hydra builds sweepers, launchers and callbacks, sets up logging and changes the environment from its own part of the
 configuration, before a program sees any of it, and any file of a configuration may reach that part. So each
-configuration is looked at where Hydra composes it. A launcher's shell commands come from its own file, chosen on the
-command line, or from the command line itself.
+configuration is looked at where Hydra composes it, and compared with what the command line alone gives (policy.py).
 """
 
 from pathlib import Path
@@ -15,17 +14,22 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import confidential, targets, yaml_file
+from posttrain import confidential, policy, targets, yaml_file
 from posttrain.errors import UserError
 
 EMPTY = ("callbacks", "env", "job.env_set", "job.env_copy")
 LOGGING = {"version", "root", "disable_existing_loggers", "incremental"}  # without handlers nor factories
-OF_LAUNCHER = ("hydra/launcher=", "hydra.launcher.", "hydra.searchpath=")
-COMMANDS = ("setup", "python", "srun_args", "sbatch", "container_image", "container_mounts")
+COMMANDS = ("setup", "python")  # of a launcher: shell lines
+PLACES = ("run.dir", "sweep.dir", "sweep.subdir", "job.name", "output_subdir")
+OWN_GROUPS = ("hydra/launcher/", "hydra/sweeper/")  # of Hydra's, of which there may be files besides the shipped ones
+
+_others: list[Path] = []  # files that take part in what is being composed, the shipped ones aside
+_command: list[str] = ["config"]  # what the command composes unless --config-name says otherwise
 
 
 class Loader(ConfigLoaderImpl):
@@ -35,25 +39,38 @@ class Loader(ConfigLoaderImpl):
         """Every composed configuration comes from here: runs, trials, `--cfg`, `--info`.
 
         Raises:
-            UserError: see `check`.
+            UserError: see `check` and `policy.check`.
         """
+
+        def composed(words: list[str], name: str | None = config_name) -> tuple[DictConfig, list[Path]]:
+            _others.clear()
+            cfg = super(Loader, self).load_configuration(name, words, *args, **kwargs)
+            return cfg, list(_others)
+
         try:
-            cfg = super().load_configuration(config_name, overrides, *args, **kwargs)
+            cfg, others = composed(overrides)
         except (KeyError, ValueError) as error:  # Hydra's own: `model=0`, a variable that isn't there
             raise UserError(f"the configuration can't be composed: {' '.join(str(error).split())}") from error
         check(cfg.hydra)
         confidential.check(OmegaConf.to_container(cfg, resolve=False))  # before Hydra writes it down
-        told = {name: cfg.hydra.launcher.get(name) for name in COMMANDS if cfg.hydra.launcher.get(name)}
-        if told:
-            words = [word for word in overrides if word.lstrip("+~").startswith(OF_LAUNCHER)]
-            own = super().load_configuration(config_name, words, *args, **kwargs).hydra.launcher
-            foreign = [name for name, value in told.items() if own.get(name) != value]
-            if foreign:
-                raise UserError(
-                    f"hydra.launcher.{foreign[0]}: runs commands, so it is taken from the command line, or from a file "
-                    "chosen there with hydra/launcher=, and from no other part of a configuration"
-                )
+        if others:
+            base = config_name if _is_shipped(config_name) else _command[0]
+            policy.check(cfg, overrides, others, lambda words: composed(words, base))
         return cfg
+
+
+def _is_shipped(name: str | None) -> bool:
+    """Whether a configuration is shipped, or made of what is (a recipe)."""
+    return name is not None and ((policy.SHIPPED / f"{name}.yaml").is_file() or _in_store(name))
+
+
+def _in_store(path: str) -> bool:
+    """Whether Hydra's ConfigStore has it: types and defaults of Hydra's, of plugins' and of posttrain's."""
+    try:
+        ConfigStore.instance().load(f"{path.removesuffix('.yaml')}.yaml")
+    except ConfigLoadError:
+        return False
+    return True
 
 
 class Files(FileConfigSource):
@@ -63,9 +80,14 @@ class Files(FileConfigSource):
         """As Hydra's.
 
         Raises:
-            UserError: see `yaml_file.check`.
+            UserError: see `yaml_file.check`; or it would take the place of a file of Hydra's or of posttrain's.
         """
         path = Path(self.path, self._normalize_file_name(config_path))
+        if path.is_file() and Path(self.path).resolve() != policy.SHIPPED.resolve():
+            group = config_path.lstrip("/")
+            if _in_store(group) or (group.startswith("hydra/") and not group.startswith(OWN_GROUPS)):
+                raise UserError(f"{path}: takes the place of what Hydra or posttrain define; choose another name")
+            _others.append(path)
         try:
             if path.is_file():
                 yaml_file.check(path.read_text(encoding="utf-8"), path)
@@ -83,8 +105,14 @@ class Packages(ImportlibResourcesConfigSource):
         super().__init__(provider, path)
 
 
-def install() -> None:
-    """Put both into Hydra; may be called again."""
+def install(command: str | None = None) -> None:
+    """Put all of it into Hydra; may be called again.
+
+    Args:
+        command: the configuration that this command composes; None: as before.
+    """
+    if command is not None:
+        _command[0] = command
     Plugins.instance()  # registers Hydra's own sources
     hydra._internal.hydra.ConfigLoaderImpl = Loader
     SourcesRegistry.instance().types |= {"file": Files, "pkg": Packages}
@@ -112,10 +140,16 @@ def check(settings: DictConfig) -> None:
         raise UserError(
             f"hydra.sweeper.custom_search_space={space}: a configuration may not name code; see {targets.ENVIRONMENT}"
         )
-    for key, value in settings.launcher.items():
-        for text in [value] if isinstance(value, str) else value if isinstance(value, list) else ():
-            if any(ord(char) < 32 for char in str(text)) and key not in COMMANDS:
-                raise UserError(f"hydra.launcher.{key}: holds a line end or control character")
+    for place, text in policy.texts(settings.launcher, "hydra.launcher"):
+        name = place.removeprefix("hydra.launcher.").partition("[")[0]
+        if policy.CONTROL.search(text) and name not in COMMANDS:
+            raise UserError(f"{place}: holds a line end or control character")
+    for name in PLACES:
+        node = settings
+        for part in name.split("."):
+            node = node._get_node(part)
+        if policy.CONTROL.search(str(node._value())):
+            raise UserError(f"hydra.{name}: holds a line end or control character")
     subdir = settings.output_subdir
     if subdir is not None and (Path(subdir).name != subdir or subdir in (".", "..")):
         raise UserError(f"hydra.output_subdir={subdir}: must be a plain name within the run directory")

@@ -174,7 +174,7 @@ def test_a_launchers_own_file_may_run_commands_but_no_other(canary, tmp_path):
     (tmp_path / "experiment" / "evil.yaml").write_text(GLOBAL + "hydra: {launcher: {setup: [id]}}\n")
     chosen = [f"hydra.searchpath=[file://{tmp_path}]", "hydra/launcher=mine"]
     assert compose(chosen, with_hydra=True).hydra.launcher.setup == ["module load cuda"]
-    with pytest.raises(UserError, match=r"hydra\.launcher\.setup: runs commands"):
+    with pytest.raises(UserError, match=r"hydra\.launcher\.setup: .*from no file"):
         compose([*chosen, "experiment=evil"], with_hydra=True)
 
 

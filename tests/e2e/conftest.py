@@ -1,15 +1,13 @@
 """Whole commands on a tiny model: what a user types, in a process of its own."""
 
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from commands import ROOT, Result, environment
-
-sys.path.insert(0, str(ROOT / "tests" / "data"))  # the small tokenizer
+import tiny_model
+from commands import Result, environment
 
 
 def pytest_collection_modifyitems(items):
@@ -22,25 +20,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """A Llama of 4 layers with random weights, its tokenizer, and data.jsonl of 60 short conversations."""
-    import torch
-    from tiny_tokenizer import byte_tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    directory = tmp_path_factory.mktemp("tiny")
-    tokenizer = byte_tokenizer()
-    tokenizer.save_pretrained(directory)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=288, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(directory)
-    with open(directory / "data.jsonl", "w") as file:
-        for i in range(60):
-            turns = [("user", f"say {i} " + "la " * (i % 5)), ("assistant", f"number {i}, hello world")]
-            file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
-    return directory
+    return tiny_model.write(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
@@ -83,13 +63,12 @@ def started_with(posttrain, tmp_path):
     """As `started`, of other words."""
     begun = []
 
-    def start(words):
+    def start(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE):
         run_dir = tmp_path / "run"
         command = [sys.executable, "-m", "posttrain", *words, "trainer.max_steps=100000",
                    f"hydra.run.dir={run_dir}"]  # fmt: skip
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-            env=environment(posttrain.cache),
+            command, stdout=stdout, stderr=stderr, text=True, cwd=tmp_path, env=environment(posttrain.cache),
         )  # fmt: skip
         begun.append(process)
         deadline = time.monotonic() + 240

@@ -12,7 +12,7 @@ import time
 import psutil
 from commands import ROOT, Result, environment, finish, workers
 from safetensors.torch import load_file, save_file
-from test_resumed_runs import equal, saved
+from states import equal, saved
 from transformers import AutoTokenizer
 
 from posttrain import launch
@@ -163,6 +163,6 @@ def test_bad_numbers_are_skipped_where_asked(posttrain, words):
     result = posttrain(*plain, "peft=none", "optimizer.lr=1e30", *SAVING, "trainer.bad_numbers=skip")
     assert result.code == 0, result.err + result.log()
     assert [line["loss"] is None for line in result.metrics if "loss" in line] == [False, True, True, True]
-    first, last = saved(result, 1), saved(result, 4)
+    first, last = saved(result.run_dir, 1), saved(result.run_dir, 4)
     names = [name for name in first if name.startswith(("decoder", "embedding", "output_layer", "optimizer"))]
     assert names and all(equal(first[name], last[name]) for name in names)

@@ -12,7 +12,8 @@ from statistics import median
 import psutil
 import pytest
 from commands import finish, workers
-from test_resumed_runs import SAVED, cut, equal, same_run, saved
+from states import equal, saved
+from test_resumed_runs import SAVED, cut, same_run
 
 from posttrain.checkpoint import files
 
@@ -110,7 +111,7 @@ def test_a_resumed_run_is_the_whole_run_to_the_bit(posttrain, words, model, tmp_
     again = worked(posttrain(*words, run_dir=cut(whole, tmp_path / "run", 4, tmp_path)))
     assert "going on after step 4" in again.out
     same_run(whole, again)
-    one, other = saved(again, 8), saved(whole, 8)
+    one, other = saved(again.run_dir, 8), saved(whole.run_dir, 8)
     assert one.keys() == other.keys() and not [name for name in one if not equal(one[name], other[name])]
 
 
@@ -180,7 +181,7 @@ def test_a_bad_batch_under_cuda_graphs(policy, posttrain, words, model):
         (one,) = json.loads((result.run_dir / "status.json").read_text())["rollbacks"]
         assert "is nan" in one["why"]
         print(f"\n{one}")
-    state = saved(result, 6)
+    state = saved(result.run_dir, 6)
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and "embedding" not in name:
             assert torch.isfinite(value).all(), name

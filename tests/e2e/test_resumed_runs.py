@@ -3,12 +3,8 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
-import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.format_utils import _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from states import same_state, saved
 
 SAVED = ("trainer.validation_interval=2", "scheduler=cosine", "scheduler.lr_warmup_fraction=0.25", "trainer.samples=1",
          "trainer.export=false")  # fmt: skip
@@ -22,50 +18,6 @@ def same_run(whole, resumed):
         assert resumed.summary[key] == whole.summary[key], key
     samples = [json.loads((run.run_dir / "samples.json").read_text()) for run in (whole, resumed)]
     assert samples[0] == samples[1]
-
-
-def saved(run, step):
-    """What a checkpoint holds: weights, optimizer state, random states, counters."""
-    state = {}
-    reader = FileSystemReader(run.run_dir / "checkpoints" / f"iter_{step:07d}")
-    _load_state_dict(state, reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
-    assert any(key.startswith("optimizer") for key in state) and any(key.startswith("rng_state") for key in state)
-    return state
-
-
-def equal(one, other):
-    """Whether two nested values are the same to the bit."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    if isinstance(one, torch.Tensor):  # NaN is itself here
-        return one.shape == other.shape and torch.equal(one.isnan(), other.isnan()) and torch.equal(
-            one.nan_to_num(), other.nan_to_num()
-        )  # fmt: skip
-    if isinstance(one, np.ndarray):
-        return np.array_equal(one, other)
-    if isinstance(one, torch.Generator):
-        return torch.equal(one.get_state(), other.get_state())
-    return one == other
-
-
-def same_state(one, other):
-    """Whether two checkpoints hold the same to the bit, but for what lies between the parameters in a bucket.
-
-    The distributed optimizer saves whole buckets, in which parameters begin at multiples of 64; nothing sets the rest.
-    """
-    parameters = sum(
-        value.numel() for name, value in one.items()
-        if isinstance(value, torch.Tensor) and name.startswith(("decoder", "embedding", "output_layer"))
-    )  # fmt: skip
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        if ".bucket_idx_" in name and isinstance(value, torch.Tensor):
-            assert 0 < value.numel() - parameters < 0.01 * parameters
-            assert (value != other[name]).sum() <= value.numel() - parameters, name
-        else:
-            assert equal(value, other[name]), name
 
 
 def cut(whole, to, step, tmp_path):
@@ -105,7 +57,7 @@ def test_resumed_run_is_the_whole_run(posttrain, whole, tmp_path):
     assert again.code == 0, again.err + again.log()
     assert "going on after step 4" in again.out
     same_run(result, again)
-    same_state(saved(again, 8), saved(result, 8))
+    same_state(saved(again.run_dir, 8), saved(result.run_dir, 8))
 
 
 @pytest.mark.parametrize("whole", ["lora"], indirect=True)

@@ -1,5 +1,10 @@
 """`python -m posttrain`: compose the configuration, check it, start the processes that train."""
 
+from posttrain import stop
+
+if __name__ == "__main__":
+    stop.at_once()  # before the imports below, which take most of a second
+
 import sys
 from pathlib import Path
 
@@ -69,8 +74,10 @@ def before(cfg: DictConfig) -> None:
     check.check(cfg, gpus)
 
 
+@stop.command
 def main() -> None:
     """Entry point of `python -m posttrain` and of the `posttrain` script."""
+    stop.outlive_terminal()
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help.screen(compose.CONF_DIR, compose.PACKAGE))
         return

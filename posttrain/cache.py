@@ -26,7 +26,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.with_name(f".{target.name}.lock"), "a") as lock:  # never emptied: it may be a link
+    with open(target.with_name(f".{target.name}.lock"), "ab") as lock:  # never emptied: it may be a link
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_dir():
             return target

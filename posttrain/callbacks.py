@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from megatron.bridge.training.callbacks import Callback, CallbackContext
+from megatron.bridge.training.state import GlobalState
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
 from posttrain import flops
@@ -69,6 +70,7 @@ class RunCallback(Callback):
             self.profile = Profile(self.trainer.run_dir, self.trainer.platform.device)
         self.frozen = self.fingerprint(context) if self.trainer.peft else None
         self.bad_numbers.watch(context.optimizer)
+        save_on_sigterm(context.state)
         self.trainer.startup.mark("validation, samples")
 
     def on_train_step_start(self, context: CallbackContext) -> None:
@@ -258,6 +260,16 @@ class RunCallback(Callback):
         if self.metrics and self.planned is not None:
             most["memory_planned_gib"] = self.planned
         return {name: round(value, 3) for name, value in most.items()}
+
+
+def save_on_sigterm(state: GlobalState) -> None:
+    """From now on SIGTERM saves after the step and ends the run.
+
+    Before, it ends the process at once, even in a call that waits for other ranks and so runs no handler of Python's;
+    there is nothing to save yet.
+    """
+    state.cfg.train.exit_signal_handler = True
+    _ = state.signal_handler  # installed where it is first asked for
 
 
 def quantise_frozen(model: list[torch.nn.Module]) -> None:

@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain import confidential, guard, policy, schema, sweep
+from posttrain import confidential, guard, policy, schema, stop, sweep
 from posttrain.errors import RunFailed, UserError, of_place
 from posttrain.precheck import precheck
 from posttrain.recipes import layer
@@ -120,8 +120,8 @@ def run(
         if full or (place := of_place(error)) is None:
             raise
         fail(place)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as error:
+        stop.exit_for(error)
     finally:
         os.environ.pop(FULL_ERROR, None)
         if before is not None:

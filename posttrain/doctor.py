@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from posttrain import stop
+
 # What the tests ran with; another version may work.
 TESTED = {
     "torch": "2.11.0", "megatron-core": "0.19.2", "megatron-bridge": "0.6.2", "transformers": "5.12.1",
@@ -148,6 +150,7 @@ def applied_patches() -> Finding:
     return Finding("patches", "ok", f"{len(names)}: {', '.join(names)}")
 
 
+@stop.command
 def main() -> None:
     """Entry point."""
     options = argparse.ArgumentParser(prog="python -m posttrain.doctor", description=__doc__.splitlines()[0])

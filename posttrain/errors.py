@@ -44,4 +44,6 @@ class Pruned(RunFailed):
 
 def of_place(error: OSError) -> str | None:
     """A line about a file or folder that can't be written or read; None: the error is about something else."""
+    if "No usable temporary directory" in str(error):
+        return f"TMPDIR: no folder for temporary files can be written to ({error.strerror}); name one that can"
     return f"{error.filename}: {error.strerror}" if error.filename and error.errno in PLACE else None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from posttrain import stop
 from posttrain.errors import RunFailed, UserError
 from posttrain.generation import Sampling, check_fits, continuations, stop_tokens
 from posttrain.visible import visible
@@ -147,6 +148,7 @@ def real(low: float, high: float = math.inf, above: bool = False) -> Callable[[s
     return number
 
 
+@stop.command
 def main() -> None:
     """Entry point."""
     try:
@@ -155,8 +157,6 @@ def main() -> None:
         from posttrain.compose import fail
 
         fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def run(settings: argparse.Namespace) -> None:

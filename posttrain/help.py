@@ -59,7 +59,7 @@ def commands(package: Path) -> Iterator[tuple[str, str]]:
     found = {path.parent.name: path for path in package.glob("*/__main__.py")}
     found |= {path.stem: path for path in package.glob("*.py") if path.stem not in ("__main__", "worker")}
     for name, path in sorted(found.items()):
-        source = path.read_text()
+        source = path.read_text(encoding="utf-8")
         if '\nif __name__ == "__main__":' in source:
             yield name, summary(ast.get_docstring(ast.parse(source)) or "")
 

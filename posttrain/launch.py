@@ -151,7 +151,7 @@ def _run(cfg: DictConfig, run_dir: Path, gpus: int, relay: Relay) -> None:
 def last_loss(run_dir: Path) -> float | None:
     """The validation loss that a finished or pruned run has left, if it has one."""
     summary = run_dir / "summary.json"
-    return json.loads(summary.read_text()).get("val_loss_after") if summary.exists() else None
+    return json.loads(summary.read_text(encoding="utf-8")).get("val_loss_after") if summary.exists() else None
 
 
 def record(cfg: DictConfig, run_dir: Path, status: dict[str, Any]) -> None:
@@ -170,7 +170,7 @@ def lock_run(run_dir: Path, first: bool = True) -> None:
 
     if not first:  # the other machines of a run that rank 0's command has locked
         return
-    handle = open(run_dir / ".lock", "a")  # noqa: SIM115  (held until this process ends; never emptied: it may be a link)
+    handle = open(run_dir / ".lock", "ab")  # noqa: SIM115  (held until this process ends; never emptied: it may be a link)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -340,7 +340,7 @@ class NodeRun:
         """The error of the rank that failed first, in words."""
         if self.hung:
             return RunFailed(f"{self.hung}; where each rank was is at the end of {self.run_dir / 'logs' / 'rank*.log'}")
-        found = [json.loads(path.read_text()) for path in (self.run_dir / "logs").glob(ERRORS)]
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in (self.run_dir / "logs").glob(ERRORS)]
         # A rank that was killed explains the others' lost connections, which they may have noticed before.
         first = min(found, key=lambda e: (not e.get("killed"), e["time"]), default=None)
         if first and first["user_error"]:
@@ -407,5 +407,5 @@ def _die_with_parent() -> None:
     Slurm sends a job's signal to every process of it; what it means to a rank is the command's to say, by SIGTERM.
     """
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

@@ -53,7 +53,8 @@ class Metrics:
         for line in t.skipped:
             self.screen.print(f"skipped {shown(line)}")
         back = t.progress.rollbacks[-1:]
-        if back and back[0]["to"] == first_step and f'"rolled_back_from": {back[0]["step"]},' not in path.read_text():
+        said = path.read_text(encoding="utf-8")
+        if back and back[0]["to"] == first_step and f'"rolled_back_from": {back[0]["step"]},' not in said:
             self.write(first_step, {"rolled_back_from": back[0]["step"]}, why=back[0]["why"])
         if first_step:
             self.screen.print(f"going on after step {first_step}")

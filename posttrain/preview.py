@@ -19,7 +19,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check, compose, schema, targets
+from posttrain import check, compose, schema, stop, targets
 from posttrain.errors import UserError
 
 
@@ -42,6 +42,7 @@ class PreviewConfig(schema.Config):
 ConfigStore.instance().store(name="schema_preview", node=PreviewConfig)
 
 
+@stop.command
 def main() -> None:
     """Entry point; exits with 2 after a mistake of the user's."""
     if {"-h", "--help"} & set(sys.argv[1:]):

@@ -6,7 +6,12 @@ from typing import Any
 
 from posttrain.errors import RunFailed
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def nohup() -> bool:
+    """Whether SIGHUP is ignored, as `nohup` asks for: then it stays so."""
+    return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 class Relay:
@@ -26,7 +31,8 @@ class Relay:
 
     def __enter__(self) -> "Relay":
         main = threading.current_thread() is threading.main_thread()
-        self._before = {number: signal.signal(number, self._on_signal) for number in FORWARDED if main}
+        taken = [number for number in FORWARDED if main and not (number == signal.SIGHUP and nohup())]
+        self._before = {number: signal.signal(number, self._on_signal) for number in taken}
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -215,7 +215,7 @@ class Trainer:
                 train_iters=self.steps,
                 global_batch_size=s.global_batch_size,
                 micro_batch_size=s.micro_batch_size,
-                exit_signal_handler=True,
+                exit_signal_handler=False,  # until there is something to save: callbacks.py
                 manual_gc=True,  # the collector runs between steps on all ranks at once, not inside one of them
                 manual_gc_interval=100,
             ),

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from posttrain import stop
 from posttrain.visible import visible
 
 PLAIN_INTERVAL_S = 10.0  # between lines where the output is not a terminal
@@ -40,7 +41,7 @@ class Screen:
         from posttrain.launch import UI_FD
 
         descriptor = os.environ.get(UI_FD)
-        return cls(os.fdopen(int(descriptor), "w", buffering=1) if descriptor else sys.stdout)
+        return cls(stop.heedless(int(descriptor)) if descriptor else sys.stdout)
 
     def print(self, text: str) -> None:
         """A line that stays, above the progress line; rich markup."""

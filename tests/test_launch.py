@@ -91,7 +91,7 @@ def test_workers_of_a_rank_that_ignore_signals_are_ended(ranks, tmp_path):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_ends_the_ranks_in_order(name, ranks):
     """Each rank saves on SIGTERM and leaves with its code for that; the command's code is 128 + the signal."""
     number = getattr(signal, name)

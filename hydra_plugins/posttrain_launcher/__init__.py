@@ -51,11 +51,12 @@ class LocalLauncher(Launcher):
         return [self._result(trial, failed, len(trials)) for trial in asked]
 
     def _run_all(self, trials: list) -> None:
+        from posttrain.stop import Stopped
         from posttrain.sweep.local import run_trials
 
         total = self.config.hydra.sweeper.get("n_trials") or len(trials)
-        if run_trials(trials, self._run, self.config.sweep.parallel, total):
-            raise KeyboardInterrupt
+        if number := run_trials(trials, self._run, self.config.sweep.parallel, total):
+            raise Stopped(number)
 
     def _trial(self, overrides: Sequence[str], number: int):
         from posttrain.sweep.names import swept_keys, trial_name

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from posttrain import stop
 from posttrain.bench.workloads import MODELS, WORKLOADS, Workload
 from posttrain.flops import peak_flops
 
@@ -73,9 +74,9 @@ def run_posttrain(workload: Workload, data: Path, tokenizer: Path, steps: int, s
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return {"error": done.stderr.strip()[-300:]}
-    points = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    points = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps_done = [point for point in points if "loss" in point][5:]
-    summary = json.loads((run_dir / "summary.json").read_text())
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     result = {
         "tok_s": statistics.median(point["tokens_per_second"] for point in steps_done),
         "peak_gib": summary["peak_memory_gib"],
@@ -93,7 +94,7 @@ def write_full_length(path: Path, tokenizer: Path, length: int, count: int) -> N
 
     encode = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).encode
     rng = random.Random(0)
-    with path.open("w") as out:
+    with path.open("w", encoding="utf-8") as out:
         for _ in range(count):
             words = [rng.choice(WORDS) for _ in range(length)]
             while len(encode(" ".join(words)).ids) > length - 32:
@@ -219,6 +220,7 @@ def choose_measurements(args: argparse.Namespace) -> list[tuple[Workload, str]]:
     return chosen
 
 
+@stop.command
 def main() -> None:
     """Measure and print the table."""
     args = parse_args()
@@ -232,7 +234,7 @@ def main() -> None:
     waiting: dict[tuple[str, str], Peer] = {}
     results = []
     if args.out and args.out.exists():
-        results = json.loads(args.out.read_text())
+        results = json.loads(args.out.read_text(encoding="utf-8"))
     data, tokenizer = args.data.resolve(), args.tokenizer.resolve()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -258,7 +260,7 @@ def main() -> None:
                 outcome = f"{result['tok_s']:9,.0f} tok/s {result['peak_gib']:6.1f} GiB"
             print(f"{workload.name:12} {side:22} {outcome}  ({seconds:.0f} s)", flush=True)
             if args.out:
-                args.out.write_text(json.dumps(results, indent=1))
+                args.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
     print_table(results)
 
 

@@ -79,7 +79,7 @@ def problem(checkpoint: Path, hashes: bool = False) -> str | None:
         hashes: read every byte as well; without it names and sizes alone.
     """
     try:
-        sealed = json.loads((checkpoint / SEAL).read_text())["files"]
+        sealed = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))["files"]
         wanted = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in sealed.items()}
     except FileNotFoundError:
         return f"{SEAL} is missing"

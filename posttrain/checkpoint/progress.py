@@ -43,7 +43,7 @@ class Progress:
     def read(self, checkpoint: Path) -> None:
         """From a checkpoint that was loaded."""
         try:
-            values = json.loads((checkpoint / FILE).read_text())
+            values = json.loads((checkpoint / FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{checkpoint / FILE}: can't be read: {error}") from None
         if not isinstance(values, dict):

@@ -21,7 +21,7 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from posttrain import check, compose, schema, targets
+from posttrain import check, compose, schema, stop, targets
 from posttrain.convert import process
 from posttrain.errors import UserError
 
@@ -57,6 +57,7 @@ class ConvertConfig:
 ConfigStore.instance().store(name="schema_convert", node=ConvertConfig)
 
 
+@stop.command
 def main() -> None:
     """Entry point; exits with 2 after a mistake of the user's, with 1 when an export is refused."""
     words = [word for word in sys.argv[1:] if word in COMMANDS]

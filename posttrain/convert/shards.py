@@ -49,7 +49,7 @@ class ShardWriter:
             os.replace(self._file(number), self.directory / file)
             where |= dict.fromkeys(names, file)
         index = {"metadata": {"total_size": self.total}, "weight_map": where}
-        (self.directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (self.directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _last(self, count: int) -> list[torch.Tensor]:
         """The newest tensors: a tied one follows the one that it is tied to."""

@@ -60,7 +60,7 @@ class Maker:
             }
         )
         target = self._made(self.cache / f"rows-{name}", lambda folder: self._write(folder, path, form, key, limit))
-        return Store([target / "rows.arrow"]), json.loads((target / "counts.json").read_text())
+        return Store([target / "rows.arrow"]), json.loads((target / "counts.json").read_text(encoding="utf-8"))
 
     def _write(self, folder: Path, path: Any, form: Any, key: str, limit: int | None) -> None:
         gc.freeze()  # what is loaded by now is not searched again and again for garbage: a tenth of the time
@@ -85,7 +85,7 @@ class Maker:
                 if over >= 0 and limit is not None:
                     counts.kept = limit
                     break
-        (folder / "counts.json").write_text(json.dumps(vars(counts)))
+        (folder / "counts.json").write_text(json.dumps(vars(counts)), encoding="utf-8")
 
     def bins(self, store: Store, rows: Any, seq_length: int, seed: int) -> Bins:
         """Bins over some of a store's rows."""

@@ -59,7 +59,7 @@ def files(paths: Sequence[Path], memo: Path) -> list[str]:
     than two seconds ago isn't remembered: it might change again within the clock's resolution.
     """
     try:
-        known = json.loads(memo.read_text())
+        known = json.loads(memo.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
     found, fresh = [], {}
@@ -76,7 +76,7 @@ def files(paths: Sequence[Path], memo: Path) -> list[str]:
     if fresh:
         memo.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=memo.parent)
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump({**known, **fresh}, file)
         os.replace(name, memo)
     return found

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check, compose, targets
+from posttrain import check, compose, stop, targets
 from posttrain.data.check import built
 from posttrain.data.check import check as check_data
 from posttrain.errors import UserError
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from posttrain.evaluate.metrics import Metric
 
 
+@stop.command
 def main() -> None:
     """Entry point; exits with 2 after a user's mistake."""
     overrides = sys.argv[1:]

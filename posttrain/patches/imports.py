@@ -198,7 +198,7 @@ def families() -> dict[str, str]:
     for path in sorted((root / "models").rglob("*_bridge.py")):
         if path.parent.name == "conversion":  # the machinery, with examples in its docstrings
             continue
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         for source in re.findall(r"register_bridge\(\s*source=\"?(\w+)", text):
             constant = re.search(rf'^{source}\s*=\s*"(\w+)"', text, re.MULTILINE)
             module = ".".join(("megatron.bridge", *path.relative_to(root).with_suffix("").parts))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, open_dict
 
-from posttrain import check, compose, schema
+from posttrain import check, compose, schema, stop
 from posttrain.errors import UserError
 from posttrain.plan import auto, gpus
 from posttrain.plan.report import report
@@ -41,6 +41,7 @@ class PlanConfig(schema.Config):
 ConfigStore.instance().store(name="schema_plan", node=PlanConfig)
 
 
+@stop.command
 def main() -> None:
     """Entry point; exits with 2 after a mistake of the user's, with 1 when the run doesn't fit."""
     if {"-h", "--help"} & set(sys.argv[1:]):

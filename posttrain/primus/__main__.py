@@ -17,7 +17,7 @@ import re
 import sys
 from pathlib import Path
 
-from posttrain import check, launch
+from posttrain import check, launch, stop
 from posttrain.compose import CONF_DIR, compose, fail
 from posttrain.errors import UserError, of_place
 from posttrain.files import write_text
@@ -30,6 +30,7 @@ from posttrain.words import word
 OPTIONS = ("out", "overwrite")  # of this command; everything else is an override
 
 
+@stop.command
 def main() -> None:
     """Entry point; exits with 2 after a user's mistake."""
     arguments = sys.argv[1:]

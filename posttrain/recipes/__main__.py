@@ -2,6 +2,7 @@
 
 import sys
 
+from posttrain import stop
 from posttrain.compose import fail
 from posttrain.errors import RunFailed, UserError
 from posttrain.recipes import names, resolve
@@ -56,6 +57,7 @@ def show_recipe(name: str) -> None:
         print(f"\nconf/model does not have {hub}: add model=hf model.path={hub}, or a different model.")
 
 
+@stop.command
 def main() -> None:
     """List the recipes, or show the one given."""
     args = sys.argv[1:]

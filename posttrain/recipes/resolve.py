@@ -49,7 +49,7 @@ def resolve(recipe: names.Recipe, cache_dir: str | None = None) -> dict[str, Any
 
     folder = cache_folder(recipe, cache_root(cache_dir))
     build_once(folder, lambda scratch: run_recipes(scratch, [recipe.name]))
-    resolved = json.loads((folder / f"{recipe.name}.json").read_text())
+    resolved = json.loads((folder / f"{recipe.name}.json").read_text(encoding="utf-8"))
     if "error" in resolved:
         raise UserError(f"`recipe.name={recipe.name}`: {resolved['error']}")
     return resolved
@@ -99,7 +99,7 @@ def options() -> dict[str, str]:
 
     options_by_hub: dict[str, str] = {}
     for path in sorted((CONF_DIR / "model").glob("*.yaml")):
-        hub = re.search(r"^path: ([\w.-]+/[\w.-]+)", path.read_text(), re.M)
+        hub = re.search(r"^path: ([\w.-]+/[\w.-]+)", path.read_text(encoding="utf-8"), re.M)
         if hub and path.stem != "hf":
             options_by_hub.setdefault(hub[1].replace("/Meta-", "/"), path.stem)
     return options_by_hub
@@ -255,7 +255,7 @@ def main() -> None:
         recipe = names.find(name)
         function = getattr(importlib.import_module(recipe.module), recipe.name)
         description = describe(function, hub)
-        (folder / f"{name}.json").write_text(json.dumps(description, indent=1))
+        (folder / f"{name}.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

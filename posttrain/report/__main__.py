@@ -3,11 +3,13 @@
 import argparse
 from pathlib import Path
 
+from posttrain import stop
 from posttrain.compose import fail
 from posttrain.errors import UserError
 from posttrain.report import write_report
 
 
+@stop.command
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m posttrain.report", description=__doc__)

@@ -37,7 +37,7 @@ class Job:
         """Run this node's ranks in the run directory `directory`; leaves by sys.exit unless all went well."""
         run_dir = Path(directory)
         redirect(run_dir, int(os.environ.get("SLURM_NODEID", 0)))
-        for number in (signal.SIGTERM, SAVE):  # until there are ranks to tell
+        for number in (signal.SIGTERM, signal.SIGHUP, SAVE):  # until there are ranks to tell
             signal.signal(number, _stop)
         try:
             cfg = OmegaConf.load(run_dir / "config.yaml")
@@ -57,7 +57,7 @@ class Job:
         except UserError as error:
             print(f"posttrain: {error}", file=sys.stderr, flush=True)
             # Found before the run began, which would have told: a busy port, GPUs that aren't there.
-            if json.loads((run_dir / "status.json").read_text())["state"] == "queued":
+            if json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["state"] == "queued":
                 launch.record(cfg, run_dir, {"state": "failed", "error": str(error), "exit_code": error.exit_code})
             sys.exit(error.exit_code)
         except Exception as error:

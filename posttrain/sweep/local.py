@@ -10,10 +10,11 @@ from omegaconf import DictConfig
 
 from posttrain.errors import UserError
 from posttrain.launch import visible_gpus
+from posttrain.relay import nohup
 from posttrain.sweep import tell
 from posttrain.sweep.trial import Share, Trial
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: int, total: int) -> int | None:
@@ -43,7 +44,8 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
         for trial, _ in running.values():
             os.kill(trial.process.pid, number)
 
-    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    taken = [number for number in SIGNALS if not (number == signal.SIGHUP and nohup())]
+    before = {number: signal.signal(number, on_signal) for number in taken}
     try:
         while running or (queue and not received):
             while queue and free and not received:

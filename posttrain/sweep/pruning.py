@@ -78,6 +78,6 @@ def _at(curve: Curve, rung: int) -> float | None:
 
 def _state(run_dir: Path) -> str | None:
     try:
-        return json.loads((run_dir / "status.json").read_text()).get("state")
+        return json.loads((run_dir / "status.json").read_text(encoding="utf-8")).get("state")
     except (FileNotFoundError, json.JSONDecodeError):
         return None

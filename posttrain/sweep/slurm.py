@@ -3,7 +3,6 @@
 import getpass
 import json
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -184,7 +183,6 @@ def make_executor(options: SlurmSchema, folder: Path) -> Any:
 def wait(waiting: dict[str, Trial], poll_s: float) -> None:
     """Until none of the jobs is in the queue any more; job id -> trial, see `run_jobs`."""
     left, said = dict(waiting), {}
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while left:
             queue = in_queue(patient=True)
@@ -203,8 +201,6 @@ def wait(waiting: dict[str, Trial], poll_s: float) -> None:
         numbers = " ".join(left)
         tell(f"{len(left)} jobs go on; the same command waits for them again, `scancel {numbers}` ends them")
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def news(place: list[str], said: str) -> str:

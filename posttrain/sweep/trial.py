@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain.errors import RunFailed, UserError
 from posttrain.files import write_json, write_text
 from posttrain.launch import last_loss
+from posttrain.relay import nohup
 from posttrain.report.table import format_value
 from posttrain.sweep.names import difference, flatten
 
@@ -70,7 +71,7 @@ class Trial:
         frozen, status = self.directory / "config.yaml", self.directory / "status.json"
         if not (frozen.exists() and status.exists()):
             return False
-        old = yaml.load(frozen.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        old = yaml.load(frozen.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         before, now = flatten(old), flatten(self.task_config())
         if now.get("parallelism.auto"):  # the machine decided, the frozen configuration says what
             now |= {key: value for key, value in before.items() if key.startswith("parallelism.")}
@@ -79,7 +80,7 @@ class Trial:
                 f"{self.directory}: this trial was made with other settings ({'; '.join(changed[:5])}); "
                 "choose another sweep.name, or remove the directory"
             )
-        state = json.loads(status.read_text()).get("state")
+        state = json.loads(status.read_text(encoding="utf-8")).get("state")
         if state != "finished" and not (state == "pruned" and self.config.sweep.pruner):
             return False
         self.value = last_loss(self.directory)
@@ -89,7 +90,7 @@ class Trial:
         """How it went, in a line."""
         if self.error:
             return self.error.splitlines()[0]
-        status = json.loads((self.directory / "status.json").read_text())
+        status = json.loads((self.directory / "status.json").read_text(encoding="utf-8"))
         if status["state"] == "pruned":
             return status["error"]
         return "finished" if self.value is None else f"validation loss {format_value(self.value)}"
@@ -123,6 +124,8 @@ class Trial:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: stop, saving, if the sweep is killed
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if not nohup():
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
         if share.gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
         os.sched_setaffinity(0, share.cores)
@@ -162,7 +165,7 @@ class Trial:
         """A trial that failed before or without its run's own record, in the form of such a record."""
         status = self.directory / "status.json"
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            if json.loads(status.read_text()).get("state") in ("failed", "stopped"):
+            if json.loads(status.read_text(encoding="utf-8")).get("state") in ("failed", "stopped"):
                 return
         self.directory.mkdir(parents=True, exist_ok=True)
         if not (self.directory / "config.yaml").exists():

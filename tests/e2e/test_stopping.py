@@ -3,8 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
-from commands import finish, workers
+from commands import environment, finish, workers
+
+from posttrain.launch import reserve_port
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(started, posttrain, words):
@@ -20,6 +25,44 @@ def test_sigterm_saves_and_the_same_command_goes_on(started, posttrain, words):
     assert again.code == 0, again.err + again.log()
     assert f"going on after step {done}" in again.out
     assert [line["step"] for line in again.metrics if "loss" in line] == list(range(1, done + 3))
+
+
+def test_a_closed_terminal_saves(started_with, words):
+    """SIGHUP comes when what the command and its ranks write to is gone already."""
+    master, terminal = os.openpty()
+    process, run_dir = started_with(words, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)
+    result = finish(process, run_dir)
+    assert result.code == 128 + signal.SIGHUP
+    status = json.loads((run_dir / "status.json").read_text())
+    assert status["state"] == "stopped" and "stopped by SIGHUP after saving" in status["error"]
+    assert (run_dir / "checkpoints" / f"iter_{result.metrics[-1]['step']:07d}").is_dir()
+
+
+def test_sigterm_while_another_machine_is_waited_for(posttrain, words, tmp_path):
+    """Torch waits for ten minutes, in C++: no handler of Python's would run."""
+    run_dir = tmp_path / "run"
+    with reserve_port() as held:
+        port = held.getsockname()[1]
+    waiting = ["launch.nnodes=2", "launch.master_addr=127.0.0.1", f"launch.master_port={port}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "posttrain", *words, *waiting, f"hydra.run.dir={run_dir}"], cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(posttrain.cache),
+    )  # fmt: skip
+    log = run_dir / "logs" / "rank0.log"
+    deadline = time.monotonic() + 240
+    while not (log.exists() and "initializing torch distributed" in log.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    result = finish(process, run_dir)
+    assert time.monotonic() - told < 30
+    assert result.code == 128 + signal.SIGTERM
+    assert result.err == "posttrain: stopped by SIGTERM\n"
 
 
 def test_a_killed_rank_is_named_and_the_other_stopped(started):

@@ -93,7 +93,7 @@ def test_a_name_for_other_settings_is_refused(tmp_path):
     assert code == 2 and "seed: 1234 -> 7" in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopping_reaches_the_trial_and_starts_no_more(tmp_path, number):
     process = start(tmp_path, "seed=3,5", f"hydra.sweep.dir={tmp_path / 'here'}")
     running = tmp_path / "here/seed=3/status.json"
@@ -102,8 +102,8 @@ def test_stopping_reaches_the_trial_and_starts_no_more(tmp_path, number):
         time.sleep(0.05)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert state(tmp_path / "here/seed=3")["state"] == "stopped" or number == signal.SIGTERM
+    assert process.returncode == 128 + number, err
+    assert state(tmp_path / "here/seed=3")["state"] == "stopped" or number != signal.SIGINT
     assert not (tmp_path / "here/seed=5").exists()
     assert "Traceback" not in err
 

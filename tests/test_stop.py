@@ -1,0 +1,131 @@
+"""How commands end by signals, and what they do without a terminal."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from posttrain import stop
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = """
+    import os, signal, sys, tempfile, time
+    from posttrain import stop
+
+    @stop.command
+    def main():
+        with tempfile.TemporaryDirectory(dir=sys.argv[1]):
+            print("ready", flush=True)
+            if sys.argv[2:] == ["fork"] and not os.fork():
+                time.sleep(60)
+            time.sleep(60)
+
+    main()
+"""
+
+
+def started(folder, *words, **options):
+    """A command that waits, once it does."""
+    (folder / "scratch").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(COMMAND), str(folder / "scratch"), *words], text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_command_in_one_line_and_its_scratch_goes(name, tmp_path):
+    process = started(tmp_path)
+    process.send_signal(getattr(signal, name))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert err == f"posttrain: stopped by {name}\n"
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_forked_process_says_nothing_of_its_own(tmp_path):
+    process = started(tmp_path, "fork", start_new_session=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and err == "posttrain: stopped by SIGTERM\n"
+
+
+def test_nohup_stays_in_force(tmp_path):
+    process = started(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+def test_ctrl_c_during_the_imports_is_one_line():
+    """The first line of the command's module has been reached when Hydra is looked for."""
+    code = """
+        import importlib.abc, os, runpy, signal, sys
+        class Press(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path=None, target=None):
+                if name == "hydra":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Press())
+        sys.argv = ["posttrain"]
+        runpy.run_module("posttrain", run_name="__main__", alter_sys=True)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 130 and done.stderr == "posttrain: stopped by SIGINT\n"
+
+
+def test_writing_to_a_terminal_that_is_gone_is_no_error():
+    master, terminal = os.openpty()
+    stream = stop.heedless(terminal)
+    print("seen", file=stream)
+    assert os.read(master, 100).strip() == b"seen"
+    os.close(master)
+    print("not seen", file=stream)
+    stream.close()
+    os.close(terminal)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(closed):
+    """A mistake is found as ever, and no file is taken for a standard stream."""
+    command = f'exec "{sys.executable}" -m posttrain seedd=1 {closed}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "unknown key" in done.stderr + done.stdout or "2>&-" in closed
+
+
+@pytest.mark.parametrize("limit, told", [("-n 20", "open files"), ("-s 256", "bytes of stack")])
+def test_limits_too_low_for_torch(limit, told):
+    """A hard limit is a mistake that is named; a soft one is raised."""
+    command = f'"{sys.executable}" -m posttrain seedd=1'
+    hard = subprocess.run(["bash", "-c", f"ulimit {limit}; {command}"], capture_output=True, text=True, cwd=ROOT)
+    assert hard.returncode == 2 and hard.stderr.count("\n") == 1 and told in hard.stderr, hard.stderr
+    soft = subprocess.run(["bash", "-c", f"ulimit -S {limit}; {command}"], capture_output=True, text=True, cwd=ROOT)
+    assert soft.returncode == 2 and "unknown key" in soft.stderr
+
+
+def test_text_files_are_read_and_written_as_utf_8_whatever_the_locale():
+    """Every call of the package that opens text says so."""
+    silent = []
+    for path in [*ROOT.glob("posttrain/**/*.py"), *ROOT.glob("hydra_plugins/**/*.py")]:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            owner = getattr(getattr(call.func, "value", None), "id", "")
+            opens = name in ("read_text", "write_text", "fdopen") or (name == "open" and owner not in ("os", "self"))
+            binary = any(isinstance(word, ast.Constant) and "b" in str(word.value) for word in call.args)
+            named = any(word.arg == "encoding" for word in call.keywords)
+            ours = name == "write_text" and isinstance(call.func, ast.Name)  # posttrain.files
+            if opens and not (binary or named or ours):
+                silent.append(f"{path.name}:{call.lineno} {ast.unparse(call)}")
+    assert not silent

@@ -32,6 +32,7 @@ PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = policy.SHIPPED
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that its encoding doesn't have
 OPEN = ("hydra.launcher.sbatch.", "trainer.megatron.")  # groups that take any key
 
 schema.register()
@@ -86,6 +87,9 @@ def run(
         fail("--experimental-rerun: refused, it unpickles the file it is given; use the run directory's config.yaml")
     if any(arg.startswith(("--config-p", "-cp")) for arg in sys.argv[1:]):
         fail("--config-path: refused, files of your own go beside the shipped ones: --config-dir FOLDER")
+    for word in sys.argv[1:]:
+        if UNDECODED.search(word):
+            fail(f"{word}: is not UTF-8; rename the file. If it is, and the locale is another: set PYTHONUTF8=1")
     before = os.environ.get(FULL_ERROR)
     full = before == "1"
     # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.

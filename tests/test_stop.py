@@ -113,6 +113,26 @@ def test_limits_too_low_for_torch(limit, told):
     assert soft.returncode == 2 and "unknown key" in soft.stderr
 
 
+@pytest.mark.parametrize(
+    "locale, word", [({}, b"data.path=/d\xe4ta"), ({"LC_ALL": "C", "PYTHONUTF8": "0"}, "data.path=/dä")]
+)
+def test_words_that_are_not_utf_8_are_refused(locale, word):
+    done = subprocess.run(
+        [sys.executable, "-m", "posttrain", word], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONCOERCECLOCALE": "0", **locale},
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "is not UTF-8" in done.stderr, done.stderr
+
+
+def test_other_letters_under_the_plainest_locale(tmp_path):
+    (tmp_path / "dätä.jsonl").write_text('{"text": "ü"}\n', encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "posttrain", "data=messages", f"data.path='{tmp_path}/dätä.jsonl'", "--cfg", "job"],
+        capture_output=True, encoding="utf-8", cwd=ROOT, env={**os.environ, "LC_ALL": "C"},
+    )  # fmt: skip
+    assert done.returncode == 0 and "dätä.jsonl" in done.stdout
+
+
 def test_text_files_are_read_and_written_as_utf_8_whatever_the_locale():
     """Every call of the package that opens text says so."""
     silent = []

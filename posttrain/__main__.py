@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from posttrain import check, compose, help, launch, nodes
+from posttrain import check, compose, help_screen, launch, nodes
 from posttrain.errors import RunFailed, UserError
 from posttrain.plan import auto
 from posttrain.sweep import slurm
@@ -79,7 +79,7 @@ def main() -> None:
     """Entry point of `python -m posttrain` and of the `posttrain` script."""
     stop.outlive_terminal()
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help.screen(compose.CONF_DIR, compose.PACKAGE))
+        print(help_screen.render(compose.CONF_DIR, compose.PACKAGE))
         return
     if {"recipe=list", "recipe.name=list"} & set(sys.argv[1:]):
         from posttrain.recipes.__main__ import format_list

@@ -114,9 +114,9 @@ class Collate:
         """
         import torch
 
-        from posttrain.data.collate import collate
+        from posttrain.data.collate import collate_items
 
-        batch = collate(rows, self.length, self.pad_id, pad_multiple=self.multiple)
+        batch = collate_items(rows, self.length, self.pad_id, pad_multiple=self.multiple)
         lengths = np.concatenate([row["seq_lens"] for row in rows]).astype(np.int64)
         trained = int(sum(int(row["loss_mask"].sum()) for row in rows))
         ends, longest = batch["cu_seqlens"], int(batch["max_seqlen"])

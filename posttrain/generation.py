@@ -1,12 +1,18 @@
-"""Continue token sequences with a transformers model: in batches, with its key-value cache, up to a stop token."""
+"""Continue token sequences with a transformers model.
+
+In batches, with its key-value cache, up to a stop token.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
@@ -18,7 +24,7 @@ class Sampling:
         temperature: 0 takes the most likely token each time.
         top_p: sample from the most likely tokens of this total.
         top_k: sample from this many tokens; 0: from all.
-        repetition_penalty: above 1 makes tokens that were there already less likely.
+        repetition_penalty: above 1 makes tokens that occur already less likely.
         seed: of the sampling; each batch has its own draw.
     """
 
@@ -30,25 +36,42 @@ class Sampling:
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
-        """The same for `transformers`' generate, with nothing left to a model's generation_config.json."""
-        found = {"max_new_tokens": self.max_new_tokens, "repetition_penalty": self.repetition_penalty, "num_beams": 1}
-        if self.temperature <= 0:
-            return found | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return found | {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        """Return `transformers`' arguments, with nothing left to a model's generation_config.json."""
+        arguments: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "repetition_penalty": self.repetition_penalty,
+            "num_beams": 1,
+            "do_sample": self.temperature > 0,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+        }
+        if self.temperature > 0:
+            arguments |= {
+                "temperature": self.temperature,
+                "top_p": self.top_p,
+                "top_k": self.top_k,
+            }
+        return arguments
 
 
-def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Ids that end an answer: the tokenizer's, the generation config's, and what the chat template ends a turn with.
+def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Return the ids that end an answer.
 
-    A base model trained on chats ends its turns with the template's token, which its own configuration doesn't know.
+    They are the tokenizer's, the generation config's, and those that the chat template ends a turn
+    with: a base model trained on chats ends its turns with the template's token, which its own
+    configuration doesn't know.
     """
+    stop = turn_ends(tokenizer)
+    stop.add(tokenizer.eos_token_id)
     configured = model.generation_config.eos_token_id
-    stop = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    return (stop | turn_ends(tokenizer)) - {None}
+    stop.update(configured if isinstance(configured, list) else [configured])
+    stop.discard(None)
+    return stop
 
 
-def turn_ends(tokenizer: Any) -> set[int]:
-    """Ids that the tokenizer's chat template ends an assistant's turn with; none without a template."""
+def turn_ends(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Return the ids that the tokenizer's chat template ends an assistant's turn with; none without a template."""
     from posttrain.data.render import Renderer
     from posttrain.data.templates import ChatTemplate
 
@@ -58,31 +81,39 @@ def turn_ends(tokenizer: Any) -> set[int]:
     return {tokenizer.convert_tokens_to_ids(token) for token in stops}
 
 
-def room(model: Any) -> int | None:
-    """How many tokens a model with learned positions has room for (GPT-2); None: rotary ones have no end."""
+def max_positions(model: "PreTrainedModel") -> int | None:
+    """The most tokens of a model with learned positions (GPT-2); None: rotary ones have no limit."""
     return model.config.n_positions if model.config.model_type == "gpt2" else None
 
 
-def check_fits(model: Any, sequences: Iterable[Sequence[int]], more: int = 0) -> None:
-    """See that a model can read token sequences, and `more` tokens after each.
+def check_fits(model: "PreTrainedModel", sequences: Iterable[Sequence[int]], new_tokens: int = 0) -> None:
+    """Check that a model can read token sequences, and `new_tokens` tokens after each.
 
     Raises:
-        UserError: one is empty, too long for learned positions, or of another vocabulary.
+        UserError: one is empty, too long for learned positions, or of a different vocabulary.
     """
-    most, longest = model.get_input_embeddings().num_embeddings, room(model)
+    vocab_size = model.get_input_embeddings().num_embeddings
+    longest = max_positions(model)
     for ids in sequences:
         if not len(ids):
             raise UserError("the prompt is empty, and without a chat template that is no token")
-        if (largest := int(np.max(ids))) >= most:
+        largest = int(np.max(ids))
+        if largest >= vocab_size:
             raise UserError(
-                f"template: token {largest} has no embedding, the model has {most}; the tokenizer is another model's"
+                f"template: token {largest} has no embedding, the model has {vocab_size}; "
+                "the tokenizer is a different model's"
             )
-        if longest and len(ids) + more > longest:
+        if longest and len(ids) + new_tokens > longest:
             raise UserError(f"{len(ids)} tokens, and the model has {longest} positions; make it shorter")
 
 
 def continuations(
-    model: Any, prompts: Sequence[Sequence[int]], stop: set[int], pad_id: int, sampling: Sampling, batch_size: int = 8
+    model: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    stop: set[int],
+    pad_id: int,
+    sampling: Sampling,
+    batch_size: int = 8,
 ) -> Iterator[tuple[int, list[int]]]:
     """Continue every prompt, the longest first so that what doesn't fit in memory fails at once.
 
@@ -111,14 +142,25 @@ def continuations(
             ids[row, longest - size :] = torch.tensor(prompts[index])
             mask[row, longest - size :] = 1
         arguments = sampling.arguments()
-        if most := room(model):
-            arguments["max_new_tokens"] = min(sampling.max_new_tokens, most - longest)
+        positions = max_positions(model)
+        if positions is not None:
+            arguments["max_new_tokens"] = min(sampling.max_new_tokens, positions - longest)
         with torch.no_grad():
             out = model.generate(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), eos_token_id=sorted(stop) or None,
-                pad_token_id=pad_id, use_cache=True, **arguments,
-            )  # fmt: skip
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                eos_token_id=sorted(stop) or None,
+                pad_token_id=pad_id,
+                use_cache=True,
+                **arguments,
+            )
         for row, index in enumerate(chosen):
-            answer = out[row, longest:].tolist()
-            end = next((place for place, token in enumerate(answer) if token in stop), len(answer))
-            yield index, answer[:end]
+            yield index, _until_stop(out[row, longest:].tolist(), stop)
+
+
+def _until_stop(ids: list[int], stop: set[int]) -> list[int]:
+    """The ids before the first stop token."""
+    for position, token in enumerate(ids):
+        if token in stop:
+            return ids[:position]
+    return ids

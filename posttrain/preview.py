@@ -1,10 +1,12 @@
-"""Show what a run would be trained on: `python -m posttrain.preview` with the words of the training command.
+"""Show what a run would train on: `python -m posttrain.preview`, with training's overrides.
 
-    python -m posttrain.preview model=llama3_8b data=alpaca data.path=my.json template=llama3 preview.limit=5
-    python -m posttrain.preview model=hf model.path=DIR_WITH_A_TOKENIZER data=messages data.path=chats.jsonl
+    python -m posttrain.preview model=llama3_8b data=alpaca data.path=my.json template=llama3
+    python -m posttrain.preview model=hf model.path=DIR_WITH_A_TOKENIZER data=messages \\
+        data.path=chats.jsonl preview.limit=5
 
-Prints conversations with the trained tokens marked, and the statistics of the data as it would be packed; writes them
-as JSON Lines (`preview.out`) and as a page (`preview.html`). Neither Megatron nor torch is loaded.
+Prints conversations with the trained tokens marked, and the statistics of the data as it would be
+packed; writes them as JSON Lines (`preview.out`) and as a page (`preview.html`). Loads neither
+Megatron nor torch.
 """
 
 import json
@@ -14,13 +16,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain import check, compose, schema, stop, targets
 from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.data.prepare import Sample
+    from posttrain.data.sft import SFTData
+    from posttrain.data.templates import ChatTemplate
 
 
 @dataclass
@@ -44,30 +53,20 @@ ConfigStore.instance().store(name="schema_preview", node=PreviewConfig)
 
 @stop.command
 def main() -> None:
-    """Entry point; exits with 2 after a mistake of the user's."""
+    """Entry point; exits with 2 after a user's mistake."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return
-    compose.run(run, config_name="preview")
+    compose.run(show_data, config_name="preview")
 
 
-def run(cfg: DictConfig) -> None:
+def show_data(cfg: DictConfig) -> None:
     """Show the data of a composed configuration.
 
     Raises:
-        UserError: as training would for the same words.
+        UserError: as training would for the same overrides.
     """
-    targets.check(cfg)
-    check.ranges(cfg)
-    options = cfg.preview
-    if options.limit < 0:
-        raise UserError(f"`preview.limit={options.limit}`: must be 0 (all) or more")
-    for key in ("out", "html"):
-        if options[key] is not None and not Path(options[key]).expanduser().absolute().parent.is_dir():
-            raise UserError(f"`preview.{key}={options[key]}`: there is no such folder")
-    for key in ("model.path", "data.path", "data.sources"):
-        if OmegaConf.is_missing(cfg, key):
-            raise UserError(f"`{key}`: has no value; give it on the command line")
+    check_options(cfg)
 
     from posttrain.cache import cache_root
     from posttrain.data import show
@@ -75,37 +74,62 @@ def run(cfg: DictConfig) -> None:
 
     data, template = check_data(cfg)
     tokenizer = load_tokenizer(cfg)
-    cache_dir = cache_root(cfg.cache_dir)
-    built = data.build(
-        tokenizer=tokenizer, template=template, seq_length=cfg.trainer.seq_length, seed=cfg.seed, cache_dir=cache_dir
+    splits = data.build(
+        tokenizer=tokenizer,
+        template=template,
+        seq_length=cfg.trainer.seq_length,
+        seed=cfg.seed,
+        cache_dir=cache_root(cfg.cache_dir),
     )
-    report = built.report
-    steps = -(-len(built.train) // cfg.trainer.global_batch_size)
-    report["steps_per_epoch"] = steps
+    report = splits.report
+    report["steps_per_epoch"] = -(-len(splits.train) // cfg.trainer.global_batch_size)
 
-    shown = data.samples(tokenizer=tokenizer, template=template, seq_length=cfg.trainer.seq_length, cache_dir=cache_dir)
-    shown = islice(shown, options.limit or None)
+    options = cfg.preview
     out = Path(options.out).expanduser() if options.out else None
-    keep = options.limit > 0
+    page = Path(options.html).expanduser() if options.html else None
     chats = []
-    for chat in _written(shown, out):
-        if keep or options.html or not out:
-            chats.append(show.chat(chat, tokenizer))
-    title = f"{template.name} template, {cfg.data.path or 'several sources'}"
-    if options.html:
-        Path(options.html).expanduser().write_text(show.page(title, chats, report), encoding="utf-8")
-    show.terminal(chats, report)
-    for path in filter(None, (out, options.html)):
-        print(f"written: {path}")
+    for sample in _samples(cfg, data, template, tokenizer, out):
+        # All samples (limit 0) may be more than fit in memory: not kept where they are only
+        # written.
+        if options.limit > 0 or page or not out:
+            chats.append(show.to_chat(sample, tokenizer))
+    if page:
+        title = f"{template.name} template, {cfg.data.path or 'several sources'}"
+        page.write_text(show.render_page(title, chats, report), encoding="utf-8")
+    show.print_chats(chats, report)
+    if out:
+        print(f"written: {out}")
+    if page:
+        print(f"written: {options.html}")
 
 
-def load_tokenizer(cfg: DictConfig) -> Any:
-    """The model's tokenizer. Kept from importing torch, which takes longer than all the rest."""
+def check_options(cfg: DictConfig) -> None:
+    """Check what can be checked without reading the data.
+
+    Raises:
+        UserError: an option is wrong or missing.
+    """
+    targets.check(cfg)
+    check.ranges(cfg)
+    options = cfg.preview
+    if options.limit < 0:
+        raise UserError(f"`preview.limit={options.limit}`: must be 0 (all) or more")
+    for key in ("out", "html"):
+        path = options[key]
+        if path is not None and not Path(path).expanduser().absolute().parent.is_dir():
+            raise UserError(f"`preview.{key}={path}`: there is no such folder")
+    for key in ("model.path", "data.path", "data.sources"):
+        if OmegaConf.is_missing(cfg, key):
+            raise UserError(f"`{key}`: has no value; give it on the command line")
+
+
+def load_tokenizer(cfg: DictConfig) -> "PreTrainedTokenizerBase":
+    """Load the model's tokenizer without torch, whose import takes longer than all the rest."""
     from posttrain.data.check import built
 
     model = built(cfg.model)
     if model.path is None and model.tokenizer is None:
-        raise UserError("`model.path`: give a folder with a tokenizer, or a hub id")
+        raise UserError("`model.path`: requires a folder with a tokenizer, or a hub id")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # one says that torch is missing
     _ = model.tokenizer_path  # the demo model is converted here, with torch
     hidden = "torch" not in sys.modules
@@ -118,8 +142,23 @@ def load_tokenizer(cfg: DictConfig) -> Any:
             del sys.modules["torch"]
 
 
-def _written(samples: Iterator[Any], out: Path | None) -> Iterator[Any]:
-    """Pass the samples on, writing each to `out`."""
+def _samples(
+    cfg: DictConfig,
+    data: "SFTData",
+    template: "ChatTemplate",
+    tokenizer: "PreTrainedTokenizerBase",
+    out: Path | None,
+) -> "Iterator[Sample]":
+    """Yield the first `preview.limit` samples, each once it is written to `out`."""
+    from posttrain.cache import cache_root
+
+    samples = data.samples(
+        tokenizer=tokenizer,
+        template=template,
+        seq_length=cfg.trainer.seq_length,
+        cache_dir=cache_root(cfg.cache_dir),
+    )
+    samples = islice(samples, cfg.preview.limit or None)
     if out is None:
         yield from samples
         return

@@ -20,10 +20,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import yaml_options as options  # noqa: E402
 
-from posttrain import help, schema  # noqa: E402
+from posttrain import help_screen, schema  # noqa: E402
 
 CONF = ROOT / "conf"
-GROUPS = [*help.groups(CONF), "hydra/launcher"]
+GROUPS = [*help_screen.groups(CONF), "hydra/launcher"]
 LIMITS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 
 
@@ -103,7 +103,7 @@ def commands_page(docs: Path) -> str:
     """Every command with what its module says, and its own options."""
     lines = ["# Commands", "", "Training is `python -m posttrain`. All others are `python -m posttrain.COMMAND`; those"]
     lines += ["that look at data or a model take the words of training, and mean the same by them.", ""]
-    for name, summary in help.commands(ROOT / "posttrain"):
+    for name, summary in help_screen.commands(ROOT / "posttrain"):
         module = importlib.import_module(f"posttrain.{name}.__main__" if (ROOT / "posttrain" / name).is_dir()
                                          else f"posttrain.{name}")  # fmt: skip
         lines += [f"## `{name}`: {_text(summary)}", "", _prose(module.__doc__), ""]

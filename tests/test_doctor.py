@@ -19,23 +19,22 @@ def test_this_machine_can_run():
 
 def test_a_missing_package_is_bad(monkeypatch):
     monkeypatch.setitem(doctor.TESTED, "no-such-package", "1.0")
-    found = {finding.name: finding for finding in doctor.packages()}
+    found = {finding.name: finding for finding in doctor.check_packages()}
     assert found["no-such-package"].state == "bad" and "1.0" in found["no-such-package"].advice
 
 
 def test_another_version_is_a_note(monkeypatch):
     monkeypatch.setitem(doctor.TESTED, "torch", "1.0")
-    assert {finding.name: finding.state for finding in doctor.packages()}["torch"] == "note"
+    assert {finding.name: finding.state for finding in doctor.check_packages()}["torch"] == "note"
 
 
 def test_no_room_is_said(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "NEEDED_FREE_GIB", 1e9)
-    states = [finding.state for finding in doctor.room() if finding.name.startswith("disk")]
-    assert states == ["note", "note"]
+    monkeypatch.setattr(doctor, "REQUIRED_DISK_GIB", 1e9)
+    assert doctor.check_disk("disk", tmp_path / "outputs").state == "note"
 
 
 @pytest.mark.parametrize("name", ["sbatch"])
 def test_no_slurm_is_a_note(monkeypatch, name):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert doctor.slurm().state == "note"
+    assert doctor.check_slurm().state == "note"

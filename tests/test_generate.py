@@ -9,7 +9,7 @@ import pytest
 
 from posttrain.errors import UserError
 from posttrain.exported import export_of
-from posttrain.generate import Answerer, main, parser, read_prompts
+from posttrain.generate import Answerer, build_parser, main, read_prompts
 from posttrain.generation import Sampling, stop_tokens
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -52,7 +52,7 @@ def test_what_is_a_model(tmp_path, model):
 
 
 def test_prompts_may_follow_options():
-    settings = parser().parse_intermixed_args(["DIR", "--system", "s", "one", "two"])
+    settings = build_parser().parse_intermixed_args(["DIR", "--system", "s", "one", "two"])
     assert settings.prompts == ["one", "two"]
 
 
@@ -121,7 +121,12 @@ def test_prompts_of_a_file(tmp_path):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n" + json.dumps({"prompt": "one"}) + "\n")
     assert read_prompts(tmp_path / "a.jsonl") == [turns, *chats("one")]
-    for text, message in (("{", "not JSON"), ("[]", "needs"), ('{"messages": [1]}', "needs"), ('{"q": ""}', "line 1")):
+    for text, message in (
+        ("{", "not JSON"),
+        ("[]", "requires"),
+        ('{"messages": [1]}', "requires"),
+        ('{"q": ""}', "line 1"),
+    ):
         (tmp_path / "b.jsonl").write_text(text + "\n")
         with pytest.raises(UserError, match=message):
             read_prompts(tmp_path / "b.jsonl")
@@ -150,7 +155,7 @@ def test_prompts_of_a_file(tmp_path):
 )
 def test_sampling_out_of_range(option, value, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        parser().parse_intermixed_args(["DIR", "hello", option, value])
+        build_parser().parse_intermixed_args(["DIR", "hello", option, value])
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
@@ -164,7 +169,7 @@ def test_what_a_model_cannot_read():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=8, n_layer=1, n_head=2)).eval()
     check_fits(model, [[1] * 16])
     with pytest.raises(UserError, match="16 positions"):
-        check_fits(model, [[1] * 16], more=1)
+        check_fits(model, [[1] * 16], new_tokens=1)
     with pytest.raises(UserError, match="token 32 has no embedding, the model has 32"):
         check_fits(model, [[1], [32]])
     with pytest.raises(UserError, match="the prompt is empty"):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import help
+from posttrain import help_screen
 from posttrain.compose import CONF_DIR, PACKAGE
 
-SCREEN = help.screen(CONF_DIR, PACKAGE)
+SCREEN = help_screen.render(CONF_DIR, PACKAGE)
 
 
 def test_it_is_one_screen():
@@ -38,7 +38,7 @@ def test_models_are_shortened_by_family(name):
 
 
 def test_every_command_is_there_and_says_what_it_is_for():
-    found = dict(help.commands(PACKAGE))
+    found = dict(help_screen.commands(PACKAGE))
     assert {"convert", "doctor", "evaluate", "generate", "plan", "preview", "report"} <= set(found)
     assert "worker" not in found and "posttrain" not in found
     for name, summary in found.items():
@@ -56,7 +56,7 @@ def test_every_command_is_there_and_says_what_it_is_for():
     ],
 )
 def test_summary(docstring, expected):
-    assert help.summary(docstring) == expected
+    assert help_screen.summarize(docstring) == expected
 
 
 def test_it_is_quick_and_loads_nothing_heavy():
@@ -72,7 +72,7 @@ def test_it_is_quick_and_loads_nothing_heavy():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 
 
-@pytest.mark.parametrize("name", [name for name, _ in help.commands(PACKAGE)])
+@pytest.mark.parametrize("name", [name for name, _ in help_screen.commands(PACKAGE)])
 def test_every_command_explains_itself(name, monkeypatch, capsys):
     """With its own words, not with Hydra's screen."""
     package = (PACKAGE / name / "__main__.py").is_file()
@@ -81,7 +81,7 @@ def test_every_command_explains_itself(name, monkeypatch, capsys):
     with contextlib.suppress(SystemExit):
         module.main()
     out = " ".join(capsys.readouterr().out.split())
-    assert help.summary(module.__doc__).lower() in out.lower() and "Hydra" not in out, out
+    assert help_screen.summarize(module.__doc__).lower() in out.lower() and "Hydra" not in out, out
 
 
 def command(folder: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from posttrain.cache import build_once
 from posttrain.data import fingerprint, packing, sources
-from posttrain.data.dataset import Bins
+from posttrain.data.dataset import PackedDataset
 from posttrain.data.encode import Encoder
 from posttrain.data.prepare import Counts, Rules, prepare
 from posttrain.data.render import Renderer
@@ -87,10 +87,10 @@ class Maker:
                     break
         (folder / "counts.json").write_text(json.dumps(vars(counts)), encoding="utf-8")
 
-    def bins(self, store: Store, rows: Any, seq_length: int, seed: int) -> Bins:
-        """Bins over some of a store's rows."""
+    def bins(self, store: Store, rows: Any, seq_length: int, seed: int) -> PackedDataset:
+        """Pack some of a store's rows."""
         if not self.pack:
-            order, starts = packing.alone(len(rows))
+            order, starts = packing.one_per_bin(len(rows))
             return self._bins(store, rows[order], starts)
 
         def write(folder: Path) -> None:
@@ -112,9 +112,9 @@ class Maker:
         order, starts = (np.load(target / f"{name}.npy", mmap_mode="r") for name in ("order", "starts"))
         return self._bins(store, order, starts)
 
-    def _bins(self, store: Store, order: np.ndarray, starts: np.ndarray) -> Bins:
+    def _bins(self, store: Store, order: np.ndarray, starts: np.ndarray) -> PackedDataset:
         pad_id = next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
-        return Bins(store, order, starts, self.multiple, pad_id)
+        return PackedDataset(store, order, starts, self.multiple, pad_id)
 
     def _made(self, target: Path, write: Callable[[Path], None]) -> Path:
         """The folder `target`, made by this process or another."""

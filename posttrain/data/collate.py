@@ -1,56 +1,63 @@
-"""Dataset items to one packed (THD) row of tensors."""
+"""Join dataset items into one packed (THD) sequence of tensors."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+NAMES = ("input_ids", "labels", "loss_mask", "position_ids")
 
-def collate(
+
+def collate_items(
     items: Sequence[dict[str, np.ndarray]], length: int | None, pad_id: int, pad_multiple: int = 1
 ) -> dict[str, torch.Tensor | int]:
-    """Join items into one row.
+    """Join items into one sequence.
 
     Args:
-        items: of `posttrain.data.dataset.Bins`.
-        length: tokens per item; each is padded to it at its end. None: items follow each other without padding.
+        items: of `posttrain.data.dataset.PackedDataset`.
+        length: tokens per item; each is padded to it at its end. None: items follow each other
+            without padding.
         pad_id: any valid token id; padding is untrained by position, never by its id.
-        pad_multiple: with `length` None, the row is padded to a multiple of this many tokens.
+        pad_multiple: with `length` None, the result is padded to a multiple of this many tokens.
 
     Returns:
-        tokens, labels, position_ids int64[1, T], loss_mask float32[1, T], cu_seqlens int32[sequences + 1], each padding
-        a sequence of its own, and max_seqlen, an int.
+        tokens, labels, position_ids int64[1, T]; loss_mask float32[1, T]; cu_seqlens
+        int32[sequences + 1], each padding a sequence of its own; and max_seqlen, an int.
     """
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("input_ids", "labels", "loss_mask", "position_ids")}
-    lengths: list[np.ndarray] = []
-
-    def pad(count: int) -> None:
-        if count:
-            padding = np.full(count, pad_id)
-            for name, values in zip(parts, (padding, padding, np.zeros(count), np.arange(count)), strict=True):
-                parts[name].append(values)
-            lengths.append(np.array([count]))
-
+    parts = []
     total = 0
     for item in items:
         size = len(item["input_ids"])
         if length is not None and size > length:
             raise ValueError(f"collate: an item of {size} tokens does not fit into {length}")
-        for name, values in parts.items():
-            values.append(item[name])
-        lengths.append(item["seq_lens"])
+        parts.append(item)
         total += size
-        if length is not None:
-            pad(length - size)
-    if length is None:
-        pad(-total % pad_multiple)
-    sizes = np.concatenate(lengths)
-    row = {name: torch.from_numpy(np.concatenate(values).astype(np.int64))[None] for name, values in parts.items()}
+        if length is not None and size < length:
+            parts.append(_padding(length - size, pad_id))
+    if length is None and total % pad_multiple:
+        parts.append(_padding(-total % pad_multiple, pad_id))
+    tensors = {}
+    for name in NAMES:
+        values = np.concatenate([part[name] for part in parts])
+        tensors[name] = torch.from_numpy(values.astype(np.int64))[None]
+    lengths = np.concatenate([part["seq_lens"] for part in parts])
+    boundaries = np.concatenate([[0], np.cumsum(lengths)])
     return {
-        "tokens": row["input_ids"],
-        "labels": row["labels"],
-        "loss_mask": row["loss_mask"].float(),
-        "position_ids": row["position_ids"],
-        "cu_seqlens": torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)),
-        "max_seqlen": int(sizes.max()),
+        "tokens": tensors["input_ids"],
+        "labels": tensors["labels"],
+        "loss_mask": tensors["loss_mask"].float(),
+        "position_ids": tensors["position_ids"],
+        "cu_seqlens": torch.from_numpy(boundaries.astype(np.int32)),
+        "max_seqlen": int(lengths.max()),
+    }
+
+
+def _padding(count: int, pad_id: int) -> dict[str, np.ndarray]:
+    """An untrained item of `count` tokens."""
+    return {
+        "input_ids": np.full(count, pad_id),
+        "labels": np.full(count, pad_id),
+        "loss_mask": np.zeros(count),
+        "position_ids": np.arange(count),
+        "seq_lens": np.array([count]),
     }

@@ -1,48 +1,64 @@
-"""What the trainer reads: bins of conversations with labels, mask and positions."""
+"""The dataset that the trainer reads: packed sequences with labels, mask and positions."""
 
 import numpy as np
 
 from posttrain.data.store import Store
 
 
-class Bins:
-    """A map-style dataset; item i is one bin (see `packing`).
+class PackedDataset:
+    """A map-style dataset; item i is one packed sequence.
 
     Args:
         store: the conversations.
         order: int64[n], indices into `store`.
-        starts: int64[bins + 1]; bin b holds order[starts[b]:starts[b + 1]].
-        multiple: each conversation is padded at its end to a multiple of this many tokens, untrained; context
-            parallelism cuts every one into equal parts.
+        starts: int64[items + 1]; item i packs order[starts[i]:starts[i + 1]].
+        multiple: each conversation is padded at its end to a multiple of this many tokens,
+            untrained; context parallelism cuts every one into equal parts.
         pad_id: the padding token.
     """
 
-    def __init__(self, store: Store, order: np.ndarray, starts: np.ndarray, multiple: int = 1, pad_id: int = 0):
-        self.store, self.order, self.starts = store, order, starts
-        self.multiple, self.pad_id = multiple, pad_id
+    def __init__(
+        self,
+        store: Store,
+        order: np.ndarray,
+        starts: np.ndarray,
+        multiple: int = 1,
+        pad_id: int = 0,
+    ) -> None:
+        self.store = store
+        self.order = order
+        self.starts = starts
+        self.multiple = multiple
+        self.pad_id = pad_id
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """One bin of k conversations with n tokens in all.
+        """Return one packed sequence of k conversations with n tokens in all.
 
         Returns:
-            input_ids int32[n]; labels int32[n], the next token within the conversation; loss_mask uint8[n], 1 where the
-            label is trained; position_ids int32[n] from 0 in each conversation; seq_lens int32[k].
+            input_ids int32[n]; labels int32[n], the next token within the conversation; loss_mask
+            uint8[n], 1 where the label is trained; position_ids int32[n] from 0 in each
+            conversation; seq_lens int32[k].
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
-        rows = [self._row(i) for i in self.order[self.starts[index] : self.starts[index + 1]]]
-        lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int32)
-        ids = np.concatenate([ids for ids, _ in rows])
-        mask = np.concatenate([mask for _, mask in rows])
+        all_ids, all_masks = [], []
+        for conversation in self.order[self.starts[index] : self.starts[index + 1]]:
+            ids, mask = self._padded(conversation)
+            all_ids.append(ids)
+            all_masks.append(mask)
+        lengths = np.array([len(ids) for ids in all_ids], dtype=np.int32)
+        ids = np.concatenate(all_ids)
+        mask = np.concatenate(all_masks)
         ends = np.cumsum(lengths)
         labels = np.roll(ids, -1)
         trained = np.roll(mask, -1)
         labels[ends - 1] = ids[ends - 1]  # a conversation's last token predicts nothing
         trained[ends - 1] = 0
-        positions = np.arange(len(ids), dtype=np.int32) - np.repeat(ends - lengths, lengths).astype(np.int32)
+        starts = np.repeat(ends - lengths, lengths).astype(np.int32)
+        positions = np.arange(len(ids), dtype=np.int32) - starts
         return {
             "input_ids": ids,
             "labels": labels,
@@ -51,7 +67,8 @@ class Bins:
             "seq_lens": lengths,
         }
 
-    def _row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _padded(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask of a conversation, padded to a multiple."""
         ids, mask = self.store[index]
         padding = -len(ids) % self.multiple
         if not padding:

@@ -1,4 +1,4 @@
-"""A JSON array taken apart while it is read: only the element at hand and a chunk of the file are in memory."""
+"""Iterate over a JSON array with only one element and a chunk of the file in memory."""
 
 import codecs
 import json
@@ -10,7 +10,11 @@ _SPACE = " \t\n\r"
 
 
 class NotAnArray(Exception):
-    """What is wrong with the text, and after how many elements. Carries the line, from 1."""
+    """The text is not a JSON array, and why.
+
+    Attributes:
+        line: where, from 1.
+    """
 
     def __init__(self, reason: str, line: int):
         super().__init__(reason)
@@ -23,57 +27,80 @@ class JSONArray:
     Args:
         head: bytes already read from `file`.
         file: the rest.
-        largest: characters of the largest element taken; a larger one, or one never closed, is an error.
+        largest: characters of the largest element allowed; a larger one, or one never closed, is
+            an error.
 
     Raises:
         NotAnArray: not valid JSON, not UTF-8, or cut off.
     """
 
     def __init__(self, head: bytes, file: BinaryIO, largest: int):
-        self._file, self._largest = file, largest
+        self._file = file
+        self._largest = largest
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        self._text, self._at = "", 0  # what is left of the file so far, and how much of that has been used
-        self._line, self._counted = 1, 0  # the line of the character at _counted
+        self._text = ""  # of the file so far, without what was dropped
+        self._position = 0  # of the next character in _text
+        self._line = 1  # of the character at _counted
+        self._counted = 0
         self._more = True
         self._add(head)
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         self._next()
-        self._at += 1  # the [
-        count, scan, wanted = 0, json.JSONDecoder().raw_decode, CHUNK
-        while (char := self._next()) != "]":
+        self._position += 1  # the [
+        count = 0
+        while True:
+            char = self._next()
             if not char:
-                raise NotAnArray("the file ends within the array; it is incomplete", self._here())
+                raise self._error("the file ends within the array; it is incomplete")
+            if char == "]":
+                break
             if count:
                 if char != ",":
-                    raise NotAnArray(f"not valid JSON: expected , or ] after row {count - 1}", self._here())
-                self._at += 1
+                    raise self._error(f"not valid JSON: expected , or ] after row {count - 1}")
+                self._position += 1
                 self._next()
-            while True:
-                try:
-                    value, end = scan(self._text, self._at)
-                    if end < len(self._text) or not self._more:  # else a number might go on
-                        break
-                except json.JSONDecodeError as error:
-                    if not self._more or len(self._text) - self._at > self._largest:
-                        raise NotAnArray(f"row {count}: not valid JSON: {error.msg}", self._here()) from None
-                except ValueError as error:  # a number of thousands of digits
-                    raise NotAnArray(f"row {count}: not valid JSON: {error}", self._here()) from None
-                except RecursionError:
-                    raise NotAnArray(f"row {count}: not valid JSON: nested too deeply", self._here()) from None
-                self._add(self._file.read(wanted))  # most likely cut off: read twice as much each time
-                wanted *= 2
+            value, end = self._scan(count)
             line = self._here()
-            self._at, wanted = end, CHUNK
+            self._position = end
             yield value, line
             count += 1
-        self._at += 1
+        self._position += 1
         if self._next():
-            raise NotAnArray("not valid JSON: there is more after the array", self._here())
+            raise self._error("not valid JSON: there is more after the array")
+
+    def _scan(self, count: int) -> tuple[Any, int]:
+        """Return the element at _position and where it ends in _text.
+
+        Args:
+            count: elements before it, for messages.
+        """
+        scan = json.JSONDecoder().raw_decode
+        chunk = CHUNK
+        while True:
+            try:
+                value, end = scan(self._text, self._position)
+                if end < len(self._text) or not self._more:  # else a number may continue
+                    return value, end
+            except json.JSONDecodeError as error:
+                if not self._more or len(self._text) - self._position > self._largest:
+                    raise self._error(f"row {count}: not valid JSON: {error.msg}") from None
+            except ValueError as error:  # a number of thousands of digits
+                raise self._error(f"row {count}: not valid JSON: {error}") from None
+            except RecursionError:
+                raise self._error(f"row {count}: not valid JSON: nested too deeply") from None
+            # Most likely cut off. Read twice as much each time.
+            self._add(self._file.read(chunk))
+            chunk *= 2
+
+    def _error(self, reason: str) -> NotAnArray:
+        return NotAnArray(reason, self._here())
 
     def _add(self, raw: bytes) -> None:
         self._here()
-        self._text, self._at, self._counted = self._text[self._at :], 0, 0
+        self._text = self._text[self._position :]
+        self._position = 0
+        self._counted = 0
         self._more = bool(raw)
         try:
             self._text += self._decode(raw, final=not raw)
@@ -82,16 +109,16 @@ class JSONArray:
             raise NotAnArray(f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8", self._line) from None
 
     def _next(self) -> str:
-        """Move to the next character that is no space; '' at the end."""
+        """Move to the next character that is not white space and return it; '' at the end."""
         while True:
-            while self._at < len(self._text) and self._text[self._at] in _SPACE:
-                self._at += 1
-            if self._at < len(self._text) or not self._more:
-                return self._text[self._at : self._at + 1]
+            while self._position < len(self._text) and self._text[self._position] in _SPACE:
+                self._position += 1
+            if self._position < len(self._text) or not self._more:
+                return self._text[self._position : self._position + 1]
             self._add(self._file.read(CHUNK))
 
     def _here(self) -> int:
         """The line of the current character."""
-        self._line += self._text.count("\n", self._counted, self._at)
-        self._counted = self._at
+        self._line += self._text.count("\n", self._counted, self._position)
+        self._counted = self._position
         return self._line

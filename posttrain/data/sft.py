@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
-    from posttrain.data.dataset import Bins
+    from posttrain.data.dataset import PackedDataset
     from posttrain.data.prepare import Sample
     from posttrain.data.rules import Rules
     from posttrain.data.templates import ChatTemplate
@@ -27,8 +27,8 @@ _CHOICES = {
 class Splits:
     """Datasets of a run; `validation` may be None. `report` holds the statistics, JSON-able."""
 
-    train: "Bins"
-    validation: "Bins | None"
+    train: "PackedDataset"
+    validation: "PackedDataset | None"
     report: dict[str, Any]
 
 
@@ -110,7 +110,7 @@ class SFTData:
         maker = Maker(self.packing, length_multiple, tokenizer, renderer, rows, cache, build, category)
         limit = self.max_train_rows if self.validation_fraction is None else None
         parts = [maker.store(source["path"], source["format"], "data.path", limit) for source in self._sources()]
-        train, counts = splits.joined(parts)
+        train, counts = splits.join_stores(parts)
         weights = np.array([float(source["weight"]) for source in self._sources()])
         validation, validation_rows = None, None
         if self.validation_path is not None:
@@ -122,15 +122,15 @@ class SFTData:
             train_rows, held_out = splits.hold_out(train.digests, self.validation_fraction or 0, seed)
             if len(held_out):
                 validation, validation_rows, validation_counts = train, held_out[: self.max_validation_rows], None
-        train_rows = splits.weighted(train_rows, train.sources, weights, seed)[: self.max_train_rows]
+        train_rows = splits.repeat_by_weight(train_rows, train.sources, weights, seed)[: self.max_train_rows]
         if not len(train_rows):
             raise UserError(f"data.path={self.path}: nothing is left to train on: {json.dumps(counts['dropped'])}")
         report = {"rows": counts, "sha256": maker.contents}
         datasets = {"train": maker.bins(train, train_rows, seq_length, seed)}
-        report["train"] = splits.statistics(datasets["train"], seq_length)
+        report["train"] = splits.describe(datasets["train"], seq_length)
         if validation is not None and len(validation_rows):
             datasets["validation"] = maker.bins(validation, validation_rows, seq_length, seed)
-            report["validation"] = splits.statistics(datasets["validation"], seq_length)
+            report["validation"] = splits.describe(datasets["validation"], seq_length)
             report["validation"]["also_in_train"] = int(
                 np.isin(validation.digests[validation_rows], train.digests[train_rows]).sum()
             )

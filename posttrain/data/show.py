@@ -1,13 +1,17 @@
-"""Conversations and statistics for people: in the terminal and as a page."""
+"""Show conversations and statistics in the terminal and as a page."""
 
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.data.prepare import Sample
 from posttrain.visible import visible
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONTEXT = 4  # tokens before a token that it is decoded with
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,30 +32,39 @@ class Chat:
     tokens: list[Token]
 
 
-def chat(sample: Sample, tokenizer: Any) -> Chat:
-    """A sample's tokens with the text of each."""
+def to_chat(sample: Sample, tokenizer: "PreTrainedTokenizerBase") -> Chat:
+    """Return a sample's tokens with the text of each."""
     core = tokenizer.backend_tokenizer
-    special = {index for index, token in core.get_added_tokens_decoder().items() if token.special}
+    special = set()
+    for token_id, token in core.get_added_tokens_decoder().items():
+        if token.special:
+            special.add(token_id)
     ids = sample.encoded.input_ids.tolist()
+    mask = sample.encoded.mask.tolist()
     tokens = []
-    for at, (index, trained) in enumerate(zip(ids, sample.encoded.mask.tolist(), strict=True)):
-        # A token's text is what it adds to those before it: alone, its leading space or half a character is lost.
-        before = ids[max(0, at - 4) : at]
-        alone = core.decode(before, skip_special_tokens=False)
-        together = core.decode([*before, index], skip_special_tokens=False)
-        text = together[_shared(alone, together) :].replace("\ufffd", "")
-        tokens.append(Token(visible(text), index, bool(trained), index in special))
-    trained = sum(token.trained for token in tokens)
-    return Chat(f"{sample.place}: {len(tokens)} tokens, {trained} trained", tokens)
+    for position, token_id in enumerate(ids):
+        # A token's text is what it adds to those before it: alone, it loses its leading space, or
+        # its part of a character.
+        context = ids[max(0, position - CONTEXT) : position]
+        before = core.decode(context, skip_special_tokens=False)
+        with_token = core.decode([*context, token_id], skip_special_tokens=False)
+        text = with_token[_common_prefix(before, with_token) :].replace("\ufffd", "")
+        tokens.append(Token(visible(text), token_id, bool(mask[position]), token_id in special))
+    return Chat(f"{sample.place}: {len(tokens)} tokens, {sum(mask)} trained", tokens)
 
 
-def _shared(one: str, other: str) -> int:
+def _common_prefix(one: str, other: str) -> int:
     """How many characters both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
 
 
-def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """The statistics as (name, value)."""
+def format_statistics(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the statistics as (name, value)."""
     counts = report["rows"]
     table = [
         ("rows read", f"{counts['rows']:,}"),
@@ -59,52 +72,70 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("kept", f"{counts['kept']:,}"),
     ]
     if counts["truncated"]:
-        table.append(("of them shortened", f"{counts['truncated']:,}"))
-    table += [(f"dropped: {reason}", f"{count:,}") for reason, count in counts["dropped"].items()]
+        table.append(("truncated", f"{counts['truncated']:,}"))
+    for reason, count in counts["dropped"].items():
+        table.append((f"dropped: {reason}", f"{count:,}"))
     for split in ("train", "validation"):
         if split not in report:
             continue
-        found = report[split]
-        lengths = "  ".join(f"{tokens:,} ({point}%)" for point, tokens in found["length_percentiles"].items())
+        counts = report[split]
+        lengths = []
+        for percentile, tokens in counts["length_percentiles"].items():
+            lengths.append(f"{tokens:,} ({percentile}%)")
+        trained = f"{counts['trained_tokens']:,} ({counts['trained_share']:.1%})"
+        sequences = f"{counts['bins']:,}, {counts['packing_efficiency']:.1%} filled"
         table += [
-            (f"{split}: conversations", f"{found['conversations']:,}"),
-            (f"{split}: tokens", f"{found['tokens']:,}"),
-            (f"{split}: trained tokens", f"{found['trained_tokens']:,} ({found['trained_share']:.1%})"),
-            (f"{split}: length percentiles", lengths),
-            (f"{split}: sequences", f"{found['bins']:,}, {found['packing_efficiency']:.1%} filled"),
+            (f"{split}: conversations", f"{counts['conversations']:,}"),
+            (f"{split}: tokens", f"{counts['tokens']:,}"),
+            (f"{split}: trained tokens", trained),
+            (f"{split}: length percentiles", "  ".join(lengths)),
+            (f"{split}: sequences", sequences),
         ]
-        if found.get("also_in_train"):
-            table.append((f"{split}: also in train", f"{found['also_in_train']:,}"))
+        if counts.get("also_in_train"):
+            table.append((f"{split}: also in train", f"{counts['also_in_train']:,}"))
     if "steps_per_epoch" in report:
         table.append(("steps per epoch", f"{report['steps_per_epoch']:,}"))
     return table
 
 
-def terminal(chats: Sequence[Chat], report: dict[str, Any]) -> None:
-    """Print; trained tokens on green, or within ⟦ ⟧ where there is no colour, special tokens in magenta."""
+def print_chats(chats: Sequence[Chat], report: dict[str, Any]) -> None:
+    """Print conversations and statistics.
+
+    Trained tokens are on green, or within ⟦ ⟧ where there is no colour; special tokens are magenta.
+    """
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    plain = console.color_system is None
-    for shown in chats:
-        console.print(Text(f"── {visible(shown.name)} ──", "dim"))
-        text, open_ = Text(), False
-        for token in shown.tokens:
-            if plain and token.trained != open_:
+    brackets = console.color_system is None
+    for chat in chats:
+        console.print(Text(f"── {visible(chat.name)} ──", "dim"))
+        text = Text()
+        within = False
+        for token in chat.tokens:
+            if brackets and token.trained != within:
                 text.append("⟦" if token.trained else "⟧")
-                open_ = token.trained
-            style = ("black on green" if token.trained else "") + (" bold magenta" if token.special else "")
-            # A trained line end is as good as a word: show it.
-            text.append(token.text.replace("\n", "↵\n") if token.trained else token.text, style or None)
-        text.append("⟧" if open_ else "")
+                within = token.trained
+            styles = []
+            if token.trained:
+                styles.append("black on green")
+            if token.special:
+                styles.append("bold magenta")
+            text.append(_shown_text(token), " ".join(styles) or None)
+        if within:
+            text.append("⟧")
         console.print(text)
-    table = rows(report)
+    table = format_statistics(report)
     width = max(len(name) for name, _ in table)
     for name, value in table:
         console.print(Text.assemble((f"{name:{width}}  ", "dim"), visible(value)))
     for example in report["rows"]["examples"].values():
-        console.print(Text(visible(f"dropped, for example: {example}"), "yellow"))
+        console.print(Text(visible(f"first dropped row: {example}"), "yellow"))
+
+
+def _shown_text(token: Token) -> str:
+    """A token's text; trained line ends, which count as much as a word, are made visible."""
+    return token.text.replace("\n", "↵\n") if token.trained else token.text
 
 
 _STYLE = """
@@ -122,24 +153,30 @@ h2 { font-size: 1rem; overflow-wrap: anywhere }
 """
 
 
-def page(title: str, chats: Sequence[Chat], report: dict[str, Any]) -> str:
-    """The same as one HTML page that needs nothing else; a token's id shows when pointed at."""
+def render_page(title: str, chats: Sequence[Chat], report: dict[str, Any]) -> str:
+    """Return the same as one HTML page without other files; pointing at a token shows its id."""
+    title = html.escape(title)
+    parts = [
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>',
+        '<meta name="viewport" content="width=device-width">',
+        f"<style>{_STYLE}</style><h1>{title}</h1>",
+        '<p><span class="trained">trained</span> <span class="special">special token</span> ',
+        "untrained</p><table>",
+    ]
+    for name, value in format_statistics(report):
+        parts.append(f"<tr><td>{html.escape(name)}<td>{html.escape(value)}")
+    parts.append("</table>")
+    for example in report["rows"]["examples"].values():
+        parts.append(f"<p>first dropped row: {html.escape(example)}")
+    for chat in chats:
+        parts.append(f"<h2>{html.escape(chat.name)}</h2><pre>")
+        parts += [_render_token(token) for token in chat.tokens]
+        parts.append("</pre>")
+    parts.append("</html>\n")
+    return "".join(parts)
 
-    def token(shown: Token) -> str:
-        kinds = " ".join(name for name in ("trained", "special") if getattr(shown, name))
-        attribute = f' class="{kinds}"' if kinds else ""
-        text = shown.text.replace("\n", "↵\n") if shown.trained else shown.text
-        return f'<span{attribute} title="{shown.id}">{html.escape(text)}</span>'
 
-    table = "".join(f"<tr><td>{html.escape(name)}<td>{html.escape(value)}" for name, value in rows(report))
-    dropped = "".join(f"<p>dropped, for example: {html.escape(text)}" for text in report["rows"]["examples"].values())
-    bodies = "".join(
-        f"<h2>{html.escape(shown.name)}</h2><pre>{''.join(map(token, shown.tokens))}</pre>" for shown in chats
-    )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width">'
-        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
-        f'<p><span class="trained">trained</span> <span class="special">special token</span> untrained</p>'
-        f"<table>{table}</table>{dropped}{bodies}</html>\n"
-    )
+def _render_token(token: Token) -> str:
+    kinds = [name for name in ("trained", "special") if getattr(token, name)]
+    attribute = f' class="{" ".join(kinds)}"' if kinds else ""
+    return f'<span{attribute} title="{token.id}">{html.escape(_shown_text(token))}</span>'

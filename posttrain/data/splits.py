@@ -1,4 +1,4 @@
-"""Which conversations are trained on and which are held out, and the statistics of both."""
+"""Split conversations into those trained on and those held out, and describe both."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,26 +6,33 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.data.dataset import Bins
+from posttrain.data.dataset import PackedDataset
 from posttrain.data.store import Store
 
+PERCENTILES = (0, 25, 50, 75, 95, 100)
 
-def joined(parts: Sequence[tuple[Store, dict[str, Any]]]) -> tuple[Store, dict[str, Any]]:
-    """Several stores as one, and the sum of their counts."""
+
+def join_stores(
+    parts: Sequence[tuple[Store, dict[str, Any]]],
+) -> tuple[Store, dict[str, Any]]:
+    """Return several stores as one, and the sum of their counts."""
     if len(parts) == 1:
         return parts[0]
-    counts: dict[str, Any] = {"rows": 0, "read": 0, "kept": 0, "truncated": 0, "dropped": Counter(), "examples": {}}
-    for _, part in parts:
+    counts: dict[str, Any] = dict.fromkeys(("rows", "read", "kept", "truncated"), 0)
+    counts |= {"dropped": Counter(), "examples": {}}
+    paths = []
+    for store, part in parts:
         for name in ("rows", "read", "kept", "truncated"):
             counts[name] += part[name]
         counts["dropped"].update(part["dropped"])
         counts["examples"] = {**part["examples"], **counts["examples"]}
+        paths += store.paths
     counts["dropped"] = dict(counts["dropped"])
-    return Store([path for store, _ in parts for path in store.paths]), counts
+    return Store(paths), counts
 
 
 def hold_out(digests: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split by what is said, so that duplicates come to the same side.
+    """Split by content, so that duplicates are on the same side.
 
     Args:
         digests: int64[n].
@@ -33,8 +40,8 @@ def hold_out(digests: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarra
         seed: which of them.
 
     Returns:
-        Indices of the first and of the second side, ascending. With a fraction and two distinct conversations neither
-        side is empty.
+        Indices of the first and of the second side, ascending. With a fraction and two distinct
+        conversations neither side is empty.
     """
     distinct = np.unique(digests)
     count = round(fraction * len(distinct))
@@ -45,8 +52,8 @@ def hold_out(digests: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarra
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def weighted(rows: np.ndarray, sources: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
-    """Rows of each source `weight` times per epoch: whole passes over all, the rest as a random part.
+def repeat_by_weight(rows: np.ndarray, sources: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
+    """Repeat each source's rows `weight` times: whole passes, and a random part for the fraction.
 
     Args:
         rows: int64[m], indices of the rows to take from.
@@ -60,22 +67,27 @@ def weighted(rows: np.ndarray, sources: np.ndarray, weights: np.ndarray, seed: i
     for source, weight in enumerate(weights.tolist()):
         own = rows[sources[rows] == source]
         passes, part = divmod(weight, 1)
-        chosen = np.random.default_rng([seed, source]).permutation(len(own))[: round(part * len(own))]
-        taken += [own] * int(passes) + [own[np.sort(chosen)]]
+        shuffled = np.random.default_rng([seed, source]).permutation(len(own))
+        chosen = np.sort(shuffled[: round(part * len(own))])
+        taken += [own] * int(passes)
+        taken.append(own[chosen])
     return np.concatenate(taken)
 
 
-def statistics(bins: Bins, seq_length: int) -> dict[str, Any]:
-    """What a split holds: conversations, tokens, trained share, length percentiles, how full the bins are."""
-    lengths = bins.store.lengths[bins.order]
-    tokens, trained = int(lengths.sum()), int(bins.store.trained[bins.order].sum())
-    points = np.percentile(lengths, (0, 25, 50, 75, 95, 100), method="nearest").tolist()
+def describe(dataset: PackedDataset, seq_length: int) -> dict[str, Any]:
+    """Return what a split holds, and how full its packed sequences are."""
+    lengths = dataset.store.lengths[dataset.order]
+    tokens = int(lengths.sum())
+    trained = int(dataset.store.trained[dataset.order].sum())
+    percentiles = {}
+    for point, length in zip(PERCENTILES, np.percentile(lengths, PERCENTILES, method="nearest"), strict=True):
+        percentiles[str(point)] = int(length)
     return {
         "conversations": len(lengths),
         "tokens": tokens,
         "trained_tokens": trained,
         "trained_share": trained / tokens,
-        "length_percentiles": dict(zip(("0", "25", "50", "75", "95", "100"), map(int, points), strict=True)),
-        "bins": len(bins),
-        "packing_efficiency": tokens / (len(bins) * seq_length),
+        "length_percentiles": percentiles,
+        "bins": len(dataset),
+        "packing_efficiency": tokens / (len(dataset) * seq_length),
     }

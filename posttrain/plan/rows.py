@@ -54,7 +54,8 @@ class Rows:
         import numpy as np
 
         t = cfg.trainer
-        # The rows of each micro-batch, as posttrain.batches.TrainOrder gives them to one process in the first epoch.
+        # The rows of each micro-batch, as posttrain.batches.TrainOrder gives them to one process in
+        # the first epoch.
         order = np.random.default_rng([cfg.seed, 0]).permutation(len(starts) - 1)
         if t.max_steps is not None:
             order = order[: t.max_steps * t.global_batch_size]
@@ -81,7 +82,7 @@ class Rows:
 
 
 def of_bins(bins: Any, cfg: DictConfig) -> Rows:
-    """The rows of a run, which are built (a posttrain.data.dataset.Bins)."""
+    """The rows of a run, which are built (a posttrain.data.dataset.PackedDataset)."""
     order = bins.order
     return Rows.of(bins.store.lengths[order], bins.store.trained[order], bins.starts, cfg)
 
@@ -119,7 +120,7 @@ def count(cfg: DictConfig) -> Rows:
         raise UserError("data: no conversation is left to train on; see preview")
     total = len(lengths) if whole else _total(data, last, len(lengths), cache)
     sizes, marks = np.array(lengths), np.array(trained)
-    order, starts = packing.pack(sizes, length, cfg.seed) if data.packing else packing.alone(len(sizes))
+    order, starts = packing.pack(sizes, length, cfg.seed) if data.packing else packing.one_per_bin(len(sizes))
     scale = total / len(lengths) * (1 - (data.validation_fraction or 0))
     if data.max_train_rows:
         scale = min(scale, data.max_train_rows / len(lengths))

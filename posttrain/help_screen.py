@@ -1,0 +1,137 @@
+"""The screen of `python -m posttrain --help`: every group with its choices, and every command."""
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+COLUMNS = 100
+HEAD = """\
+posttrain: fine-tune language models on Megatron-Bridge, from a laptop CPU to a Slurm cluster.
+
+  python -m posttrain                           the demo: a real small model, on a CPU or GPU
+  python -m posttrain model=llama3_8b peft=lora data=alpaca data.path=my.json template=chatml
+  python -m posttrain model=hf model.path=DIR peft=none optimizer.lr=1e-5 trainer.epochs=2
+  python -m posttrain --multirun optimizer.lr=1e-4,2e-4 peft.rank=8,16
+  python -m posttrain recipe=llama3_8b_peft_config data=...   names of recipes: recipe=list
+
+Overrides: group=choice selects conf/group/choice.yaml, group.key=value changes one value in it.
+(A * after a model: there is NAME_instruct, NAME_chat or NAME_it as well.)"""
+COMMANDS = "Commands: python -m posttrain.COMMAND, each with --help"
+SCRIPT = "A menu, and a line for cluster scripts:   scripts/posttrain.sh"
+FOOT = """\
+Every key and value:                      python -m posttrain --cfg job
+What each means:                          comments in conf/, the same as pages: make docs
+Completion for the `posttrain` command:   eval "$(posttrain -sc install=bash)\""""
+REMARKS = {"metric": "  (of evaluate)"}  # on groups that training does not use
+# In the order of a command line; a group that isn't listed comes after them.
+ORDER = (
+    "model",
+    "peft",
+    "data",
+    "template",
+    "parallelism",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "precision",
+    "checkpoint",
+    "logger",
+    "experiment",
+)
+
+
+def render(conf: Path, package: Path) -> str:
+    """Return the text, for a terminal of 100 columns.
+
+    Args:
+        conf: the configuration folder.
+        package: this package's folder, whose modules with a `main` are commands.
+    """
+    lines = [HEAD]
+    for group in groups(conf):
+        names = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+        if group == "model":
+            names = _by_family(names)
+        lines += _wrap(group, " ".join(names) + REMARKS.get(group, ""))
+    lines += ["", COMMANDS]
+    for name, summary in commands(package):
+        lines += _wrap(name, summary)
+    lines.append("")
+    if (package.parent / "scripts" / "posttrain.sh").is_file():  # not in a wheel
+        lines.append(SCRIPT)
+    lines.append(FOOT)
+    return "\n".join(lines)
+
+
+def groups(conf: Path) -> list[str]:
+    """The config groups, those of training first."""
+    names = []
+    for folder in sorted(conf.iterdir()):
+        if any(folder.glob("*.yaml")) and folder.name != "hydra":
+            names.append(folder.name)
+    first = [name for name in ORDER if name in names]
+    return first + [name for name in names if name not in ORDER]
+
+
+def commands(package: Path) -> Iterator[tuple[str, str]]:
+    """Yield (name, summary) of each module that is a command."""
+    modules = {path.parent.name: path for path in package.glob("*/__main__.py")}
+    for path in package.glob("*.py"):
+        if path.stem not in ("__main__", "worker"):
+            modules[path.stem] = path
+    for name, path in sorted(modules.items()):
+        source = path.read_text(encoding="utf-8")
+        if '\nif __name__ == "__main__":' in source:
+            yield name, summarize(ast.get_docstring(ast.parse(source)) or "")
+
+
+def summarize(docstring: str) -> str:
+    """Return a docstring's first sentence without the command line that it quotes."""
+    line = " ".join(docstring.split("\n\n")[0].split())
+    line = re.sub(r"^`python -m [^`]*`[^:]*: ", "", line)
+    line = re.split(r"[:,]? `python -m |\. |; ", line)[0].rstrip(".:")
+    starts_with_name = not (line[1:2].islower() or line[1:2] == " ")  # an abbreviation, say
+    if starts_with_name:
+        return line
+    return line[:1].lower() + line[1:]
+
+
+def _wrap(name: str, text: str) -> list[str]:
+    """The lines of one group or command, with the texts below each other."""
+    indent = f"  {name:<12} "
+    return textwrap.wrap(
+        text,
+        COLUMNS,
+        initial_indent=indent,
+        subsequent_indent=" " * len(indent),
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _by_family(names: list[str]) -> list[str]:
+    """`llama3_8b llama3_70b` as `llama3_{8b,70b}`: a hundred models on a few lines.
+
+    A `*` stands for an `_instruct`, `_chat` or `_it` beside its base.
+    """
+    bases = {name: re.sub("_(instruct|chat|it)$", "", name) for name in names}
+    with_tuned = {base for name, base in bases.items() if base != name}
+    sizes_of: dict[str, list[str]] = {}
+    for name, base in bases.items():
+        if base != name and base in names:
+            continue
+        family, _, size = name.partition("_")
+        if name in with_tuned:
+            size += "*"
+        sizes_of.setdefault(family, []).append(size)
+    shortened = []
+    for family, sizes in sizes_of.items():
+        if len(sizes) > 1:
+            shortened.append(f"{family}_{{{','.join(sizes)}}}")
+        elif sizes[0]:
+            shortened.append(f"{family}_{sizes[0]}")
+        else:
+            shortened.append(family)
+    return shortened

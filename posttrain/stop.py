@@ -15,7 +15,8 @@ from types import FrameType
 from typing import NoReturn
 
 from posttrain import limits
-from posttrain.errors import UserError
+from posttrain.errors import UserError, of_place
+from posttrain.visible import visible
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 GONE = (errno.EIO, errno.EPIPE)  # of a terminal that was closed, of a pipe that nobody reads
@@ -84,9 +85,12 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         try:
             limits.suffice()
             main()
-        except UserError as error:  # of the limits: commands report their own
-            print(f"posttrain: {error}", file=sys.stderr)
-            raise SystemExit(error.exit_code) from None
+        except (UserError, OSError) as error:  # that the command has left to us
+            message = of_place(error) if isinstance(error, OSError) else str(error)
+            if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            print(f"posttrain: {visible(message)}", file=sys.stderr)
+            raise SystemExit(UserError.exit_code) from None
         except KeyboardInterrupt as error:
             exit_for(error)
         finally:

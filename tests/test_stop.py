@@ -124,6 +124,26 @@ def test_words_that_are_not_utf_8_are_refused(locale, word):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "is not UTF-8" in done.stderr, done.stderr
 
 
+def test_without_a_folder_for_temporary_files():
+    """Every folder that Python tries is as if it could not be written to, which the superuser always can."""
+    code = """
+        import tempfile
+        from posttrain import stop
+        tempfile._candidate_tempdir_list = lambda: ["/proc/nowhere"]
+        stop.command(tempfile.TemporaryFile)()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("posttrain: TMPDIR: ") and done.stderr.count("\n") == 1
+
+
+def test_a_traceback_for_those_who_ask_for_it():
+    done = subprocess.run(
+        [sys.executable, "-m", "posttrain", "trainer.max_steps=-1"], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "HYDRA_FULL_ERROR": "1"},
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
 def test_other_letters_under_the_plainest_locale(tmp_path):
     (tmp_path / "dätä.jsonl").write_text('{"text": "ü"}\n', encoding="utf-8")
     done = subprocess.run(

@@ -110,11 +110,11 @@ def tail(run: Path) -> str:
 def planned(words: list[str]) -> dict:
     """The plan, made as a user's is."""
     from posttrain.compose import compose
-    from posttrain.plan.gpus import detected, named
-    from posttrain.plan.report import report
+    from posttrain.plan.gpus import detect_gpus, find_gpu
+    from posttrain.plan.report import build_plan
 
     cfg = compose([*words, "parallelism=single"])
-    found = report(cfg, 1, (detected() or [named("h200")])[0])
+    found = build_plan(cfg, 1, (detect_gpus() or [find_gpu("h200")])[0])
     return {"planned_gib": found["memory_gib"]["peak"], "needed_gib": found["memory_gib"]["needed"],
             "parts": found["memory_gib"]["parts"], "data": found["data"],
             "planned_tokens_per_second": found["speed"]["tokens_per_second"]}  # fmt: skip

@@ -52,7 +52,7 @@ class RunCallback(Callback):
         self.first_step = context.state.train_state.step
         self.trainer.live = (context.model, context.optimizer)
         self.trainer.startup.mark("data loader")
-        self.flops = flops.Model.of(context.model, self.trainer)
+        self.flops = flops.ModelFlops.from_model(context.model, self.trainer)
         if self.trainer.eight_bit_base:
             quantise_frozen(context.model)
         if self.metrics:

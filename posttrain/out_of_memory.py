@@ -5,7 +5,7 @@ from typing import Any
 
 from posttrain.plan.advice import Change, changes, cheapest
 from posttrain.plan.gpus import Gpu
-from posttrain.plan.memory import GIB, memory
+from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.plan.setting import Setting
 
 MOST = 3  # changes that are shown
@@ -35,7 +35,7 @@ def message(
     ]
     if setting is None:
         return "\n".join([*lines, "  lower trainer.micro_batch_size or trainer.seq_length, or trainer.recompute=full"])
-    now = memory(setting)
+    now = estimate_memory(setting)
     chosen = best(changes(setting, gpu), now.needed, gpu)
     if chosen:
         lines.append(f"by estimate the run needs {_gib(now.needed)} on each GPU; what would help most:")

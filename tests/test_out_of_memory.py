@@ -9,7 +9,7 @@ from posttrain import out_of_memory
 from posttrain.compose import compose
 from posttrain.launch import visible_gpus
 from posttrain.plan.gpus import Gpu
-from posttrain.plan.memory import GIB, memory
+from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.plan.setting import Setting
 
 ERROR = "CUDA out of memory. Tried to allocate 3.91 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.2 GiB is"
@@ -35,13 +35,13 @@ def test_what_has_the_memory():
 
 def test_three_settings_with_numbers():
     run = setting("trainer.micro_batch_size=16", "trainer.global_batch_size=64", "trainer.seq_length=4096")
-    gpu = Gpu("some", None, memory(run).needed / GIB - 1)
-    chosen = out_of_memory.best(out_of_memory.changes(run, gpu), memory(run).needed, gpu)
+    gpu = Gpu("some", None, estimate_memory(run).needed / GIB - 1)
+    chosen = out_of_memory.best(out_of_memory.changes(run, gpu), estimate_memory(run).needed, gpu)
     names = [change.words[0].partition("=")[0] for change in chosen]
     assert len(names) == 3 == len(set(names)) and "trainer.micro_batch_size" in names and "trainer.recompute" in names
     text = said(run, gpu.memory_gib)
     for change in chosen:
-        numbers = f"{memory(run).needed / GIB:.1f} GiB -> {change.memory.needed / GIB:.1f} GiB"
+        numbers = f"{estimate_memory(run).needed / GIB:.1f} GiB -> {change.memory.needed / GIB:.1f} GiB"
         line = next(line for line in text.splitlines() if " ".join(change.words) in line)
         assert numbers in line and (", fits" in line) == change.fits(gpu)
     assert chosen[0].fits(gpu)

@@ -43,7 +43,7 @@ def words(tmp_path_factory):
 
 
 def run(words, *more):
-    preview.run(compose([*words, *more], config_name="preview"))
+    preview.show_data(compose([*words, *more], config_name="preview"))
 
 
 def test_terminal(words, capsys):

@@ -80,7 +80,7 @@ class Workload:
 
     def operations(self) -> float:
         """Floating-point operations of a step of full-length sequences; see posttrain/flops.py."""
-        from posttrain.flops import Model
+        from posttrain.flops import ModelFlops
 
         shape = SHAPES[self.shape]
         hidden = shape["hidden_size"]
@@ -89,7 +89,7 @@ class Workload:
         head_dim = hidden // heads
         attention = hidden * head_dim * (2 * heads + 2 * shape["num_key_value_heads"])
         layer = attention + 3 * hidden * shape["intermediate_size"]
-        model = Model(
+        model = ModelFlops(
             weights=layers * layer + hidden * shape["vocab_size"],
             frozen=not self.full,
             attention=layers * hidden,

@@ -1,15 +1,16 @@
-"""What a run needs, before a GPU is asked for: `python -m posttrain.plan` with the words of the training command.
+"""Plan a run before a GPU is requested: `python -m posttrain.plan` with training's overrides.
 
     python -m posttrain.plan model=llama3_8b data=alpaca data.path=my.json plan.gpu=h100
-    python -m posttrain.plan model=llama31_70b peft=lora parallelism=tp4 plan.gpu=a100 plan.gpus=8 --json
+    python -m posttrain.plan model=llama31_70b peft=lora parallelism=tp4 \\
+        plan.gpu=a100 plan.gpus=8 --json
 
-Parameters, memory per GPU by part, steps and tokens, expected time, whether it fits, and the cheapest change that would
-make it fit. Neither torch nor Megatron is loaded.
+Parameters, memory per GPU by part, steps and tokens, expected time, whether it fits, and the
+cheapest change that would make it fit. Loads neither torch nor Megatron.
 """
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, open_dict
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, open_dict
 from posttrain import check, compose, schema, stop
 from posttrain.errors import UserError
 from posttrain.plan import auto, gpus
-from posttrain.plan.report import report
+from posttrain.plan.report import build_plan
 
 
 @dataclass
@@ -43,21 +44,22 @@ ConfigStore.instance().store(name="schema_plan", node=PlanConfig)
 
 @stop.command
 def main() -> None:
-    """Entry point; exits with 2 after a mistake of the user's, with 1 when the run doesn't fit."""
+    """Entry point; exits with 2 after a user's mistake, with 1 when the run doesn't fit."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return
-    sys.argv[1:] = ["plan.json=true" if word == "--json" else word for word in sys.argv[1:]]
+    if "--json" in sys.argv:
+        sys.argv[sys.argv.index("--json")] = "plan.json=true"
     fits = []
-    compose.run(lambda cfg: fits.append(run(cfg)), config_name="plan")
+    compose.run(lambda cfg: fits.append(plan(cfg)), config_name="plan")
     raise SystemExit(0 if all(fits) else 1)
 
 
-def run(cfg: DictConfig) -> bool:
-    """Print the plan of a composed configuration; returns whether the run fits.
+def plan(cfg: DictConfig) -> bool:
+    """Print the plan of a composed configuration and return whether the run fits.
 
     Raises:
-        UserError: as training would for the same words, or an unknown GPU.
+        UserError: as training would for the same overrides, or an unknown GPU.
     """
     options = cfg.plan
     with open_dict(cfg):
@@ -65,35 +67,57 @@ def run(cfg: DictConfig) -> bool:
     for key, value in (("gpus", options.gpus), ("memory_gib", options.memory_gib)):
         if value is not None and value <= 0:
             raise UserError(f"`plan.{key}={value}`: must be more than 0")
-    here = [] if options.gpu else gpus.detected()
-    gpu = here[0] if here else gpus.named(options.gpu or "h100", options.memory_gib)
-    if options.memory_gib and here:
-        gpu = gpus.Gpu(gpu.name, gpu.tflops, options.memory_gib)
-    local = options.gpus or (len(here) if here else check.nproc_per_node(cfg, 0))
+    here = [] if options.gpu else gpus.detect_gpus()
+    if here:
+        gpu = here[0]
+        if options.memory_gib:
+            gpu = replace(gpu, memory_gib=options.memory_gib)
+        local = options.gpus or len(here)
+    else:
+        gpu = gpus.find_gpu(options.gpu or "h100", options.memory_gib)
+        local = options.gpus or check.nproc_per_node(cfg, 0)
     if cfg.launch.nnodes > 1 and cfg.launch.master_port is None:
         cfg.launch.master_port = 1  # nothing is started
-    line, memory_gib = None, cfg.parallelism.memory_gib or gpu.memory_gib
-    if cfg.parallelism.auto or cfg.trainer.micro_batch_size == auto.AUTO:
-        check.settings(cfg, local)
-    if filled := cfg.trainer.micro_batch_size == auto.AUTO:
-        cfg.trainer.micro_batch_size = 1
-    if cfg.parallelism.auto:
-        chosen = auto.choose(cfg, local, memory_gib, transformer_engine=True)
-        line = chosen.line(memory_gib)
-        auto.put(cfg, chosen)
-    if filled:
-        line = "\n".join([*filter(None, [line]), auto.fill_memory(cfg, check.world_size(cfg, local), memory_gib, True)])
+    lines = resolve_auto(cfg, local, cfg.parallelism.memory_gib or gpu.memory_gib)
     check.check(cfg, local)
-    found = report(cfg, check.world_size(cfg, local), gpu, options.count)
-    found["gpu"]["assumed"] = not (options.gpu or here)
-    found["auto"] = line
+    result = build_plan(cfg, check.world_size(cfg, local), gpu, options.count)
+    result["gpu"]["assumed"] = not options.gpu and not here
+    result["auto"] = "\n".join(lines) or None
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(result, indent=2))
     else:
-        from posttrain.plan.show import show
+        from posttrain.plan.display import print_plan
 
-        show(found)
-    return found["fits"]
+        print_plan(result)
+    return result["fits"]
+
+
+def resolve_auto(cfg: DictConfig, local: int, memory_gib: float) -> list[str]:
+    """Replace `auto` in `cfg` as a run would, but also where the run does not fit.
+
+    Args:
+        cfg: changed in place.
+        local: processes on each machine.
+        memory_gib: of one GPU.
+
+    Returns:
+        Lines about what was chosen.
+    """
+    choose_split = cfg.parallelism.auto
+    choose_batch = cfg.trainer.micro_batch_size == auto.AUTO
+    lines = []
+    if choose_split or choose_batch:
+        check.settings(cfg, local)
+    if choose_batch:
+        cfg.trainer.micro_batch_size = 1
+    if choose_split:
+        choice = auto.choose(cfg, local, memory_gib, transformer_engine=True)
+        lines.append(choice.describe(memory_gib))
+        auto.apply_choice(cfg, choice)
+    if choose_batch:
+        world = check.world_size(cfg, local)
+        lines.append(auto.fill_memory(cfg, world, memory_gib, transformer_engine=True))
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,21 +1,37 @@
 """GPUs by name, and those of this machine, without torch."""
 
-import difflib
 import functools
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 
 from posttrain.errors import UserError
 from posttrain.flops import PEAK_TFLOPS
+from posttrain.suggest import nearest
 
-# GiB that a process can have, as torch reports them: less than the number on the box. A100 and H100: the 80 GB ones.
+# GiB that a process can have, as torch reports them: less than the number on the box. A100 and H100
+# are the 80 GB ones.
 MEMORY_GIB = {
-    "B200": 178.0, "GB200": 184.0, "H200": 139.8, "H100 NVL": 93.1, "H100 PCIe": 79.2, "H100": 79.2, "GH200": 94.5,
-    "H20": 95.1, "A100": 79.2, "A800": 79.2, "L40S": 44.4, "L40": 44.4, "L4": 22.0, "A10": 22.1, "A6000": 47.4,
+    "B200": 178.0,
+    "GB200": 184.0,
+    "H200": 139.8,
+    "H100 NVL": 93.1,
+    "H100 PCIe": 79.2,
+    "H100": 79.2,
+    "GH200": 94.5,
+    "H20": 95.1,
+    "A100": 79.2,
+    "A800": 79.2,
+    "L40S": 44.4,
+    "L40": 44.4,
+    "L4": 22.0,
+    "A10": 22.1,
+    "A6000": 47.4,
     "RTX 4090": 23.5,
-}  # fmt: skip
+}
+EIGHT_BIT = ("H100", "H200", "H20", "H800", "GH200", "B200")  # Hopper and newer
 
 
 @dataclass(frozen=True)
@@ -34,39 +50,49 @@ class Gpu:
 
     @property
     def eight_bit(self) -> bool:
-        """Whether it multiplies 8-bit numbers with a scale per row: Hopper and newer."""
-        return any(name in self.name for name in ("H100", "H200", "H20", "H800", "GH200", "B200"))
+        """Whether it multiplies 8-bit numbers with a scale per row."""
+        return any(name in self.name for name in EIGHT_BIT)
 
 
-def named(word: str, memory_gib: float | None = None) -> Gpu:
-    """The GPU that a person means by `h100` or `4090`.
+def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
+    """Return the GPU of a name such as `h100` or `4090`.
+
+    Args:
+        name: in any spelling.
+        memory_gib: None: what that kind has.
 
     Raises:
         UserError: it isn't known.
     """
-    names = {_plain(name): name for name in MEMORY_GIB}
-    if (name := names.get(_plain(word))) is None:
-        close = difflib.get_close_matches(_plain(word), names, n=1)
-        meant = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"`plan.gpu={word}`: not known{meant} Known: {', '.join(names)}; or give plan.memory_gib")
-    return Gpu(name, PEAK_TFLOPS[name], memory_gib or MEMORY_GIB[name])
+    names = {_normalize(known): known for known in MEMORY_GIB}
+    key = _normalize(name)
+    if key not in names:
+        match = nearest(key, names)
+        hint = f"; did you mean {match}?" if match else "."
+        raise UserError(f"`plan.gpu={name}`: not known{hint} Known: {', '.join(names)}; or give plan.memory_gib")
+    known = names[key]
+    return Gpu(known, PEAK_TFLOPS[known], memory_gib or MEMORY_GIB[known])
 
 
-def _plain(word: str) -> str:
-    return word.lower().replace("rtx", "").replace(" ", "").replace("-", "").replace("_", "")
+def _normalize(name: str) -> str:
+    return re.sub("rtx|[ _-]", "", name.lower())
 
 
-def detected() -> list[Gpu]:
-    """The GPUs that a process started here would see, by nvidia-smi; none where that isn't there or fails."""
-    return parsed(_listing(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+def detect_gpus() -> list[Gpu]:
+    """Return the GPUs that a process started here would see, by nvidia-smi.
+
+    None where that is not installed or fails.
+    """
+    return parse_listing(_query_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 @functools.cache  # a grid asks for each of its trials
-def _listing() -> str:
-    """What nvidia-smi says about this machine's GPUs; empty where it isn't there or fails."""
+def _query_gpus() -> str:
+    """nvidia-smi's lines about this machine's GPUs; empty where it is not installed or fails."""
     if shutil.which("nvidia-smi") is None:
         return ""
-    command = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
+    query = "--query-gpu=index,uuid,name,memory.total"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except subprocess.TimeoutExpired:
@@ -74,18 +100,34 @@ def _listing() -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def parsed(listing: str, visible: str | None) -> list[Gpu]:
-    """The GPUs of nvidia-smi's `index, uuid, name, MiB` lines that CUDA_VISIBLE_DEVICES leaves, in its order."""
-    found = {}
+def parse_listing(listing: str, visible: str | None) -> list[Gpu]:
+    """Return the GPUs of nvidia-smi's lines that CUDA_VISIBLE_DEVICES leaves, in its order.
+
+    Args:
+        listing: lines of `index, uuid, name, MiB`.
+        visible: CUDA_VISIBLE_DEVICES, indices or (parts of) UUIDs; None: not set.
+    """
+    by_index: dict[str, Gpu] = {}
+    by_uuid: dict[str, Gpu] = {}
     for line in listing.splitlines():
         index, uuid, name, mib = (part.strip() for part in line.split(","))
-        known = [key for key in PEAK_TFLOPS if key in name]
-        # nvidia-smi counts what the driver keeps for itself as well, about half a GiB.
-        gpu = Gpu(name, PEAK_TFLOPS[max(known, key=len)] if known else None, float(mib) / 1024 - 0.5)
-        found[index] = found[uuid] = gpu
+        # nvidia-smi also counts what the driver keeps for itself, about half a GiB.
+        gpu = Gpu(name, _tflops(name), float(mib) / 1024 - 0.5)
+        by_index[index] = gpu
+        by_uuid[uuid] = gpu
     if visible is None:
-        return [gpu for key, gpu in found.items() if key.isdigit()]
-    words = [word.strip() for word in visible.split(",") if word.strip()]
-    whole = [next((key for key in found if key == word or (key.startswith(word) and not word.isdigit())), None)
-             for word in words]  # fmt: skip
-    return [found[key] for key in whole if key is not None]
+        return list(by_index.values())
+    gpus = []
+    for device in visible.split(","):
+        device = device.strip()
+        if device in by_index:
+            gpus.append(by_index[device])
+        elif device and not device.isdigit():
+            gpus += [gpu for uuid, gpu in by_uuid.items() if uuid.startswith(device)][:1]
+    return gpus
+
+
+def _tflops(name: str) -> float | None:
+    """The rate of the GPU with that name; of several that are part of it, the longest counts."""
+    known = [key for key in PEAK_TFLOPS if key in name]
+    return PEAK_TFLOPS[max(known, key=len)] if known else None

@@ -1,4 +1,4 @@
-"""Memory of one GPU by part: what is always there, and the most that a step adds to it."""
+"""Memory of one GPU by part: what is always allocated, and the most that a step adds to it."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,16 @@ from posttrain.plan.setting import Setting
 from posttrain.plan.shape import Linear
 
 GIB = 2**30
-# In torch's allocator: workspaces of 32 MiB, cuBLAS' and Transformer Engine's. A CUDA graph is captured on a stream
-# that has workspaces of its own, and keeps the batches and losses of a step; 0.14 GiB was measured, not itemised.
-WORKSPACE, GRAPH = 0.06 * GIB, 0.14 * GIB
-# What the driver and the kernels take outside of it, and NCCL's buffers.
-CONTEXT, NCCL = 0.55 * GIB, 1.0 * GIB
-# Allocated memory comes in blocks that never fit quite.
-FRAGMENTS = 0.03
+# In torch's allocator: workspaces of 32 MiB, cuBLAS' and Transformer Engine's.
+WORKSPACE = 0.06 * GIB
+# A CUDA graph is captured on a stream that has workspaces of its own, and keeps the batches and
+# losses of a step. Measured, not itemised.
+GRAPH = 0.14 * GIB
+# Outside of torch's allocator: the driver and the kernels, and NCCL's buffers.
+CONTEXT = 0.55 * GIB
+NCCL = 1.0 * GIB
+FRAGMENTATION = 0.03  # of the allocator
+OPTIMIZER_STATE = {"adam": 8, "sgd": 4}  # bytes of moments per trained parameter
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,59 @@ class Memory:
 
     @property
     def needed(self) -> float:
-        """What the GPU has to have."""
-        return self.peak * (1 + FRAGMENTS) + self.outside
+        """The memory that the GPU requires."""
+        return self.peak * (1 + FRAGMENTATION) + self.outside
 
 
-def memory(s: Setting) -> Memory:
-    """The fullest stage's."""
-    return max((stage(s, index) for index in {0, s.pipeline - 1}), key=lambda found: found.needed)
+def estimate_memory(s: Setting) -> Memory:
+    """Return the memory of the fullest pipeline stage, the first or the last."""
+    first = stage_memory(s, 0)
+    last = stage_memory(s, s.pipeline - 1)
+    return last if last.needed > first.needed else first
 
 
-def stage(s: Setting, index: int) -> Memory:
-    """Memory of a GPU of the pipeline stage `index`, from 0."""
+def stage_memory(s: Setting, index: int) -> Memory:
+    """Return the memory of a GPU of the pipeline stage `index`, from 0."""
+    first = index == 0
+    last = index == s.pipeline - 1
+    layers = s.shape.layers / s.pipeline
+    saved = activations.kept(s)
+    saved_bytes = sum(saved.values())  # per token and layer
+    loss = activations.loss(s) if last else {}
+    loss_bytes = sum(loss.values())
+    backward_bytes = s.tokens * activations.passing(s) + _weight_gradients(s, first and last)
+    if s.recompute == "full":
+        backward_bytes += s.tokens * saved_bytes  # of the layer that is computed again
+        saved_bytes = saved["layer input"]
+    in_flight = min(s.pipeline - index, s.micro_batches)
+    parts = _state(s, index)
+    parts["activations"] = s.tokens * layers * saved_bytes * in_flight
+    # Either the loss is being computed, or the layer before it goes backward.
+    if loss_bytes >= backward_bytes:
+        parts["logits and loss"] = loss_bytes
+    else:
+        parts["backward pass"] = backward_bytes
+    parts["workspace"] = WORKSPACE
+    if s.captured:
+        parts["workspace"] += GRAPH
+    outside = CONTEXT
+    if s.world > 1:
+        outside += NCCL
+    layer = {name: s.tokens * size for name, size in saved.items() if size}
+    return Memory(parts, outside, {"layer": layer, "loss": loss})
+
+
+def _state(s: Setting, index: int) -> dict[str, float]:
+    """Bytes of weights, gradients and optimizer of a GPU of the pipeline stage `index`."""
     weights, trained, expert_weights, expert_trained = parameters(s, index)
-    n = s.width
     shards = s.data_parallel * s.context
-    state = {"adam": 8, "sgd": 4}[s.optimizer] + (4 if n == 2 else 0)  # moments, and fp32 copies of 16-bit weights
-    divided = shards if s.distributed_optimizer else 1
-    experts_divided = max(1, shards // s.expert) if s.distributed_optimizer else 1
+    divided = experts_divided = 1
+    if s.distributed_optimizer:
+        divided = shards
+        experts_divided = max(1, shards // s.expert)
+    state = OPTIMIZER_STATE[s.optimizer]
+    if s.width == 2:
+        state += 4  # fp32 copies of 16-bit weights
     parts = {
         "weights": _bytes_of_weights(s, weights + expert_weights, s.shape.layers / s.pipeline),
         "gradients": 4.0 * (trained + expert_trained),  # summed in fp32
@@ -61,78 +100,96 @@ def stage(s: Setting, index: int) -> Memory:
     }
     if s.fsdp:  # divided as well; two layers are gathered at a time
         layer = (weights + expert_weights) / max(1, s.shape.layers // s.pipeline)
-        parts["weights"] = parts["weights"] / shards + 2 * n * layer
-        parts["gradients"] = parts["gradients"] / shards + (4 * layer if s.adapters is None else 0)
-    first, last = index == 0, index == s.pipeline - 1
-    layers = s.shape.layers / s.pipeline
-    in_flight = min(s.pipeline - index, s.micro_batches)
-    per_token = activations.kept(s)
-    full = s.recompute == "full"
-    held = per_token["layer input"] if full else sum(per_token.values())
-    parts["activations"] = s.tokens * layers * held * in_flight
-    one_more = s.tokens * sum(per_token.values()) if full else 0.0  # the layer that is computed again
-    loss = activations.loss(s) if last else {}
-    backward = one_more + s.tokens * activations.passing(s) + _weight_gradients(s, first and last)
-    # Either the loss is being computed, or the layer before it goes backward.
-    if sum(loss.values()) >= backward:
-        parts["logits and loss"] = sum(loss.values())
-    else:
-        parts["backward pass"] = backward
-    parts["workspace"] = WORKSPACE + (GRAPH if s.captured else 0)
-    outside = CONTEXT + (NCCL if s.world > 1 else 0)
-    return Memory(parts, outside, {"layer": {k: s.tokens * v for k, v in per_token.items() if v}, "loss": loss})
+        parts["weights"] = parts["weights"] / shards + 2 * s.width * layer
+        parts["gradients"] /= shards
+        if s.adapters is None:
+            parts["gradients"] += 4 * layer
+    return parts
 
 
 def parameters(s: Setting, index: int) -> tuple[float, float, float, float]:
-    """Parameters of one GPU of a stage: all and trained ones outside of experts, all and trained ones of experts."""
-    shape, adapters = s.shape, s.adapters
-    share = 1 / s.pipeline
-    dense = sum(_matrix(linear, s.tensor) for linear in shape.linears if not linear.experts)
-    experts = sum(_matrix(linear, s.tensor) for linear in shape.linears if linear.experts) / s.expert
-    weights = share * shape.layers * (dense + shape.layer_others)
-    vocab = -(-shape.vocab // s.tensor) * shape.hidden
-    if index == 0:
-        weights += vocab + shape.positions * shape.hidden
-    if index == s.pipeline - 1:
-        weights += shape.norm + (0 if shape.tied and s.pipeline == 1 else vocab)
-    expert_weights = share * shape.layers * experts
-    if adapters is None:
-        return weights, weights, expert_weights, expert_weights
-    trained, expert_trained = 0.0, 0.0
+    """Count the parameters of one GPU of the pipeline stage `index`.
+
+    Returns:
+        All and trained ones outside of experts, all and trained ones of experts.
+    """
+    shape = s.shape
+    layers = shape.layers / s.pipeline
+    dense = experts = 0.0  # of a layer
     for linear in shape.linears:
-        layers, size = adapters.sizes.get(linear.name, (0, 0))
-        mine = share * layers * size / s.tensor
-        if linear.experts and size > adapters.rank * (linear.inputs + linear.outputs):  # an adapter for each expert
-            expert_trained += mine / s.expert
+        if linear.experts:
+            experts += _matrix(linear, s.tensor) / s.expert
         else:
-            trained += mine
+            dense += _matrix(linear, s.tensor)
+    weights = layers * (dense + shape.layer_others)
+    expert_weights = layers * experts
+    embedding = -(-shape.vocab // s.tensor) * shape.hidden
+    if index == 0:
+        weights += embedding + shape.positions * shape.hidden
+    if index == s.pipeline - 1:
+        weights += shape.norm
+        if not (shape.tied and s.pipeline == 1):
+            weights += embedding
+    if s.adapters is None:
+        return weights, weights, expert_weights, expert_weights
+    trained, expert_trained = _adapter_parameters(s)
     return weights + trained + expert_trained, trained, expert_weights, expert_trained
+
+
+def _adapter_parameters(s: Setting) -> tuple[float, float]:
+    """Parameters of one GPU's adapters, outside of experts and of experts."""
+    trained = expert_trained = 0.0
+    for linear in s.shape.linears:
+        layers, size = s.adapters.sizes.get(linear.name, (0, 0))
+        count = layers / s.pipeline * size / s.tensor
+        shared_size = s.adapters.rank * (linear.inputs + linear.outputs)
+        if linear.experts and size > shared_size:  # an adapter for each expert
+            expert_trained += count / s.expert
+        else:
+            trained += count
+    return trained, expert_trained
 
 
 def _matrix(linear: Linear, tensor: int) -> float:
     """Parameters of one process's part of a linear layer; a bias after a divided input is whole."""
-    bias = linear.outputs if linear.bias else 0
-    whole = linear.name in ("linear_proj", "linear_fc2")
-    return max(linear.experts, 1) * (linear.inputs * linear.outputs / tensor + bias / (1 if whole else tensor))
+    size = linear.inputs * linear.outputs / tensor
+    if linear.bias and linear.name in ("linear_proj", "linear_fc2"):
+        size += linear.outputs
+    elif linear.bias:
+        size += linear.outputs / tensor
+    return max(linear.experts, 1) * size
 
 
 def _bytes_of_weights(s: Setting, count: float, layers: float) -> float:
     """Bytes of `count` parameters in `layers` layers' adapted matrices and elsewhere.
 
-    A frozen 8-bit weight has an fp32 scale for each output. Transformer Engine's own fp8 keeps weights as they are and
-    transposed, one byte each: as much as bf16.
+    A frozen 8-bit weight has an fp32 scale for each output. Transformer Engine's own fp8 keeps
+    weights as they are and transposed, one byte each: as much as bf16.
     """
     if not s.eight_bit_base:
         return s.width * count
-    matrices = sum(linear.inputs * linear.outputs * s.trains(linear.name) for linear in s.shape.linears)
-    scales = sum(4 * linear.outputs * s.trains(linear.name) for linear in s.shape.linears)
+    matrices = scales = 0.0  # bytes saved and added in a layer
+    for linear in s.shape.linears:
+        share = s.trains(linear.name)
+        matrices += linear.inputs * linear.outputs * share
+        scales += 4 * linear.outputs * share
     return 2 * count + layers * (scales - matrices)
 
 
-def _weight_gradients(s: Setting, whole: bool) -> float:
-    """Gradients on their way to the fp32 sums: the largest matrix's, and the output layer's until the embedding's."""
+def _weight_gradients(s: Setting, has_embedding: bool) -> float:
+    """Bytes of gradients on their way to the fp32 sums.
+
+    They are the largest matrix's, and the output layer's, which waits for the embedding's.
+
+    Args:
+        s: the run.
+        has_embedding: whether the stage has both the embedding and the output layer.
+    """
     if s.adapters is not None:
         return 0.0
-    shape, n = s.shape, s.width
-    largest = max(linear.inputs * linear.outputs for linear in shape.linears) * n / s.tensor
-    return largest + (n * shape.vocab * shape.hidden / s.tensor if shape.tied and whole else 0.0)
+    shape = s.shape
+    largest = max(linear.inputs * linear.outputs for linear in shape.linears)
+    size = s.width * largest / s.tensor
+    if shape.tied and has_embedding:
+        size += s.width * shape.vocab * shape.hidden / s.tensor
+    return size

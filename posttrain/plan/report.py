@@ -1,128 +1,168 @@
-"""A plan as numbers: what `python -m posttrain.plan --json` prints, and the tables are made of."""
+"""Build a plan as numbers, for `python -m posttrain.plan --json` and the tables."""
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from posttrain.errors import UserError
 from posttrain.plan import advice
+from posttrain.plan.data_stats import DataStats, estimate_data
 from posttrain.plan.gpus import Gpu
-from posttrain.plan.memory import GIB, Memory, memory
-from posttrain.plan.rows import Rows, count, of_bins
+from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.setting import Setting
-from posttrain.plan.speed import speed
+from posttrain.plan.speed import Speed, estimate_speed
+
+if TYPE_CHECKING:
+    from posttrain.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-def report(cfg: DictConfig, world: int, gpu: Gpu, counted: bool = True) -> dict[str, Any]:
-    """The plan of a checked configuration.
+def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) -> dict[str, Any]:
+    """Return the plan of a checked configuration.
 
     Args:
+        cfg: the configuration.
         world: processes over all machines.
         gpu: what each of them runs on.
-        counted: read the data.
+        read_data: count the data.
 
     Returns:
         JSON-able; memory in GiB per GPU, times in seconds.
     """
-    setting, rows, reason = Setting.of(cfg, world), None, "plan.count=false"
-    if counted:
+    setting = Setting.of(cfg, world)
+    stats = None
+    not_counted = "plan.count=false"
+    if read_data:
         try:
-            rows = count(cfg)
+            stats = estimate_data(cfg)
+            setting = with_data(setting, stats)
         except UserError as error:
-            reason = str(error)
-    if rows:
-        setting = with_rows(setting, rows)
-    found = memory(setting)
-    steps, tokens = _steps(cfg, setting, rows)
-    expected = speed(setting, gpu, tokens)
-    fits = found.needed <= gpu.memory_gib * GIB
+            not_counted = str(error)
+    memory = estimate_memory(setting)
+    steps, tokens = _steps(cfg, stats)
+    fits = memory.needed <= gpu.memory_gib * GIB
     best = None if fits else advice.cheapest(setting, gpu)
-    shape, adapters = setting.shape, setting.adapters
     return {
         "model": str(cfg.model.path),
-        "parameters": {
-            "total": shape.parameters + (adapters.parameters if adapters else 0),
-            "model": shape.parameters,
-            "trainable": adapters.parameters if adapters else shape.parameters,
-        },
+        "parameters": _parameters(setting),
         "gpu": {
-            "name": gpu.name, "count": world, "memory_gib": round(gpu.memory_gib, 1), "bf16_tflops": gpu.tflops,
+            "name": gpu.name,
+            "count": world,
+            "memory_gib": round(gpu.memory_gib, 1),
+            "bf16_tflops": gpu.tflops,
         },
         "layout": {
-            "tensor": setting.tensor, "pipeline": setting.pipeline, "context": setting.context,
-            "expert": setting.expert, "data": setting.data_parallel,
+            "tensor": setting.tensor,
+            "pipeline": setting.pipeline,
+            "context": setting.context,
+            "expert": setting.expert,
+            "data": setting.data_parallel,
         },
-        "memory_gib": _gib(found),
+        "memory_gib": _in_gib(memory),
         "fits": fits,
         "changes": [_change(change, gpu) for change in advice.changes(setting, gpu)],
         "cheapest_change": _change(best, gpu) if best else None,
-        "data": vars(rows) if rows else {"not_counted": reason},
+        "data": vars(stats) if stats else {"not_counted": not_counted},
         "steps": steps,
         "tokens_per_step": round(tokens),
         "tokens": round(tokens * steps) if steps else None,
-        "trained_share_assumed": None if rows else setting.trained,
-        "speed": {
-            "mfu": expected.mfu and round(expected.mfu, 3),
-            "tokens_per_second": expected.tokens_per_second and round(expected.tokens_per_second),
-            "step_s": expected.step_s and round(expected.step_s, 4),
-            "total_s": expected.step_s and steps and round(expected.step_s * steps),
-            "bound": expected.bound,
-        },
-    }  # fmt: skip
+        "trained_share_assumed": None if stats else setting.trained,
+        "speed": _speed(estimate_speed(setting, gpu, tokens), steps),
+    }
 
 
-def planned_peak(trainer: Any) -> float | None:
-    """GiB that a run is expected to allocate at most, with the rows that it has; None where that isn't known.
+def planned_peak(trainer: "Trainer") -> float | None:
+    """Return the GiB that a run is expected to allocate at most, or None where that isn't known.
 
     Args:
-        trainer: a posttrain.trainer.Trainer whose data is built.
+        trainer: of a run whose data are built.
     """
     if trainer.platform.device == "cpu":
         return None
     try:
         setting = Setting.of(trainer.config, trainer.world, trainer.platform.transformer_engine)
-        return memory(with_rows(setting, of_bins(trainer.splits.train, trainer.config))).peak / GIB
-    except Exception as error:  # whatever is wrong with an estimate, the run goes on
+        stats = DataStats.from_dataset(trainer.splits.train, trainer.config)
+        return estimate_memory(with_data(setting, stats)).peak / GIB
+    except Exception as error:  # whatever is wrong with an estimate, the run continues
         log.warning("no plan of the memory: %s: %s", type(error).__name__, error)
         return None
 
 
-def with_rows(setting: Setting, rows: Rows) -> Setting:
-    """The setting with what was counted in the data."""
-    length = rows.most_tokens / setting.micro_batch
-    # In a CUDA graph all micro-batches have room for as many trained tokens as the fullest rows have.
-    most = setting.micro_batch * rows.row_trained if setting.captured else rows.most_trained
-    trained = min(1.0, most / rows.most_tokens)
-    return replace(setting, length=length, trained=trained, squares=rows.squares, sequences=rows.sequences,
-                   longest=rows.longest)  # fmt: skip
+def with_data(setting: Setting, stats: DataStats) -> Setting:
+    """Return the setting with what was counted in the data."""
+    most_trained = stats.most_trained
+    if setting.captured:
+        # In a CUDA graph every micro-batch has room for as many trained tokens as the fullest
+        # sequences have.
+        most_trained = setting.micro_batch * stats.row_trained
+    return replace(
+        setting,
+        length=stats.most_tokens / setting.micro_batch,
+        trained=min(1.0, most_trained / stats.most_tokens),
+        squares=stats.squares,
+        sequences=stats.sequences,
+        longest=stats.longest,
+    )
 
 
-def _steps(cfg: DictConfig, setting: Setting, rows: Rows | None) -> tuple[int | None, float]:
+def _steps(cfg: DictConfig, stats: DataStats | None) -> tuple[int | None, float]:
     """Optimizer steps, None where that depends on data that was not counted; tokens of one step."""
-    t = cfg.trainer
-    full = t.global_batch_size * t.seq_length
-    tokens = full if rows is None else min(full, rows.tokens / rows.rows * t.global_batch_size)
-    if t.max_steps is not None:
-        return t.max_steps, tokens
-    if rows is None:
+    trainer = cfg.trainer
+    batch = trainer.global_batch_size
+    tokens = batch * trainer.seq_length
+    if stats is not None:
+        tokens = min(tokens, stats.tokens / stats.rows * batch)
+    if trainer.max_steps is not None:
+        return trainer.max_steps, tokens
+    if stats is None:
         return None, tokens
-    return max(1, -int(-(t.epochs or 1.0) * rows.rows // t.global_batch_size)), tokens
+    return max(1, -int(-(trainer.epochs or 1.0) * stats.rows // batch)), tokens
 
 
-def _gib(found: Memory) -> dict[str, Any]:
-    rounded = {name: round(size / GIB, 3) for name, size in found.parts.items()}
-    detail = {part: {name: round(size / GIB, 4) for name, size in terms.items()}
-              for part, terms in found.detail.items()}  # fmt: skip
-    return {"parts": rounded, "peak": round(found.peak / GIB, 2), "outside": round(found.outside / GIB, 2),
-            "needed": round(found.needed / GIB, 2), "detail": detail}  # fmt: skip
+def _parameters(setting: Setting) -> dict[str, int]:
+    model = setting.shape.parameters
+    if setting.adapters is None:
+        return {"total": model, "model": model, "trainable": model}
+    trainable = setting.adapters.parameters
+    return {"total": model + trainable, "model": model, "trainable": trainable}
+
+
+def _in_gib(memory: Memory) -> dict[str, Any]:
+    parts = {name: round(size / GIB, 3) for name, size in memory.parts.items()}
+    detail = {}
+    for part, terms in memory.detail.items():
+        detail[part] = {name: round(size / GIB, 4) for name, size in terms.items()}
+    return {
+        "parts": parts,
+        "peak": round(memory.peak / GIB, 2),
+        "outside": round(memory.outside / GIB, 2),
+        "needed": round(memory.needed / GIB, 2),
+        "detail": detail,
+    }
+
+
+def _speed(speed: Speed, steps: int | None) -> dict[str, Any]:
+    """Speeds and times, None where the GPU's rate is not known."""
+    rounded: dict[str, Any] = dict.fromkeys(("mfu", "tokens_per_second", "step_s", "total_s"))
+    if speed.step_s:
+        rounded["mfu"] = round(speed.mfu, 3)
+        rounded["tokens_per_second"] = round(speed.tokens_per_second)
+        rounded["step_s"] = round(speed.step_s, 4)
+        if steps:
+            rounded["total_s"] = round(speed.step_s * steps)
+    rounded["bound"] = speed.bound
+    return rounded
 
 
 def _change(change: advice.Change, gpu: Gpu) -> dict[str, Any]:
     return {
-        "words": list(change.words), "kind": change.what, "gpus": change.setting.world,
-        "needed_gib": round(change.memory.needed / GIB, 2), "fits": change.fits(gpu), "time": round(change.slower, 2),
-    }  # fmt: skip
+        "words": list(change.words),
+        "kind": change.what,
+        "gpus": change.setting.world,
+        "needed_gib": round(change.memory.needed / GIB, 2),
+        "fits": change.fits(gpu),
+        "time": round(change.slower, 2),
+    }

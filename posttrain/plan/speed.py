@@ -1,4 +1,4 @@
-"""Expected time: operations over what a GPU achieves, as measured with this project (bench/README.md)."""
+"""Expected time: operations over the rate that a GPU achieves, as measured (bench/README.md)."""
 
 from dataclasses import dataclass
 
@@ -6,11 +6,12 @@ from posttrain import flops
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.setting import Setting
 
-# Width of the residual stream -> share of the peak rate that was reached on an H200, step captured in a CUDA graph.
+# Width of the residual stream -> share of the peak rate, on an H200 with a CUDA graph.
 MFU = {2048: 0.46, 4096: 0.53}
-# How much more with `precision=fp8` and LoRA, measured at 4096 wide; over the bf16 rate as well.
+# The gain of `precision=fp8` with LoRA, measured at 4096 wide; over the bf16 rate as well.
 EIGHT_BIT = 1.36
-# Without the graph the host can be too slow: seconds of launching kernels per layer and micro-batch, both ways.
+# Without the graph the host can be too slow: seconds of launching kernels per layer and
+# micro-batch, forward and backward.
 LAUNCH_S = 0.0063
 
 
@@ -31,28 +32,41 @@ class Speed:
     bound: str
 
 
-def speed(s: Setting, gpu: Gpu, tokens: float) -> Speed:
-    """Time of a step with `tokens` tokens of text; communication between GPUs is not counted."""
+def estimate_speed(s: Setting, gpu: Gpu, tokens: float) -> Speed:
+    """Estimate the time of a step with `tokens` tokens; communication is not counted."""
     if gpu.tflops is None:
         return Speed(None, None, None, "unknown")
     shape = s.shape
-    peak = gpu.tflops * 1e12 * s.world * (1 if s.precision != "fp32" else 0.5)
-    model = flops.Model(shape.products, s.adapters is not None, shape.layers * shape.query, peak)
+    peak = gpu.tflops * 1e12 * s.world
+    if s.precision == "fp32":
+        peak *= 0.5
+    model = flops.ModelFlops(
+        weights=shape.products,
+        frozen=s.adapters is not None,
+        attention=shape.layers * shape.query,
+        peak=peak,
+    )
     squared = tokens * (s.squares or s.length)
     useful = model.step(tokens, squared)
     work = useful
     if s.recompute == "full":  # each layer's forward pass again
-        work += 2 * (shape.products - shape.hidden * shape.vocab) * tokens + 2 * model.attention * squared
-    arithmetic = work / peak / reached(shape.hidden) / (EIGHT_BIT if s.eight_bit_base else 1.0)
-    launches = 0.0 if s.captured else s.micro_batches * shape.layers / s.pipeline * LAUNCH_S
-    busy = max(arithmetic, launches)
-    seconds = busy * (s.micro_batches + s.pipeline - 1) / s.micro_batches  # the pipeline fills and empties
+        layer_weights = shape.products - shape.hidden * shape.vocab
+        work += 2 * layer_weights * tokens + 2 * model.attention * squared
+    arithmetic = work / peak / interpolate_mfu(shape.hidden)
+    if s.eight_bit_base:
+        arithmetic /= EIGHT_BIT
+    launches = 0.0
+    if not s.captured:
+        launches = s.micro_batches * shape.layers / s.pipeline * LAUNCH_S
     bound = "arithmetic" if arithmetic >= launches else "kernel launches"
+    # The pipeline fills and empties.
+    bubble = (s.micro_batches + s.pipeline - 1) / s.micro_batches
+    seconds = max(arithmetic, launches) * bubble
     return Speed(useful / peak / seconds, seconds, tokens / seconds, bound)
 
 
-def reached(hidden: int) -> float:
-    """The measured share of the peak, between the measured widths in proportion."""
+def interpolate_mfu(hidden: int) -> float:
+    """Return the measured share of the peak, between the measured widths in proportion."""
     (small, low), (large, high) = sorted(MFU.items())
-    place = min(max((hidden - small) / (large - small), 0.0), 1.0)
-    return low + place * (high - low)
+    fraction = min(max((hidden - small) / (large - small), 0.0), 1.0)
+    return low + fraction * (high - low)

@@ -10,8 +10,8 @@ from posttrain import check, launch
 from posttrain.compose import CONF_DIR, compose
 from posttrain.errors import UserError
 from posttrain.plan import auto
-from posttrain.plan.__main__ import run
-from posttrain.plan.memory import GIB, memory
+from posttrain.plan.__main__ import plan
+from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.plan.setting import Setting
 from posttrain.sweep.job import place
 from posttrain.sweep.local import shares
@@ -67,7 +67,7 @@ def test_choices(words, gpus, gib, expected):
     check.check(cfg, gpus)
     assert sizes(cfg) == {**PLAIN, **expected}
     assert not cfg.parallelism.auto and line.startswith("parallelism=auto: ") and f"of {gib:.1f} GiB" in line
-    assert memory(Setting.of(cfg, expected["local"])).needed <= gib * GIB
+    assert estimate_memory(Setting.of(cfg, expected["local"])).needed <= gib * GIB
 
 
 @pytest.mark.parametrize("model", ["smollm2_135m", "gemma2_9b", "qwen3_30b_a3b", "gpt2_xl", "pythia_12b"])
@@ -88,7 +88,7 @@ def test_why_less_is_not_possible():
     cfg = composed("parallelism=auto", "model=llama32_1b", "trainer.global_batch_size=12")
     line = auto.resolve(cfg, 8, 80, True)
     assert cfg.parallelism.tensor_model_parallel_size == 2
-    assert "not less divided: `trainer.global_batch_size=12`: must be a multiple" in line
+    assert "a smaller split was rejected: `trainer.global_batch_size=12`: must be a multiple" in line
 
 
 def test_sizes_that_are_given_are_the_least():
@@ -184,7 +184,7 @@ def test_every_group_can_be_planned(name, capsys):
     model = "mixtral_8x7b" if name.startswith("ep") else "llama3_8b"
     cfg = compose([f"parallelism={name}", f"model={model}", "plan.count=false", "plan.json=true", "plan.gpus=16",
                    "trainer.seq_length=512", "trainer.global_batch_size=32"], config_name="plan")  # fmt: skip
-    run(cfg)
+    plan(cfg)
     found = json.loads(capsys.readouterr().out)
     assert found["memory_gib"]["needed"] > 1 and (found["auto"] is not None) == (name == "auto")
     layout = found["layout"]
@@ -214,12 +214,12 @@ def test_micro_batches_that_fill_the_memory(words, gpus, gib, expected):
     assert f"trainer.micro_batch_size=auto: {said}" in line
     if gib:
         world = check.world_size(cfg, gpus)
-        assert expected == 1 or memory(Setting.of(cfg, world)).needed <= gib * GIB
+        assert expected == 1 or estimate_memory(Setting.of(cfg, world)).needed <= gib * GIB
         mine = t.global_batch_size // Setting.of(cfg, world).data_parallel
         more = next((size for size in range(expected + 1, mine + 1) if mine % size == 0), None)
         if more:
             t.micro_batch_size = more
-            assert memory(Setting.of(cfg, world)).needed > gib * GIB
+            assert estimate_memory(Setting.of(cfg, world)).needed > gib * GIB
 
 
 @pytest.mark.parametrize(
@@ -235,5 +235,5 @@ def test_plan_says_how_many_fit(capsys):
         ["data=prompt_completion", "data.path=rows.jsonl", "model=llama32_1b", "trainer.micro_batch_size=auto",
          "plan.gpu=4090", "plan.count=false", "plan.json=true"], config_name="plan",
     )  # fmt: skip
-    assert run(cfg)
+    assert plan(cfg)
     assert json.loads(capsys.readouterr().out)["auto"].startswith("trainer.micro_batch_size=auto: 4: needs")

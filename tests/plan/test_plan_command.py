@@ -12,16 +12,16 @@ import pytest
 from posttrain.compose import compose
 from posttrain.errors import UserError
 from posttrain.plan import advice, gpus
-from posttrain.plan.__main__ import run
+from posttrain.plan.__main__ import plan
 from posttrain.plan.memory import GIB
 from posttrain.plan.setting import Setting
-from posttrain.plan.speed import speed
+from posttrain.plan.speed import estimate_speed
 
-GPU = gpus.named("h100")
+GPU = gpus.find_gpu("h100")
 
 
 def planned(capsys, *words):
-    fits = run(compose([*words, "plan.json=true"], config_name="plan"))
+    fits = plan(compose([*words, "plan.json=true"], config_name="plan"))
     found = json.loads(capsys.readouterr().out)
     assert fits == found["fits"]
     return found
@@ -74,7 +74,7 @@ def test_data_that_cannot_be_counted(capsys, tmp_path):
 
 
 def test_tables(capsys):
-    assert not run(compose(["model=llama3_8b", "peft=none", "plan.count=false", "plan.gpu=h100"], config_name="plan"))
+    assert not plan(compose(["model=llama3_8b", "peft=none", "plan.count=false", "plan.gpu=h100"], config_name="plan"))
     out = capsys.readouterr().out
     for text in ("8,030,261,248 trained", "does not fit", "cheapest change that fits", "optimizer", "outside"):
         assert text in out
@@ -92,17 +92,17 @@ def test_tables(capsys):
 )
 def test_mistakes(words, expected):
     with pytest.raises(UserError, match=expected):
-        run(compose([*words, "plan.count=false"], config_name="plan"))
+        plan(compose([*words, "plan.count=false"], config_name="plan"))
 
 
 def test_gpus_of_a_listing():
     listing = "0, GPU-aa, NVIDIA H200, 143771\n1, GPU-bb, NVIDIA L4, 23034\n2, GPU-cc, Some New One, 1024\n"
-    names = lambda visible: [gpu.name for gpu in gpus.parsed(listing, visible)]  # noqa: E731
+    names = lambda visible: [gpu.name for gpu in gpus.parse_listing(listing, visible)]  # noqa: E731
     assert names(None) == ["NVIDIA H200", "NVIDIA L4", "Some New One"]
     assert names("1,0") == names("GPU-bb,GPU-a") == ["NVIDIA L4", "NVIDIA H200"] and names("") == []
-    first, second, third = gpus.parsed(listing, None)
+    first, second, third = gpus.parse_listing(listing, None)
     assert (first.tflops, second.tflops, third.tflops) == (989, 121, None)
-    assert first.memory_gib == pytest.approx(139.9, abs=0.1) and gpus.named("4090").name == "RTX 4090"
+    assert first.memory_gib == pytest.approx(139.9, abs=0.1) and gpus.find_gpu("4090").name == "RTX 4090"
 
 
 def test_advice_fits_and_is_the_cheapest():
@@ -120,7 +120,7 @@ def test_advice_fits_and_is_the_cheapest():
 
 def test_eight_bits_are_advised_where_there_are_some():
     s = Setting.of(compose(["model=llama3_8b", "trainer.seq_length=4096"]), 1)
-    words = {kind: [c.words for c in advice.changes(s, gpus.named(kind))] for kind in ("h100", "a100")}
+    words = {kind: [c.words for c in advice.changes(s, gpus.find_gpu(kind))] for kind in ("h100", "a100")}
     assert ("precision=fp8",) in words["h100"] and ("precision=fp8",) not in words["a100"]
     small = replace(GPU, memory_gib=17)
     best = advice.cheapest(s, small)
@@ -133,12 +133,12 @@ def test_eight_bits_are_advised_where_there_are_some():
 def test_time():
     s = Setting.of(compose(["model=llama32_1b", "trainer.seq_length=4096", "trainer.global_batch_size=4"]), 1)
     s = replace(s, squares=200.0)  # conversations are short
-    h200 = gpus.named("h200")
-    assert speed(s, h200, 4 * 4096).tokens_per_second == pytest.approx(90_000, rel=0.1)  # measured
+    h200 = gpus.find_gpu("h200")
+    assert estimate_speed(s, h200, 4 * 4096).tokens_per_second == pytest.approx(90_000, rel=0.1)  # measured
     full = replace(s, adapters=None)
-    assert speed(full, h200, 4 * 4096).tokens_per_second == pytest.approx(64_390, rel=0.1)
-    plain = speed(replace(s, graph=False), h200, 4 * 4096)
+    assert estimate_speed(full, h200, 4 * 4096).tokens_per_second == pytest.approx(64_390, rel=0.1)
+    plain = estimate_speed(replace(s, graph=False), h200, 4 * 4096)
     assert plain.bound == "kernel launches" and plain.tokens_per_second == pytest.approx(40_670, rel=0.1)
-    again = speed(replace(s, recompute="full"), h200, 4 * 4096)
-    assert again.step_s > 1.3 * speed(s, h200, 4 * 4096).step_s
-    assert speed(s, gpus.Gpu("new", None, 80), 1).step_s is None
+    again = estimate_speed(replace(s, recompute="full"), h200, 4 * 4096)
+    assert again.step_s > 1.3 * estimate_speed(s, h200, 4 * 4096).step_s
+    assert estimate_speed(s, gpus.Gpu("new", None, 80), 1).step_s is None

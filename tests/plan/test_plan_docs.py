@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 
 from posttrain.compose import compose
-from posttrain.plan.__main__ import run
+from posttrain.plan.__main__ import plan
 
 PAGE = Path(__file__).parents[2] / "docs" / "plan.md"
 COMMAND = "    $ python -m posttrain.plan "
@@ -15,6 +15,6 @@ def test_transcript(capsys, monkeypatch):
     after = PAGE.read_text().partition(COMMAND)[2]
     words, _, rest = after.partition("\n")
     shown = rest.partition("\n\n## ")[0]
-    run(compose(words.split(), config_name="plan"))
+    plan(compose(words.split(), config_name="plan"))
     printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert textwrap.dedent(shown).splitlines() == printed

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from posttrain.compose import compose
-from posttrain.plan.memory import GIB, memory, stage
+from posttrain.plan.memory import GIB, estimate_memory, stage_memory
 from posttrain.plan.setting import Setting
 
 ONE_B, EIGHT_B = "model=llama32_1b", "model=llama3_8b"
@@ -30,7 +30,7 @@ def setting(words, world=1, **more):
 
 @pytest.mark.parametrize("words, gib", MEASURED)
 def test_measured_peaks(words, gib):
-    assert memory(setting(words)).peak / GIB == pytest.approx(gib, rel=0.04)
+    assert estimate_memory(setting(words)).peak / GIB == pytest.approx(gib, rel=0.04)
 
 
 OTHERS = [  # bench/memory.py: what is counted in the data, and the peak
@@ -51,40 +51,45 @@ OTHERS = [  # bench/memory.py: what is counted in the data, and the peak
 
 @pytest.mark.parametrize("words, counted, gib", OTHERS)
 def test_measured_peaks_of_other_families(words, counted, gib):
-    assert memory(setting(words, **counted)).peak / GIB == pytest.approx(gib, rel=0.05)
+    assert estimate_memory(setting(words, **counted)).peak / GIB == pytest.approx(gib, rel=0.05)
 
 
 def test_what_is_always_there():
-    full = memory(setting([ONE_B, "peft=none"])).parts
+    full = estimate_memory(setting([ONE_B, "peft=none"])).parts
     weights = 1_235_814_400
     assert full["weights"] == 2 * weights and full["gradients"] == 4 * weights and full["optimizer"] == 12 * weights
-    fp32 = memory(setting([ONE_B, "peft=none", "precision=fp32"])).parts
+    fp32 = estimate_memory(setting([ONE_B, "peft=none", "precision=fp32"])).parts
     assert fp32["weights"] == 4 * weights and fp32["optimizer"] == 8 * weights
-    sgd = memory(setting([ONE_B, "peft=none", "optimizer=sgd"])).parts
+    sgd = estimate_memory(setting([ONE_B, "peft=none", "optimizer=sgd"])).parts
     assert sgd["optimizer"] == 8 * weights
-    lora = memory(setting([ONE_B])).parts
+    lora = estimate_memory(setting([ONE_B])).parts
     trained = setting([ONE_B]).adapters.parameters
     assert lora["weights"] == 2 * (weights + trained) and lora["gradients"] == 4 * trained
 
 
 def test_parallel_sizes_divide():
-    one = memory(setting([ONE_B, "peft=none"]))
-    zero = memory(setting([ONE_B, "peft=none", "parallelism=zero1"], 4))
+    one = estimate_memory(setting([ONE_B, "peft=none"]))
+    zero = estimate_memory(setting([ONE_B, "peft=none", "parallelism=zero1"], 4))
     assert zero.parts["optimizer"] == one.parts["optimizer"] / 4 and zero.parts["weights"] == one.parts["weights"]
-    fsdp = memory(setting([ONE_B, "peft=none", "parallelism=fsdp"], 8))
+    fsdp = estimate_memory(setting([ONE_B, "peft=none", "parallelism=fsdp"], 8))
     assert fsdp.parts["weights"] < one.parts["weights"] / 2 and fsdp.parts["gradients"] < one.parts["gradients"] / 4
-    halves = [memory(setting([EIGHT_B, "parallelism=tp2"], 2)), memory(setting([EIGHT_B, "parallelism=pp2"], 2))]
+    halves = [
+        estimate_memory(setting([EIGHT_B, "parallelism=tp2"], 2)),
+        estimate_memory(setting([EIGHT_B, "parallelism=pp2"], 2)),
+    ]
     for half in halves:
-        assert half.parts["weights"] == pytest.approx(memory(setting([EIGHT_B])).parts["weights"] / 2, rel=0.01)
-    context = memory(setting([EIGHT_B, "parallelism=cp2"], 2))
-    assert context.parts["activations"] == memory(setting([EIGHT_B])).parts["activations"] / 2
+        assert half.parts["weights"] == pytest.approx(
+            estimate_memory(setting([EIGHT_B])).parts["weights"] / 2, rel=0.01
+        )
+    context = estimate_memory(setting([EIGHT_B, "parallelism=cp2"], 2))
+    assert context.parts["activations"] == estimate_memory(setting([EIGHT_B])).parts["activations"] / 2
     experts = ["model=mixtral_8x7b", "peft=none"]
-    assert memory(setting([*experts, "parallelism=ep8"], 8)).parts["weights"] < 2 * 8e9
+    assert estimate_memory(setting([*experts, "parallelism=ep8"], 8)).parts["weights"] < 2 * 8e9
 
 
 def test_sequence_parallelism_divides_what_tensor_parallelism_does_not():
     with_it, without = (
-        memory(setting([EIGHT_B, "peft=none", "parallelism=tp4", f"parallelism.sequence_parallel={on}"], 4))
+        estimate_memory(setting([EIGHT_B, "peft=none", "parallelism=tp4", f"parallelism.sequence_parallel={on}"], 4))
         for on in ("true", "false")
     )
     stream = with_it.detail["layer"]["layer input"]
@@ -95,46 +100,54 @@ def test_sequence_parallelism_divides_what_tensor_parallelism_does_not():
 
 def test_pipeline_stages():
     s = setting([EIGHT_B, "parallelism=tp4_pp4", "trainer.global_batch_size=16"], 16)
-    first, last = stage(s, 0), stage(s, 3)
+    first, last = stage_memory(s, 0), stage_memory(s, 3)
     assert first.parts["activations"] == 4 * last.parts["activations"]  # four micro-batches are on their way
     assert not first.detail["loss"] and last.detail["loss"]
     few = setting([EIGHT_B, "parallelism=pp2", "trainer.global_batch_size=1"], 2)
-    assert stage(few, 0).parts["activations"] == stage(few, 1).parts["activations"]
+    assert stage_memory(few, 0).parts["activations"] == stage_memory(few, 1).parts["activations"]
     tied = setting([ONE_B, "parallelism=pp2"], 2)
     embedding = 2 * 128256 * 2048
-    assert sum(stage(tied, i).parts["weights"] for i in (0, 1)) == memory(setting([ONE_B])).parts["weights"] + embedding
+    assert (
+        sum(stage_memory(tied, i).parts["weights"] for i in (0, 1))
+        == estimate_memory(setting([ONE_B])).parts["weights"] + embedding
+    )
 
 
 def test_recomputation_and_what_is_trained_change_activations():
-    plain = memory(setting([ONE_B]))
-    again = memory(setting([ONE_B, "trainer.recompute=full"]))
+    plain = estimate_memory(setting([ONE_B]))
+    again = estimate_memory(setting([ONE_B, "trainer.recompute=full"]))
     assert again.parts["activations"] == 16 * plain.detail["layer"]["layer input"]
     assert again.peak < plain.peak - 2.8 * GIB
-    kept = memory(setting([ONE_B, "peft.recompute=false"]))
+    kept = estimate_memory(setting([ONE_B, "peft.recompute=false"]))
     missing = {"norm before attention", "norm before MLP", "MLP activation"}
     assert kept.detail["layer"].keys() - plain.detail["layer"].keys() == missing
-    few = memory(setting([ONE_B, "peft.target_modules=[q_proj,v_proj]"]))
+    few = estimate_memory(setting([ONE_B, "peft.target_modules=[q_proj,v_proj]"]))
     assert "MLP activation" not in few.detail["layer"] and "norm before attention" in few.detail["layer"]
-    dora = memory(setting([ONE_B, "peft=dora"]))
+    dora = estimate_memory(setting([ONE_B, "peft=dora"]))
     assert dora.parts["activations"] > 1.4 * kept.parts["activations"]
 
 
 def test_other_families_keep_more():
-    mistral, unfused = (memory(setting(["model=mistral_7b_v03", *more])) for more in ([], ["peft.fused=false"]))
+    mistral, unfused = (
+        estimate_memory(setting(["model=mistral_7b_v03", *more])) for more in ([], ["peft.fused=false"])
+    )
     assert "MLP gate" not in mistral.detail["layer"] and "MLP gate" in unfused.detail["layer"]
-    gemma = memory(setting(["model=gemma2_2b"])).detail["layer"]
+    gemma = estimate_memory(setting(["model=gemma2_2b"])).detail["layer"]
     assert {"MLP gate", "inputs of output norms", "attention scores"} <= gemma.keys()
-    assert "inputs of query and key norms" in memory(setting(["model=qwen3_8b"])).detail["layer"]
-    neox = memory(setting(["model=pythia_1b"])).detail["layer"]
+    assert "inputs of query and key norms" in estimate_memory(setting(["model=qwen3_8b"])).detail["layer"]
+    neox = estimate_memory(setting(["model=pythia_1b"])).detail["layer"]
     assert "MLP input" not in neox and neox["MLP first matrix"] == 4096 * 2 * 8192
 
 
 def test_logits():
-    lora = memory(setting([ONE_B])).detail["loss"]["logits"]
-    full = memory(setting([ONE_B, "peft=none"])).detail["loss"]["logits"]
+    lora = estimate_memory(setting([ONE_B])).detail["loss"]["logits"]
+    full = estimate_memory(setting([ONE_B, "peft=none"])).detail["loss"]["logits"]
     rows = round(0.66 * 4096)
     assert lora == 2048 * 128256 * 2  # one chunk of them
     assert full == rows * 128256 * 6
-    assert memory(setting([ONE_B, "trainer.trained_logits_only=false"])).detail["loss"]["logits"] == 4096 * 128256 * 6
-    divided = memory(setting([ONE_B, "parallelism=tp2"], 2)).detail["loss"]["logits"]
+    assert (
+        estimate_memory(setting([ONE_B, "trainer.trained_logits_only=false"])).detail["loss"]["logits"]
+        == 4096 * 128256 * 6
+    )
+    divided = estimate_memory(setting([ONE_B, "parallelism=tp2"], 2)).detail["loss"]["logits"]
     assert divided == 4096 * 128256 / 2 * 6

@@ -1,0 +1,190 @@
+"""Count the training data, as far as that is possible in a second or two."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from omegaconf import DictConfig
+
+from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from posttrain.data.dataset import PackedDataset
+    from posttrain.data.readers import Place
+    from posttrain.data.sft import SFTData
+
+SECONDS = 1.0  # of rendering conversations, and of counting the others
+LEAST = 512  # conversations rendered in any case
+LINES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class DataStats:
+    """The training data as they would be packed.
+
+    Attributes:
+        conversations: in all.
+        tokens: in all.
+        trained: trained tokens in all.
+        rows: sequences of trainer.seq_length per epoch.
+        most_tokens: tokens of a micro-batch, padding included, at most.
+        most_trained: trained tokens of a micro-batch, at most.
+        row_trained: trained tokens of a sequence, at most.
+        squares: mean over tokens of the length of the conversation they are in.
+        sequences: most conversations in a micro-batch.
+        longest: tokens of the longest conversation in a micro-batch.
+        read: conversations that were read; the rest is assumed to be like them.
+    """
+
+    conversations: int
+    tokens: int
+    trained: int
+    rows: int
+    most_tokens: int
+    most_trained: int
+    row_trained: int
+    squares: float
+    sequences: int
+    longest: int
+    read: int
+
+    @classmethod
+    def from_packing(
+        cls,
+        lengths: np.ndarray,
+        trained: np.ndarray,
+        starts: np.ndarray,
+        cfg: DictConfig,
+        scale: float = 1.0,
+    ) -> "DataStats":
+        """Sum up packed conversations.
+
+        Args:
+            lengths: int[n], tokens of each conversation, in the order of packed sequences.
+            trained: int[n], how many of them are trained.
+            starts: int[rows + 1]; sequence i holds the conversations starts[i] to starts[i + 1].
+            cfg: of the run.
+            scale: there are as many times more conversations.
+        """
+        trainer = cfg.trainer
+        # The sequences of each micro-batch, as posttrain.batches.TrainOrder gives them to one
+        # process in the first epoch.
+        order = np.random.default_rng([cfg.seed, 0]).permutation(len(starts) - 1)
+        if trainer.max_steps is not None:
+            order = order[: trainer.max_steps * trainer.global_batch_size]
+        micro = trainer.micro_batch_size
+        order = np.resize(order, -(-len(order) // micro) * micro).reshape(-1, micro)
+
+        def most(values: np.ndarray) -> int:
+            """The largest sum of a micro-batch."""
+            return int(np.add.reduceat(values, starts[:-1])[order].sum(1).max())
+
+        most_tokens = most(lengths)
+        sequences = most(np.ones_like(lengths))
+        if cfg.data.get("packing", True):
+            most_tokens = micro * trainer.seq_length
+            sequences += micro  # padding is one
+        return cls(
+            conversations=round(len(lengths) * scale),
+            tokens=round(int(lengths.sum()) * scale),
+            trained=round(int(trained.sum()) * scale),
+            rows=max(1, round((len(starts) - 1) * scale)),
+            most_tokens=most_tokens,
+            most_trained=most(trained),
+            row_trained=int(np.add.reduceat(trained, starts[:-1]).max()),
+            squares=float((lengths.astype(float) ** 2).sum() / lengths.sum()),
+            sequences=sequences,
+            longest=int(np.maximum.reduceat(lengths, starts[:-1])[order].max()),
+            read=len(lengths),
+        )
+
+    @classmethod
+    def from_dataset(cls, dataset: "PackedDataset", cfg: DictConfig) -> "DataStats":
+        """Sum up a run's data, which are packed."""
+        order = dataset.order
+        lengths, trained = dataset.store.lengths[order], dataset.store.trained[order]
+        return cls.from_packing(lengths, trained, dataset.starts, cfg)
+
+
+def estimate_data(cfg: DictConfig) -> DataStats:
+    """Render the first conversations, all where there is time, and pack them.
+
+    Raises:
+        UserError: there is no tokenizer on this machine, or the data can't be read.
+    """
+    from posttrain.cache import cache_root
+    from posttrain.data import packing
+    from posttrain.data.check import check
+    from posttrain.preview import load_tokenizer
+
+    data, template = check(cfg)
+    seq_length = cfg.trainer.seq_length
+    cache = cache_root(cfg.cache_dir)
+    samples = data.samples(tokenizer=load_tokenizer(cfg), template=template, seq_length=seq_length, cache_dir=cache)
+    lengths, trained = [], []
+    complete = True
+    limit = data.max_train_rows if data.validation_fraction is None else None
+    began = None
+    for sample in samples:
+        began = began or time.monotonic()  # not before everything is imported
+        lengths.append(len(sample.encoded.input_ids))
+        trained.append(int(sample.encoded.mask[1:].sum()))
+        last = sample.place
+        if limit and len(lengths) >= limit:
+            break
+        if len(lengths) >= LEAST and time.monotonic() - began > SECONDS:
+            complete = False
+            break
+    if not lengths:
+        raise UserError("data: no conversation is left to train on; see preview")
+    scale = 1.0
+    if not complete:
+        scale = _estimate_total(data, last, len(lengths), cache) / len(lengths)
+    scale *= 1 - (data.validation_fraction or 0)
+    if data.max_train_rows:
+        scale = min(scale, data.max_train_rows / len(lengths))
+    sizes = np.array(lengths)
+    if data.packing:
+        order, starts = packing.pack(sizes, seq_length, cfg.seed)
+    else:
+        order, starts = packing.one_per_bin(len(sizes))
+    return DataStats.from_packing(sizes[order], np.array(trained)[order], starts, cfg, scale)
+
+
+def _estimate_total(data: "SFTData", last: "Place", seen: int, cache: Path) -> float:
+    """Estimate the number of conversations of all files.
+
+    They are counted where that is quick, else judged by their lines.
+
+    Args:
+        data: the files.
+        last: where the last conversation was read.
+        seen: conversations up to there.
+        cache: the cache's root.
+
+    Raises:
+        UserError: neither can be done quickly.
+    """
+    from posttrain.data import sources
+
+    if not isinstance(data.path, str) or data.path.startswith(sources.HUB):
+        raise UserError("data: too many to count quickly, and from several sources")
+    began = time.monotonic()
+    count = 0
+    for _ in sources.conversations(data.path, data.format, "data.path", cache):
+        count += 1  # noqa: SIM113  (used after the loop)
+        if time.monotonic() - began > SECONDS:
+            break
+    else:
+        return count
+    files = sources.files(data.path, "data.path", cache)
+    if str(files[0]) != str(last.file) or files[0].suffix not in LINES:
+        raise UserError("data: too many to count quickly; of large files only JSON Lines can be")
+    lines = 0
+    with open(files[0], "rb") as stream:
+        while chunk := stream.read(1 << 22):
+            lines += chunk.count(b"\n")
+    size = sum(file.stat().st_size for file in files) / files[0].stat().st_size
+    return seen * lines / (last.row + 1) * size

@@ -1,0 +1,157 @@
+"""Print a plan on the terminal."""
+
+from typing import IO, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+# What a change of a kind costs besides time; see posttrain.plan.advice.Edit.
+KINDS = {
+    "speed": "",
+    "format": "8-bit products",
+    "data": "shorter sequences",
+    "result": "different training",
+}
+# Part of the memory -> key of its details.
+DETAILS = {"activations": "layer", "logits and loss": "loss"}
+
+
+def print_plan(plan: dict[str, Any], file: IO[str] | None = None) -> None:
+    """Print what `posttrain.plan.report.build_plan` returns."""
+    console = Console(highlight=False, file=file)
+    parameters = plan["parameters"]
+    trained = parameters["trainable"]
+    console.print(
+        f"[bold]{escape(plan['model'])}[/]  {parameters['model']:,} parameters, "
+        f"{trained:,} trained ({trained / parameters['total']:.2%})"
+    )
+    console.print(_gpus(plan))
+    if plan["auto"]:
+        console.print(plan["auto"])
+    console.print(_memory_table(plan["memory_gib"]))
+    console.print(_run_table(plan))
+    needed, available = plan["memory_gib"]["needed"], plan["gpu"]["memory_gib"]
+    best = plan["cheapest_change"]
+    if plan["fits"]:
+        console.print(f"[green]fits[/]: {needed:.1f} of {available:g} GiB")
+    else:
+        console.print(f"[red]does not fit[/]: needs {needed:.1f} GiB, {available:g} GiB available")
+        if best:
+            overrides = " ".join(best["words"])
+            console.print(f"cheapest change that fits: [bold]{overrides}[/]  {_effect(best)}")
+        else:
+            console.print("no combination of changes makes it fit on these GPUs")
+    if plan["changes"]:
+        console.print(_change_table(plan["changes"]))
+
+
+def _gpus(plan: dict[str, Any]) -> str:
+    gpu = plan["gpu"]
+    line = f"{gpu['count']} x {gpu['name']}"
+    if gpu["assumed"]:
+        line += " (assumed: plan.gpu=...)"
+    line += f", {gpu['memory_gib']:g} GiB, "
+    if gpu["bf16_tflops"]:
+        line += f"{gpu['bf16_tflops']:g} TFLOP/s in bf16"
+    else:
+        line += "rate not known in bf16"
+    sizes = [f"{name} {size}" for name, size in plan["layout"].items() if size > 1]
+    if sizes:
+        line += f"; parallel: {', '.join(sizes)}"
+    return line
+
+
+def _memory_table(memory: dict[str, Any]) -> Table:
+    table = Table(title="Memory per GPU, GiB", title_justify="left")
+    table.add_column("part")
+    table.add_column("GiB", justify="right")
+    table.add_column("of which", style="dim")
+    for name, size in memory["parts"].items():
+        detail = ""
+        if name in DETAILS:
+            terms = memory["detail"][DETAILS[name]]
+            largest = sorted(terms, key=terms.get, reverse=True)[:4]
+            detail = ", ".join(f"{term} {terms[term]:.3f}" for term in largest)
+        if name == "activations":
+            detail = f"a layer: {detail}"
+        table.add_row(name, f"{size:.2f}", detail)
+    table.add_row(
+        "[bold]peak[/]",
+        f"[bold]{memory['peak']:.2f}[/]",
+        "what summary.json reports as peak_memory_gib",
+    )
+    table.add_row("outside", f"{memory['outside']:.2f}", "CUDA context, NCCL")
+    table.add_row("[bold]needed[/]", f"[bold]{memory['needed']:.2f}[/]", "with 3 % of fragmentation")
+    return table
+
+
+def _run_table(plan: dict[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("data", _data(plan["data"]))
+    steps = "not known: set trainer.max_steps"
+    if plan["steps"] is not None:
+        steps = f"{plan['steps']:,}"
+    table.add_row("steps", f"{steps} of {plan['tokens_per_step']:,} tokens")
+    speed = plan["speed"]
+    if speed["step_s"]:
+        time = f"{speed['step_s']:.2f} s a step, {speed['tokens_per_second']:,} tokens/s, MFU {speed['mfu']:.0%}"
+        if speed["total_s"] is not None:
+            time += f", {_format_time(speed['total_s'])} in all"
+        table.add_row("time", time)
+        table.add_row(
+            "",
+            f"[dim]limited by {speed['bound']}; measured on an H200; without start, validation, communication[/]",
+        )
+    return table
+
+
+def _data(data: dict[str, Any]) -> str:
+    if "not_counted" in data:
+        return f"not counted: {escape(data['not_counted'])}; all tokens taken as trained"
+    sampled = ""
+    if data["read"] < data["conversations"]:
+        sampled = f" (by the first {data['read']:,})"
+    return (
+        f"{data['conversations']:,} conversations{sampled}, {data['tokens']:,} tokens, "
+        f"{data['trained'] / data['tokens']:.0%} trained, {data['rows']:,} sequences"
+    )
+
+
+def _change_table(changes: list[dict[str, Any]]) -> Table:
+    table = Table(title="One change", title_justify="left")
+    table.add_column("overrides", overflow="fold")
+    table.add_column("GiB", justify="right", overflow="fold")
+    table.add_column("fits", overflow="fold")
+    table.add_column("time", justify="right", overflow="fold")
+    table.add_column("", overflow="fold")
+    for change in changes:
+        table.add_row(
+            " ".join(change["words"]),
+            f"{change['needed_gib']:.1f}",
+            "[green]yes[/]" if change["fits"] else "[red]no[/]",
+            f"x {change['time']:.2f}",
+            _kind(change),
+        )
+    return table
+
+
+def _kind(change: dict[str, Any]) -> str:
+    """What a change costs besides time."""
+    if change["kind"] == "gpus":
+        return f"{change['gpus']} GPUs"
+    return KINDS[change["kind"]]
+
+
+def _effect(change: dict[str, Any]) -> str:
+    effect = f"{change['needed_gib']:.1f} GiB, time x {change['time']:.2f}"
+    kind = _kind(change)
+    return f"{effect}, {kind}" if kind else effect
+
+
+def _format_time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,13 +1,13 @@
-"""Core attention by PyTorch's scaled_dot_product_attention, for layers without Transformer Engine.
+"""Core attention by PyTorch's scaled_dot_product_attention, without Transformer Engine.
 
-Megatron's own local attention materialises every score and refuses packed sequences. This one runs each packed
-sequence by itself, so no conversation sees another, and honours grouped queries, softmax scale, sliding windows and
-logit soft-capping (Gemma 2).
+Megatron's own local attention materialises every score and refuses packed sequences. This one runs
+each packed sequence by itself, so no conversation sees another, and honours grouped queries,
+softmax scale, sliding windows and logit soft-capping (Gemma 2).
 """
 
 import itertools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,58 +16,69 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import is_layer_window_attention
 
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer import TransformerConfig
+
 
 def sequence_lengths(packed: PackedSeqParams, total: int) -> list[int]:
-    """Lengths of the packed sequences as Python ints, read from the device once per batch.
+    """Return the lengths of the packed sequences, read from the device once per batch.
 
     Args:
         packed: THD parameters; cu_seqlens_q is int32 [n + 1].
-        total: tokens of the row; what cu_seqlens leaves over is a last sequence of padding.
+        total: tokens of the batch; those after the last boundary are a sequence of padding.
     """
     lengths = getattr(packed, "posttrain_lengths", None)
     if lengths is None:
         ends = packed.cu_seqlens_q.tolist()
         lengths = [end - start for start, end in itertools.pairwise(ends) if end > start]
-        if (rest := total - sum(lengths)) > 0:
-            lengths.append(rest)
+        padding = total - sum(lengths)
+        if padding > 0:
+            lengths.append(padding)
         packed.posttrain_lengths = lengths
     return lengths
 
 
 class SDPAAttention(MegatronModule):
-    """Causal softmax(QK^T * scale)V, same constructor and call as Megatron's DotProductAttention.
+    """Causal softmax(QK^T * scale)V, with the interface of Megatron's DotProductAttention.
 
     Args:
-        config: transformer configuration; `attn_logit_softcapping`, `window_size`, `window_attn_skip_freq` are read
-            where present.
+        config: transformer configuration; `attn_logit_softcapping`, `window_size`,
+            `window_attn_skip_freq` are read where present.
         layer_number: from 1; decides whether this layer has a window.
-        softmax_scale: null: 1 / sqrt(head size).
+        softmax_scale: None: 1 / sqrt(head size).
     """
 
     def __init__(
         self,
-        config: Any,
+        config: "TransformerConfig",
         layer_number: int,
         attn_mask_type: AttnMaskType,
         attention_type: str,
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
-        pg_collection: Any = None,
+        pg_collection: "ProcessGroupCollection | None" = None,
         **unused: Any,
     ) -> None:
         super().__init__(config=config)
         if config.context_parallel_size != 1:
-            raise ValueError("context parallelism needs Transformer Engine's attention")
-        scale = softmax_scale if softmax_scale is not None else getattr(config, "softmax_scale", None)
-        self.softmax_scale = scale if scale is not None else 1.0 / math.sqrt(config.kv_channels)
+            raise ValueError("context parallelism requires Transformer Engine's attention")
+        if softmax_scale is None:
+            softmax_scale = getattr(config, "softmax_scale", None)
+        if softmax_scale is None:
+            softmax_scale = 1.0 / math.sqrt(config.kv_channels)
         if config.apply_query_key_layer_scaling:
-            self.softmax_scale /= max(1, layer_number)
-        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+            softmax_scale /= max(1, layer_number)
+        if attention_dropout is None:
+            attention_dropout = config.attention_dropout
+        self.softmax_scale = softmax_scale
+        self.dropout = attention_dropout
         self.softcap = getattr(config, "attn_logit_softcapping", None)
-        windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
-        # (left, right): how many earlier keys a query sees besides itself; right is 0 in causal models.
-        self.window = config.window_size[0] if windowed else None
+        self.window = None  # how many earlier keys a query sees besides its own
+        if is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number):
+            # (left, right); right is 0 in causal models.
+            self.window = config.window_size[0]
 
     def forward(
         self,
@@ -92,34 +103,54 @@ class SDPAAttention(MegatronModule):
             [s, b, heads * d], or packed [t, heads, d].
         """
         if packed_seq_params is None:
-            out = self._attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))  # [b, heads, s, d]
+            out = self._attend(
+                query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)
+            )  # [b, heads, s, d]
             return out.permute(2, 0, 1, 3).flatten(2)
         lengths = sequence_lengths(packed_seq_params, query.size(0))
-        parts = [
-            self._attend(*(x.transpose(0, 1).unsqueeze(0) for x in qkv)).squeeze(0).transpose(0, 1)
-            for qkv in zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
-        ]
+        parts = []
+        for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
+            # [t, heads, d] -> [1, heads, t, d]
+            out = self._attend(
+                q.transpose(0, 1).unsqueeze(0),
+                k.transpose(0, 1).unsqueeze(0),
+                v.transpose(0, 1).unsqueeze(0),
+            )
+            parts.append(out.squeeze(0).transpose(0, 1))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Causal attention of [b, heads, s, d] queries over as many keys, or more: then the queries are the last."""
+        """Causal attention of [b, heads, s, d] queries over as many keys, or more.
+
+        With more keys, the queries are the last positions.
+        """
         dropout = self.dropout if self.training else 0.0
-        queries, keys = q.size(2), k.size(2)
-        mask, causal = None, queries == keys
+        queries = q.size(2)
+        keys = k.size(2)
+        mask = None
+        causal = queries == keys
         windowed = self.window is not None and keys > self.window + 1
         if windowed or self.softcap is not None or 1 < queries < keys:
-            last = torch.arange(keys - queries, keys, device=q.device)[:, None]
-            distance = last - torch.arange(keys, device=q.device)[None]
-            mask, causal = distance >= 0, False
+            query_positions = torch.arange(keys - queries, keys, device=q.device)[:, None]
+            distance = query_positions - torch.arange(keys, device=q.device)[None]
+            mask = distance >= 0
+            causal = False
             if windowed:
                 mask = mask & (distance <= self.window)
         if self.softcap is None:
             return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=self.softmax_scale,
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=causal,
+                dropout_p=dropout,
+                scale=self.softmax_scale,
                 enable_gqa=q.size(1) != k.size(1),
-            )  # fmt: skip
+            )
         groups = q.size(1) // k.size(1)
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        k = k.repeat_interleave(groups, dim=1)
+        v = v.repeat_interleave(groups, dim=1)
         scores = (q @ k.transpose(-1, -2)).float() * self.softmax_scale
         scores = self.softcap * torch.tanh(scores / self.softcap)
         probs = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(q.dtype)

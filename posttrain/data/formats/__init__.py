@@ -1,7 +1,7 @@
 """File formats: what a row's fields mean. Each turns rows into conversations.
 
-A format is an object with `conversations(row) -> iterable of Conversation`; one whose conversations span several rows
-has `read(rows)` instead. Both raise `RowError` for a row that isn't what it should be.
+A format is an object with `conversations(row) -> iterable of Conversation`; one whose conversations
+span several rows has `read(rows)` instead. Both raise `RowError` for a row that is not valid.
 """
 
 from posttrain.data.formats.chat import Messages, ShareGPT

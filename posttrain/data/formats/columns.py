@@ -9,29 +9,32 @@ from posttrain.data.formats.fields import present, text, wrong_type
 
 
 def pair(prompt: str, answer: str, system: str = "") -> Conversation:
-    """A conversation of one exchange; an empty system prompt is none."""
+    """Return a conversation of one exchange; an empty system prompt is none."""
     messages = [Message("user", prompt), Message("assistant", answer)]
-    return Conversation([Message("system", system), *messages] if system else messages)
+    if system:
+        messages.insert(0, Message("system", system))
+    return Conversation(messages)
 
 
-def instructed(instruction: str, context: str, answer: str, system: str = "") -> Conversation:
-    """A conversation of one exchange whose user message is the instruction and, after an empty line, its context.
+def with_context(instruction: str, context: str, answer: str, system: str = "") -> Conversation:
+    """Return a conversation of one exchange about an instruction with a context.
 
-    The two are in the message's `extra` as well, for a template that writes them under headings of their own.
+    The user message is the instruction and, after an empty line, its context. The two are in the
+    message's `extra` as well, for a template that writes them under headings of their own.
     """
     if not context.strip():
         return pair(instruction, answer, system)
-    found = pair(f"{instruction}\n\n{context}", answer, system)
-    found.messages[-2].extra = {"instruction": instruction, "input": context}
-    return found
+    conversation = pair(f"{instruction}\n\n{context}", answer, system)
+    conversation.messages[-2].extra = {"instruction": instruction, "input": context}
+    return conversation
 
 
 @dataclass
 class Alpaca:
     """`instruction`, `input` (may be missing or empty), `output`; or `instances`, a list of input and output.
 
-    `system` and `history` (a list of [question, answer]) are read where a row has them. The chat message of the user
-    is the instruction, and after an empty line the input.
+    `system` and `history` (a list of [question, answer]) are read where a row has them. The user
+    message is the instruction and, after an empty line, the input.
     """
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
@@ -43,24 +46,27 @@ class Alpaca:
             for index, instance in enumerate(instances):
                 if not isinstance(instance, dict):
                     raise wrong_type(f"instances[{index}]", "an object", instance)
-                yield self._one(row, instruction, instance)
+                yield self._conversation(row, instruction, instance)
         else:
-            yield self._one(row, instruction, row)
+            yield self._conversation(row, instruction, row)
 
     @staticmethod
-    def _one(row: Mapping[str, Any], instruction: str, fields: Mapping[str, Any]) -> Conversation:
-        context, system = text(fields, "input", optional=True), text(row, "system", optional=True)
-        found = instructed(instruction, context, text(fields, "output"), system)
+    def _conversation(row: Mapping[str, Any], instruction: str, fields: Mapping[str, Any]) -> Conversation:
+        context = text(fields, "input", optional=True)
+        system = text(row, "system", optional=True)
+        conversation = with_context(instruction, context, text(fields, "output"), system)
         history = row.get("history") or []
         if not isinstance(history, list):
             raise wrong_type("history", "a list of [question, answer]", history)
         earlier = []
         for turn in history:
-            if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn)):
-                raise RowError("field `history`: expected a list of [question, answer]", "field `history`")
-            earlier += [Message("user", turn[0]), Message("assistant", turn[1])]
-        found.messages[-2:-2] = earlier
-        return found
+            match turn:
+                case [str(question), str(answer)]:
+                    earlier += [Message("user", question), Message("assistant", answer)]
+                case _:
+                    raise RowError("field `history`: expected a list of [question, answer]", "field `history`")
+        conversation.messages[-2:-2] = earlier
+        return conversation
 
 
 @dataclass
@@ -68,7 +74,8 @@ class Dolly:
     """`instruction`, `context` (may be empty), `response`."""
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
-        yield instructed(text(row, "instruction"), text(row, "context", optional=True), text(row, "response"))
+        context = text(row, "context", optional=True)
+        yield with_context(text(row, "instruction"), context, text(row, "response"))
 
 
 @dataclass
@@ -86,16 +93,22 @@ class PromptCompletion:
     system: str | None = None
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
-        if isinstance(present(row, self.prompt), list):
-            from posttrain.data.formats.chat import Messages
+        prompt = present(row, self.prompt)
+        if isinstance(prompt, list):
+            yield self._of_messages(row, prompt)
+            return
+        system = text(row, self.system, optional=True) if self.system else ""
+        yield pair(text(row, self.prompt), text(row, self.completion), system)
 
-            completion = present(row, self.completion)
-            if not isinstance(completion, list):
-                raise wrong_type(self.completion, "a list of messages, as the prompt is", completion)
-            (found,) = Messages().conversations({**row, "messages": row[self.prompt] + completion})
-            for message in found.messages[: len(row[self.prompt])]:
-                message.train = False
-            yield found
-        else:
-            system = text(row, self.system, optional=True) if self.system else ""
-            yield pair(text(row, self.prompt), text(row, self.completion), system)
+    def _of_messages(self, row: Mapping[str, Any], prompt: list[Any]) -> Conversation:
+        """A conversation of which the prompt is not trained."""
+        from posttrain.data.formats.chat import Messages
+
+        completion = present(row, self.completion)
+        if not isinstance(completion, list):
+            expected = "a list of messages, as the prompt is"
+            raise wrong_type(self.completion, expected, completion)
+        (conversation,) = Messages().conversations({**row, "messages": prompt + completion})
+        for message in conversation.messages[: len(prompt)]:
+            message.train = False
+        return conversation

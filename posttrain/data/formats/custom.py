@@ -1,11 +1,11 @@
-"""Any other file: its columns and roles told in YAML, or a function of the user's."""
+"""Any other file: its columns and roles set in YAML, or a function of the user's."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.data.conversation import Conversation, RowError
-from posttrain.data.formats.chat import ShareGPT
+from posttrain.data.formats.chat import Messages, ShareGPT
 from posttrain.data.formats.columns import pair
 from posttrain.data.formats.fields import present
 from posttrain.errors import UserError
@@ -13,18 +13,19 @@ from posttrain.errors import UserError
 
 @dataclass
 class Custom:
-    """A mapping of columns. Either `prompt` and `answer`, or `messages`, or `function`; a.b means b within a.
+    """A mapping of columns: `prompt` and `answer`, or `messages`, or `function`; a.b is b within a.
 
     Attributes:
-        prompt: the column of the question; or a text with {column} in braces, e.g. "{title}: {question}".
+        prompt: the column of the question; or a text with columns in braces, "{title}: {question}".
         answer: the column of the answer; or such a text.
         system: the column of the system prompt; or such a text.
         messages: the column of a list of messages.
         role: a message's key of the role.
         content: a message's key of the text.
         tools: the column of the tool definitions.
-        roles: the file's words for roles, {word: role}.
-        function: called with a row, returns a list of {"role", "content"} or {"messages": [...], "tools": [...]}.
+        roles: the file's names of roles, {name: role}.
+        function: called with a row, returns a list of {"role", "content"} or
+            {"messages": [...], "tools": [...]}.
     """
 
     prompt: str | None = None
@@ -37,41 +38,46 @@ class Custom:
     roles: Mapping[str, str] = field(default_factory=dict)
     function: Callable[[Mapping[str, Any]], Any] | None = None
 
-    def __post_init__(self):
-        ways = [
-            self.prompt is not None or self.answer is not None,
-            self.messages is not None,
-            self.function is not None,
-        ]
-        if sum(ways) != 1:
+    def __post_init__(self) -> None:
+        with_pair = self.prompt is not None or self.answer is not None
+        with_messages = self.messages is not None
+        with_function = self.function is not None
+        if with_pair + with_messages + with_function != 1:
             raise UserError("data.format: give either prompt and answer, or messages, or function")
-        if ways[0] and (self.prompt is None or self.answer is None):
-            raise UserError("data.format: prompt and answer are needed together")
-        if self.function is not None and not callable(self.function):
-            raise UserError("data.format.function: must be a function; name it with _target_ and _partial_: true")
+        if with_pair and (self.prompt is None or self.answer is None):
+            raise UserError("data.format: prompt and answer are required together")
+        if with_function and not callable(self.function):
+            raise UserError("data.format.function: must be a function; give it with _target_ and _partial_: true")
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
         if self.function is not None:
             yield from self._called(row)
         elif self.messages is not None:
-            system = {"system": _filled(row, self.system)} if self.system else {}
-            chat = ShareGPT("messages", self.role, self.content, roles=self.roles)
-            tools = {"tools": _at(row, self.tools)} if self.tools else {}
-            yield from chat.conversations({"messages": _at(row, self.messages), **system, **tools})
+            yield from self._of_messages(row)
         else:
             system = _filled(row, self.system) if self.system else ""
             yield pair(_filled(row, self.prompt), _filled(row, self.answer), system)
 
-    def _called(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
-        from posttrain.data.formats.chat import Messages
+    def _of_messages(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
+        columns = {"messages": _at(row, self.messages)}
+        if self.system:
+            columns["system"] = _filled(row, self.system)
+        if self.tools:
+            columns["tools"] = _at(row, self.tools)
+        chat = ShareGPT("messages", self.role, self.content, roles=self.roles)
+        yield from chat.conversations(columns)
 
+    def _called(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
         try:
-            made = self.function(dict(row))
+            result = self.function(dict(row))
         except Exception as error:  # whatever the user's code raises is about this row
             raise RowError(
-                f"data.format.function raised {type(error).__name__}: {error}", "data.format.function"
+                f"data.format.function raised {type(error).__name__}: {error}",
+                "data.format.function",
             ) from error
-        yield from Messages(roles=self.roles).conversations(made if isinstance(made, dict) else {"messages": made})
+        if not isinstance(result, dict):
+            result = {"messages": result}
+        yield from Messages(roles=self.roles).conversations(result)
 
 
 def _at(row: Any, path: str) -> Any:
@@ -88,10 +94,14 @@ def _at(row: Any, path: str) -> Any:
 
 
 def _filled(row: Mapping[str, Any], pattern: str) -> str:
-    """The text of a column; of a pattern with braces, the pattern filled in. Null is empty, numbers are written out."""
+    """The text of a column, or a pattern with its columns filled in.
+
+    Null is empty, numbers are written out.
+    """
     if "{" not in pattern:
         return _written(_at(row, pattern), pattern)
-    text, rest = "", pattern
+    text = ""
+    rest = pattern
     while rest:
         before, brace, rest = rest.partition("{")
         text += before
@@ -107,5 +117,6 @@ def _written(value: Any, name: str) -> str:
     if isinstance(value, str | int | float | bool):
         return str(value)
     raise RowError(
-        f"field `{name}`: expected text or a number, found {type(value).__name__}", f"field `{name}` is not text"
+        f"field `{name}`: expected text or a number, found {type(value).__name__}",
+        f"field `{name}` is not text",
     )

@@ -1,11 +1,11 @@
-"""Reading one field of a row with an error that says what was expected."""
+"""Read one field of a row, with errors that say what was expected."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from posttrain.data.conversation import ROLES, RowError
 
-# What people call the roles; anything else needs a mapping of its own.
+# Common names of the roles; any other name requires a mapping of its own.
 ROLE_NAMES = {
     "system": "system",
     "developer": "developer",
@@ -34,39 +34,42 @@ ROLE_NAMES = {
 
 
 def present(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a field that must be there."""
+    """Return the value of a required field."""
     if name not in row:
-        raise RowError(f"field `{name}` is missing; found {', '.join(map(str, row)) or 'none'}", f"no field `{name}`")
+        fields = ", ".join(map(str, row)) or "none"
+        raise RowError(f"field `{name}` is missing; found {fields}", f"no field `{name}`")
     return row[name]
 
 
 def text(row: Mapping[str, Any], name: str, optional: bool = False) -> str:
-    """A text field; an optional one that is missing or null is empty."""
-    value = row.get(name) if optional else present(row, name)
-    if value is None and optional:
+    """Return a text field; an optional one that is missing or null is empty."""
+    if optional and row.get(name) is None:
         return ""
+    value = present(row, name)
     if not isinstance(value, str):
         raise wrong_type(name, "text", value)
     return value
 
 
 def wrong_type(name: str, expected: str, value: Any) -> RowError:
-    """The error for a field of another type."""
-    found = "null" if value is None else type(value).__name__
+    """Return the error for a field of the wrong type."""
+    actual = "null" if value is None else type(value).__name__
+    column = name.split("[")[0]
     return RowError(
-        f"field `{name}`: expected {expected}, found {found}", f"field `{name.split('[')[0]}` is not {expected}"
+        f"field `{name}`: expected {expected}, found {actual}",
+        f"field `{column}` is not {expected}",
     )
 
 
 def role(value: Any, name: str, names: Mapping[str, str]) -> str:
-    """The role that a file's word for it means."""
+    """Return the role that a file's name for it means."""
     if not isinstance(value, str):
         raise wrong_type(name, "a role", value)
     known = names.get(value) or names.get(value.strip().lower())
     if known is None:
         raise RowError(
             f"field `{name}`: unknown role {value!r}; known are {', '.join(sorted(set(names)))}. "
-            "data.format.roles={'your word': role} teaches another, role being one of " + ", ".join(ROLES),
+            f"data.format.roles={{'your name': role}} adds one, for a role of {', '.join(ROLES)}",
             f"unknown role {value[:40]!r}",
         )
     return known

@@ -1,5 +1,9 @@
-"""OpenAssistant: trees of messages, nested (one tree per row) or flat (one message per row, with its parent's id)."""
+"""OpenAssistant: trees of messages.
 
+Nested, with one tree per row, or flat, with one message per row and its parent's id.
+"""
+
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,9 +31,9 @@ class Oasst:
     """Trees of prompts and ranked replies.
 
     Attributes:
-        branches: which paths from the root become conversations: "best" follows the best-ranked reply at each message
-            (unranked ones last, in file order) and gives one per tree; "all" gives one per leaf. A path ends with its
-            last assistant message.
+        branches: which paths from the root become conversations: "best" follows the best-ranked
+            reply at each message (unranked ones last, in file order) and gives one per tree; "all"
+            gives one per leaf. A path ends with its last assistant message.
     """
 
     branches: str = "best"
@@ -59,26 +63,30 @@ class Oasst:
             elif node.parent in flat:
                 flat[node.parent].replies.append(node)
             else:
-                yield (
-                    node.place,
-                    RowError(f"its parent {node.parent} is not in the file", "a parent is not in the file"),
-                )
+                error = RowError(f"its parent {node.parent} is not in the file", "a parent is not in the file")
+                yield node.place, error
         for root in roots:
             yield from self._paths(root)
 
     def _paths(self, root: _Node) -> Iterator[tuple[Place, Conversation | RowError]]:
         """The conversations of one tree, without recursion: trees may be deep."""
-        seen, stack = set(), [[root]]
+        seen = set()  # ids of last messages: paths that differ after them are the same conversation
+        stack = [[root]]
         while stack:
             path = stack.pop()
             replies = sorted(path[-1].replies, key=lambda node: node.rank)
+            if replies and self.branches == "best":
+                stack.append([*path, replies[0]])
+                continue
             if replies:
-                stack += [[*path, reply] for reply in (replies[:1] if self.branches == "best" else replies[::-1])]
+                for reply in reversed(replies):
+                    stack.append([*path, reply])
                 continue
             while path and path[-1].message.role != "assistant":
-                path = path[:-1]
+                path.pop()
             if not path:
-                yield root.place, RowError("no assistant message on this path of the tree", "a path without an answer")
+                error = RowError("no assistant message on this path of the tree", "a path without an answer")
+                yield root.place, error
             elif id(path[-1]) not in seen:
                 seen.add(id(path[-1]))
                 yield root.place, Conversation([node.message for node in path])
@@ -87,19 +95,23 @@ class Oasst:
 def _node(row: dict[str, Any], place: Place) -> _Node:
     rank = row.get("rank")
     if rank is not None and not isinstance(rank, int | float):
-        raise RowError(f"field `rank`: expected a number or null, found {rank!r}", "field `rank` is not a number")
+        raise RowError(
+            f"field `rank`: expected a number or null, found {rank!r}",
+            "field `rank` is not a number",
+        )
     message = Message(role(row.get("role"), "role", ROLE_NAMES), text(row, "text"))
     # Parquet and pandas exports write missing ranks as NaN, which no comparison orders.
-    ranked = rank is not None and rank == rank
-    return _Node(place, message, int(rank) if ranked else _UNRANKED, row.get("parent_id"))
+    if rank is None or math.isnan(rank):
+        rank = _UNRANKED
+    return _Node(place, message, int(rank), row.get("parent_id"))
 
 
 def _nested(row: dict[str, Any], place: Place) -> _Node:
     root = _node(row, place)
     stack = [(root, row)]
     while stack:
-        node, given = stack.pop()
-        replies = given.get("replies") or []
+        node, fields = stack.pop()
+        replies = fields.get("replies") or []
         if not isinstance(replies, list):
             raise RowError("field `replies`: expected a list of messages", "field `replies` is not a list")
         for reply in replies:

@@ -39,10 +39,16 @@ def message(
     chosen = best(changes(setting, gpu), now.needed, gpu)
     if chosen:
         lines.append(f"by estimate the run needs {_gib(now.needed)} on each GPU; what would help most:")
-        lines += [f"  {' '.join(change.words):45} {_effect(change, now.needed, gpu)}" for change in chosen]
-    if not any(change.fits(gpu) for change in chosen) and (together := cheapest(setting, gpu)):
-        lines.append(f"none of these alone fits; together: {' '.join(together.words)} ({_gib(together.memory.needed)})")
-    lines.append("python -m posttrain.plan with the same words says this before a run")
+    for change in chosen:
+        overrides = " ".join(change.overrides)
+        lines.append(f"  {overrides:45} {_effect(change, now.needed, gpu)}")
+    if not any(change.fits(gpu) for change in chosen):
+        together = cheapest(setting, gpu)
+        if together:
+            overrides = " ".join(together.overrides)
+            needed = _gib(together.memory.needed)
+            lines.append(f"none of these alone fits; together: {overrides} ({needed})")
+    lines.append("python -m posttrain.plan with the same overrides reports this before a run")
     return "\n".join(lines)
 
 
@@ -53,7 +59,7 @@ def best(possible: list[Change], needed: float, gpu: Gpu) -> list[Change]:
     others = sorted((c for c in saving if not c.fits(gpu)), key=lambda change: change.memory.needed)
     found: dict[str, Change] = {}
     for change in [*fitting, *others]:
-        found.setdefault(change.words[0].partition("=")[0], change)
+        found.setdefault(change.overrides[0].partition("=")[0], change)
     return list(found.values())[:MOST]
 
 
@@ -98,10 +104,17 @@ def held(chunks: list[Any], optimizer: Any) -> dict[str, int]:
 
 
 def _effect(change: Change, needed: float, gpu: Gpu) -> str:
-    fits = "fits" if change.fits(gpu) else "does not fit by itself"
-    slower = f", {change.slower:.2f} x the time" if abs(change.slower - 1) > 0.005 else ""
-    other = {"gpus": f", on {change.setting.world} GPUs", "data": ", shorter rows", "result": ", another training"}
-    return f"{_gib(needed)} -> {_gib(change.memory.needed)}, {fits}{slower}{other.get(change.what, '')}"
+    effect = f"{_gib(needed)} -> {_gib(change.memory.needed)}, "
+    effect += "fits" if change.fits(gpu) else "does not fit by itself"
+    if abs(change.slower - 1) > 0.005:
+        effect += f", {change.slower:.2f} x the time"
+    if change.kind == "gpus":
+        effect += f", on {change.setting.world} GPUs"
+    elif change.kind == "data":
+        effect += ", shorter sequences"
+    elif change.kind == "result":
+        effect += ", different training"
+    return effect
 
 
 def _gib(size: float) -> str:

@@ -37,12 +37,12 @@ def test_three_settings_with_numbers():
     run = setting("trainer.micro_batch_size=16", "trainer.global_batch_size=64", "trainer.seq_length=4096")
     gpu = Gpu("some", None, estimate_memory(run).needed / GIB - 1)
     chosen = out_of_memory.best(out_of_memory.changes(run, gpu), estimate_memory(run).needed, gpu)
-    names = [change.words[0].partition("=")[0] for change in chosen]
+    names = [change.overrides[0].partition("=")[0] for change in chosen]
     assert len(names) == 3 == len(set(names)) and "trainer.micro_batch_size" in names and "trainer.recompute" in names
     text = said(run, gpu.memory_gib)
     for change in chosen:
         numbers = f"{estimate_memory(run).needed / GIB:.1f} GiB -> {change.memory.needed / GIB:.1f} GiB"
-        line = next(line for line in text.splitlines() if " ".join(change.words) in line)
+        line = next(line for line in text.splitlines() if " ".join(change.overrides) in line)
         assert numbers in line and (", fits" in line) == change.fits(gpu)
     assert chosen[0].fits(gpu)
 

@@ -36,15 +36,15 @@ class Change:
     """A changed setting.
 
     Attributes:
-        words: overrides of the command line.
-        what: the worst kind of its edits, see `Edit`.
+        overrides: of the command line.
+        kind: the worst of its edits, see `Edit`.
         setting: with the change.
         memory: of the setting.
         slower: time of an epoch over that without the change.
     """
 
-    words: tuple[str, ...]
-    what: str
+    overrides: tuple[str, ...]
+    kind: str
     setting: Setting
     memory: Memory
     slower: float
@@ -52,7 +52,7 @@ class Change:
     @property
     def cost(self) -> tuple[int, int, float]:
         """What to sort by."""
-        return KINDS.index(self.what), self.setting.world, self.slower
+        return KINDS.index(self.kind), self.setting.world, self.slower
 
     def fits(self, gpu: Gpu) -> bool:
         """Whether the GPU has the memory."""
@@ -150,4 +150,4 @@ def cheapest(s: Setting, gpu: Gpu) -> Change | None:
         for change in changes(s, gpu, together):
             if change.fits(gpu):
                 fitting.append(change)
-    return min(fitting, key=lambda change: (*change.cost, len(change.words)), default=None)
+    return min(fitting, key=lambda change: (*change.cost, len(change.overrides)), default=None)

@@ -261,7 +261,7 @@ def _refusal(choice: Choice, memory_gib: float) -> str:
     best = advice.cheapest(s, Gpu("here", None, memory_gib))
     if best is None:
         return message
-    message += f"; it would with {' '.join(best.words)}"
+    message += f"; it would with {' '.join(best.overrides)}"
     if best.setting.world > s.world:
         message += f" on {best.setting.world} GPUs"
     return message + f" ({best.memory.needed / GIB:.1f} GiB)"

@@ -159,8 +159,8 @@ def _speed(speed: Speed, steps: int | None) -> dict[str, Any]:
 
 def _change(change: advice.Change, gpu: Gpu) -> dict[str, Any]:
     return {
-        "words": list(change.words),
-        "kind": change.what,
+        "words": list(change.overrides),
+        "kind": change.kind,
         "gpus": change.setting.world,
         "needed_gib": round(change.memory.needed / GIB, 2),
         "fits": change.fits(gpu),

@@ -21,11 +21,11 @@ from posttrain import check, launch, stop
 from posttrain.compose import CONF_DIR, compose, fail
 from posttrain.errors import UserError, of_place
 from posttrain.files import write_text
+from posttrain.overrides import format_override
 from posttrain.primus import experiment
 from posttrain.primus.read import Primus, read
 from posttrain.primus.translate import Translation, translate
 from posttrain.recipes import names
-from posttrain.words import word
 
 OPTIONS = ("out", "overwrite")  # of this command; everything else is an override
 
@@ -107,10 +107,10 @@ def format_report(translation: Translation, out: Path, overrides: list[str], ver
             f"for the recipe's, add recipe={recipe}"
         )
     if translation.run_dir:
-        overrides = [*overrides, word("hydra.run.dir", translation.run_dir)]
+        overrides = [*overrides, format_override("hydra.run.dir", translation.run_dir)]
     if out.parent.name == "experiment":
         config_dir = out.parent.parent
-        arguments = [word("experiment", out.stem), *overrides]
+        arguments = [format_override("experiment", out.stem), *overrides]
         if config_dir.resolve() != CONF_DIR:
             arguments = ["--config-dir", str(config_dir), *arguments]
         lines += ["run it:", f"  {experiment.format_command(arguments)}"]

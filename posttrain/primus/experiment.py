@@ -4,9 +4,9 @@ import shlex
 
 from omegaconf import OmegaConf
 
+from posttrain.overrides import format_override
 from posttrain.primus.read import Primus
 from posttrain.primus.translate import Translation
-from posttrain.words import word
 
 
 def format_file(primus: Primus, translation: Translation) -> str:
@@ -36,10 +36,10 @@ def format_overrides(translation: Translation) -> list[str]:
     """The same without a file."""
     overrides = []
     for group, name in translation.choices.items():
-        overrides.append(word(group, name))
+        overrides.append(format_override(group, name))
     for key, value in translation.values.items():
         prefix = "+" if key.startswith("trainer.megatron.") else ""
-        overrides.append(prefix + word(key, value))
+        overrides.append(prefix + format_override(key, value))
     return overrides
 
 

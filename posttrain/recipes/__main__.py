@@ -5,9 +5,9 @@ import sys
 from posttrain import stop
 from posttrain.compose import fail
 from posttrain.errors import RunFailed, UserError
+from posttrain.overrides import format_override
 from posttrain.recipes import names, resolve
 from posttrain.recipes.translate import Translation, translate
-from posttrain.words import word
 
 
 def format_list() -> str:
@@ -31,9 +31,9 @@ def format_recipe(recipe: names.Recipe, translation: Translation) -> str:
         "",
     ]
     for group, name in translation.choices.items():
-        lines.append(word(group, name))
+        lines.append(format_override(group, name))
     for key, value in sorted(translation.values.items()):
-        lines.append(word(key, value))
+        lines.append(format_override(key, value))
     lines += ["", "Decided by posttrain, for the machine or with the choices above:"]
     for item in translation.decided:
         lines.append(f"  {item}")

@@ -109,9 +109,9 @@ def test_advice_fits_and_is_the_cheapest():
     s = Setting.of(compose(["model=llama3_8b", "trainer.seq_length=4096", "trainer.micro_batch_size=4"]), 1)
     small = replace(GPU, memory_gib=44)
     best = advice.cheapest(s, small)
-    assert best.fits(small) and best.what == "speed" and best.memory.needed <= 44 * GIB
+    assert best.fits(small) and best.kind == "speed" and best.memory.needed <= 44 * GIB
     fitting = [c for n in (1, 2, 3) for c in advice.changes(s, small, n) if c.fits(small)]
-    assert all(best.slower <= change.slower for change in fitting if change.what == "speed")
+    assert all(best.slower <= change.slower for change in fitting if change.kind == "speed")
     assert advice.cheapest(s, replace(GPU, memory_gib=2)) is None
     for change in advice.changes(s, GPU, 2):
         assert change.setting.shape.heads % change.setting.tensor == 0
@@ -120,13 +120,13 @@ def test_advice_fits_and_is_the_cheapest():
 
 def test_eight_bits_are_advised_where_there_are_some():
     s = Setting.of(compose(["model=llama3_8b", "trainer.seq_length=4096"]), 1)
-    words = {kind: [c.words for c in advice.changes(s, gpus.find_gpu(kind))] for kind in ("h100", "a100")}
+    words = {kind: [c.overrides for c in advice.changes(s, gpus.find_gpu(kind))] for kind in ("h100", "a100")}
     assert ("precision=fp8",) in words["h100"] and ("precision=fp8",) not in words["a100"]
     small = replace(GPU, memory_gib=17)
     best = advice.cheapest(s, small)
-    assert "precision=fp8" in best.words and best.setting.eight_bit_base and best.fits(small)
+    assert "precision=fp8" in best.overrides and best.setting.eight_bit_base and best.fits(small)
     full = Setting.of(compose(["model=llama3_8b", "peft=none"]), 1)
-    assert not any("precision=fp8" in change.words and change.setting.adapters is None
+    assert not any("precision=fp8" in change.overrides and change.setting.adapters is None
                    for n in (1, 2) for change in advice.changes(full, GPU, n))  # fmt: skip
 
 

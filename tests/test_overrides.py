@@ -1,11 +1,11 @@
-"""A value written as a word is read back by Hydra as the same value."""
+"""A value written as an override is read back by Hydra as the same value."""
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.words import word
+from posttrain.overrides import format_override
 
 PARSER = OverridesParser.create()
 
@@ -17,9 +17,9 @@ PARSER = OverridesParser.create()
      [1, "a b", None], ["linear_qkv", "q_proj"], {"a": 1, "b": "c d"}],
 )  # fmt: skip
 def test_round_trip(value):
-    assert PARSER.parse_override(word("key", value)).value() == value
+    assert PARSER.parse_override(format_override("key", value)).value() == value
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=20))
 def test_any_text(text):
-    assert PARSER.parse_override(word("key", text)).value() == text
+    assert PARSER.parse_override(format_override("key", text)).value() == text

@@ -1,0 +1,38 @@
+"""Format values as command-line overrides: `key=value` in Hydra's grammar."""
+
+import re
+from typing import Any
+
+PLAIN = re.compile(r"[\w./:@%+-]*[A-Za-z./][\w./:@%+-]*", re.ASCII)
+NOT_TEXT = re.compile(r"(?i)null|true|false|nan|inf|[\d.+-]+(e[+-]?\d+)?")
+
+
+def format_override(key: str, value: Any) -> str:
+    """Return `key=value` that Hydra reads as this value; a shell may require quotes around it."""
+    return f"{key}={format_value(value)}"
+
+
+def format_value(value: Any) -> str:
+    """Return a value in Hydra's grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(format_value(item) for item in value)}]"
+    if isinstance(value, dict):
+        items = [f"{key}:{format_value(item)}" for key, item in value.items()]
+        return f"{{{','.join(items)}}}"
+    if isinstance(value, str) and (not PLAIN.fullmatch(value) or NOT_TEXT.fullmatch(value)):
+        return _quote(value)
+    return str(value)
+
+
+def _quote(text: str) -> str:
+    """`text` in single quotes. Backslashes stand for themselves, but for those before a quote."""
+
+    def escape(match: re.Match[str]) -> str:
+        backslashes, quote = match.groups()
+        return backslashes * 2 + ("\\'" if quote else "")
+
+    return "'" + re.sub(r"(\\*)('|$)", escape, text) + "'"

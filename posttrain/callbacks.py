@@ -12,9 +12,8 @@ from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.bridge.training.state import GlobalState
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
-from posttrain import flops
+from posttrain import flops, rundir
 from posttrain.bad_numbers import BadNumbers
-from posttrain.files import write_json
 from posttrain.metrics import Metrics
 from posttrain.plan.report import planned_peak
 from posttrain.samples import Sampler
@@ -156,9 +155,9 @@ class RunCallback(Callback):
         if self.profile and self.profile.table:
             self.summary["profile"] = self.profile.table["milliseconds_per_step"]
         if self.metrics:
-            write_json(trainer.run_dir / "summary.json", self.summary)
+            rundir.write_json(trainer.run_dir, "summary.json", self.summary)
             if self.sampler.records:
-                write_json(trainer.run_dir / "samples.json", self.sampler.records)
+                rundir.write_json(trainer.run_dir, "samples.json", self.sampler.records)
             self.metrics.finish(self.summary, self.sampler.records)
         if refused:  # the run's numbers are kept
             raise refused
@@ -200,9 +199,10 @@ class RunCallback(Callback):
 
         run_dir = self.trainer.run_dir
         if reason := pruning.verdict(run_dir, self.trainer.config.sweep):
-            write_json(run_dir / "summary.json", self.summary | self.totals() | {"steps": step, "val_loss_after": loss})
+            numbers = {"steps": step, "val_loss_after": loss}
+            rundir.write_json(run_dir, "summary.json", self.summary | self.totals() | numbers)
             message = {"rank": 0, "time": time.time(), "user_error": False, "pruned": True, "message": reason}
-            write_json(run_dir / "logs" / "rank0.error.json", message)
+            rundir.write_json(run_dir, "logs/rank0.error.json", message)
             os.kill(os.getpid(), signal.SIGTERM)  # every rank learns of it at the end of the step
 
     def epoch(self, step: int) -> float:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from posttrain import heartbeat
+from posttrain import heartbeat, rundir
 from posttrain.heartbeat import Monitor
 
 OPTION = "launch.early="
@@ -42,10 +42,10 @@ class EarlyRank:
             os.close(ui)
         self.monitor.started()
 
-    def give(self, rank: int, run_dir: Path, log: Path, env: dict[str, str]) -> bool:
-        """Make it rank `rank` of the run in `run_dir`; whether it could be."""
+    def give(self, rank: int, run_dir: Path, log: str, env: dict[str, str]) -> bool:
+        """Make it rank `rank` of the run in `run_dir`, with the log of that name there; whether it could be."""
         self.monitor.rank = rank
-        orders = {"run_dir": str(run_dir), "log": str(log), "env": env}
+        orders = {"run_dir": str(run_dir), "log": log, "env": env}
         try:
             self.process.stdin.write(json.dumps(orders) + "\n")
             self.process.stdin.close()
@@ -79,7 +79,7 @@ def await_orders() -> str | None:
         return None
     orders = json.loads(line)
     os.environ.update(orders["env"])
-    log = os.open(orders["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    log = rundir.append(Path(orders["run_dir"]), orders["log"])
     sys.stdout.flush()
     os.lseek(1, 0, os.SEEK_SET)
     while text := os.read(1, 1 << 16):

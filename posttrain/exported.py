@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from posttrain import rundir
 from posttrain.checkpoint import files
 from posttrain.compose import FULL_ERROR
 from posttrain.errors import RunFailed, UserError
@@ -43,9 +44,11 @@ def opened(what: str) -> Iterator[Path]:
         check(found)
         yield found
         return
-    checkpoint = files.NAME.fullmatch(path.name) or files.checkpoints(path) or files.checkpoints(path / "checkpoints")
+    checkpoint = files.NAME.fullmatch(path.name) or files.checkpoints(path)
+    if not checkpoint and rundir.is_folder(path, "checkpoints"):
+        checkpoint = files.checkpoints(path / "checkpoints")
     if not checkpoint:
-        if (path / "config.yaml").is_file():
+        if rundir.is_file(path, "config.yaml"):
             raise UserError(
                 f"{path}: this run has no finished export or checkpoint (see its status.json); run it again"
             )
@@ -56,7 +59,10 @@ def opened(what: str) -> Iterator[Path]:
 
 def export_of(path: Path) -> Path | None:
     """`path` itself, or a run's export, if it is a PEFT or Hugging Face directory; None otherwise."""
-    for candidate in (path, path / "adapter", path / "hf"):
+    for name in (".", "adapter", "hf"):
+        candidate = path / name
+        if name != ".":
+            rundir.check_tree(path, name)
         if is_adapter(candidate) or (candidate / "config.json").is_file():
             return candidate
     return None

@@ -1,10 +1,14 @@
 """Small files that are either old or new, never half."""
 
+import contextlib
 import json
 import os
-import tempfile
+import re
 from pathlib import Path
 from typing import Any
+
+# What a file is called while it is written; see `replace`.
+ASIDE = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -15,26 +19,49 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` atomically: written aside, flushed to disk, renamed. Permissions follow the umask."""
     path = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        replace(folder, path.name, content)
+    except OSError as error:
+        if error.errno:
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        os.close(folder)
+
+
+def replace(folder: int, name: str, content: bytes, flush: bool = True) -> None:
+    """Replace the file `name` in a folder; a link of that name is replaced, not followed.
+
+    Args:
+        folder: the folder's descriptor.
+        name: without a slash.
+        content: of the file from now on.
+        flush: have it on the disk before it has its name, so that a power cut leaves the old file or the new one.
+    """
+    aside = f".{name}.{os.urandom(4).hex()}"
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException as error:
-        os.unlink(name)
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = str(path)
+            if flush:
+                os.fsync(file.fileno())
+        os.replace(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside, dir_fd=folder)
         raise
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of indented JSON; NaN and infinity become null, which JSON readers understand."""
-    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
+    """`write_text` of `json_text`."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON; NaN and infinity become null, which JSON readers understand."""
+    return json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n"
 
 
 def finite(value: Any) -> Any:

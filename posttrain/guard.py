@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra._internal.hydra
+import hydra.core.utils
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
@@ -19,7 +20,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import confidential, policy, targets, yaml_file
+from posttrain import confidential, policy, rundir, targets, yaml_file
 from posttrain.errors import UserError
 
 EMPTY = ("callbacks", "env", "job.env_set", "job.env_copy")
@@ -105,6 +106,17 @@ class Packages(ImportlibResourcesConfigSource):
         super().__init__(provider, path)
 
 
+def save_config(cfg: DictConfig, filename: str, output_dir: Path) -> None:
+    """In place of Hydra's own, which writes through links: a file of the run directory's `.hydra`.
+
+    Raises:
+        UserError: something in the run directory is a link.
+    """
+    run_dir, folder = output_dir.parent, output_dir.name
+    rundir.make(run_dir, folder)
+    rundir.write_text(run_dir, f"{folder}/{filename}", OmegaConf.to_yaml(cfg), flush=False)
+
+
 def install(command: str | None = None) -> None:
     """Put all of it into Hydra; may be called again.
 
@@ -115,6 +127,7 @@ def install(command: str | None = None) -> None:
         _command[0] = command
     Plugins.instance()  # registers Hydra's own sources
     hydra._internal.hydra.ConfigLoaderImpl = Loader
+    hydra.core.utils._save_config = save_config
     SourcesRegistry.instance().types |= {"file": Files, "pkg": Packages}
 
 

@@ -7,8 +7,8 @@ on the terminal through an inherited file descriptor. No torch here.
 
 import contextlib
 import ctypes
-import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,10 +20,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check, early, heartbeat, nodes, rollback
+from posttrain import check, early, heartbeat, nodes, rollback, rundir
 from posttrain.checkpoint import resume
 from posttrain.errors import Pruned, RunFailed, UserError
-from posttrain.files import write_json, write_text
 from posttrain.heartbeat import Monitor
 from posttrain.relay import Relay, stopped
 from posttrain.visible import visible
@@ -31,7 +30,7 @@ from posttrain.visible import visible
 UI_FD = "POSTTRAIN_UI_FD"
 DEVICE = "POSTTRAIN_DEVICE"
 STARTED = "POSTTRAIN_STARTED"
-ERRORS = "rank*.error.json"  # in logs/: how a rank ended that ended badly
+ERROR_FILE = re.compile(r"rank\d+\.error\.json")
 STACKS_S = 2.0  # for hanging ranks to write where they are
 GRACE_S = 30.0  # for ranks to end by themselves after a signal or after another rank died
 
@@ -86,11 +85,12 @@ def reserve_port() -> socket.socket:
 
 def prepare(cfg: DictConfig, run_dir: Path) -> Path:
     """Write the frozen configuration that every rank reads; return its path."""
-    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    path = run_dir / "config.yaml"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    rundir.make(run_dir, "logs")
     # Every machine of a run writes the same text, whichever comes last.
-    write_text(path, OmegaConf.to_yaml(OmegaConf.merge(cfg, {"launch": {"node_rank": 0}}), resolve=True))
-    return path
+    text = OmegaConf.to_yaml(OmegaConf.merge(cfg, {"launch": {"node_rank": 0}}), resolve=True)
+    rundir.write_text(run_dir, "config.yaml", text)
+    return run_dir / "config.yaml"
 
 
 def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
@@ -106,6 +106,9 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
     run_dir.mkdir(parents=True, exist_ok=True)
     with Relay() as relay:
         lock_run(run_dir, nodes.first(cfg))
+        rundir.check(run_dir)
+        if nodes.first(cfg):
+            rundir.sweep(run_dir, lone=cfg.launch.nnodes == 1 and not nodes.torchrun())
         nodes.check_port(cfg)
         if nodes.first(cfg):
             resume.check(cfg, run_dir)
@@ -150,15 +153,16 @@ def _run(cfg: DictConfig, run_dir: Path, gpus: int, relay: Relay) -> None:
 
 def last_loss(run_dir: Path) -> float | None:
     """The validation loss that a finished or pruned run has left, if it has one."""
-    summary = run_dir / "summary.json"
-    return json.loads(summary.read_text(encoding="utf-8")).get("val_loss_after") if summary.exists() else None
+    if not rundir.is_file(run_dir, "summary.json"):
+        return None
+    return rundir.read_json(run_dir, "summary.json").get("val_loss_after")
 
 
 def record(cfg: DictConfig, run_dir: Path, status: dict[str, Any]) -> None:
     """Write status.json, which is the first process's to write where several machines share the directory."""
     if nodes.first(cfg):
         went_back = [{key: one[key] for key in ("step", "to", "why")} for one in rollback.read(run_dir)]
-        write_json(run_dir / "status.json", {**status, "rollbacks": went_back} if went_back else status)
+        rundir.write_json(run_dir, "status.json", {**status, "rollbacks": went_back} if went_back else status)
 
 
 def lock_run(run_dir: Path, first: bool = True) -> None:
@@ -170,7 +174,7 @@ def lock_run(run_dir: Path, first: bool = True) -> None:
 
     if not first:  # the other machines of a run that rank 0's command has locked
         return
-    handle = open(run_dir / ".lock", "ab")  # noqa: SIM115  (held until this process ends; never emptied: it may be a link)
+    handle = rundir.lock_file(run_dir, ".lock")  # held until this process ends
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -212,13 +216,10 @@ class NodeRun:
         port = launch.master_port or self.port.getsockname()[1]
         ranks = {local_rank: launch.node_rank * local + local_rank for local_rank in nodes.local_ranks(local)}
         self.ranks = list(ranks.values())
-        logs = self.run_dir / "logs"
         # The first command clears all; another machine's own, since it may start later than the first has failed.
-        stale = (
-            logs.glob(ERRORS) if nodes.first(self.cfg) else [logs / ERRORS.replace("*", str(r)) for r in ranks.values()]
-        )
-        for path in stale:
-            path.unlink(missing_ok=True)
+        stale = error_files(self.run_dir) if nodes.first(self.cfg) else [error_file(rank) for rank in self.ranks]
+        for name in stale:
+            rundir.remove(self.run_dir, name)
         ui = os.dup(1)
         try:
             for local_rank, rank in ranks.items():
@@ -235,15 +236,15 @@ class NodeRun:
                     STARTED: repr(process_start()),
                     **platform_environment(self.gpus, local, self.cfg.trainer.deterministic),
                 }
-                log_path = self.run_dir / "logs" / f"rank{rank}.log"
-                if local_rank == 0 and self._started_early(rank, local, env, log_path):
+                log_name = f"logs/rank{rank}.log"
+                if local_rank == 0 and self._started_early(rank, local, env, log_name):
                     continue
                 if rank == 0:
                     env[UI_FD] = str(ui)
                 monitor = Monitor(rank)
                 self.monitors.append(monitor)
                 env[heartbeat.FD] = str(monitor.inherited)
-                log = open(log_path, "ab")  # noqa: SIM115  (the child's from here)
+                log = rundir.append(self.run_dir, log_name)  # the child's from here
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "posttrain.worker", str(self.run_dir)],
@@ -253,14 +254,14 @@ class NodeRun:
                         preexec_fn=_die_with_parent,
                     )
                 )  # fmt: skip
-                log.close()
+                os.close(log)
                 monitor.started()
         finally:
             os.close(ui)
         if self.signals:
             self._send(signal.SIGTERM)  # to those that had not been started when it came
 
-    def _started_early(self, rank: int, local: int, env: dict[str, str], log: Path) -> bool:
+    def _started_early(self, rank: int, local: int, env: dict[str, str], log: str) -> bool:
         """Whether a process that waits became this rank; its environment is a lone rank's, without determinism."""
         if not _early:
             return False
@@ -340,7 +341,7 @@ class NodeRun:
         """The error of the rank that failed first, in words."""
         if self.hung:
             return RunFailed(f"{self.hung}; where each rank was is at the end of {self.run_dir / 'logs' / 'rank*.log'}")
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in (self.run_dir / "logs").glob(ERRORS)]
+        found = [rundir.read_json(self.run_dir, name) for name in error_files(self.run_dir)]
         # A rank that was killed explains the others' lost connections, which they may have noticed before.
         first = min(found, key=lambda e: (not e.get("killed"), e["time"]), default=None)
         if first and first["user_error"]:
@@ -372,8 +373,17 @@ class NodeRun:
         for rank, process in zip(self.ranks, self.processes, strict=True):
             if (process.poll() or 0) < 0 and not self.signals:
                 death = {"rank": rank, "time": time.time(), "user_error": False, "killed": True}
-                error_file = self.run_dir / "logs" / ERRORS.replace("*", str(rank))
-                write_json(error_file, {**death, "message": _death(process.returncode)})
+                rundir.write_json(self.run_dir, error_file(rank), {**death, "message": _death(process.returncode)})
+
+
+def error_file(rank: int) -> str:
+    """In a run directory: how a rank ended that ended badly."""
+    return f"logs/rank{rank}.error.json"
+
+
+def error_files(run_dir: Path) -> list[str]:
+    """Those of all ranks that ended badly."""
+    return [f"logs/{name}" for name in rundir.names(run_dir, "logs") if ERROR_FILE.fullmatch(name)]
 
 
 def _death(code: int) -> str:

@@ -1,14 +1,17 @@
 """The numbers of a run: metrics.jsonl, the trackers, and the line on the terminal. First rank only."""
 
 import json
+import os
 import time
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from posttrain.files import finite, write_text
+from posttrain import rundir
+from posttrain.files import finite
 from posttrain.ui import Screen, shown
+
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
 class Metrics:
@@ -26,12 +29,9 @@ class Metrics:
         """Announce the run, with the peak memory that is planned for it (GiB), and start the trackers."""
         t, self.flops = self.trainer, flops
         self.last_seconds = t.progress.seconds
-        (t.run_dir / "summary.json").unlink(missing_ok=True)  # a pruned trial's that goes on
-        path, samples = (t.run_dir / f"{name}.jsonl" for name in ("metrics", "samples"))
-        for file in filter(Path.exists, (path, samples)):
-            text = file.read_text(encoding="utf-8", errors="replace")  # a line may be cut within a character
-            write_text(file, kept_lines(text, first_step, t.steps))
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (open for the run)
+        rundir.remove(t.run_dir, "summary.json")  # a pruned trial's that goes on
+        kept = {name: self.keep(name, first_step) for name in (METRICS, SAMPLES)}
+        self.file = os.fdopen(rundir.append(t.run_dir, METRICS), "a", encoding="utf-8")
         run = t.config.run.name or t.run_dir.name
         config = OmegaConf.to_container(t.config, resolve=True)
         for tracker in t.trackers:
@@ -53,12 +53,21 @@ class Metrics:
         for line in t.skipped:
             self.screen.print(f"skipped {shown(line)}")
         back = t.progress.rollbacks[-1:]
-        said = path.read_text(encoding="utf-8")
-        if back and back[0]["to"] == first_step and f'"rolled_back_from": {back[0]["step"]},' not in said:
+        if back and back[0]["to"] == first_step and f'"rolled_back_from": {back[0]["step"]},' not in kept[METRICS]:
             self.write(first_step, {"rolled_back_from": back[0]["step"]}, why=back[0]["why"])
         if first_step:
             self.screen.print(f"going on after step {first_step}")
         self.screen.start(first_step, t.steps)
+
+    def keep(self, name: str, first_step: int) -> str:
+        """Leave in a file of lines what an earlier process has written up to `first_step`; returns that."""
+        run_dir = self.trainer.run_dir
+        if not rundir.is_file(run_dir, name):
+            return ""
+        text = rundir.read_text(run_dir, name, rundir.LONG, errors="replace")  # a line may be cut within a character
+        text = kept_lines(text, first_step, self.trainer.steps)
+        rundir.write_text(run_dir, name, text)
+        return text
 
     def step(self, step: int, *, loss: float, lr: float, grad_norm: Any, counts: list[float], seconds: float,
              epoch: float) -> None:  # fmt: skip
@@ -92,7 +101,7 @@ class Metrics:
 
     def samples(self, step: int, answers: list[dict[str, str]]) -> None:
         """Record answers of the live model: a line each in samples.jsonl, a table in every tracker."""
-        with open(self.trainer.run_dir / "samples.jsonl", "a", encoding="utf-8") as file:
+        with os.fdopen(rundir.append(self.trainer.run_dir, SAMPLES), "a", encoding="utf-8") as file:
             file.writelines(json.dumps({"step": step, **answer}, ensure_ascii=False) + "\n" for answer in answers)
         for tracker in self.trainer.trackers:
             tracker.table(step, "samples", answers)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from posttrain.files import write_json
+from posttrain import rundir
 
 if TYPE_CHECKING:
     from torch.autograd.profiler_util import FunctionEvent
@@ -59,9 +59,10 @@ class Profile:
 
     def write(self, profiler: torch.profiler.profile) -> None:
         """Write the trace and the table."""
+        rundir.remove(self.run_dir, "trace.json.gz")  # the profiler would write through a link
         profiler.export_chrome_trace(str(self.run_dir / "trace.json.gz"))
         self.table = self.summarise(profiler)
-        write_json(self.run_dir / "profile.json", self.table)
+        rundir.write_json(self.run_dir, "profile.json", self.table)
 
     def summarise(self, profiler: torch.profiler.profile) -> dict[str, Any]:
         """Return milliseconds per step by category, and the costliest kernels.

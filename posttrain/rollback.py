@@ -3,13 +3,12 @@
 The ranks write down which rows, and end; the launcher starts them again, as after a lost rank. No torch here.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
+from posttrain import rundir
 from posttrain.errors import UserError
-from posttrain.files import write_json
 
 FILE = "rollbacks.json"  # in a run directory: a list of what `record` writes
 
@@ -20,15 +19,14 @@ class RolledBack(Exception):
 
 def read(run_dir: Path) -> list[dict[str, Any]]:
     """The rollbacks of a run so far, the oldest first."""
-    path = run_dir / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = rundir.read_json(run_dir, FILE)
         return [{"step": int(one["step"]), "to": int(one["to"]), "why": str(one["why"]), "time": float(one["time"]),
                  "skip": [int(place) for place in one["skip"]]} for one in found]  # fmt: skip
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
-        raise UserError(f"{path}: damaged ({error}); remove it to train on all rows again") from None
+        raise UserError(f"{run_dir / FILE}: damaged ({error}); remove it to train on all rows again") from None
 
 
 def merged(saved: list[dict[str, Any]], written: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -47,7 +45,7 @@ def record(run_dir: Path, before: list[dict[str, Any]], step: int, to: int, why:
         skip: first places, in the order of the rows, of the global batches that are left out.
     """
     one = {"step": step, "to": to, "why": why, "skip": skip, "time": round(time.time(), 3)}
-    write_json(run_dir / FILE, [*before, one])
+    rundir.write_json(run_dir, FILE, [*before, one])
 
 
 def skipped(rollbacks: list[dict[str, Any]]) -> list[int]:

@@ -16,9 +16,8 @@ import time
 import traceback
 from pathlib import Path
 
-from posttrain import early, patches
+from posttrain import early, patches, rundir, yaml_file
 from posttrain.errors import RunFailed, UserError, of_place
-from posttrain.files import write_json
 from posttrain.rollback import RolledBack
 
 log = logging.getLogger("posttrain")
@@ -69,11 +68,9 @@ def build(run_dir: Path):
 
     startup = Startup(float(os.environ.get(STARTED, time.time())))
     startup.mark("compose, import" if "posttrain.trainer" in sys.modules else "compose, launch")
-    from omegaconf import OmegaConf
-
     from posttrain import targets
 
-    cfg = OmegaConf.load(run_dir / "config.yaml")
+    cfg = yaml_file.read_in(run_dir, "config.yaml")
     targets.check(cfg)
     platform = import_all()
     applied = ", ".join(patches.apply(platform))
@@ -100,7 +97,6 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks a run that hangs where it is
-    error_file = run_dir / "logs" / f"rank{rank}.error.json"
     try:
         build(run_dir).fit()
     except SystemExit as stop:
@@ -115,7 +111,7 @@ def main() -> None:
         if isinstance(error, RolledBack):
             found |= {"rolled_back": True, "message": str(error)}
         with contextlib.suppress(OSError):  # the disk is full
-            write_json(error_file, found)
+            rundir.write_json(run_dir, f"logs/rank{rank}.error.json", found)
             traceback.print_exc()
             sys.stdout.flush()
         # Not sys.exit: peers may be in a collective with us, and tearing down process groups would wait for them.

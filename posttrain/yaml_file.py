@@ -1,5 +1,6 @@
 """YAML from anybody: refused before it is built where it would fill the memory or never end."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from posttrain import rundir
 from posttrain.errors import UserError
 
 MOST_NODES = 100_000  # of a document with its aliases written out; a frozen configuration has some 300
@@ -21,8 +23,18 @@ def read(path: Path) -> DictConfig:
         UserError: it can't be read, is no YAML mapping, or see `check`.
     """
     with _readable(path):
-        check(path.read_text(encoding="utf-8"), path)
-        found = OmegaConf.load(path)
+        return _built(path.read_text(encoding="utf-8"), path)
+
+
+def read_in(run_dir: Path, name: str) -> DictConfig:
+    """`read` of the file `name` below a run directory, which is no link (rundir.py)."""
+    with _readable(run_dir / name):
+        return _built(rundir.read_text(run_dir, name), run_dir / name)
+
+
+def _built(text: str, path: Path) -> DictConfig:
+    check(text, path)
+    found = OmegaConf.load(io.StringIO(text))
     if not isinstance(found, DictConfig):
         raise UserError(f"{path}: not a configuration: its outermost level must be a mapping")
     return found

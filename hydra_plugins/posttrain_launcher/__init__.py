@@ -9,6 +9,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from posttrain import rundir
+
 
 class Outcome(JobReturn):
     """A trial's result; Hydra's own would print all of a failed trial's words before its error is raised."""
@@ -33,7 +35,8 @@ class LocalLauncher(Launcher):
     """Each trial of a sweep in a process of its own on this machine; finished trials are not run again."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra."""
+        """Called by Hydra, before it writes to the sweep's directory."""
+        rundir.check_sweep(Path(config.hydra.sweep.dir))
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -68,7 +71,9 @@ class LocalLauncher(Launcher):
         config = loader.load_sweep_config(self.config, [*overrides, f"hydra.sweep.subdir='{name}'"])
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
-        return Trial(name, Path(config.hydra.sweep.dir, name), config)
+        sweep_dir = Path(config.hydra.sweep.dir)
+        rundir.is_folder(sweep_dir, name)  # refused where it is a link
+        return Trial(name, sweep_dir / name, config)
 
     def _run(self, config: DictConfig) -> JobReturn:
         return run_job(

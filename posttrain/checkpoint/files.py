@@ -5,18 +5,22 @@ file, and only then renamed to CHECKPOINTS/iter_NNNNNNN. Whatever ends the proce
 what a disk or a person did to it later shows in the seal. Plain files: no torch here.
 """
 
+import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from posttrain.files import write_bytes, write_json, write_text
+from posttrain import rundir
+from posttrain.errors import UserError
+from posttrain.files import ASIDE, write_bytes, write_json, write_text
 
 PARTIAL, SEAL = ".partial", "complete.json"
 NAME = re.compile(r"iter_(\d{7,})")
+REMOVING = re.compile(rf"\.removing-{NAME.pattern}")
+TRACKERS = ("latest_train_state.pt", "latest_checkpointed_iteration.txt")
 
 
 def directory(root: Path, step: int) -> Path:
@@ -30,7 +34,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Published checkpoints below `root`, whole or damaged, the newest first."""
+    """Published checkpoints below `root`, whole or damaged or links (see `problem`), the newest first."""
     if not root.is_dir():
         return []
     return sorted((path for path in root.iterdir() if NAME.fullmatch(path.name)), key=step_of, reverse=True)
@@ -45,8 +49,9 @@ def finish(root: Path, step: int, keep: int | None = None) -> None:
     final = directory(root, step)
     publish(directory(root / PARTIAL, step), final)
     # For Megatron's own tools; this project looks at the directories.
-    write_bytes(root / "latest_train_state.pt", (final / "train_state.pt").read_bytes())
-    write_text(root / "latest_checkpointed_iteration.txt", str(step))
+    state, iteration = TRACKERS
+    write_bytes(root / state, (final / "train_state.pt").read_bytes())
+    write_text(root / iteration, str(step))
     if keep is not None:
         prune(root, keep)
     shutil.rmtree(root / PARTIAL, ignore_errors=True)
@@ -65,7 +70,7 @@ def publish(partial: Path, final: Path) -> None:
         _flush(path)
     write_json(partial / SEAL, {"version": 1, "files": _hashes(partial, paths)})
     _flush(partial)
-    if final.exists():
+    if os.path.lexists(final):
         remove(final)
     os.rename(partial, final)
     _flush(final.parent)
@@ -79,10 +84,13 @@ def problem(checkpoint: Path, hashes: bool = False) -> str | None:
         hashes: read every byte as well; without it names and sizes alone.
     """
     try:
-        sealed = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))["files"]
+        rundir.check_tree(checkpoint.parent, checkpoint.name)
+        sealed = rundir.read_json(checkpoint, SEAL)["files"]
         wanted = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in sealed.items()}
     except FileNotFoundError:
         return f"{SEAL} is missing"
+    except UserError as error:  # a link, a pipe, a device
+        return str(error).removeprefix(str(checkpoint)).lstrip("/: ")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{SEAL} can't be read"
     if not wanted or any(Path(name).is_absolute() or ".." in Path(name).parts for name in wanted):
@@ -122,17 +130,31 @@ def prune(root: Path, keep: int) -> None:
 
 
 def clean(root: Path) -> None:
-    """Remove what an earlier process left half-written or half-removed."""
-    for path in root.glob(".*"):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    """Remove what an earlier process of this program left half-written or half-removed, and nothing else."""
+    if not root.is_dir():
+        return
+    for path in root.iterdir():
+        aside = ASIDE.fullmatch(path.name)
+        being_written = aside is not None and aside["name"] in TRACKERS
+        if path.name == PARTIAL or REMOVING.fullmatch(path.name) or being_written:
+            _remove(path)
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; at no moment does half of one bear its name."""
+    """Remove a checkpoint; at no moment does half of one bear its name. Of a link the link is removed."""
     aside = checkpoint.parent / f".removing-{checkpoint.name}"
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside, ignore_errors=True)
     os.rename(checkpoint, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside, ignore_errors=True)
+
+
+def _remove(path: Path, ignore_errors: bool = False) -> None:
+    """Remove a file, a link, or a folder with all that is in it; `shutil.rmtree` follows no link below its own."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=ignore_errors)
+        return
+    with contextlib.suppress(OSError if ignore_errors else FileNotFoundError):
+        path.unlink()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from megatron.bridge.training.checkpointing import (
 from omegaconf import OmegaConf
 from torch.distributed.checkpoint.api import CheckpointException
 
+from posttrain import rundir
 from posttrain.checkpoint import files, inputs, pickles, resume
 from posttrain.errors import UserError
 from posttrain.files import write_text
@@ -37,6 +38,8 @@ class Manager(DefaultCheckpointManager):
         self.rank = torch.distributed.get_rank()
         self.loaded: Path | None = None
         self.pending: int | None = None  # step of the save that is being written in the background
+        if self.root:
+            rundir.is_folder(self.root.parent, self.root.name)  # refused where it is a link
         if self.root and self.rank == 0:
             files.clean(self.root)
 

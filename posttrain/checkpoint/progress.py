@@ -1,10 +1,10 @@
 """What a run's later parts must know of its earlier ones, kept in each checkpoint."""
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from posttrain import rundir
 from posttrain.errors import UserError
 from posttrain.files import write_json
 
@@ -43,8 +43,8 @@ class Progress:
     def read(self, checkpoint: Path) -> None:
         """From a checkpoint that was loaded."""
         try:
-            values = json.loads((checkpoint / FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            values = rundir.read_json(checkpoint, FILE)
+        except (OSError, ValueError) as error:
             raise UserError(f"{checkpoint / FILE}: can't be read: {error}") from None
         if not isinstance(values, dict):
             raise UserError(f"{checkpoint / FILE}: can't be read: it is no JSON object")

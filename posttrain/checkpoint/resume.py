@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import yaml_file
+from posttrain import rundir, yaml_file
 from posttrain.checkpoint import files
 from posttrain.errors import UserError
 
@@ -26,11 +26,18 @@ HARMLESS = (
 
 
 def root(cfg: DictConfig, run_dir: Path) -> Path | None:
-    """The checkpoints to go on from: this run's own, else those that run.resume names, else None."""
+    """The checkpoints to go on from: this run's own, else those that run.resume names, else None.
+
+    Raises:
+        UserError: the folder of those that run.resume names is a link.
+    """
     own = run_dir / "checkpoints"
     if files.checkpoints(own):
         return own
-    return Path(cfg.run.resume) / "checkpoints" if cfg.run.resume not in ("auto", "never") else None
+    if cfg.run.resume in ("auto", "never"):
+        return None
+    rundir.is_folder(Path(cfg.run.resume), "checkpoints")  # refused where it is a link
+    return Path(cfg.run.resume) / "checkpoints"
 
 
 def find(cfg: DictConfig, run_dir: Path) -> Path | None:
@@ -67,7 +74,7 @@ def check(cfg: DictConfig, run_dir: Path) -> None:
     found = find(cfg, run_dir)
     if found is None:
         return
-    before = yaml_file.read(found / CONFIG)
+    before = yaml_file.read_in(found, CONFIG)
     if OmegaConf.select(before, "checkpoint.save_optimizer") is False:
         raise UserError(f"{found}: was saved with checkpoint.save_optimizer=false, a run can't go on from it")
     changed = differences(before, OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))

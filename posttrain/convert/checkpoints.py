@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain import rundir
 from posttrain.checkpoint import files
 from posttrain.checkpoint.progress import FILE as progress_file
 from posttrain.convert.facts import facts
@@ -45,13 +46,14 @@ def find(path: Path) -> Checkpoint:
     if files.NAME.fullmatch(path.name):
         candidates, root = [path], path.parent
     else:
-        root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        root = path / "checkpoints" if rundir.is_folder(path, "checkpoints") else path
         candidates = files.checkpoints(root)
     if not candidates:
         raise UserError(f"checkpoint={path}: no finished checkpoint (iter_*) in it")
     newest = candidates[0]
     if reason := files.problem(newest):
         raise UserError(f"{newest}: {reason}; it is damaged or half written: name another, checkpoint={root}/iter_...")
+    rundir.check_tree(root, HUGGING_FACE)
     if (root / HUGGING_FACE / "config.json").is_file():
         return Checkpoint(newest, HFModel(path=str(root / HUGGING_FACE), random_init=True))
     return of_run(newest, root.parent)
@@ -65,9 +67,9 @@ def of_run(directory: Path, run_dir: Path) -> Checkpoint:
     from posttrain.data.check import built
 
     frozen = run_dir / "config.yaml"
-    if not frozen.is_file():
+    if not rundir.is_file(run_dir, "config.yaml"):
         raise UserError(f"{directory}: neither {frozen} nor a {HUGGING_FACE} directory says what model it is of")
-    cfg = yaml_file.read(frozen)
+    cfg = yaml_file.read_in(run_dir, "config.yaml")
     targets.check(cfg)
     if not all(OmegaConf.is_dict(OmegaConf.select(cfg, group)) for group in ("model", "peft", "template")):
         raise UserError(f"{frozen}: is not the configuration of a run; it has no `model`, `peft` or `template`")
@@ -81,7 +83,8 @@ def of_run(directory: Path, run_dir: Path) -> Checkpoint:
 def facts_of(directory: Path, run_dir: Path, cfg: Any) -> dict[str, Any]:
     """What the run's files say about its training up to this checkpoint."""
     progress, summary = (
-        read_json(file) if file.is_file() else {} for file in (directory / progress_file, run_dir / "summary.json")
+        read_json(root / name) if rundir.is_file(root, name) else {}
+        for root, name in ((directory, progress_file), (run_dir, "summary.json"))
     )
     step = files.step_of(directory)
     results = {"steps": step, **{key: progress.get(key) for key in ("train_loss", "val_loss_before", "trained_tokens")}}

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from posttrain import rundir
 from posttrain.convert import card
 from posttrain.convert.artifacts import add_stop_tokens, copy_generation_config, copy_tokenizer, write_config
 from posttrain.convert.progress import progress
@@ -54,9 +55,11 @@ def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = No
 
 def find_adapter(path: Path) -> Path:
     """The PEFT directory that `path` is or, as a run directory, holds."""
-    for directory in (path, path / "adapter"):
-        if is_adapter(directory):
-            return directory
+    if is_adapter(path):
+        return path
+    rundir.check_tree(path, "adapter")
+    if is_adapter(path / "adapter"):
+        return path / "adapter"
     raise UserError(
         f"checkpoint={path}: neither a PEFT directory ({CONFIG}) nor a run with an adapter/; "
         "export a checkpoint first: python -m posttrain.convert export"

@@ -30,7 +30,7 @@ def publishing(out: Path, overwrite: bool = False, first: bool = True) -> Iterat
         return
     check_free(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    remove(scratch)  # of a process that was killed
     scratch.mkdir()
     try:
         yield scratch
@@ -39,11 +39,19 @@ def publishing(out: Path, overwrite: bool = False, first: bool = True) -> Iterat
         for file in filter(Path.is_file, scratch.rglob("*")):
             file.chmod(0o666 & ~umask)  # safetensors lets the owner alone read
         old = out.with_name(f".{out.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
+        remove(old)
+        if os.path.lexists(out):
             os.replace(out, old)
         os.replace(scratch, out)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, as far as the system lets it, or a link or file of its name, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

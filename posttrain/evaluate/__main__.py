@@ -56,7 +56,10 @@ def main() -> None:
     is_override = "=" in what and not Path(what).expanduser().exists()
     if what.startswith("-") or is_override:
         compose.fail(f"{what}: the first argument is what to evaluate: python -m posttrain.evaluate WHAT {what} ...")
-    run_dir = settings.run_of(what)
+    try:
+        run_dir = settings.run_of(what)
+    except UserError as error:
+        compose.fail(str(error))
     # A run's own values are not in conf/: their overrides wait until the values are there.
     early, late = [], []
     for override in overrides:

@@ -14,7 +14,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain import compose, schema, yaml_file
+from posttrain import compose, rundir, schema, yaml_file
 from posttrain.errors import UserError
 
 # Taken from a run unless overridden: what decides which tokens are measured, and how exactly.
@@ -65,15 +65,18 @@ ConfigStore.instance().store(name="schema_evaluate", node=EvaluateConfig)
 def run_of(what: str) -> Path | None:
     """Return the run directory that `what` is, or lies in as an export or a checkpoint, or None."""
     path = Path(what).expanduser().absolute()
-    for directory in (path, *list(path.parents)[:2]):
-        if (directory / "config.yaml").is_file():
+    if rundir.is_file(path, "config.yaml"):
+        return path
+    for directory in list(path.parents)[:2]:
+        frozen = directory / "config.yaml"
+        if frozen.is_file() and not frozen.is_symlink():
             return directory
     return None
 
 
 def with_run(cfg: DictConfig, run_dir: Path) -> DictConfig:
     """Return `cfg` with the values that the run in `run_dir` was trained with; see OF_RUN."""
-    frozen = yaml_file.read(run_dir / "config.yaml")
+    frozen = yaml_file.read_in(run_dir, "config.yaml")
     merged = cfg.copy()
     try:
         with open_dict(merged):

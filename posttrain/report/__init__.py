@@ -7,10 +7,13 @@ are still running.
 import os
 from pathlib import Path
 
+from posttrain import rundir
 from posttrain.errors import UserError
 from posttrain.files import write_text
 from posttrain.report.table import print_table
 from posttrain.report.trials import Trial, best_trial, read_trials
+
+PAGE = "report.html"
 
 
 def write_report(directory: Path, out: Path | None = None) -> Path:
@@ -38,22 +41,34 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
         raise UserError(
             "report: the page requires plotly, which is not installed; run `uv sync --extra sweep`"
         ) from None
-    out = out or directory / "report.html"
+    page = render(trials, directory.resolve().name)
     try:
-        write_text(out, render(trials, directory.resolve().name))
+        if out is None:
+            rundir.write_text(directory, PAGE, page)
+        else:
+            write_text(out, page)
     except OSError as error:
-        raise UserError(f"{out}: can't be written: {error.strerror}") from None
-    return out
+        raise UserError(f"{out or directory / PAGE}: can't be written: {error.strerror}") from None
+    return out or directory / PAGE
 
 
 def link_best(directory: Path, trials: list[Trial]) -> None:
     """Make `directory/best` a relative link to the export of the best finished trial.
 
     A run's own directory gets none.
+
+    Raises:
+        UserError: something else than a link has the name, or the directory can't be written.
     """
     best = best_trial(trials)
     if best is None or best.export is None or best.path == directory:
         return
-    scratch = directory / f".best.{os.getpid()}"
-    scratch.symlink_to(best.export.relative_to(directory))
-    scratch.replace(directory / "best")
+    link = directory / "best"
+    if os.path.lexists(link) and not link.is_symlink():
+        raise UserError(f"{link}: is no link; the report puts a link to the best export there; rename it")
+    scratch = directory / f".best.{os.urandom(4).hex()}"
+    try:
+        scratch.symlink_to(best.export.relative_to(directory))
+        scratch.replace(link)
+    except OSError as error:
+        raise UserError(f"{link}: can't be written: {error.strerror}") from None

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from posttrain import yaml_file
+from posttrain import rundir, yaml_file
 from posttrain.errors import UserError
 from posttrain.sweep.names import flatten, is_place
 
@@ -58,7 +58,7 @@ class Trial:
     def export(self) -> Path | None:
         """The Hugging Face directory that it left: the adapter or the whole model."""
         for name in ("adapter", "hf"):
-            if (self.path / name).is_dir():
+            if rundir.is_folder(self.path, name):
                 return self.path / name
         return None
 
@@ -90,20 +90,20 @@ def read_trials(directory: Path) -> list[Trial]:
 
 def read_trial(path: Path, root: Path) -> Trial:
     """Read one run directory; what is missing, or being written at this moment, is left out."""
-    status = _json(path / "status.json", {})
-    samples = _json(path / "samples.json", [])
-    overrides = _yaml(path / ".hydra" / "overrides.yaml", [])
+    status = _json(path, "status.json", {})
+    samples = _json(path, "samples.json", [])
+    overrides = _yaml(path, ".hydra/overrides.yaml", [])
     return Trial(
         name=str(path.relative_to(root)) if path != root else path.resolve().name,
         path=path,
-        config=flatten(_yaml(path / "config.yaml", {})),
+        config=flatten(_yaml(path, "config.yaml", {})),
         overrides=[str(override) for override in overrides] or None,
         state=str(status.get("state", "unknown")),
         error=str(status.get("error") or ""),
-        summary=_json(path / "summary.json", {}),
-        series=read_series(path / "metrics.jsonl"),
+        summary=_json(path, "summary.json", {}),
+        series=read_series(path),
         samples=[sample for sample in samples if isinstance(sample, dict)],
-        answers=_answers(path / "samples.jsonl"),
+        answers=_answers(path),
     )
 
 
@@ -153,14 +153,14 @@ def _run_directories(directory: Path) -> Iterator[Path]:
             yield from _run_directories(child)
 
 
-def read_series(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return the numbers of metrics.jsonl: name -> [(step, value), ...] by step.
+def read_series(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return the numbers of a run's metrics.jsonl: name -> [(step, value), ...] by step.
 
     Of a step that a resumed run repeated, the last value counts. A last line that is still being
     written is skipped.
     """
     series: dict[str, dict[int, float]] = {}
-    for point in _lines(path):
+    for point in _lines(run_dir, "metrics.jsonl"):
         for name, value in point.items():
             if name == "step" or not isinstance(value, int | float):
                 continue
@@ -169,20 +169,20 @@ def read_series(path: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(points.items()) for name, points in series.items()}
 
 
-def _answers(path: Path) -> dict[str, list[tuple[int, str]]]:
+def _answers(run_dir: Path) -> dict[str, list[tuple[int, str]]]:
     """Answers during training by prompt."""
     by_prompt: dict[str, dict[int, str]] = {}
-    for row in _lines(path):
+    for row in _lines(run_dir, "samples.jsonl"):
         if isinstance(row.get("prompt"), str):
             by_prompt.setdefault(row["prompt"], {})[row["step"]] = str(row.get("answer"))
     return {prompt: sorted(answers.items()) for prompt, answers in by_prompt.items()}
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(run_dir: Path, name: str) -> Iterator[dict[str, Any]]:
     """The objects with a step in a file of one per line; other and half-written lines are skipped."""
-    if not path.is_file():
+    if not rundir.is_file(run_dir, name):
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in rundir.read_text(run_dir, name, rundir.LONG, errors="replace").split("\n"):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -191,23 +191,28 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _json[T](path: Path, default: T) -> T:
-    """The content of a file, or `default` if the content is not of its type."""
+def _json[T](run_dir: Path, name: str, default: T) -> T:
+    """The content of a file, or `default` if the content is not of its type.
+
+    Raises:
+        UserError: it is a link, or no plain file.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = rundir.read_json(run_dir, name)
+    except (OSError, ValueError):
         return default
     return content if isinstance(content, type(default)) else default
 
 
-def _yaml[T](path: Path, default: T) -> T:
+def _yaml[T](run_dir: Path, name: str, default: T) -> T:
     """As `_json`, with the safe loader: its C version, where PyYAML has it, is 10 times as fast.
 
     Raises:
-        UserError: it isn't YAML, or would fill the memory.
+        UserError: it is no plain file, isn't YAML, or would fill the memory.
     """
+    path = run_dir / name
     try:
-        text = path.read_text(encoding="utf-8")
+        text = rundir.read_text(run_dir, name)
         yaml_file.check(text, path)
         content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, UnicodeDecodeError):

@@ -1,6 +1,5 @@
 """What a Slurm job runs on each of its nodes: the node's ranks of a run whose configuration is already written."""
 
-import json
 import os
 import signal
 import sys
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from posttrain import launch, nodes
+from posttrain import launch, nodes, rundir, yaml_file
 from posttrain.errors import RunFailed, UserError
 from posttrain.plan import auto
 from posttrain.relay import stopped
@@ -40,7 +39,7 @@ class Job:
         for number in (signal.SIGTERM, signal.SIGHUP, SAVE):  # until there are ranks to tell
             signal.signal(number, _stop)
         try:
-            cfg = OmegaConf.load(run_dir / "config.yaml")
+            cfg = yaml_file.read_in(run_dir, "config.yaml")
             place(cfg, os.environ, first_host())
             gpus = launch.visible_gpus()
             line = auto.resolve(cfg, gpus)
@@ -57,7 +56,7 @@ class Job:
         except UserError as error:
             print(f"posttrain: {error}", file=sys.stderr, flush=True)
             # Found before the run began, which would have told: a busy port, GPUs that aren't there.
-            if json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["state"] == "queued":
+            if rundir.read_json(run_dir, "status.json")["state"] == "queued":
                 launch.record(cfg, run_dir, {"state": "failed", "error": str(error), "exit_code": error.exit_code})
             sys.exit(error.exit_code)
         except Exception as error:
@@ -85,10 +84,11 @@ class Job:
 def redirect(run_dir: Path, node: int) -> None:
     """Send what this process and its children print to logs/console.log of the run; other nodes have their own."""
     name = "console.log" if node == 0 else f"console.node{node}.log"
-    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    with open(run_dir / "logs" / name, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    rundir.make(run_dir, "logs")
+    console = rundir.append(run_dir, f"logs/{name}")
+    os.dup2(console, 1)
+    os.dup2(console, 2)
+    os.close(console)
 
 
 def first_host() -> str:

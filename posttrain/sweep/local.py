@@ -50,7 +50,7 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
         while running or (queue and not received):
             while queue and free and not received:
                 trial, share = queue.pop(0), free.pop(0)
-                console = trial.directory / "logs" / "console.log" if parallel > 1 else None
+                console = "logs/console.log" if parallel > 1 else None
                 tell(f"trial {trial.config.hydra.job.num + 1} of {total}: {trial.name}")
                 trial.start(run, share, console)
                 running[trial.process.sentinel] = trial, share

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from posttrain import rundir
 from posttrain.report.trials import read_series
 
 REDUCTION = 4  # of the trials at one rung, one in so many goes on to the next, which is so many times as far
@@ -68,7 +69,7 @@ def among_best(own: Curve, others: Iterable[Curve], first: int) -> bool:
 
 def curve(run_dir: Path) -> Curve:
     """A trial's validation losses, without the one before training."""
-    return {step: loss for step, loss in read_series(run_dir / "metrics.jsonl").get("val_loss", []) if step > 0}
+    return {step: loss for step, loss in read_series(run_dir).get("val_loss", []) if step > 0}
 
 
 def _at(curve: Curve, rung: int) -> float | None:
@@ -78,6 +79,6 @@ def _at(curve: Curve, rung: int) -> float | None:
 
 def _state(run_dir: Path) -> str | None:
     try:
-        return json.loads((run_dir / "status.json").read_text(encoding="utf-8")).get("state")
+        return rundir.read_json(run_dir, "status.json").get("state")
     except (FileNotFoundError, json.JSONDecodeError):
         return None

@@ -11,9 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check, launch, nodes
+from posttrain import check, launch, nodes, rundir
 from posttrain.errors import UserError
-from posttrain.files import write_json
 from posttrain.plan import auto
 from posttrain.schema import SlurmSchema
 from posttrain.sweep import tell
@@ -87,7 +86,7 @@ def run_jobs(trials: list[Trial], folder: Path) -> None:
     refused = None
     fresh: dict[str, list[Trial]] = {}
     for trial in trials:
-        job = _read(trial.directory / RECORD).get("job")
+        job = _read(trial.directory, RECORD).get("job")
         options = options_of(trial.config.hydra.launcher)
         if job in queue:
             tell(f"{trial.name}: is job {job} already")
@@ -121,10 +120,13 @@ def submit(trials: list[Trial], options: SlurmSchema, folder: Path) -> dict[str,
     for trial in trials:
         cfg = _task(trial)
         cfg.launch.nnodes = options.nodes
+        trial.directory.mkdir(parents=True, exist_ok=True)
+        rundir.check(trial.directory)
         launch.prepare(cfg, trial.directory)
-        (trial.directory / ".hydra").mkdir(exist_ok=True)
-        OmegaConf.save(trial.config.hydra.overrides.task, trial.directory / ".hydra" / "overrides.yaml")
-        write_json(trial.directory / "status.json", {"state": "queued"})
+        rundir.make(trial.directory, ".hydra")
+        words = OmegaConf.to_yaml(trial.config.hydra.overrides.task)
+        rundir.write_text(trial.directory, ".hydra/overrides.yaml", words)
+        rundir.write_json(trial.directory, "status.json", {"state": "queued"})
     try:
         jobs = executor.map_array(Job(options.max_requeues), [str(trial.directory.resolve()) for trial in trials])
     except Exception as error:  # submitit's own kinds, whose text holds sbatch's words
@@ -133,7 +135,7 @@ def submit(trials: list[Trial], options: SlurmSchema, folder: Path) -> dict[str,
             trial.record_failure()
         raise UserError(f"{LAUNCHER}: {trials[0].error}") from error
     for job, trial in zip(jobs, trials, strict=True):
-        write_json(trial.directory / RECORD, {"job": job.job_id, "output": str(job.paths.stdout)})
+        rundir.write_json(trial.directory, RECORD, {"job": job.job_id, "output": str(job.paths.stdout)})
         tell(f"{trial.name}: job {job.job_id}, {trial.directory / 'logs' / 'console.log'}")
     return {job.job_id: trial for job, trial in zip(jobs, trials, strict=True)}
 
@@ -244,7 +246,7 @@ def in_queue(patient: bool = False) -> dict[str, list[str]]:
 
 def collect(trial: Trial, job: str) -> None:
     """Fill in how a job that has left the queue went, by its run's record, else by what Slurm says."""
-    status = _read(trial.directory / "status.json")
+    status = _read(trial.directory, "status.json")
     state = status.get("state")
     if state in ("finished", "pruned"):
         trial.value = launch.last_loss(trial.directory)
@@ -253,7 +255,7 @@ def collect(trial: Trial, job: str) -> None:
     if state in ("failed", "stopped") and trial.error:
         return
     end = end_of(job)
-    output = Path(_read(trial.directory / RECORD).get("output", trial.directory))
+    output = Path(_read(trial.directory, RECORD).get("output", trial.directory))
     console = trial.directory / "logs" / "console.log"
     trial.error = f"job {job} {ENDS.get(end, f'ended as {end}')}\n  log: {console if console.exists() else output}"
     trial.stopped = end in ("CANCELLED", "PREEMPTED")
@@ -276,9 +278,9 @@ def _task(trial: Trial) -> DictConfig:
     return OmegaConf.create(trial.task_config())
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(run_dir: Path, name: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return rundir.read_json(run_dir, name)
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
 

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from posttrain import rundir
 from posttrain.errors import RunFailed, UserError
-from posttrain.files import write_json, write_text
 from posttrain.launch import last_loss
 from posttrain.relay import nohup
 from posttrain.report.table import format_value
@@ -68,10 +68,13 @@ class Trial:
         Raises:
             UserError: the directory was made with another configuration.
         """
-        frozen, status = self.directory / "config.yaml", self.directory / "status.json"
-        if not (frozen.exists() and status.exists()):
+        if not self.directory.is_dir():
             return False
-        old = yaml.load(frozen.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        rundir.check(self.directory)
+        if not all(rundir.is_file(self.directory, name) for name in ("config.yaml", "status.json")):
+            return False
+        frozen = rundir.read_text(self.directory, "config.yaml")
+        old = yaml.load(frozen, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         before, now = flatten(old), flatten(self.task_config())
         if now.get("parallelism.auto"):  # the machine decided, the frozen configuration says what
             now |= {key: value for key, value in before.items() if key.startswith("parallelism.")}
@@ -80,7 +83,7 @@ class Trial:
                 f"{self.directory}: this trial was made with other settings ({'; '.join(changed[:5])}); "
                 "choose another sweep.name, or remove the directory"
             )
-        state = json.loads(status.read_text(encoding="utf-8")).get("state")
+        state = rundir.read_json(self.directory, "status.json").get("state")
         if state != "finished" and not (state == "pruned" and self.config.sweep.pruner):
             return False
         self.value = last_loss(self.directory)
@@ -90,7 +93,7 @@ class Trial:
         """How it went, in a line."""
         if self.error:
             return self.error.splitlines()[0]
-        status = json.loads((self.directory / "status.json").read_text(encoding="utf-8"))
+        status = rundir.read_json(self.directory, "status.json")
         if status["state"] == "pruned":
             return status["error"]
         return "finished" if self.value is None else f"validation loss {format_value(self.value)}"
@@ -102,13 +105,13 @@ class Trial:
         config.pop("hydra", None)
         return OmegaConf.to_container(config, resolve=True)
 
-    def start(self, run: Callable[[DictConfig], Any], share: Share, console: Path | None) -> None:
+    def start(self, run: Callable[[DictConfig], Any], share: Share, console: str | None) -> None:
         """Run it in a forked process, which composes and imports nothing again.
 
         Args:
             run: runs the job of a configuration and returns Hydra's JobReturn.
             share: what it may use.
-            console: file for what it prints; None: this terminal.
+            console: file in its directory for what it prints; None: this terminal.
         """
         here, there = multiprocessing.Pipe(duplex=False)
         context = multiprocessing.get_context("fork")  # safe here: this process has no threads and no torch
@@ -119,7 +122,7 @@ class Trial:
         there.close()
         self.pipe = here
 
-    def _child(self, run: Callable[[DictConfig], Any], share: Share, console: Path | None, pipe: Connection) -> None:
+    def _child(self, run: Callable[[DictConfig], Any], share: Share, console: str | None, pipe: Connection) -> None:
         os.setsid()  # Ctrl-C reaches the sweep, which tells its trials once
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: stop, saving, if the sweep is killed
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -130,10 +133,12 @@ class Trial:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
         os.sched_setaffinity(0, share.cores)
         if console is not None:
-            console.parent.mkdir(parents=True, exist_ok=True)
-            with open(console, "ab") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            rundir.make(self.directory, "logs")
+            file = rundir.append(self.directory, console)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            os.close(file)
         try:
             job = run(self.config)
             if isinstance(job._return_value, Exception):  # its property would print Hydra's words first
@@ -163,12 +168,12 @@ class Trial:
 
     def record_failure(self) -> None:
         """A trial that failed before or without its run's own record, in the form of such a record."""
-        status = self.directory / "status.json"
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            if json.loads(status.read_text(encoding="utf-8")).get("state") in ("failed", "stopped"):
+            if rundir.read_json(self.directory, "status.json").get("state") in ("failed", "stopped"):
                 return
         self.directory.mkdir(parents=True, exist_ok=True)
-        if not (self.directory / "config.yaml").exists():
-            write_text(self.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.task_config())))
-        state = "stopped" if self.stopped else "failed"
-        write_json(status, {"state": state, "error": self.error, "ended": time.time()})
+        if not rundir.is_file(self.directory, "config.yaml"):
+            text = OmegaConf.to_yaml(OmegaConf.create(self.task_config()))
+            rundir.write_text(self.directory, "config.yaml", text)
+        status = {"state": "stopped" if self.stopped else "failed", "error": self.error, "ended": time.time()}
+        rundir.write_json(self.directory, "status.json", status)

@@ -16,6 +16,7 @@ from posttrain import flops, rundir
 from posttrain.bad_numbers import BadNumbers
 from posttrain.metrics import Metrics
 from posttrain.plan.report import planned_peak
+from posttrain.rollback import RolledBack
 from posttrain.samples import Sampler
 from posttrain.validation import from_last_stage, gathered, validate
 
@@ -51,6 +52,7 @@ class RunCallback(Callback):
         self.first_step = context.state.train_state.step
         self.trainer.live = (context.model, context.optimizer)
         self.trainer.startup.mark("data loader")
+        self.check_data()
         self.flops = flops.ModelFlops.from_model(context.model, self.trainer)
         if self.trainer.eight_bit_base:
             quantise_frozen(context.model)
@@ -71,6 +73,16 @@ class RunCallback(Callback):
         self.bad_numbers.watch(context.optimizer)
         save_on_sigterm(context.state)
         self.trainer.startup.mark("validation, samples")
+
+    def check_data(self) -> None:
+        """Wait for the check of the cached data that began when it was opened; a collective call.
+
+        Raises:
+            RolledBack: on every process, where it isn't what was written; it is made again at the next start.
+        """
+        damaged = self.trainer.cached.remove_damaged()
+        if self.reduce([float(damaged)], maximum=True)[0]:
+            raise RolledBack("data: the cached rows have changed since they were written; they are made again")
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Note the time and this step's learning rate (the scheduler moves on before the step ends)."""

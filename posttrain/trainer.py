@@ -67,15 +67,18 @@ class Trainer:
         from megatron.bridge.training.finetune import finetune
 
         from posttrain.callbacks import RunCallback
+        from posttrain.data.sealed import Used
         from posttrain.step import forward_step
 
         self.tokenizer = self.model.load_tokenizer()
+        self.cached = Used(verify=os.environ.get("LOCAL_RANK", "0") == "0")  # ends before the first step, see callbacks
         cp = self.parallelism.context_parallel_size
         self.splits = self.data.build(
             tokenizer=self.tokenizer, template=self.template, seq_length=self.settings.seq_length,
             seed=self.config.seed, cache_dir=self.cache_dir(),
             # Context parallelism gives each process two pieces of every sequence.
             length_multiple=2 * cp if cp > 1 else 1,
+            used=self.cached,
         )  # fmt: skip
         self.tokenizer.chat_template = self.template.source(self.tokenizer)  # exported with the model
         if not len(self.splits.train):

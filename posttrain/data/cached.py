@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.cache import build_once
-from posttrain.data import fingerprint, packing, sources
+from posttrain.cache import build_once, check_private, make_private
+from posttrain.data import fingerprint, packing, sealed, sources
 from posttrain.data.dataset import PackedDataset
 from posttrain.data.encode import Encoder
 from posttrain.data.prepare import Counts, Rules, prepare
@@ -34,6 +34,7 @@ class Maker:
     rules: Rules
     cache: Path
     build: bool
+    used: sealed.Used
     category: str | None = None
     contents: dict[str, list[str]] = field(default_factory=dict)  # what each key of the configuration names: digests
 
@@ -43,7 +44,10 @@ class Maker:
             contents = [path, sources.hub_revision(path)]
         else:
             files = sources.files(path, key, self.cache.parent)
-            contents = fingerprint.files(files, self.cache / "files.json")
+            memo = self.cache / "files.json"
+            check_private(memo)
+            make_private(self.cache)
+            contents = fingerprint.files(files, memo)
         self.contents.setdefault(key, []).extend(contents)
         template = self.renderer.template
         name = fingerprint.digest(
@@ -109,7 +113,10 @@ class Maker:
             ]
         )
         target = self._made(self.cache / f"bins-{digest}", write)
-        order, starts = (np.load(target / f"{name}.npy", mmap_mode="r") for name in ("order", "starts"))
+        order = np.load(target / "order.npy", mmap_mode="r")
+        starts = np.load(target / "starts.npy", mmap_mode="r")
+        if not packing.fits(order, starts, len(store)):
+            raise ValueError(f"{target}: order and starts are not of these conversations")
         return self._bins(store, order, starts)
 
     def _bins(self, store: Store, order: np.ndarray, starts: np.ndarray) -> PackedDataset:
@@ -117,13 +124,28 @@ class Maker:
         return PackedDataset(store, order, starts, self.multiple, pad_id)
 
     def _made(self, target: Path, write: Callable[[Path], None]) -> Path:
-        """The folder `target`, made by this process or another."""
+        """The folder `target`, made and sealed by this process or another."""
+        made = []
+
+        def write_sealed(folder: Path) -> None:
+            write(folder)
+            sealed.seal(folder)
+            made.append(folder)
+
         if self.build:
-            return build_once(target, write)
+            build_once(target, write_sealed, sealed.problem)
+        else:
+            self._wait(target)
+        self.used.add(target, bool(made))
+        return target
+
+    @staticmethod
+    def _wait(target: Path) -> None:
+        """Until another process has made `target`."""
+        check_private(target)
         waited = time.monotonic()
-        while not target.is_dir():
+        while not target.is_dir() or sealed.problem(target):
             if time.monotonic() - waited > 60:
                 waited = time.monotonic()
                 log.info("data: waiting for another process to prepare it")
             time.sleep(0.2)
-        return target

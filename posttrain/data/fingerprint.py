@@ -3,14 +3,14 @@
 import hashlib
 import inspect
 import json
-import os
-import tempfile
 import time
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from posttrain.files import write_json
 
 _PACKAGE = Path(__file__).parent
 
@@ -60,7 +60,9 @@ def files(paths: Sequence[Path], memo: Path) -> list[str]:
     """
     try:
         known = json.loads(memo.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        known = {}
+    if not isinstance(known, dict):
         known = {}
     found, fresh = [], {}
     for path in paths:
@@ -75,8 +77,5 @@ def files(paths: Sequence[Path], memo: Path) -> list[str]:
         found.append(value)
     if fresh:
         memo.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=memo.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({**known, **fresh}, file)
-        os.replace(name, memo)
+        write_json(memo, {**known, **fresh})
     return found

@@ -48,6 +48,13 @@ def pack(lengths: np.ndarray, capacity: int, seed: int) -> tuple[np.ndarray, np.
     return order[by_bin], np.concatenate([[0], np.cumsum(sizes)])
 
 
+def fits(order: np.ndarray, starts: np.ndarray, count: int) -> bool:
+    """Whether `order` and `starts` are bins of `count` conversations, in the form of `pack`."""
+    if not len(starts) or starts[0] != 0 or starts[-1] != len(order) or np.any(np.diff(starts) < 1):
+        return False
+    return not len(order) or (order.min() >= 0 and order.max() < count)
+
+
 def one_per_bin(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return bins of one conversation each, in the same form as `pack`."""
     return np.arange(count), np.arange(count + 1)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
+    from posttrain.data.cached import Maker
     from posttrain.data.dataset import PackedDataset
     from posttrain.data.prepare import Sample
     from posttrain.data.rules import Rules
+    from posttrain.data.sealed import Used
     from posttrain.data.templates import ChatTemplate
 
 _CHOICES = {
@@ -77,6 +79,7 @@ class SFTData:
         build: bool = True,
         length_multiple: int = 1,
         category: str | None = None,
+        used: "Used | None" = None,
     ) -> Splits:
         """Render, encode, split and pack, or find it done in the cache.
 
@@ -92,22 +95,40 @@ class SFTData:
             length_multiple: pad each conversation to a multiple of this many tokens, which must divide `seq_length`;
                 context parallelism of size c needs 2c.
             category: column with a row's category, kept in `Store.categories`; None: none is kept.
+            used: is told which cached folders were opened, for the caller to check while it does other things; None:
+                their content is checked before this returns.
 
         Raises:
             UserError: something about the data, the template or their combination is wrong.
         """
+        from posttrain.data.cached import Maker
+        from posttrain.data.render import Renderer
+        from posttrain.data.sealed import Used
+
+        renderer, rules, cache = Renderer(template, tokenizer), self.rules(seq_length), Path(cache_dir) / "data"
+        opened = used or Used()
+        for again in (False, True):  # what a disk has changed is made again, once
+            maker = Maker(self.packing, length_multiple, tokenizer, renderer, rules, cache, build, opened, category)
+            try:
+                found = self._build(maker, seq_length, seed)
+            except UserError:
+                raise
+            except Exception as error:  # whatever libraries say of bytes that are not what was written
+                gone = isinstance(error, FileNotFoundError)  # another process has found it damaged
+                if again or not (opened.remove_damaged(verify=True) or gone):
+                    raise
+                continue
+            if used is not None or again or not opened.remove_damaged():
+                break
+        return found
+
+    def _build(self, maker: "Maker", seq_length: int, seed: int) -> Splits:
         import numpy as np
 
         from posttrain.data import splits
-        from posttrain.data.cached import Maker
-        from posttrain.data.render import Renderer
 
         seed = seed if self.seed is None else self.seed
         started = time.monotonic()
-        renderer = Renderer(template, tokenizer)
-        rows = self.rules(seq_length)
-        cache = Path(cache_dir) / "data"
-        maker = Maker(self.packing, length_multiple, tokenizer, renderer, rows, cache, build, category)
         limit = self.max_train_rows if self.validation_fraction is None else None
         parts = [maker.store(source["path"], source["format"], "data.path", limit) for source in self._sources()]
         train, counts = splits.join_stores(parts)

@@ -26,7 +26,7 @@ def pairs(count, start=0, size=3):
     return [{"prompt": f"q{i}", "completion": f"a{i} " * (1 + i % size)} for i in range(start, start + count)]
 
 
-def build(tokenizer, tmp_path, seq_length=256, seed=1, build=True, length_multiple=1, **options):
+def build(tokenizer, tmp_path, seq_length=256, seed=1, build=True, length_multiple=1, used=None, **options):
     options.setdefault("format", PromptCompletion())
     return SFTData(**options).build(
         tokenizer=tokenizer,
@@ -36,6 +36,7 @@ def build(tokenizer, tmp_path, seq_length=256, seed=1, build=True, length_multip
         cache_dir=tmp_path / "cache",
         build=build,
         length_multiple=length_multiple,
+        used=used,
     )
 
 

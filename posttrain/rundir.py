@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -36,6 +37,11 @@ FILES = (
 FOLDERS = (".hydra", ".submitit", "adapter", "base", "checkpoints", "hf", "logs", "tensorboard", "wandb")
 OF_SWEEP = ("multirun.yaml", "optimization_results.yaml", "report.html")  # files of a sweep's own directory
 WRITTEN_INTO = (".hydra", "base", "logs")  # folders whose files have names that anybody can foresee
+REPLACED = {  # folder -> files in it that are written aside and then renamed
+    ".": re.compile("|".join(map(re.escape, FILES))),
+    ".hydra": re.compile(r"(config|hydra|overrides)\.yaml"),
+    "logs": re.compile(r"rank\d+\.error\.json"),
+}
 SHARED_S = 600.0  # age from which a file that was being written is taken for a killed process's by other machines
 
 SMALL, LONG = 64 << 20, 2 << 30  # most bytes that are read: of a configuration or summary, of a file of lines
@@ -207,10 +213,10 @@ def sweep(root: Path, lone: bool) -> None:
         lone: whether no process of another command writes to it; else young files are left.
     """
     before = time.time() - (0.0 if lone else SHARED_S)
-    for where in (".", "logs", ".hydra"):
+    for where, own in REPLACED.items():
         for name in names(root, where):
             aside = ASIDE.fullmatch(name)
-            if aside is None or not (where != "." or aside["name"] in FILES):
+            if aside is None or not own.fullmatch(aside["name"]):
                 continue
             with _folder(root, PurePath(where)) as folder, contextlib.suppress(FileNotFoundError):
                 found = os.stat(name, dir_fd=folder, follow_symlinks=False)

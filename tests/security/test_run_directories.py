@@ -267,7 +267,13 @@ def test_what_a_killed_process_was_writing_is_swept(run_dir):
     """And nothing else; where other machines write too, what is young is left to them."""
     (run_dir / "logs").mkdir()
     own = [".samples.json.0123abcd", ".config.yaml.k3_9z01a", "logs/.rank0.error.json.01234567"]
-    others = [".notes.txt.0123abcd", ".samples.json.swp", ".samples.json.0123ABCD", "samples.json"]
+    others = [
+        "logs/.console.log.0123abcd",
+        ".notes.txt.0123abcd",
+        ".samples.json.swp",
+        ".samples.json.0123ABCD",
+        "samples.json",
+    ]
     for name in [*own, *others]:
         (run_dir / name).write_text(json.dumps(name))
     (run_dir / ".summary.json.01234567").mkdir()

@@ -17,6 +17,7 @@ from posttrain.launch import visible_gpus
 from posttrain.models import HFModel
 from posttrain.models.headers import read_headers
 from posttrain.models.hf import DEMO
+from posttrain.peft.attach import attach
 from posttrain.peft.directory import check_against, is_adapter, read_adapter
 
 WHAT = "run directory, checkpoint, PEFT adapter, Hugging Face directory or hub id"
@@ -121,19 +122,16 @@ def load(directory: Path, dtype: str | None = None) -> tuple[Any, Any]:
     logging.disable_progress_bar()
     source = HFModel(path=str(directory))
     if source.adapter:
-        read_adapter(directory)  # safetensors, of a kind that names no code
+        read_adapter(directory)  # before the base's weights are read
+    base = source.directory
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.directory, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except Exception as error:  # of whatever kind: a stranger's files
         raise UserError(
             f"{directory}: transformers can't read it: {(str(error).strip() or repr(error)).splitlines()[0]}"
         ) from error
     if source.adapter:
-        from peft import PeftModel
-
         if (directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory)
-        model = PeftModel.from_pretrained(model, directory)
+        model = attach(model, directory)
     return model.to(device).eval(), source.load_tokenizer()

@@ -3,6 +3,9 @@
 The interpreter reports each name that any unpickler looks up, in whatever file and library, as the audit event
 `pickle.find_class` (PEP 578). While a checkpoint is read, names beyond the plain containers and tensors that a
 checkpoint is made of are refused before they are looked up.
+
+A TorchScript archive is code as well, and torch.load hands one to torch.jit.load, whose reader in C++ reports nothing:
+archives of that kind are refused before it sees them.
 """
 
 import contextlib
@@ -10,6 +13,9 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
 
 from posttrain import targets
 from posttrain.errors import UserError
@@ -17,7 +23,7 @@ from posttrain.errors import UserError
 KNOWN = [
     re.compile(pattern)
     for pattern in (
-        r"collections OrderedDict|builtins (set|frozenset|slice|complex|bytearray|range)|_codecs encode",
+        r"collections OrderedDict|(builtins|__builtin__) (set|frozenset|slice|complex|bytearray|range)|_codecs encode",
         r"datetime timedelta|pathlib\w* (Posix|PurePosix)?Path",
         r"numpy(\._?core)?(\.multiarray)? (_reconstruct|scalar|ndarray|dtype)|numpy\.dtypes \w+DType",
         r"torch (Size|device|dtype|memory_format|u?int\d+|b?float\d+\w*|complex\d+|bool|\w+Storage)",
@@ -40,6 +46,8 @@ KNOWN = [
 _reading: list[Path] = []
 _refused: list[str] = []
 _hooked = False
+_is_torchscript = torch.serialization._is_torchscript_zip  # what torch.load asks of each archive
+_jit_load = torch.jit.load
 
 
 @contextlib.contextmanager
@@ -55,6 +63,8 @@ def reading(checkpoint: Path) -> Iterator[None]:
         _hooked = True
     _reading.append(checkpoint)
     _refused.clear()
+    torch.serialization._is_torchscript_zip = _no_torchscript
+    torch.jit.load = _refuse_torchscript
     try:
         yield
     except BaseException as error:
@@ -63,6 +73,9 @@ def reading(checkpoint: Path) -> Iterator[None]:
         raise
     finally:
         _reading.pop()
+        if not _reading:
+            torch.serialization._is_torchscript_zip = _is_torchscript
+            torch.jit.load = _jit_load
 
 
 def allowed(module: str, name: str) -> bool:
@@ -76,6 +89,21 @@ def _from_a_peer() -> bool:
     """Whether it is another rank's word that is being unpickled: torch's collectives for objects pickle them."""
     code = sys._getframe(2).f_code  # this function, `_look`, then whoever called the unpickler
     return code.co_name == "_tensor_to_object" and code.co_filename.endswith("torch/distributed/distributed_c10d.py")
+
+
+def _no_torchscript(archive: Any) -> bool:
+    """False, or a refusal, in place of torch's own question about an archive that torch.load is to read."""
+    if _is_torchscript(archive):
+        _refuse_torchscript()
+    return False
+
+
+def _refuse_torchscript(*_: Any, **__: Any) -> NoReturn:
+    _refused.append(
+        f"{_reading[-1]}: holds a TorchScript archive, which is a program; a checkpoint needs no such thing, so it was "
+        "not read"
+    )
+    raise UserError(_refused[-1])
 
 
 def _look(event: str, arguments: tuple) -> None:

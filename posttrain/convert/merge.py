@@ -89,6 +89,8 @@ def write_weights(
                     to = getattr(torch, dtype) if dtype and weight.is_floating_point() else weight.dtype
                     if pair := pairs.get(name.removesuffix(".weight")):
                         parts = {kind: adapter.get_tensor(found) for kind, found in pair.tensors.items()}
+                        if odd := [pair.tensors[kind] for kind, part in parts.items() if not part.isfinite().all()]:
+                            raise UserError(f"{weights}: {odd[0]} holds numbers that are not finite (NaN or infinite)")
                         weight = merged(weight, **parts, scale=pair.scale, transposed=transposed, dtype=to)
                     writer.add(name, weight.to(to))
     writer.close()

@@ -9,6 +9,7 @@ import torch
 
 from posttrain.errors import RunFailed
 from posttrain.models.headers import read_headers
+from posttrain.peft.attach import attach
 
 
 class ExportRefused(RunFailed):
@@ -62,9 +63,7 @@ def reference(directory: Path, model: Any, adapter: bool, tokens: torch.Tensor, 
             raise ExportRefused(f"export refused: transformers reports {kind.replace('_', ' ')}: {names[0]}")
     hf = hf.to(device)
     if adapter:
-        from peft import PeftModel
-
-        hf = PeftModel.from_pretrained(hf, directory, torch_device=device)
+        hf = attach(hf, directory, device)
     hf.eval()
     tokens = tokens.to(device)
     logits = []

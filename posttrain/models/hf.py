@@ -65,6 +65,8 @@ class HFModel:
                 f"base_model_name_or_path into {CONFIG}"
             )
         directory = fetch(self.base, [*CONFIG_FILES, "*.safetensors", *self._code])
+        if self.adapter and is_adapter(directory):  # transformers would give it to PEFT as it is
+            raise UserError(f"{self.adapter}: its base model {directory} is an adapter itself; merge that one first")
         check_directory(directory)
         return directory
 

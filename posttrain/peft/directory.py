@@ -1,6 +1,12 @@
-"""A Hugging Face PEFT directory of LoRA or DoRA weights, read from its JSON and its safetensors header."""
+"""A Hugging Face PEFT directory of LoRA or DoRA weights, read from its JSON and its safetensors header.
 
+The tensors' names and shapes say which modules are adapted and with what rank. Of adapter_config.json only the scale,
+the kind and the base model are used, and every key of it has to be known: one that isn't might mean another adapter.
+"""
+
+import math
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +18,34 @@ from posttrain.models.headers import Tensor, read_header, read_json
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 KINDS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
+MODULE = re.compile(r"\w+(\.\w+)*")
 TRANSPOSED = ("gpt2",)  # model types whose linear weights are [in, out]
+# Keys of adapter_config.json that change nothing about the model that base and tensors make: how it was trained, which
+# modules (the tensors say so), the settings of an initialisation (`init_lora_weights` says whether that matters).
+HARMLESS = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "inference_mode", "r",
+    "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora", "use_dora",
+    "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "init_lora_weights", "runtime_config",
+    "ensure_weight_tying", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
+}  # fmt: skip
+# The others have to be off, in these words.
+OFF: dict[str, tuple[Any, ...]] = {"bias": ("none",), "megatron_core": ("megatron.core",)}
+# Initialisations that leave the base's weights as they are; PEFT would change them again for each of the others.
+KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
+UNQUANTISED = ("F64", "F32", "F16", "BF16")  # in safetensors' words
+SECONDS = 5.0  # for matching an adapter's patterns with its modules
 
 
 @dataclass
 class Pair:
-    """The tensors of one adapted module; names in the file. A [rank, in], B [out, rank], magnitude [out] for DoRA."""
+    """The tensors of one adapted module; names in the file. A [rank, in], B [out, rank], magnitude [out] for DoRA.
+
+    `scale` is what B A is multiplied by, reckoned from `alpha` and `rank`.
+    """
 
     tensors: dict[str, str] = field(default_factory=dict)
+    rank: int = 1
+    alpha: float = 1.0
     scale: float = 1.0
 
 
@@ -47,57 +73,97 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Pair], dict
         pickled = sorted(file.name for file in directory.glob("*.bin"))
         reason = f"{pickled[0]} is a pickle, which can run code; save it as safetensors" if pickled else "it is missing"
         raise UserError(f"{directory / WEIGHTS}: {reason}")
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{directory / CONFIG}: peft_type {config.get('peft_type')}; only LoRA and DoRA are known")
-    if config.get("modules_to_save") or config.get("bias", "none") != "none" or config.get("target_parameters"):
-        raise UserError(f"{directory / CONFIG}: modules_to_save, bias and target_parameters are not supported")
-    if config.get("megatron_config") or config.get("megatron_core", "megatron.core") not in (None, "megatron.core"):
-        raise UserError(f"{directory / CONFIG}: megatron_core names a module that PEFT would import; refused")
-    for name in ("alpha_pattern", "rank_pattern"):
-        check_patterns(config.get(name) or {}, f"{directory / CONFIG}: {name}")
-    if not isinstance(config.get("lora_alpha"), int | float):
-        raise UserError(f"{directory / CONFIG}: lora_alpha={config.get('lora_alpha')!r}: must be a number")
+    check_config(config, directory / CONFIG)
     tensors = read_header(directory / WEIGHTS)
     pairs: dict[str, Pair] = {}
     for name in tensors:
         end = next((end for end in KINDS if name.endswith(f".{end}")), None)
-        if end is None or not name.startswith(PREFIX):
-            raise UserError(f"{directory / WEIGHTS}: {name} is not a weight of LoRA or DoRA on a linear layer")
-        pairs.setdefault(name[len(PREFIX) : -len(end) - 1], Pair()).tensors[KINDS[end]] = name
+        module = name[len(PREFIX) : -len(end) - 1] if end else ""
+        if not name.startswith(PREFIX) or not MODULE.fullmatch(module):
+            raise UserError(f"{directory / WEIGHTS}: {name[:200]} is not a weight of LoRA or DoRA on a linear layer")
+        pairs.setdefault(module, Pair()).tensors[KINDS[end]] = name
+    if not pairs:
+        raise UserError(f"{directory / WEIGHTS}: holds no tensor")
     wanted = {"a", "b", "magnitude"} if config.get("use_dora") else {"a", "b"}
+    ends = time.monotonic() + SECONDS
     for module, pair in pairs.items():
         if missing := sorted(wanted - set(pair.tensors)):
             raise UserError(f"{directory / WEIGHTS}: {module} lacks its {missing[0]}; the adapter is incomplete")
         shape = tensors[pair.tensors["a"]].shape
         if len(shape) != 2 or shape[0] < 1:
             raise UserError(f"{directory / WEIGHTS}: {module}: its lora_A has the shape {list(shape)}")
-        pair.scale = scale(config, module, shape[0])
+        pair.rank, pair.alpha = shape[0], alpha(config, module)
+        pair.scale = pair.alpha / (pair.rank**0.5 if config.get("use_rslora") else pair.rank)
+        if time.monotonic() > ends:
+            raise UserError(f"{directory / CONFIG}: alpha_pattern: takes too long to match with the modules' names")
     return config, pairs, tensors
+
+
+def check_config(config: Mapping[str, Any], file: Path) -> None:
+    """Raise a UserError unless adapter_config.json, from `file`, describes LoRA or DoRA that needs nothing else."""
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{file}: peft_type {config.get('peft_type')}; only LoRA and DoRA are known")
+    if config.get("megatron_config") or config.get("megatron_core", "megatron.core") not in (None, "megatron.core"):
+        raise UserError(f"{file}: megatron_core names a module that PEFT would import; refused")
+    init = config.get("init_lora_weights", True)
+    if init not in KEEP_THE_BASE:
+        raise UserError(
+            f"{file}: init_lora_weights={init!r}: PEFT changes the base model's weights for this initialisation each "
+            "time that it loads the adapter; save it as plain LoRA first: save_pretrained(..., "
+            "path_initial_model_for_weight_conversion=...) in PEFT"
+        )
+    if config.get("alora_invocation_tokens") is not None:
+        raise UserError(
+            f"{file}: alora_invocation_tokens: an activated LoRA, which acts only after these tokens, so no merged "
+            "model is the same; not supported"
+        )
+    for key, value in config.items():
+        if key not in HARMLESS and value not in (None, False, {}, [], *OFF.get(key, ())):
+            raise UserError(
+                f"{file}: {key[:80]}={str(value)[:80]}: not supported; only plain LoRA, rsLoRA and DoRA are"
+            )
+    for key in ("use_dora", "use_rslora"):
+        if not isinstance(config.get(key, False), bool | None):
+            raise UserError(f"{file}: {key}={str(config[key])[:80]}: must be true or false")
+    rank = config.get("r", 8)
+    if type(rank) is not int or rank < 1:
+        raise UserError(f"{file}: r={str(rank)[:80]}: must be a number of at least 1")
+    for key in ("alpha_pattern", "rank_pattern"):
+        check_patterns(config.get(key) or {}, f"{file}: {key}")
+    if not is_number(config.get("lora_alpha")):
+        raise UserError(f"{file}: lora_alpha={str(config.get('lora_alpha'))[:80]}: must be a number")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number."""
+    return type(value) in (int, float) and abs(value) < 1e30 and not math.isnan(value)
 
 
 def check_patterns(patterns: Any, name: str) -> None:
     """Raise a UserError unless `patterns` is a mapping of simple regular expressions to numbers.
 
-    Repeated groups are refused: they can take longer than the universe's age to find that a name doesn't match.
+    Anything that can take long to find that a name doesn't match is refused: groups that are repeated or looked ahead
+    for, more than two repetitions, more alternatives than a name has.
     """
     if not isinstance(patterns, dict):
         raise UserError(f"{name}: must be a mapping")
     for pattern, value in patterns.items():
         try:
             re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
-        if len(pattern) > 200 or re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 4:
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(f"{name}: {pattern[:60]!r} is not a regular expression: {str(error)[:80]}") from None
+        odd = re.search(r"\)[*+?{]|\(\?|\\\d", pattern)
+        counts = len(re.findall(r"[*+?{]", pattern)), pattern.count("("), pattern.count("|")
+        if len(pattern) > 200 or odd or counts[0] > 2 or counts[1] > 3 or counts[2] > 12:
             raise UserError(f"{name}: {pattern[:60]!r}: too complicated to be a module's name")
-        if not isinstance(value, int | float):
-            raise UserError(f"{name}: {pattern!r}: {value!r} is no number")
+        if not is_number(value):
+            raise UserError(f"{name}: {pattern!r}: {str(value)[:80]!r} is no number")
 
 
-def scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """What B A is multiplied by, as PEFT reckons it."""
+def alpha(config: Mapping[str, Any], module: str) -> float:
+    """The alpha of a module, as PEFT finds it."""
     patterns = config.get("alpha_pattern") or {}
-    alpha = next((a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config["lora_alpha"])
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return next((a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config["lora_alpha"])
 
 
 def check_against(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], tensors: Mapping[str, Tensor]) -> None:
@@ -106,6 +172,8 @@ def check_against(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], tensors
         weight = base.get(f"{module}.weight")
         if weight is None:
             raise UserError(f"adapter: {module} is not in the base model; it was trained on another one")
+        if weight.dtype not in UNQUANTISED:
+            raise UserError(f"adapter: {module} of the base model is quantised ({weight.dtype}); give its full weights")
         a, b = (tensors[pair.tensors[key]].shape for key in "ab")
         if sorted(weight.shape) != sorted((b[0], a[1])) or a[0] != b[1]:
             raise UserError(

@@ -57,18 +57,78 @@ def test_merged_in_another_dtype(base, peft_adapter, tmp_path):
         ("llama", {"r": 4, "alpha_pattern": {"q_proj": 32}, "rank_pattern": {"q_proj": 8},
                    "target_modules": ["q_proj", "v_proj"]}),
         ("llama", {"r": 4, "use_dora": True, "target_modules": ["q_proj", "gate_proj"]}),
+        ("llama", {"r": 4, "init_lora_weights": "orthogonal", "target_modules": ["q_proj"]}),
+        ("llama", {"r": 4, "init_lora_weights": "gaussian", "use_rslora": True, "use_dora": True,
+                   "rank_pattern": {r".*\.layers\.0\..*(q_proj|k_proj)": 8}, "target_modules": ["q_proj", "k_proj"]}),
         ("gpt2", {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
         ("gpt_neox", {"r": 4, "target_modules": ["query_key_value", "dense_4h_to_h"]}),
     ],
 )  # fmt: skip
 def test_what_peft_makes(family, settings, base, peft_adapter, tmp_path):
+    from peft import PeftModel
+
     from posttrain.convert.merge import merge
+    from posttrain.peft.attach import attach
 
     directory = base(family)
     adapter, model = peft_adapter(directory, **settings)
     merge(adapter, tmp_path / "merged")
     assert (unpacked_logits(model) - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
     assert (unpacked_logits(model) - unpacked_logits(load(directory))).abs().max() > 0.1
+    attached = attach(load(directory), adapter).eval()
+    assert unpacked_logits(attached).equal(unpacked_logits(PeftModel.from_pretrained(load(directory), adapter).eval()))
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+def test_an_adapter_that_changes_its_base(init, base, peft_adapter, tmp_path):
+    """PEFT takes the first A and B off the base's weights each time; saved as plain LoRA it merges like any other."""
+    from peft import LoraConfig, get_peft_model
+
+    from posttrain.convert.merge import merge
+
+    directory = base("llama")
+    torch.manual_seed(0)
+    settings = LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=init, target_modules=["q_proj", "down_proj"])
+    model = get_peft_model(load(directory), settings)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "first")
+    model.peft_config["default"].init_lora_weights = init
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    expected = unpacked_logits(model.eval())
+    model.save_pretrained(tmp_path / "peft")
+    with pytest.raises(UserError, match="init_lora_weights="):
+        merge(tmp_path / "peft", tmp_path / "merged")
+    model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "first"))
+    merge(tmp_path / "plain", tmp_path / "merged")
+    assert (expected - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
+    assert (expected - unpacked_logits(load(directory))).abs().max() > 0.1
+
+
+def test_numbers_that_are_none(base, peft_adapter, tmp_path):
+    from posttrain.convert.merge import merge
+
+    adapter, _ = peft_adapter(base("llama"), r=4, target_modules=["q_proj"])
+    weights = load_file(adapter / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="not finite"):
+        merge(adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_quantised_base(base, peft_adapter, tmp_path):
+    from posttrain.convert.merge import merge
+
+    directory = base("llama")
+    adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
+    weights = load_file(directory / "model.safetensors")
+    weights = {name: tensor.to(torch.float8_e4m3fn) if "q_proj" in name else tensor for name, tensor in weights.items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="is quantised"):
+        merge(adapter, tmp_path / "merged")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -189,6 +189,20 @@ ADAPTERS = {
     "no alpha": {"lora_alpha": None},
     "another kind": {"peft_type": "PROMPT_TUNING"},
     "modules of its own": {"modules_to_save": ["lm_head"]},
+    "never ends without repetition": {"alpha_pattern": {"(a|a)" * 30 + "x": 8}},
+    "never ends by options": {"alpha_pattern": {"a?" * 40 + "a" * 40: 8}},
+    "repeated layers": {"layer_replication": [[0, 1]] * 2000},
+    "a negative rank": {"r": -1},
+    "a rank in words": {"r": "8"},
+    "not a number": {"lora_alpha": float("nan")},
+    "a rank without end": {"rank_pattern": {"q_proj": 1e400}},
+    "an unknown key": {"next_years_lora": 1},
+    "a key of another kind": {"use_dora": "yes"},
+    "a name in the way of a kind": {"use_rslora": [1]},
+    "another initialisation": {"init_lora_weights": "pissa_niter_16"},
+    "an initialisation without end": {"init_lora_weights": ["a"] * 100},
+    "activated": {"alora_invocation_tokens": [1]},
+    "token rows": {"trainable_token_indices": [1]},
 }
 
 
@@ -198,6 +212,30 @@ def test_an_adapter(what, canary, tmp_path):
     for attempt in (lambda: read_adapter(adapter), lambda: load(adapter)):
         with pytest.raises(UserError, match="adapter_config"):
             attempt()
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "layers_pattern"])
+def test_peft_searches_for_nothing_that_an_adapter_names(key, tmp_path):
+    """Expressions that never end, ranks that fill the memory: the tensors say which modules and which rank."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from posttrain.peft.attach import attach
+
+    config = LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "architectures"})
+    huge = {"r": 2_000_000_000, "rank_pattern": {"q_proj": 500_000_000}, "layers_to_transform": [0]}
+    adapter = write_adapter(tmp_path / "adapter", **{key: r"((\w|\.)+)+!"}, **huge)
+    model = attach(LlamaForCausalLM(config), adapter)
+    layer = model.base_model.model.model.layers[0].self_attn
+    assert layer.q_proj.lora_A["default"].weight.shape == (2, 8) and layer.q_proj.scaling["default"] == 2
+    assert not hasattr(layer.k_proj, "lora_A")
+
+
+def test_an_adapter_of_an_adapter(tmp_path):
+    """transformers would have PEFT read the second one's configuration."""
+    base = write_adapter(write_model(tmp_path / "base"), target_modules=r"((\w|\.)+)+!")
+    adapter = write_adapter(tmp_path / "adapter", base_model_name_or_path=str(base))
+    with pytest.raises(UserError, match="is an adapter itself"):
+        load(adapter)
 
 
 def test_a_pickled_adapter(canary, tmp_path):
@@ -292,6 +330,78 @@ def test_an_object_in_a_checkpoints_shard(what, canary, tmp_path):
         dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
     with pytest.raises(UserError, match="would run"), pickles.reading(checkpoint):
         pickle.loads(pickled(what))
+
+
+class Writer(torch.nn.Module):
+    """A TorchScript program that writes into the file whose name is its buffer when it is read."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.register_buffer("x", torch.tensor(list(b"executed"), dtype=torch.uint8))
+        self.path = str(path)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, str, bool]:
+        return (self.x, self.path, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, str, bool]) -> None:
+        self.x = state[0]
+        self.path = state[1]
+        self.training = state[2]
+        written = torch.from_file(state[1], True, 8, dtype=torch.uint8)
+        written.copy_(state[0])
+        self.x = written
+
+
+def torchscript(path):
+    """Bytes of an archive that leaves the file `path` behind when torch.jit reads it."""
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(Writer(path)), buffer)
+    path.unlink(missing_ok=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["note", "weight"])
+def test_a_torchscript_program_in_a_checkpoints_shard(name, canary, tmp_path):
+    """torch.load hands such an archive to a reader in C++ that no audit event sees."""
+    import torch.distributed.checkpoint as dcp
+
+    checkpoint = tmp_path / "iter_0000002"
+    dcp.save({"weight": torch.ones(3), "note": [1, 2]}, checkpoint_id=checkpoint, no_dist=True)
+    program = torchscript(canary)
+    (checkpoint / "evil.distcp").write_bytes(program)
+    metadata = pickle.loads((checkpoint / ".metadata").read_bytes())
+    for index, info in metadata.storage_data.items():
+        if index.fqn == name:
+            metadata.storage_data[index] = type(info)("evil.distcp", 0, len(program))
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
+    state = {"weight": torch.zeros(3), "note": None}
+    with pytest.raises(UserError, match="TorchScript"), pickles.reading(checkpoint):
+        dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+
+
+@pytest.mark.parametrize("weights_only", [True, False])
+def test_a_torchscript_program_for_a_file_of_a_checkpoint(weights_only, canary, tmp_path):
+    """train_state.pt, common.pt; within a tensor's bytes; asked for by its own reader."""
+    program = torchscript(canary)
+    (tmp_path / "common.pt").write_bytes(program)
+    inside = pickle.dumps(Calls(torch.storage._load_from_bytes, program))
+    for attempt in (
+        lambda: torch.load(tmp_path / "common.pt", weights_only=weights_only),
+        lambda: torch.load(io.BytesIO(program), weights_only=weights_only),
+        lambda: torch.jit.load(tmp_path / "common.pt"),
+        lambda: pickle.loads(inside),
+    ):
+        with pytest.raises(UserError, match="TorchScript"), pickles.reading(tmp_path):
+            attempt()
+    assert not canary.exists()
+    torch.jit.load(io.BytesIO(program))  # that it would have been written otherwise
+    assert canary.read_text() == "executed"
+    canary.unlink()
 
 
 def test_an_honest_checkpoint_is_read(tmp_path):

@@ -1,5 +1,5 @@
 """How good a model is: loss and perplexity on any data, scored answers, and lm-eval's tasks."""
 
-from posttrain.evaluate.metrics import ExactMatch
+from posttrain.evaluate.scores import ExactMatch
 
 __all__ = ["ExactMatch"]

@@ -42,7 +42,7 @@ from posttrain.launch import visible_gpus
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from posttrain.evaluate.metrics import Metric
+    from posttrain.evaluate.scores import Metric
 
 
 @stop.command

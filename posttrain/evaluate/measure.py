@@ -13,7 +13,7 @@ from rich.progress import track
 from posttrain.errors import UserError
 from posttrain.evaluate.conversations import Conversations, last_answer
 from posttrain.evaluate.losses import compute_losses
-from posttrain.evaluate.metrics import Metric
+from posttrain.evaluate.scores import Metric
 from posttrain.generation import Sampling, check_fits, continuations, stop_tokens
 
 if TYPE_CHECKING:

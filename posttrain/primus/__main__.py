@@ -24,8 +24,8 @@ from posttrain.files import write_text
 from posttrain.overrides import format_override
 from posttrain.primus import experiment
 from posttrain.primus.read import Primus, read
-from posttrain.primus.translate import Translation, translate
-from posttrain.recipes import names
+from posttrain.primus.translate import Translation, translate_primus
+from posttrain.recipes import catalog
 
 OPTIONS = ("out", "overwrite")  # of this command; everything else is an override
 
@@ -74,7 +74,7 @@ def import_config(arguments: list[str]) -> str:
         raise UserError(f"expected exactly one Primus file, got: {' '.join(files) or 'none'}")
     primus = read(Path(files[0]).expanduser())
     model_chosen = any(override.startswith("model=") for override in overrides)
-    translation = translate(primus, model_chosen)
+    translation = translate_primus(primus, model_chosen)
     _drop_overridden(translation, overrides)
 
     out = folder / "experiment" / f"{file_name(primus)}.yaml"
@@ -128,7 +128,7 @@ def recipe_alias(translation: Translation) -> str | None:
     peft = translation.choices.get("peft", "none")
     kind = "sft" if peft == "none" else "peft"
     name = f"{translation.choices.get('model', '')}_{kind}_config"
-    return name if name in names.aliases() else None
+    return name if name in catalog.aliases() else None
 
 
 def file_name(primus: Primus) -> str:

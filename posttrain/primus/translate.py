@@ -116,7 +116,7 @@ class Reader:
         return f"{self.primus.where.get(key, key)}={value}: {reason}"
 
 
-def translate(primus: Primus, model_chosen: bool = False) -> Translation:
+def translate_primus(primus: Primus, model_chosen: bool = False) -> Translation:
     """Translate a file.
 
     Args:

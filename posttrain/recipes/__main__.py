@@ -6,16 +6,16 @@ from posttrain import stop
 from posttrain.compose import fail
 from posttrain.errors import RunFailed, UserError
 from posttrain.overrides import format_override
-from posttrain.recipes import names, resolve
-from posttrain.recipes.translate import Translation, translate
+from posttrain.recipes import catalog, resolve
+from posttrain.recipes.translate import Translation, translate_recipe
 
 
 def format_list() -> str:
     """Every recipe for text models with its summary, in the order of their folders."""
-    recipes = names.recipes()
+    recipes = catalog.recipes()
     usable = [recipe for recipe in recipes.values() if recipe.text]
     width = max(len(recipe.name) for recipe in usable)
-    lines = [f"{len(usable)} recipes of Megatron-Bridge {names.version()}; start from one with recipe.name=NAME\n"]
+    lines = [f"{len(usable)} recipes of Megatron-Bridge {catalog.version()}; start from one with recipe.name=NAME\n"]
     for recipe in usable:
         lines.append(f"{recipe.name:<{width}}  {recipe.summary}")
     others = len(recipes) - len(usable)
@@ -23,11 +23,11 @@ def format_list() -> str:
     return "\n".join(lines)
 
 
-def format_recipe(recipe: names.Recipe, translation: Translation) -> str:
+def format_recipe(recipe: catalog.Recipe, translation: Translation) -> str:
     """One recipe, key by key."""
     lines = [
         f"{recipe.name}: {recipe.summary}",
-        f"{recipe.module}, Megatron-Bridge {names.version()}",
+        f"{recipe.module}, Megatron-Bridge {catalog.version()}",
         "",
     ]
     for group, name in translation.choices.items():
@@ -49,9 +49,9 @@ def show_recipe(name: str) -> None:
     Raises:
         UserError: there is no such recipe, or it raises an error.
     """
-    recipe = names.find(name)
-    resolved = resolve.resolve(recipe)
-    print(format_recipe(recipe, translate(recipe.name, resolved, model_chosen=True)))
+    recipe = catalog.find(name)
+    resolved = resolve.resolve_recipe(recipe)
+    print(format_recipe(recipe, translate_recipe(recipe.name, resolved, model_chosen=True)))
     if resolved["option"] is None:
         hub = resolved["hub"]
         print(f"\nconf/model does not have {hub}: add model=hf model.path={hub}, or a different model.")

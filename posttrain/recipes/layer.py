@@ -16,8 +16,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain.errors import UserError
-from posttrain.recipes import names, resolve
-from posttrain.recipes.translate import Translation, translate
+from posttrain.recipes import catalog, resolve
+from posttrain.recipes.translate import Translation, translate_recipe
 
 KEYS = ("recipe", "recipe.name")
 
@@ -62,15 +62,15 @@ def apply(overrides: list[str], config_name: str) -> Layered:
     recipe_name = recipes[0].value()
     if recipe_name is None:
         return Layered(others, config_name)
-    recipe = names.find(str(recipe_name))
+    recipe = catalog.find(str(recipe_name))
 
     main = OmegaConf.load(CONF_DIR / "config.yaml")
     defaults = OmegaConf.to_container(main.pop("defaults"))
     overridden = {item.key_or_group: item for item in parsed}
     chosen = [group for group in _groups(defaults) if group in overridden]
     cache_dir = overridden["cache_dir"].value() if "cache_dir" in overridden else None
-    resolved = resolve.resolve(recipe, cache_dir)
-    translation = translate(recipe.name, resolved, "model" in chosen)
+    resolved = resolve.resolve_recipe(recipe, cache_dir)
+    translation = translate_recipe(recipe.name, resolved, "model" in chosen)
 
     body: dict[str, Any] = OmegaConf.to_container(main)
     for key, value in translation.values.items():
@@ -134,7 +134,7 @@ def describe(name: str, translation: Translation, chosen: list[str]) -> str:
         if group not in chosen:
             choices.append(f"{group}={file}")
     return (
-        f"recipe {name} of Megatron-Bridge {names.version()}: {' '.join(choices)}\n"
+        f"recipe {name} of Megatron-Bridge {catalog.version()}: {' '.join(choices)}\n"
         f"  not carried over: {'; '.join(translation.left_out)}\n"
         f"  all of it, key by key: python -m posttrain.recipes {name}"
     )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import RunFailed, UserError
-from posttrain.recipes import names
+from posttrain.recipes import catalog
 
 if TYPE_CHECKING:
     from megatron.bridge.models.gpt_provider import GPTModelProvider
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 600
 
 
-def resolve(recipe: names.Recipe, cache_dir: str | None = None) -> dict[str, Any]:
+def resolve_recipe(recipe: catalog.Recipe, cache_dir: str | None = None) -> dict[str, Any]:
     """Return what `recipe` returns, from the cache if this Megatron-Bridge has run it before.
 
     Returns:
@@ -55,10 +55,10 @@ def resolve(recipe: names.Recipe, cache_dir: str | None = None) -> dict[str, Any
     return resolved
 
 
-def cache_folder(recipe: names.Recipe, cache: Path) -> Path:
+def cache_folder(recipe: catalog.Recipe, cache: Path) -> Path:
     """A recipe's folder: a separate one for each version of Megatron-Bridge and of this module."""
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-    return cache / "recipes" / f"{names.version()}-{source}" / recipe.name
+    return cache / "recipes" / f"{catalog.version()}-{source}" / recipe.name
 
 
 def run_recipes(folder: Path, recipes: list[str]) -> None:
@@ -68,7 +68,7 @@ def run_recipes(folder: Path, recipes: list[str]) -> None:
         RunFailed: it did not.
     """
     listed = ", ".join(recipes)[:100]
-    print(f"posttrain: running {listed} of Megatron-Bridge {names.version()} ...", file=sys.stderr)
+    print(f"posttrain: running {listed} of Megatron-Bridge {catalog.version()} ...", file=sys.stderr)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
@@ -158,7 +158,7 @@ class Hub:
 
 
 def describe(function: "Callable[[], ConfigContainer]", hub: Hub) -> dict[str, Any]:
-    """Call a recipe's function and return its result as plain data, see `resolve`."""
+    """Call a recipe's function and return its result as plain data, see `resolve_recipe`."""
     from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 
     hub.reset()
@@ -247,12 +247,12 @@ def main() -> None:
     process.start()
     # The package's own __init__ imports every recipe, also those of image models, which need
     # further packages.
-    package = types.ModuleType(names.PACKAGE)
-    package.__path__ = [str(names.root())]
-    sys.modules[names.PACKAGE] = package
+    package = types.ModuleType(catalog.PACKAGE)
+    package.__path__ = [str(catalog.root())]
+    sys.modules[catalog.PACKAGE] = package
     hub = Hub()
     for name in sys.argv[2:]:
-        recipe = names.find(name)
+        recipe = catalog.find(name)
         function = getattr(importlib.import_module(recipe.module), recipe.name)
         description = describe(function, hub)
         (folder / f"{name}.json").write_text(json.dumps(description, indent=1), encoding="utf-8")

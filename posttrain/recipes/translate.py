@@ -115,12 +115,12 @@ class Translation:
     left_out: list[str] = field(default_factory=list)
 
 
-def translate(name: str, recipe: dict[str, Any], model_chosen: bool = False) -> Translation:
-    """Translate what `resolve.resolve` returned.
+def translate_recipe(name: str, recipe: dict[str, Any], model_chosen: bool = False) -> Translation:
+    """Translate what `resolve.resolve_recipe` returned.
 
     Args:
         name: of the recipe, for messages.
-        recipe: see `resolve.resolve`.
+        recipe: see `resolve.resolve_recipe`.
         model_chosen: whether the command line chooses a model, so that the recipe's own need not be
             known here.
 

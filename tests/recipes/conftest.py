@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.recipes import names, resolve
+from posttrain.recipes import catalog, resolve
 
 
 @pytest.fixture(scope="session")
 def recipe_cache(tmp_path_factory) -> Path:
     """A cache that holds all recipes for text models."""
     cache, written = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("written")
-    recipes = [recipe for recipe in names.recipes().values() if recipe.text]
+    recipes = [recipe for recipe in catalog.recipes().values() if recipe.text]
     resolve.run_recipes(written, [recipe.name for recipe in recipes])
     for recipe in recipes:
         folder = resolve.cache_folder(recipe, cache)

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from posttrain import check
 from posttrain.compose import compose
 from posttrain.errors import UserError
-from posttrain.recipes import layer, names, resolve
-from posttrain.recipes.translate import translate
+from posttrain.recipes import catalog, layer, resolve
+from posttrain.recipes.translate import translate_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PEFT, SFT = "llama32_1b_peft_1gpu_h100_bf16_config", "llama32_1b_sft_1gpu_h100_bf16_config"
@@ -27,7 +27,7 @@ UNUSABLE = {  # text recipes of Megatron-Bridge 0.6.2 that can't be had, and why
     "qwen3_next_80b_a3b_peft_1gpu_h100_bf16_config": "NotImplementedError",  # says so itself
     "qwen3_600m_sft_8gpu_h100_bf16_yarn_128k_config": "changes the model itself",
 }
-TEXT = [recipe.name for recipe in names.recipes().values() if recipe.text]
+TEXT = [recipe.name for recipe in catalog.recipes().values() if recipe.text]
 
 
 def test_a_recipe_alone(cached):
@@ -138,15 +138,15 @@ def test_every_recipe_of_our_families_passes_the_checks(cached, name):
 
 @pytest.mark.parametrize("name", [name for name in TEXT if not FAMILIES.match(name) or name in UNUSABLE])
 def test_every_other_recipe_gives_its_settings_or_says_why_not(cached, name):
-    recipe = names.find(name)
+    recipe = catalog.find(name)
     if name in UNUSABLE:
         with pytest.raises(UserError, match=UNUSABLE[name]):
-            translate(name, resolve.resolve(recipe))
+            translate_recipe(name, resolve.resolve_recipe(recipe))
         return
-    found = resolve.resolve(recipe)
+    found = resolve.resolve_recipe(recipe)
     with pytest.raises(UserError, match=f"model.path={found['hub']}"):
-        translate(name, found)
-    done = translate(name, found, model_chosen=True)
+        translate_recipe(name, found)
+    done = translate_recipe(name, found, model_chosen=True)
     assert done.values["trainer.global_batch_size"] >= 1 and done.values["optimizer.lr"] > 0
 
 
@@ -155,8 +155,8 @@ def test_nothing_is_dropped_silently(cached):
     for name in TEXT:
         if name in UNUSABLE:
             continue
-        found = resolve.resolve(names.find(name))
-        done = translate(name, found, model_chosen=True)
+        found = resolve.resolve_recipe(catalog.find(name))
+        done = translate_recipe(name, found, model_chosen=True)
         listed = {line.partition("=")[0] for line in done.left_out} | set(done.decided)
         words = layer_words()
         for section, content in found["sections"].items():
@@ -180,8 +180,8 @@ def test_the_page_of_a_recipe_is_words_for_the_command_line(cached):
     from posttrain.recipes.__main__ import format_recipe
 
     name = "qwen3_30b_a3b_sft_16gpu_h100_bf16_config"
-    recipe = names.find(name)
-    text = format_recipe(recipe, translate(name, resolve.resolve(recipe)))
+    recipe = catalog.find(name)
+    text = format_recipe(recipe, translate_recipe(name, resolve.resolve_recipe(recipe)))
     words = [line for line in text.splitlines() if re.match(r"[a-z_.0-9]+=", line)]
     words = ["+" + word if word.startswith("trainer.megatron") else word for word in words]
     OverridesParser.create().parse_overrides(words)
@@ -204,7 +204,7 @@ def test_the_numbers_of_the_documentation():
     ours = [name for name in TEXT if FAMILIES.match(name) and name not in UNUSABLE]
     others = [name for name in TEXT if not FAMILIES.match(name) and name not in UNUSABLE]
     text = " ".join((ROOT / "docs" / "recipes.md").read_text().split())
-    assert f"has {len(names.recipes())} recipes for SFT and PEFT, {len(TEXT)} of them for models of text" in text
+    assert f"has {len(catalog.recipes())} recipes for SFT and PEFT, {len(TEXT)} of them for models of text" in text
     for number, words in (
         (len(ours), "train models in"),
         (len(others), "train models that"),

@@ -8,18 +8,18 @@ import time
 import pytest
 
 from posttrain.errors import UserError
-from posttrain.recipes import names
+from posttrain.recipes import catalog
 
 
 def test_every_function_of_the_package_is_found():
     found = set()
-    for path in names.root().glob("*/**/*.py"):
+    for path in catalog.root().glob("*/**/*.py"):
         for node in ast.parse(path.read_text()).body:
             public = isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
             if public and path.parts[-2] != "utils" and {"sft", "peft"} & set(node.name.split("_")):
                 found.add(node.name)
-    assert found == set(names.recipes()) and len(found) > 100
-    assert all(recipe.summary for recipe in names.recipes().values() if recipe.text)
+    assert found == set(catalog.recipes()) and len(found) > 100
+    assert all(recipe.summary for recipe in catalog.recipes().values() if recipe.text)
 
 
 @pytest.mark.parametrize(
@@ -34,19 +34,19 @@ def test_every_function_of_the_package_is_found():
     ],
 )
 def test_text_is_told_from_images_and_sound(name, text):
-    assert names.recipes()[name].text is text
+    assert catalog.recipes()[name].text is text
     if not text:
         with pytest.raises(UserError, match="image, audio or video model"):
-            names.find(name)
+            catalog.find(name)
 
 
 def test_older_names_lead_to_the_recipe():
-    assert names.find("llama3_8b_peft_config").name == "llama3_8b_peft_1gpu_h100_bf16_config"
+    assert catalog.find("llama3_8b_peft_config").name == "llama3_8b_peft_1gpu_h100_bf16_config"
 
 
 def test_a_misspelt_name_is_guessed():
     with pytest.raises(UserError, match="did you mean `llama32_1b_peft_1gpu_h100_bf16_config`"):
-        names.find("llama32_1b_peft_1gpu_h10_bf16_config")
+        catalog.find("llama32_1b_peft_1gpu_h10_bf16_config")
 
 
 @pytest.mark.parametrize("word", ["recipe=list", "recipe.name=list"])
@@ -54,5 +54,5 @@ def test_listing_is_quick(word):
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "posttrain", word], capture_output=True, text=True, check=True)
     assert time.perf_counter() - began < 10  # 0.6 s on a quiet machine
-    for recipe in names.recipes().values():
+    for recipe in catalog.recipes().values():
         assert (recipe.name in done.stdout) is recipe.text

@@ -83,7 +83,7 @@ def commands(package: Path) -> Iterator[tuple[str, str]]:
             modules[path.stem] = path
     for name, path in sorted(modules.items()):
         source = path.read_text(encoding="utf-8")
-        if '\nif __name__ == "__main__":' in source:
+        if '\nif __name__ == "__main__":\n    main()' in source:
             yield name, summarize(ast.get_docstring(ast.parse(source)) or "")
 
 

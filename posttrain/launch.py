@@ -174,7 +174,7 @@ def lock_run(run_dir: Path, first: bool = True) -> None:
 
     if not first:  # the other machines of a run that rank 0's command has locked
         return
-    handle = rundir.lock_file(run_dir, ".lock")  # held until this process ends
+    handle = os.fdopen(rundir.lock_file(run_dir, ".lock"), "wb")  # held until this process ends
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

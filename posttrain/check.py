@@ -8,7 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain import confidential, schema, targets
@@ -145,7 +144,7 @@ def model(cfg: DictConfig) -> None:
     if is_adapter(Path(path)):
         if cfg.peft._target_ is None:
             raise UserError(f"`model.path={path}`: is an adapter; choose peft=lora, or merge it first")
-        settings_of_adapter.check(read_adapter(Path(path)), instantiate(cfg.peft), Path(path))
+        settings_of_adapter.check(read_adapter(Path(path)), data.built(cfg.peft), Path(path))
 
 
 def divisibility(cfg: DictConfig, visible_gpus: int) -> None:

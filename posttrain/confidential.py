@@ -10,7 +10,7 @@ from omegaconf.resolvers import oc
 from posttrain.errors import UserError
 
 NAMES = re.compile(
-    r"TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|(^|_)(API_?KEY|KEY|AUTH|PAT)(_|$)", re.IGNORECASE
+    r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|(^|_)(API_?KEY|KEY|AUTH|PAT)(_|$)", re.IGNORECASE
 )
 VALUES = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
@@ -25,14 +25,26 @@ KINDS = [(kind, re.compile(pattern)) for kind, pattern in VALUES.items()]
 
 
 def env(name: str, default: Any = oc._DEFAULT_MARKER_) -> Any:
-    """OmegaConf's `oc.env`, closed for variables whose names say that they hold a secret.
+    """OmegaConf's `oc.env`, closed for variables that hold a secret.
 
     Raises:
         UserError: for one of those.
     """
-    if NAMES.search(str(name)):
-        raise UserError(f"${{oc.env:{name}}}: a secret has no place in a configuration, which is written to files")
+    refuse_variable(str(name), f"${{oc.env:{name}}}")
     return oc.env(name) if default is oc._DEFAULT_MARKER_ else oc.env(name, default)
+
+
+def refuse_variable(name: str, written: str) -> None:
+    """Refuse the environment variable `name` where its name or its value say that it is a secret.
+
+    Args:
+        written: how the configuration refers to it, for the error.
+
+    Raises:
+        UserError: not repeating the value.
+    """
+    if NAMES.search(name) or _kind(os.environ.get(name, "")):
+        raise UserError(f"{written}: a secret has no place in a configuration, which is written to files")
 
 
 def register() -> None:
@@ -48,13 +60,17 @@ def check(node: Any, path: str = "") -> None:
     """
     secrets = {value: name for name, value in os.environ.items() if NAMES.search(name) and len(value) >= 16}
     for where, value in _texts(OmegaConf.to_container(node, resolve=True) if _is_config(node) else node, path):
-        kind = next((kind for kind, pattern in KINDS if pattern.search(value)), None)
-        kind = kind or next((f"the value of ${secrets[s]}" for s in secrets if s in value), None)
+        kind = _kind(value) or next((f"the value of ${secrets[s]}" for s in secrets if s in value), None)
         if kind:
             raise UserError(
                 f"`{where}`: holds {kind}, and a configuration is written to files, logs and trackers; libraries take "
                 "secrets from environment variables (HF_TOKEN, WANDB_API_KEY) or their own login"
             )
+
+
+def _kind(value: str) -> str | None:
+    """What kind of secret a text holds by its looks."""
+    return next((kind for kind, pattern in KINDS if pattern.search(value)), None)
 
 
 def _is_config(node: Any) -> bool:

@@ -149,9 +149,14 @@ def check(settings: DictConfig) -> None:
             if not isinstance(target, str) or not targets.allowed_in_hydra(target):
                 raise UserError(f"{path}={target}: not a target that a configuration may name")
     space = settings.sweeper.get("custom_search_space")
-    if space is not None and not targets.allowed(str(space)):
+    if space is not None and not (targets.allowed(str(space)) and targets.is_own(str(space))):
         raise UserError(
             f"hydra.sweeper.custom_search_space={space}: a configuration may not name code; see {targets.ENVIRONMENT}"
+        )
+    if settings.sweeper.get("storage") is not None:
+        raise UserError(
+            "hydra.sweeper.storage: not supported, the sweeper's Optuna 2 doesn't work with SQLAlchemy 2; none is "
+            "needed: the same command proposes the same trials, and goes on after those that are finished"
         )
     for place, text in policy.texts(settings.launcher, "hydra.launcher"):
         name = place.removeprefix("hydra.launcher.").partition("[")[0]

@@ -20,7 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check, early, heartbeat, nodes, rollback, rundir
+from posttrain import check, early, frozen, heartbeat, nodes, rollback, rundir
 from posttrain.checkpoint import resume
 from posttrain.errors import Pruned, RunFailed, UserError
 from posttrain.heartbeat import Monitor
@@ -88,7 +88,7 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     rundir.make(run_dir, "logs")
     # Every machine of a run writes the same text, whichever comes last.
-    text = OmegaConf.to_yaml(OmegaConf.merge(cfg, {"launch": {"node_rank": 0}}), resolve=True)
+    text = frozen.text(OmegaConf.merge(cfg, {"launch": {"node_rank": 0}}))
     rundir.write_text(run_dir, "config.yaml", text)
     return run_dir / "config.yaml"
 

@@ -36,6 +36,8 @@ class Metrics:
         config = OmegaConf.to_container(t.config, resolve=True)
         for tracker in t.trackers:
             tracker.start(t.run_dir, run, config)
+            if tracker.notice:
+                self.screen.print(shown(tracker.notice))
         trainable = "all weights" if t.peft is None else f"{type(t.adapter).__name__} rank {t.adapter.rank}"
         precision = t.precision.resolve(t.platform.device)
         where = "CPU" if t.platform.device == "cpu" else f"{t.world} GPU" + ("s" if t.world > 1 else "")

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from posttrain import policy
 from posttrain.errors import UserError
 
 ENVIRONMENT = "POSTTRAIN_ALLOW_TARGETS"
@@ -84,9 +85,55 @@ def allowed(target: str) -> bool:
 
 
 def allowed_by_user(target: str) -> bool:
-    """Whether the environment variable allows `target`."""
-    own = [prefix.strip() for prefix in os.environ.get(ENVIRONMENT, "").split(",") if prefix.strip()]
-    return any(target == prefix or target.startswith(prefix + ".") for prefix in own)
+    """Whether the environment variable allows `target` by its name; see `require_own` for what the name leads to."""
+    return any(_within(target, prefix) for prefix in _own())
+
+
+def require_own(node: Any) -> None:
+    """Refuse targets of the user's modules that are defined elsewhere, as `mine.torch.load` is; imports the modules.
+
+    Args:
+        node: what is about to be built.
+
+    Raises:
+        UserError: naming the target.
+    """
+    for path, target in walk(node):
+        if any(pattern.fullmatch(target) for pattern in ALLOWED):
+            continue
+        if not is_own(target):
+            raise UserError(
+                f"{path}={target}: is not defined in a module that {ENVIRONMENT} names, but imported there; a "
+                "configuration may name what is defined in them"
+            )
+
+
+def is_own(target: str) -> bool:
+    """Whether the environment variable allows `target`, and it is defined in the allowed module or below it.
+
+    Finds it as Hydra does, calling nothing. What can't be found is left to whoever builds it to say.
+    """
+    from hydra.utils import get_object
+
+    prefixes = [prefix for prefix in _own() if _within(target, prefix)]
+    if target in prefixes:
+        return True
+    try:
+        found = get_object(target)
+    except Exception:
+        return bool(prefixes)
+    module = str(getattr(found, "__module__", None))
+    name = f"{module}.{getattr(found, '__qualname__', '')}"
+    return any(_within(module, prefix) or _within(name, prefix) for prefix in prefixes)
+
+
+def _own() -> list[str]:
+    """The prefixes that the environment variable allows."""
+    return [prefix.strip() for prefix in os.environ.get(ENVIRONMENT, "").split(",") if prefix.strip()]
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
 
 
 def allowed_in_hydra(target: str) -> bool:
@@ -110,6 +157,12 @@ def check(cfg: Any) -> None:
                 f"{path}={target}: not a target that a configuration may name. Code of your own: put it on PYTHONPATH "
                 f"and allow its module with the environment variable {ENVIRONMENT}=your_module."
             )
+    for group in {re.split(r"[.\[]", path)[0] for path, _ in found}:
+        values = cfg[group]
+        plain = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else values
+        for where, text in policy.texts(plain, group):
+            if "${" in text:
+                raise UserError(f"`{where}`: holds ${{...}} as text, which would be filled in where it is used")
     passed = OmegaConf.select(cfg, "trainer.megatron")
     for section, values in passed.items() if isinstance(passed, DictConfig) else ():
         if section not in SECTIONS:

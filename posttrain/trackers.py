@@ -1,14 +1,25 @@
 """Experiment trackers, written to by the first rank. No tracker library at import."""
 
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from posttrain.errors import UserError
+
+HARMLESS = ("project", "mode", "disabled")  # of wandb's settings: Wandb gives the first two itself
 
 
 class Tracker:
-    """Where numbers go besides metrics.jsonl."""
+    """Where numbers go besides metrics.jsonl.
+
+    Attributes:
+        notice: what the person at the keyboard should know, once it has started; empty: nothing.
+    """
+
+    notice: ClassVar[str] = ""
 
     def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
         """Begin the run `name` with its configuration."""
@@ -33,8 +44,17 @@ class Wandb(Tracker):
     tags: Sequence[str] = ()
 
     def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+        """Begin the run.
+
+        Raises:
+            UserError: a file in the working directory says where it is sent.
+        """
         import wandb
 
+        refuse_workspace()
+        host = str(wandb.setup().settings.base_url)
+        if host != wandb.Settings.model_fields["base_url"].default and self.mode == "online":
+            self.notice = f"wandb: the run is sent to {host}"
         self.run = wandb.init(
             project=self.project, entity=self.entity, mode=self.mode, tags=list(self.tags), name=name,
             dir=str(run_dir), config=config, settings=wandb.Settings(console="off", silent=True),
@@ -52,6 +72,28 @@ class Wandb(Tracker):
     def finish(self, summary: dict[str, Any]) -> None:
         self.run.summary.update(summary)
         self.run.finish()
+
+
+def refuse_workspace() -> None:
+    """Refuse settings of wandb's in the working directory that send a run, and the API key with it, elsewhere.
+
+    wandb reads ./wandb/settings above the user's own ~/.config/wandb/settings, and such a folder may come from anybody.
+
+    Raises:
+        UserError: naming the file and the setting.
+    """
+    import wandb
+
+    settings = wandb.Settings()  # without the user's own file, which wandb.setup() adds
+    default = wandb.Settings.model_fields["base_url"].default
+    for key, value in settings.read_system_settings().all().items():
+        same = key == "base_url" and value in (default, os.environ.get("WANDB_BASE_URL"))
+        if not same and key not in HARMLESS:
+            raise UserError(
+                f"{settings.settings_workspace}: sets {key}; a file in the working directory may not say where a run "
+                f"is sent: remove it there, and set it in the environment (WANDB_{key.upper()}) or in wandb's own "
+                "~/.config/wandb/settings"
+            )
 
 
 @dataclass

@@ -16,7 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
-from posttrain import early, patches, rundir, yaml_file
+from posttrain import early, patches, rundir
 from posttrain.errors import RunFailed, UserError, of_place
 from posttrain.rollback import RolledBack
 
@@ -68,9 +68,9 @@ def build(run_dir: Path):
 
     startup = Startup(float(os.environ.get(STARTED, time.time())))
     startup.mark("compose, import" if "posttrain.trainer" in sys.modules else "compose, launch")
-    from posttrain import targets
+    from posttrain import frozen, targets
 
-    cfg = yaml_file.read_in(run_dir, "config.yaml")
+    cfg = frozen.read(run_dir)
     targets.check(cfg)
     platform = import_all()
     applied = ", ".join(patches.apply(platform))
@@ -83,6 +83,7 @@ def build(run_dir: Path):
     parts = {name: built(cfg[name]) if cfg[name].get("_target_") else None for name in GROUPS}
     trackers = [built(tracker) for tracker in cfg.logger.values()]
     # Partial: Hydra would turn the instantiated objects among its arguments into configuration again.
+    targets.require_own(cfg.trainer)
     trainer = instantiate(cfg.trainer, _partial_=True)
     startup.mark("import")
     return trainer(**parts, trackers=trackers, platform=platform, run_dir=run_dir, frozen=cfg, startup=startup)

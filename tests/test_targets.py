@@ -1,5 +1,7 @@
 """Which targets a configuration may name, wherever it names them."""
 
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -80,3 +82,56 @@ def test_own_code_is_allowed_by_the_environment_only(monkeypatch):
 def test_everything_the_project_ships_is_allowed():
     assert [target for _, target in targets.walk(compose(["logger=[wandb,tensorboard]"]))]
     targets.check(compose(["logger=[wandb,tensorboard]"]))
+
+
+OWN = """
+import functools, os, torch
+from torch import load as loaded
+import posttrain.errors as others
+def score(): return 1
+class Scorer:
+    def of(self): return 2
+    @classmethod
+    def made(cls): return cls()
+class Table(dict): pass
+later = functools.partial(os.system, "touch /x")
+held = Scorer()
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of the user's, allowed by its name."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text(OWN)
+    (tmp_path / "mine" / "below.py").write_text("class Deep: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(targets.ENVIRONMENT, "mine")
+    for name in ("mine", "mine.below"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.mark.parametrize("name", ["score", "Scorer", "Scorer.made", "below.Deep"])
+def test_what_an_allowed_module_defines(name, own):
+    from posttrain.checkpoint import pickles
+
+    assert targets.is_own(f"mine.{name}")
+    module, _, last = f"mine.{name}".rpartition(".") if name == "below.Deep" else ("mine", ".", name)
+    assert pickles.allowed(module, last)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["torch.load", "loaded", "os.system", "os.environ.clear", "others.UserError", "later", "Table.fromkeys",
+     "score.__globals__.clear", "functools.partial"],
+)  # fmt: skip
+def test_what_an_allowed_module_only_imports(name, own):
+    from posttrain.checkpoint import pickles
+    from posttrain.data.check import built
+
+    with pytest.raises(UserError, match="is not defined in a module that"):
+        built(OmegaConf.create({"_target_": f"mine.{name}"}))
+    with pytest.raises(UserError, match="is not defined in a module that"):
+        built(OmegaConf.create({"_target_": "mine.Scorer", "x": [{"_target_": f"mine.{name}"}]}))
+    assert not pickles.allowed("mine", name)
+    assert not pickles.allowed(*f"mine.{name}".rsplit(".", 1))

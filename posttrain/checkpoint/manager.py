@@ -13,10 +13,9 @@ from megatron.bridge.training.checkpointing import (
     DefaultCheckpointManager,
     is_empty_async_queue,
 )
-from omegaconf import OmegaConf
 from torch.distributed.checkpoint.api import CheckpointException
 
-from posttrain import rundir
+from posttrain import frozen, rundir
 from posttrain.checkpoint import files, inputs, pickles, resume
 from posttrain.errors import UserError
 from posttrain.files import write_text
@@ -67,7 +66,7 @@ class Manager(DefaultCheckpointManager):
             if self.rank == 0:
                 self.trainer.progress.inputs = self.inputs
                 self.trainer.progress.write(partial)
-                write_text(partial / resume.CONFIG, OmegaConf.to_yaml(self.trainer.config, resolve=True))
+                write_text(partial / resume.CONFIG, frozen.text(self.trainer.config))
             self.pending = step
             if not self.checkpoint_config.async_save:
                 self._publish()

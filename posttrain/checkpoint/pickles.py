@@ -80,9 +80,9 @@ def reading(checkpoint: Path) -> Iterator[None]:
 
 def allowed(module: str, name: str) -> bool:
     """Whether a checkpoint may name `name` of `module`; a dotted name reaches what a module imports, so never."""
-    return any(pattern.fullmatch(f"{module} {name}") for pattern in KNOWN) or targets.allowed_by_user(
-        f"{module}.{name}"
-    )
+    if any(pattern.fullmatch(f"{module} {name}") for pattern in KNOWN):
+        return True
+    return targets.allowed_by_user(module) and targets.is_own(f"{module}.{name}")
 
 
 def _from_a_peer() -> bool:

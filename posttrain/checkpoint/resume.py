@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import rundir, yaml_file
+from posttrain import frozen, rundir
 from posttrain.checkpoint import files
 from posttrain.errors import UserError
 
@@ -74,10 +74,10 @@ def check(cfg: DictConfig, run_dir: Path) -> None:
     found = find(cfg, run_dir)
     if found is None:
         return
-    before = yaml_file.read_in(found, CONFIG)
+    before = frozen.read(found, CONFIG)
     if OmegaConf.select(before, "checkpoint.save_optimizer") is False:
         raise UserError(f"{found}: was saved with checkpoint.save_optimizer=false, a run can't go on from it")
-    changed = differences(before, OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))
+    changed = differences(before, OmegaConf.create(frozen.text(cfg)))
     if changed:
         listed = "".join(f"\n  {key}: {old} -> {new}" for key, (old, new) in sorted(changed.items()))
         raise UserError(

@@ -23,6 +23,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from posttrain import check, compose, schema, stop, targets
 from posttrain.convert import process
+from posttrain.data.check import built
 from posttrain.errors import UserError
 
 COMMANDS = ("import", "export", "merge", "push")
@@ -152,9 +153,7 @@ def push_export(c: DictConfig) -> None:
 
 def import_(cfg: DictConfig, out: Path) -> None:
     """Check the Hugging Face directory, then start Megatron and convert."""
-    from hydra.utils import instantiate
-
-    model = instantiate(cfg.model)
+    model = built(cfg.model)
     _ = model.directory  # checked before Megatron's long import
     with quiet():
         process.start()

@@ -63,16 +63,16 @@ def of_run(directory: Path, run_dir: Path) -> Checkpoint:
     """The checkpoint of a run, which has its frozen configuration."""
     from omegaconf import OmegaConf
 
-    from posttrain import targets, yaml_file
+    from posttrain import frozen, targets
     from posttrain.data.check import built
 
-    frozen = run_dir / "config.yaml"
+    config = run_dir / "config.yaml"
     if not rundir.is_file(run_dir, "config.yaml"):
-        raise UserError(f"{directory}: neither {frozen} nor a {HUGGING_FACE} directory says what model it is of")
-    cfg = yaml_file.read_in(run_dir, "config.yaml")
+        raise UserError(f"{directory}: neither {config} nor a {HUGGING_FACE} directory says what model it is of")
+    cfg = frozen.read(run_dir)
     targets.check(cfg)
     if not all(OmegaConf.is_dict(OmegaConf.select(cfg, group)) for group in ("model", "peft", "template")):
-        raise UserError(f"{frozen}: is not the configuration of a run; it has no `model`, `peft` or `template`")
+        raise UserError(f"{config}: is not the configuration of a run; it has no `model`, `peft` or `template`")
     model = built(cfg.model)
     if not model.random_init:
         _ = model.directory  # that it is still there, and whole

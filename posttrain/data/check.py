@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from posttrain import targets
 from posttrain.data.sft import SFTData
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
@@ -30,6 +31,7 @@ def built(node: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    targets.require_own(node)
     try:
         return instantiate(node)
     except InstantiationException as error:

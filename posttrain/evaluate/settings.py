@@ -14,11 +14,11 @@ from hydra.errors import OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain import compose, rundir, schema, yaml_file
+from posttrain import compose, frozen, rundir, schema
 from posttrain.errors import UserError
 
 # Taken from a run unless overridden: what decides which tokens are measured, and how exactly.
-OF_RUN = ("data", "template", "precision", "seed", "cache_dir", "trainer")
+OF_RUN = ("data", "template", "precision", "seed", "trainer")
 
 
 @dataclass
@@ -76,14 +76,14 @@ def run_of(what: str) -> Path | None:
 
 def with_run(cfg: DictConfig, run_dir: Path) -> DictConfig:
     """Return `cfg` with the values that the run in `run_dir` was trained with; see OF_RUN."""
-    frozen = yaml_file.read_in(run_dir, "config.yaml")
+    ran = frozen.read(run_dir)
     merged = cfg.copy()
     try:
         with open_dict(merged):
-            for key in ("data", "template", "seed", "cache_dir"):
-                merged[key] = frozen[key]
-        merged.precision.name = frozen.precision.name
-        merged.trainer.seq_length = frozen.trainer.seq_length
+            for key in ("data", "template", "seed"):
+                merged[key] = ran[key]
+        merged.precision.name = ran.precision.name
+        merged.trainer.seq_length = ran.trainer.seq_length
     except (OmegaConfBaseException, AttributeError, KeyError) as error:
         raise UserError(f"{run_dir / 'config.yaml'}: not the configuration of a run: {error}") from None
     return merged

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from posttrain import yaml_file
+from posttrain import confidential, yaml_file
 from posttrain.errors import UserError
 
 FRAMEWORKS = ("megatron_bridge", "megatron-bridge")
@@ -121,7 +121,12 @@ def _mapping(path: Path, found: list[str]) -> dict[str, Any]:
     content = yaml_file.parse(path, Floats)
     if not isinstance(content, dict):
         raise UserError(f"{path}: is no configuration of Primus: a mapping was expected")
-    return filled(content, found, path)
+    values = filled(content, found, path)
+    try:
+        confidential.check(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return values
 
 
 def filled(value: Any, found: list[str], path: Path) -> Any:
@@ -135,10 +140,11 @@ def filled(value: Any, found: list[str], path: Path) -> Any:
         path: of the file, for messages.
 
     Raises:
-        UserError: a variable is not set and has no default.
+        UserError: a variable is not set and has no default, or holds a secret.
     """
 
     def one(match: re.Match[str]) -> str:
+        confidential.refuse_variable(match[1], f"{path}: ${{{match[1]}}}")
         text = os.environ.get(match[1], match[2])
         if text is None:
             raise UserError(f"{path}: needs the environment variable {match[1]}, which is not set")

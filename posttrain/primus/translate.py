@@ -375,7 +375,8 @@ def _translate_trackers(reader: Reader, done: Translation) -> None:
         trackers.append("wandb")
         done.values["logger.wandb.project"] = project
         if entity is not None:
-            done.values["logger.wandb.entity"] = entity
+            reason = "to whom a run is sent is said on the command line: logger.wandb.entity=NAME, or by WANDB_ENTITY"
+            done.left_out.append(reader.explain("wandb_entity", reason))
     if reader.get("tensorboard_dir") is not None:
         trackers.append("tensorboard")
         reason = "events are written to RUN_DIR/tensorboard"

@@ -15,12 +15,18 @@ from posttrain.report import figures
 from posttrain.report.table import NUMBERS, columns, format_value, numbers_of
 from posttrain.report.trials import Trial, best_trial, ranked_by
 from posttrain.sweep.names import flatten, is_place
+from posttrain.visible import visible
 
 FOLDER = Path(__file__).parent
 MOST_POINTS = 1500  # per curve: more than a screen has columns, few enough for 100 trials in one file
 FIRST_CURVES = ("loss", "val_loss")  # at the top of the curve menu
 NOT_CURVES = ("time",)
 MOST_HUES = 10  # trials told apart by hue; more are coloured by rank
+
+
+def _spelt_out(value: Any) -> Any:
+    """A text of a run's with its control characters made visible; what is markup already is left."""
+    return visible(value) if type(value) is str else value
 
 
 def render(trials: list[Trial], title: str) -> str:
@@ -39,7 +45,9 @@ def render(trials: list[Trial], title: str) -> str:
         series = {name: _curve(trial, name) for name in curves}
         curves_by_trial.append({"name": trial.name, "color": color, "series": series})
     data = {"trials": curves_by_trial, "curves": curves, "figures": draw_figures(trials)}
-    environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_spelt_out
+    )
     return environment.get_template("page.html.j2").render(
         title=title,
         trials=rows,

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from posttrain import rundir, yaml_file
+from posttrain import frozen, rundir, yaml_file
 from posttrain.errors import UserError
 from posttrain.sweep.names import flatten, is_place
 
@@ -96,7 +96,7 @@ def read_trial(path: Path, root: Path) -> Trial:
     return Trial(
         name=str(path.relative_to(root)) if path != root else path.resolve().name,
         path=path,
-        config=flatten(_yaml(path, "config.yaml", {})),
+        config=flatten(frozen.unescaped(_yaml(path, "config.yaml", {}))),
         overrides=[str(override) for override in overrides] or None,
         state=str(status.get("state", "unknown")),
         error=str(status.get("error") or ""),

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from posttrain import launch, nodes, rundir, yaml_file
+from posttrain import frozen, launch, nodes, rundir
 from posttrain.errors import RunFailed, UserError
 from posttrain.plan import auto
 from posttrain.relay import stopped
@@ -39,7 +39,7 @@ class Job:
         for number in (signal.SIGTERM, signal.SIGHUP, SAVE):  # until there are ranks to tell
             signal.signal(number, _stop)
         try:
-            cfg = yaml_file.read_in(run_dir, "config.yaml")
+            cfg = frozen.read(run_dir)
             place(cfg, os.environ, first_host())
             gpus = launch.visible_gpus()
             line = auto.resolve(cfg, gpus)

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check, launch, nodes, rundir
+from posttrain import check, frozen, launch, nodes, policy, rundir
 from posttrain.errors import UserError
 from posttrain.plan import auto
 from posttrain.schema import SlurmSchema
@@ -175,11 +176,29 @@ def make_executor(options: SlurmSchema, folder: Path) -> Any:
     extra: dict[str, Any] = {"requeue": True, "signal": f"{SAVE.name[3:]}@{options.signal_delay_s}"}
     if options.mem_gb is not None:
         extra["mem"] = f"{round(options.mem_gb * 1024)}M"
-    executor = SlurmExecutor(folder / "%j", python=python)
     given = {name: value for name, value in wanted.items() if value is not None}
+    _refuse_control({**given, **extra, **options.sbatch, "time": options.time, "python": python, "folder": str(folder)})
+    executor = SlurmExecutor(folder / "%j", python=python)
     # submitit has a default time limit, five minutes: None is the partition's.
     executor.update_parameters(**given, time=options.time, additional_parameters={**extra, **options.sbatch})
     return executor
+
+
+def _refuse_control(given: dict[str, Any]) -> None:
+    """Every value becomes a line of the batch script, or a word of one: a line end in it would begin another line.
+
+    submitit quotes values, but a quoted line end still ends a `#SBATCH` line. `setup` and `teardown` are lines.
+
+    Raises:
+        UserError: a value, or the name of an option, holds a control character.
+    """
+    for name, value in given.items():
+        values = value if isinstance(value, list | tuple) and name not in ("setup", "teardown") else [value]
+        texts = [str(name), *(item for item in values if isinstance(item, str))]
+        if any(policy.CONTROL.search(item) for item in texts):
+            raise UserError(f"{LAUNCHER}: {name!r}: holds a line end or control character")
+        if not re.fullmatch(r"[\w.-]+", str(name)):
+            raise UserError(f"{LAUNCHER}: {name!r}: not the name of an option of sbatch")
 
 
 def wait(waiting: dict[str, Trial], poll_s: float) -> None:
@@ -275,7 +294,7 @@ def end_of(job: str) -> str:
 
 
 def _task(trial: Trial) -> DictConfig:
-    return OmegaConf.create(trial.task_config())
+    return frozen.literal(trial.task_config())
 
 
 def _read(run_dir: Path, name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import rundir
+from posttrain import frozen, rundir
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch import last_loss
 from posttrain.relay import nohup
@@ -73,8 +73,8 @@ class Trial:
         rundir.check(self.directory)
         if not all(rundir.is_file(self.directory, name) for name in ("config.yaml", "status.json")):
             return False
-        frozen = rundir.read_text(self.directory, "config.yaml")
-        old = yaml.load(frozen, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        text = rundir.read_text(self.directory, "config.yaml")
+        old = frozen.unescaped(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
         before, now = flatten(old), flatten(self.task_config())
         if now.get("parallelism.auto"):  # the machine decided, the frozen configuration says what
             now |= {key: value for key, value in before.items() if key.startswith("parallelism.")}
@@ -173,7 +173,7 @@ class Trial:
                 return
         self.directory.mkdir(parents=True, exist_ok=True)
         if not rundir.is_file(self.directory, "config.yaml"):
-            text = OmegaConf.to_yaml(OmegaConf.create(self.task_config()))
+            text = frozen.text(frozen.literal(self.task_config()))
             rundir.write_text(self.directory, "config.yaml", text)
         status = {"state": "stopped" if self.stopped else "failed", "error": self.error, "ended": time.time()}
         rundir.write_json(self.directory, "status.json", status)

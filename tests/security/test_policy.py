@@ -11,6 +11,8 @@ from posttrain import policy, preview
 from posttrain.compose import compose
 from posttrain.convert import __main__ as convert
 from posttrain.errors import UserError
+from posttrain.schema import SlurmSchema
+from posttrain.sweep import slurm
 
 GLOBAL = "# @package _global_\n"
 
@@ -102,6 +104,28 @@ def test_nor_a_whole_configuration(key, site, tmp_path, monkeypatch, capsys):
         main()
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and key in said and "from no file" in said
+
+
+@pytest.mark.parametrize("word", ["hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name"])
+def test_a_place_with_a_line_end_is_refused_even_where_typed(word):
+    assert word in refused([f"{word}='a\nscancel 1'"])
+
+
+@pytest.mark.parametrize(
+    "changed, folder",
+    [({"partition": "a\nid"}, "f"), ({"sbatch": {"x\nid": 1}}, "f"), ({"srun_args": ["a\nid"]}, "f"),
+     ({"python": "python\nid"}, "f"), ({"sbatch": {"a": "b\rid"}}, "f"), ({"sbatch": {"a b": 1}}, "f"), ({}, "f\nid")],
+)  # fmt: skip
+def test_no_value_begins_a_line_of_a_batch_script(changed, folder, tmp_path):
+    pytest.importorskip("submitit")
+    with pytest.raises(UserError, match=r"control character|not the name"):
+        slurm.make_executor(SlurmSchema(**changed), tmp_path / folder)
+
+
+def test_a_database_of_a_search_is_refused_in_a_line():
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    said = refused(["hydra/sweeper=optuna", "hydra.sweeper.storage=sqlite:///x.db"])
+    assert "hydra.sweeper.storage: not supported" in said
 
 
 def test_nor_where_the_shipped_files_are(monkeypatch, capsys, tmp_path):

@@ -58,7 +58,7 @@ checkpointing: {save: runs/one, save_interval: 100, no_save_optim: true, save_lo
 logging: {log_interval: 5, eval_interval: 50, eval_iters: 4, tensorboard_dir: /tb, wandb_project: mine}
 convert_to_hf: true
 hf_save_path: /exports/x
-hub_token: ${TOKEN:secret}
+hub_token: secret
 """
 SECTIONS_MEAN = {
     "model.path": "meta-llama/Meta-Llama-3-8B", "peft._target_": "posttrain.peft.LoRA", "peft.rank": 24,

@@ -59,6 +59,8 @@ class RunCallback(Callback):
         if self.metrics:
             self.planned = planned_peak(self.trainer)
             self.metrics.start(self.first_step, self.flops, self.planned)
+        if self.first_step == 0 and not self.trainer.peft and self.settings.export:
+            self.check_base(context)
         if self.first_step == 0:
             self.progress.val_loss_before = self.validate(context, 0)
             self.sample(context, 0, "before")
@@ -83,6 +85,19 @@ class RunCallback(Callback):
         damaged = self.trainer.cached.remove_damaged()
         if self.reduce([float(damaged)], maximum=True)[0]:
             raise RolledBack("data: the cached rows have changed since they were written; they are made again")
+
+    def check_base(self, context: CallbackContext) -> None:
+        """See that the model is what transformers reads from the files given; costs seconds, not hours afterwards."""
+        from posttrain.export import check_base, source_of
+
+        trainer = self.trainer
+        on_gpu = trainer.platform.device == "cuda"
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
+            trainer.base_check = check_base(source_of(trainer, context.model))
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        trainer.startup.mark("base check")
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Note the time and this step's learning rate (the scheduler moves on before the step ends)."""

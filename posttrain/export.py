@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from posttrain.convert import card, live
@@ -15,16 +16,15 @@ from posttrain.convert.facts import facts
 from posttrain.convert.publish import publishing
 from posttrain.convert.shards import ShardWriter
 from posttrain.convert.trained_tokenizer import TrainedTokenizer
-from posttrain.convert.verify import ExportRefused, Live, verify
+from posttrain.convert.verify import ExportRefused, Live, compare_base, verify
 from posttrain.files import write_json
 from posttrain.models import HFModel
-from posttrain.models.headers import read_json
+from posttrain.models.headers import read_headers, read_json
 from posttrain.models.hf import DEMO
-from posttrain.peft.directory import CONFIG, TRANSPOSED, WEIGHTS
+from posttrain.models.vocabulary import is_output, is_vocabulary
+from posttrain.peft.directory import CONFIG, PREFIX, TRANSPOSED, WEIGHTS
 
 log = logging.getLogger(__name__)
-
-OUTPUT_LAYERS = ("lm_head.weight", "embed_out.weight")
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Source:
         tokenizer: what it was trained with; None: the model's own, and no template is known.
         facts: about the training (posttrain.convert.facts); None: there was none.
         license: of the weights, for the model card; None: what the facts say.
+        base: what `check_base` found; None: it was not called.
     """
 
     model: HFModel
@@ -54,6 +55,7 @@ class Source:
     tokenizer: TrainedTokenizer | None = None
     facts: dict[str, Any] | None = None
     license: str | None = None
+    base: dict[str, Any] | None = None
 
 
 def export_model(trainer: Any, model: list[torch.nn.Module], results: dict[str, Any]) -> Path:
@@ -68,20 +70,62 @@ def export_model(trainer: Any, model: list[torch.nn.Module], results: dict[str, 
     Raises:
         ExportRefused: it is not the model that was trained; on every process.
     """
-    p, precision = trainer.parallelism, trainer.precision
+    source = source_of(trainer, model)
+    source.facts = facts(trainer.config, results, trainer.splits.report)
+    return export(source, trainer.run_dir / ("adapter" if trainer.peft else "hf"), overwrite=True)
+
+
+def source_of(trainer: Any, model: list[torch.nn.Module]) -> Source:
+    """A run's live model, with why its logits can't be compared, if they can't."""
+    p, precision, device = trainer.parallelism, trainer.precision, trainer.platform.device
     unchecked = None
     if not trainer.settings.verify:
         unchecked = "trainer.verify=false"
     elif p.context_parallel_size > 1 or p.fsdp:
         unchecked = "logits of one sequence are divided over processes (context parallelism, FSDP)"
-    elif precision.resolve(trainer.platform.device) == "fp8":
+    elif precision.resolve(device) == "fp8":
         unchecked = "fp8 arithmetic has no counterpart in transformers"
-    source = Source(
-        trainer.model, trainer.bridge, model, trainer.peft, precision.dtype(trainer.platform.device),
-        trainer.platform.device, unchecked, TrainedTokenizer(trainer.model, trainer.template, trainer.tokenizer),
-        facts(trainer.config, results, trainer.splits.report),
-    )  # fmt: skip
-    return export(source, trainer.run_dir / ("adapter" if trainer.peft else "hf"), overwrite=True)
+    tokenizer = TrainedTokenizer(trainer.model, trainer.template, trainer.tokenizer)
+    dtype = precision.dtype(device)
+    source = Source(trainer.model, trainer.bridge, model, trainer.peft, dtype, device, unchecked, tokenizer)
+    source.base = trainer.base_check
+    return source
+
+
+def check_base(source: Source) -> dict[str, Any]:
+    """Compare the live model before training with what transformers makes of the files given; a collective call.
+
+    Not under an adapter: there transformers reads these files when the export is compared.
+
+    Returns:
+        What was found, or why nothing was compared.
+
+    Raises:
+        ExportRefused: the logits differ by more than the tolerance; on every process.
+    """
+    model = source.model
+    if source.unchecked or model.random_init:
+        return {"checked": False, "reason": source.unchecked or "the weights are random"}
+    trained = source.tokenizer or TrainedTokenizer(model)
+    rows = model.file_rows  # new ones are not in the files
+    tokens = live.prompts(trained.tokenizer, rows)
+    found = Live(tokens, live.logits(source.parts, tokens)[..., :rows], source.dtype == torch.bfloat16)
+    report, refused = None, [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            report = compare_base(model, found, source.device)
+        except ExportRefused as error:
+            refused = [str(error)]
+    refuse_everywhere(refused)
+    return report or {}
+
+
+def refuse_everywhere(refused: list[str | None]) -> None:
+    """Raise ExportRefused on every process with the reason that the first one has in `refused`, if it has one."""
+    if torch.distributed.get_world_size() > 1:
+        torch.distributed.broadcast_object_list(refused, src=0)
+    if refused[0]:
+        raise ExportRefused(refused[0])
 
 
 def export(source: Source, out: Path, overwrite: bool = False, progress: Any = None) -> Path:
@@ -106,15 +150,14 @@ def export(source: Source, out: Path, overwrite: bool = False, progress: Any = N
                 tokenizer = trained.check(scratch)
                 dtype = str(source.dtype).removeprefix("torch.")
                 report = {"tokenizer": tokenizer, **verify(scratch, source.model, dtype, found, source.device)}
+                if source.base:
+                    report["base"] = source.base
                 write_json(scratch / "verification.json", report)
                 card.write(scratch, name_of(out), source.facts, source.license)
                 log.info("export verified: %s", json.dumps(report))
     except ExportRefused as error:
         refused = [str(error)]
-    if torch.distributed.get_world_size() > 1:
-        torch.distributed.broadcast_object_list(refused, src=0)
-    if refused[0]:
-        raise ExportRefused(refused[0])
+    refuse_everywhere(refused)
     return out
 
 
@@ -125,11 +168,14 @@ def name_of(out: Path) -> str:
 
 def write_weights(source: Source, scratch: Path, progress: Any = None) -> None:
     """All weights as safetensors, adapters merged; written by the first process, the others send their parts."""
-    tied = source.model.random_init and getattr(source.model.hf_config(), "tie_word_embeddings", False)
-    left_out = OUTPUT_LAYERS if tied else ()  # without a base to compare with the bridge writes it twice
+    config = source.model.hf_config()
+    # Without a base to compare with the bridge writes a tied matrix twice.
+    tied = source.model.random_init and getattr(config, "tie_word_embeddings", False)
     writer = ShardWriter(scratch) if torch.distributed.get_rank() == 0 else None
     for name, tensor in source.bridge.export_hf_weights(source.parts, cpu=True, show_progress=False):
-        if writer and name not in left_out:
+        if writer and not (tied and is_output(name)):
+            if is_vocabulary(name):
+                tensor = tensor[: config.vocab_size]  # tensor parallelism may have padded it
             writer.add(name, tensor.to(source.dtype))
             if progress:
                 progress(tensor.numel() * source.dtype.itemsize)
@@ -151,8 +197,20 @@ def write_adapter(source: Source, scratch: Path) -> None:
     if model.hf_config().model_type in TRANSPOSED:
         config = read_json(scratch / CONFIG)
         write_json(scratch / CONFIG, config | {"fan_in_fan_out": True})
+    if model.rows is not None and not model.random_init:
+        found |= vocabulary(model)
     if found:
         save_file(load_file(scratch / WEIGHTS) | found, scratch / WEIGHTS, metadata={"format": "pt"})
+
+
+def vocabulary(model: HFModel) -> dict[str, torch.Tensor]:
+    """The embedding and output matrix of a model that has more rows than its base, by their names in a PEFT file."""
+    found = {}
+    for name, tensor in read_headers(model.directory).items():
+        if is_vocabulary(name):
+            with safe_open(tensor.file, framework="pt") as file:
+                found[PREFIX + name] = model.vocabulary(name, file.get_tensor(name)).contiguous()
+    return found
 
 
 def write_artifacts(source: Source, trained: TrainedTokenizer, scratch: Path) -> None:

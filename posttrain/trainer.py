@@ -56,6 +56,7 @@ class Trainer:
             self.peft.seed = frozen.seed
         self.progress, self.heartbeat = Progress(), Heartbeat()
         self.live: tuple[list[Any], Any] = ([], None)  # the model's chunks and the optimizer, once training begins
+        self.base_check: dict[str, Any] | None = None  # what posttrain.export.check_base found
         self.skipped: list[str] = []  # damaged checkpoints that were passed over
         if model.adapter:
             self.start_from(model.adapter)
@@ -254,6 +255,7 @@ class Trainer:
         """Return the Megatron model provider: the model's shape with this run's sizes, precision and layers."""
         from posttrain.models.local import use_local_layers
 
+        self.model.grow(len(self.tokenizer))
         self.bridge = self.model.bridge()
         provider = self.bridge.to_megatron_provider(load_weights=False)
         if not self.platform.transformer_engine:
@@ -282,11 +284,6 @@ class Trainer:
         # A plain function: experts copy their configuration deeply, and a bound method with its object.
         provider.register_pre_wrap_hook(lambda parts: self._model_built(parts))
         self.vocab_size = provider.vocab_size
-        if len(self.tokenizer) > self.vocab_size:
-            raise UserError(
-                f"template: with its special tokens the tokenizer has {len(self.tokenizer)} tokens, the model "
-                f"{self.vocab_size} embeddings and no spare ones; choose a template whose tokens the tokenizer has"
-            )
         if self.vocab_size % provider.tensor_model_parallel_size:
             provider.vocab_size, provider.should_pad_vocab = None, True  # taken from the tokenizer and padded
             provider.make_vocab_size_divisible_by = 1

@@ -22,7 +22,7 @@ def write_config(out: Path, config: Any, base: Path | None, dtype: str) -> None:
         dtype: of the weights written: float32, bfloat16.
     """
     fields = read_json(base / "config.json") if base else config.to_dict()
-    fields |= {"dtype": dtype, "torch_dtype": dtype}
+    fields |= {"dtype": dtype, "torch_dtype": dtype, "vocab_size": config.vocab_size}
     rope = getattr(config, "rope_parameters", None)
     if rope and "rope_theta" in rope:
         fields["rope_parameters"] = dict(rope)

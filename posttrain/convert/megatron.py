@@ -117,11 +117,14 @@ def export_checkpoint(
         ExportRefused: the result is not the model of the checkpoint.
     """
     adapter = found.peft.build() if found.peft else None
+    trained = TrainedTokenizer(found.model, found.template)
+    if found.template:
+        found.model.grow(len(trained))
     out.parent.mkdir(parents=True, exist_ok=True)
     parts, bridge, weights = load(found, adapter, out.parent, getattr(torch, dtype) if dtype else None)
     source = Source(
         found.model, bridge, parts, adapter, weights, "cpu", None if check else "convert.verify=false",
-        TrainedTokenizer(found.model, found.template), found.facts, license,
+        trained, found.facts, license,
     )  # fmt: skip
     total = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
     with progress("writing", total) as done:

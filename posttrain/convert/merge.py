@@ -16,7 +16,16 @@ from posttrain.generation import turn_ends
 from posttrain.models import HFModel
 from posttrain.models.headers import Tensor
 from posttrain.models.shapes import check_directory
-from posttrain.peft.directory import CONFIG, TRANSPOSED, WEIGHTS, Pair, base_of, check_against, is_adapter, read_adapter
+from posttrain.peft.directory import (
+    CONFIG,
+    TRANSPOSED,
+    WEIGHTS,
+    Pair,
+    base_of,
+    check_against,
+    is_adapter,
+    read_adapter,
+)
 
 
 def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = None, license: str | None = None) -> None:
@@ -36,12 +45,13 @@ def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = No
     _, pairs, tensors = read_adapter(adapter)
     model = HFModel(path=base_of(adapter))
     base = model.directory
+    adapted = HFModel(path=str(adapter))
     headers = check_directory(base)
     check_against(headers, pairs, tensors)
-    hf_config = model.hf_config()
+    hf_config = adapted.hf_config()
     transposed = hf_config.model_type in TRANSPOSED
     with publishing(out, overwrite) as scratch:
-        write_weights(scratch, headers, adapter / WEIGHTS, pairs, transposed, dtype)
+        write_weights(scratch, headers, adapted, pairs, transposed, dtype)
         stored = {"F32": "float32", "F16": "float16"}.get(next(iter(headers.values())).dtype, "bfloat16")
         write_config(scratch, hf_config, base, dtype or stored)
         copy_generation_config(scratch, base)
@@ -69,7 +79,7 @@ def find_adapter(path: Path) -> Path:
 def write_weights(
     scratch: Path,
     headers: dict[str, Tensor],
-    weights: Path,
+    adapted: HFModel,
     pairs: dict[str, Pair],
     transposed: bool,
     dtype: str | None,
@@ -80,12 +90,13 @@ def write_weights(
     for name, tensor in headers.items():
         files.setdefault(tensor.file, []).append(name)
     total = sum(file.stat().st_size for file in files)
-    with progress("merging", total) as done, safe_open(weights, framework="pt") as adapter:
+    with progress("merging", total) as done, safe_open(adapted.adapter / WEIGHTS, framework="pt") as adapter:
         for file, names in files.items():
             with safe_open(file, framework="pt") as base:
                 for name in names:
                     weight = base.get_tensor(name)
                     done(weight.numel() * weight.element_size())
+                    weight = adapted.vocabulary(name, weight)
                     to = getattr(torch, dtype) if dtype and weight.is_floating_point() else weight.dtype
                     if pair := pairs.get(name.removesuffix(".weight")):
                         parts = {kind: adapter.get_tensor(found) for kind, found in pair.tensors.items()}

@@ -10,6 +10,7 @@ from posttrain.convert.reference import ExportRefused, reference, too_large
 from posttrain.errors import UserError
 from posttrain.models.headers import read_headers
 from posttrain.models.shapes import check_directory, is_buffer
+from posttrain.models.vocabulary import is_vocabulary
 from posttrain.peft.directory import check_against, is_adapter, read_adapter
 
 TOLERANCE = 1e-4  # fp32: largest difference over the largest logit
@@ -63,6 +64,24 @@ def verify(directory: Path, model: Any, dtype: str, live: Live | str, device: st
     return report
 
 
+def compare_base(model: Any, live: Live, device: str) -> dict[str, Any]:
+    """Compare the live model before training with what transformers makes of its directory.
+
+    Raises:
+        ExportRefused: the logits differ by more than the tolerance.
+    """
+    if reason := too_large(model, model.directory, device):
+        return {"checked": False, "reason": reason}
+    found = compare(live, *reference(model.directory, model, False, live.tokens, live.bf16, device))
+    if not found["difference"] <= found["tolerance"]:  # NaN as well
+        raise ExportRefused(
+            f"{model.directory}: the logits of the model as it was loaded differ by {found['difference']:.3g} from "
+            f"those of transformers ({found['measure']}), more than the tolerance of {found['tolerance']:.3g}; it is "
+            "not trained (trainer.verify=false trains it nevertheless)"
+        )
+    return found
+
+
 def model_tensors(directory: Path, model: Any, dtype: str) -> dict[str, Any]:
     """Names, shapes and dtype against the base's."""
     try:
@@ -75,7 +94,10 @@ def model_tensors(directory: Path, model: Any, dtype: str) -> dict[str, Any]:
     report: dict[str, Any] = {"count": len(written), "dtype": dtype, "against": "config.json"}
     if not model.random_init:
         base = {name: t for name, t in read_headers(model.directory).items() if not is_buffer(name)}
-        same_tensors({name: t.shape for name, t in written.items()}, {name: t.shape for name, t in base.items()})
+        expected = {name: t.shape for name, t in base.items()}
+        if model.rows is not None:
+            expected |= {name: (model.rows, *base[name].shape[1:]) for name in base if is_vocabulary(name)}
+        same_tensors({name: t.shape for name, t in written.items()}, expected)
         report["against"] = "the base's tensors"
     return report
 

@@ -11,6 +11,7 @@ from posttrain.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+COMPARED = 1 << 22  # bytes at a time
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
@@ -20,11 +21,15 @@ BITS = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor's entry: its shape, its dtype in the format's words (BF16, F32), and the file that holds it."""
+    """One tensor's entry: its shape, its dtype in the format's words (BF16, F32), the file that holds it and where.
+
+    `place` is (first byte, byte after the last) in the file.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     file: Path
+    place: tuple[int, int] = (0, 0)
 
 
 def read_headers(directory: Path) -> dict[str, Tensor]:
@@ -60,7 +65,11 @@ def read_header(file: Path) -> dict[str, Tensor]:
         try:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
-            tensors = {name: Tensor(tuple(e["shape"]), e["dtype"], file) for name, e in header.items()}
+            tensors = {}
+            for name, entry in header.items():
+                begin, end = entry["data_offsets"]
+                place = (8 + length + begin, 8 + length + end)
+                tensors[name] = Tensor(tuple(entry["shape"]), entry["dtype"], file, place)
             end = 8 + length + _length(header)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{file}: its header is damaged ({error}); download it again") from error
@@ -69,6 +78,22 @@ def read_header(file: Path) -> dict[str, Tensor]:
             f"{file}: has {size} bytes, its header says {end}; it was cut short or damaged: download it again"
         )
     return tensors
+
+
+def same_content(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of readable files are equal, bit for bit."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    left = one.place[1] - one.place[0]
+    with open(one.file, "rb") as first, open(other.file, "rb") as second:
+        first.seek(one.place[0])
+        second.seek(other.place[0])
+        while left > 0:
+            size = min(left, COMPARED)
+            if first.read(size) != second.read(size):
+                return False
+            left -= size
+    return True
 
 
 def _names_files(weight_map: Any) -> bool:

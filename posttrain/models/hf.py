@@ -4,15 +4,19 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
 from posttrain.models.shapes import check_directory
-from posttrain.peft.directory import CONFIG, base_of, is_adapter
+from posttrain.models.vocabulary import grown, is_vocabulary
+from posttrain.peft.directory import CONFIG, PREFIX, WEIGHTS, base_of, is_adapter, saved_vocabulary
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 DEMO = "demo:"
@@ -32,6 +36,7 @@ class HFModel:
         trust_remote_code: run Python code that comes with the model.
         architecture: config.json fields, for what must be known without reading `path`.
         learning_rate_scale: what conf/peft multiplies its learning rate by; the model itself has no use for it.
+        rows: of the embedding, where it has more than its files; see `grow`.
     """
 
     path: str
@@ -40,6 +45,11 @@ class HFModel:
     trust_remote_code: bool = False
     architecture: Mapping[str, Any] | None = None
     learning_rate_scale: float = 1.0
+    rows: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.adapter and (saved := saved_vocabulary(self.adapter)):
+            self.rows = max(tensor.shape[0] for tensor in saved.values())
 
     @property
     def is_local(self) -> bool:
@@ -78,12 +88,50 @@ class HFModel:
             path = self.base
         return str(fetch(path, [*CONFIG_FILES, *self._code]))
 
+    @property
+    def file_rows(self) -> int:
+        """Rows of the embedding in the files."""
+        return self._hf_config().vocab_size
+
+    def grow(self, tokens: int) -> None:
+        """See that the embedding, and the output matrix with it, has a row for each of `tokens` tokens."""
+        before = self.hf_config().vocab_size
+        if tokens > before:
+            log.warning("model: the embedding grows from %d to %d rows, one for each token", before, tokens)
+            self.rows = tokens
+
+    def vocabulary(self, name: str, weight: "torch.Tensor") -> "torch.Tensor":
+        """What this model has in place of the tensor `name` of its base.
+
+        Args:
+            name: as in the base's files.
+            weight: that tensor, of any shape.
+
+        Returns:
+            An embedding or output matrix [rows, hidden] as the adapter holds it, else grown; others as they are.
+        """
+        if self.rows is None or not is_vocabulary(name):
+            return weight
+        saved = saved_vocabulary(self.adapter) if self.adapter else {}
+        if name in saved:
+            from safetensors import safe_open
+
+            with safe_open(self.adapter / WEIGHTS, framework="pt") as file:
+                weight = file.get_tensor(PREFIX + name).to(weight.dtype)
+        return grown(weight, self.rows)
+
     def hf_config(self):
         """Return the transformers config: of `path`, or of `architecture` where the weights are random.
 
         Raises:
             UserError: neither is there, or transformers does not know the architecture.
         """
+        config = self._hf_config()
+        if self.rows is not None:
+            config.vocab_size = self.rows
+        return config
+
+    def _hf_config(self):
         from transformers import AutoConfig
 
         try:
@@ -136,7 +184,15 @@ class HFModel:
             )
         if self.random_init:
             return AutoBridge.from_hf_config(config)
-        return AutoBridge.from_hf_pretrained(self.directory, trust_remote_code=self._trusted())
+        bridge = AutoBridge.from_hf_pretrained(self.directory, trust_remote_code=self._trusted())
+        if self.rows is not None:
+            bridge.hf_pretrained.config = config
+            source = bridge.hf_pretrained.state.source
+            load = source.load_tensors
+            source.load_tensors = lambda names: {
+                name: self.vocabulary(name, weight) for name, weight in load(names).items()
+            }
+        return bridge
 
     @property
     def _code(self) -> list[str]:

@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from posttrain.errors import UserError
-from posttrain.models.headers import Tensor, read_headers, read_json
+from posttrain.models.headers import Tensor, read_headers, read_json, same_content
+from posttrain.models.vocabulary import is_embedding, is_output
 
+# Model types that are tied, or not, where config.json doesn't say; others are not judged.
+TIED = {"gemma": True, "gemma2": True, "gpt2": True}
+TIED |= dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gpt_neox"), False)
 LAYER = re.compile(r"^(.*?\b(?:layers|h))\.(\d+)\.(.+)$")
 # Buffers that some published checkpoints hold in some of their layers; not weights.
 BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
@@ -103,7 +107,37 @@ def check_directory(directory: Path) -> dict[str, Tensor]:
                     "the weights and config.json belong to different models"
                 )
     check_layers(directory, tensors, sizes["L"])
+    check_output(directory, config, tensors)
     return tensors
+
+
+def check_output(directory: Path, config: Mapping, tensors: Mapping[str, Tensor]) -> None:
+    """Raise a UserError where the weights and config.json disagree about the output matrix.
+
+    A copy of the embedding, which some programs save for a tied model, is none of its own.
+    """
+    model_type = config.get("model_type")
+    tied = config.get("tie_word_embeddings", TIED.get(model_type))
+    embedding = next((name for name in tensors if is_embedding(name)), None)
+    output = next((name for name in tensors if is_output(name)), None)
+    if embedding is None or tied is None:
+        return
+    if tied and output and not same_content(tensors[embedding], tensors[output]):
+        raise UserError(
+            f"{tensors[output].file}: {output} differs from {embedding}, but by config.json they are one matrix "
+            "(tie_word_embeddings is true), and one of them would be lost; set tie_word_embeddings to false in "
+            f"config.json, or take {output} out of the file"
+        )
+    if not tied and output and TIED.get(model_type):
+        raise UserError(
+            f"{directory}: a {model_type} with an output matrix of its own (tie_word_embeddings is false) is not "
+            "supported: the layers here take the embedding for it"
+        )
+    if not tied and not output and model_type in TIED:
+        raise UserError(
+            f"{directory}: the weights have no output matrix (lm_head), but config.json says that it is not the "
+            "embedding; if it is, set tie_word_embeddings to true there"
+        )
 
 
 def check_layers(directory: Path, tensors: Mapping[str, Tensor], count: int) -> None:

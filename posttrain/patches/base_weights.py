@@ -37,17 +37,17 @@ def is_random_base(directory: str) -> bool:
     versions={"megatron-bridge": ">=0.6,<0.7"},
 )
 def random_base_weights() -> None:
-    """Keep the initialisation where the base checkpoint is a random one."""
+    """Keep the initialisation where the base checkpoint is a random one; read others by the run's own bridge."""
     import torch
     from megatron.bridge.training import checkpointing
 
     plain = checkpointing._load_hf_pretrained_checkpoint
 
     def load(hf_dir, state, model, optimizer, *, skip_load_to_model_and_opt):
-        random = is_random_base(hf_dir)
         with torch.no_grad():
-            return plain(
-                hf_dir, state, model, optimizer, skip_load_to_model_and_opt=skip_load_to_model_and_opt or random
-            )
+            if not (skip_load_to_model_and_opt or is_random_base(hf_dir)):
+                # By the run's own bridge: its embedding may have more rows than the files.
+                state.cfg.checkpoint._trainer.bridge.load_hf_weights(model)
+            return plain(hf_dir, state, model, optimizer, skip_load_to_model_and_opt=True)
 
     checkpointing._load_hf_pretrained_checkpoint = load

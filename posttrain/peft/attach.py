@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.peft.directory import CONFIG, read_adapter
+from posttrain.peft.directory import CONFIG, read_adapter, saved_vocabulary
 
 
 def attach(model: Any, directory: Path, device: str | None = None) -> Any:
     """The PeftModel of a transformers model and the adapter in `directory`.
 
     PEFT gets each adapted module by its name with the rank of its tensors, so that nothing in adapter_config.json is
-    searched for, built or imported.
+    searched for, built or imported. The base's embedding grows first where the adapter brings one with more rows.
 
     Args:
         model: of the adapter's base; changed in place.
@@ -34,6 +34,9 @@ def attach(model: Any, directory: Path, device: str | None = None) -> Any:
         use_rslora=bool(config.get("use_rslora")), use_dora=bool(config.get("use_dora")),
         fan_in_fan_out=config.get("fan_in_fan_out") is True,
     )  # fmt: skip
+    rows = max((tensor.shape[0] for tensor in saved_vocabulary(directory).values()), default=0)
+    if rows > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(rows, mean_resizing=False)  # PEFT fills them
     try:
         return PeftModel.from_pretrained(model, str(directory), config=ours, torch_device=device)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:

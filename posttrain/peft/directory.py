@@ -14,6 +14,7 @@ from typing import Any
 
 from posttrain.errors import UserError
 from posttrain.models.headers import Tensor, read_header, read_json
+from posttrain.models.vocabulary import is_embedding, is_vocabulary
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -77,6 +78,8 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Pair], dict
     tensors = read_header(directory / WEIGHTS)
     pairs: dict[str, Pair] = {}
     for name in tensors:
+        if name.startswith(PREFIX) and is_vocabulary(name):
+            continue
         end = next((end for end in KINDS if name.endswith(f".{end}")), None)
         module = name[len(PREFIX) : -len(end) - 1] if end else ""
         if not name.startswith(PREFIX) or not MODULE.fullmatch(module):
@@ -139,6 +142,14 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e30 and not math.isnan(value)
 
 
+def saved_vocabulary(directory: Path) -> dict[str, Tensor]:
+    """The embedding and output matrix that PEFT saves with the adapter of a grown model, by the base's names."""
+    if not (directory / WEIGHTS).is_file():
+        return {}
+    tensors = read_header(directory / WEIGHTS)
+    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if is_vocabulary(name)}
+
+
 def check_patterns(patterns: Any, name: str) -> None:
     """Raise a UserError unless `patterns` is a mapping of simple regular expressions to numbers.
 
@@ -180,3 +191,13 @@ def check_against(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], tensors
                 f"adapter: {module} fits a matrix of {[b[0], a[1]]}, the base model's is {list(weight.shape)}; "
                 "it was trained on another model"
             )
+    for name, tensor in tensors.items():
+        if not is_vocabulary(name):
+            continue
+        weight = base.get(name.removeprefix(PREFIX))
+        if weight is None and not is_embedding(name):
+            continue  # PEFT saves a tied output matrix as well
+        if weight is None or len(tensor.shape) != 2 or tensor.shape[1:] != weight.shape[1:]:
+            raise UserError(f"adapter: {name} of {list(tensor.shape)} is not the base model's; it has another width")
+        if tensor.shape[0] < weight.shape[0]:
+            raise UserError(f"adapter: {name} has {tensor.shape[0]} rows, fewer than the base's {weight.shape[0]}")

@@ -24,7 +24,8 @@ def load(bridge: Any, parts: list[torch.nn.Module], directory: Path) -> None:
     """
     from safetensors.torch import load_file
 
-    wanted = load_file(directory / WEIGHTS)
+    # The embedding that the adapter may bring is the model's (HFModel.vocabulary).
+    wanted = {name: tensor for name, tensor in load_file(directory / WEIGHTS).items() if ".lora_" in name}
     own = adapters(parts)
     first = MOST * torch.distributed.get_rank()  # numbers no two processes share, exact in fp64
     number = traced(bridge, parts, own, lambda index, shape: torch.full(shape, float(first + index)))

@@ -10,20 +10,23 @@ from posttrain.models import HFModel
 from posttrain.peft import DoRA, LoRA
 
 
-def source(directory, adapter=None, dtype=None):
-    """A live model of `directory`, with a random adapter if one is given."""
+def source(directory, adapter=None, dtype=None, template=None):
+    """A live model of `directory`, with a random adapter if one is given, and with the tokens of a template."""
     import torch
     from parity import randomise_adapters
 
     from posttrain.convert import megatron
+    from posttrain.convert.trained_tokenizer import TrainedTokenizer
     from posttrain.export import Source
 
     model = HFModel(path=str(directory))
+    trained = TrainedTokenizer(model, template)
+    model.grow(len(trained) if template else 0)
     bridge = model.bridge()
     built = adapter.build() if adapter else None
     parts = megatron.build(bridge, dtype or torch.float32, directory, load=True, adapter=built)
     randomise_adapters(parts)
-    return Source(model, bridge, parts, built, dtype or torch.float32, "cpu")
+    return Source(model, bridge, parts, built, dtype or torch.float32, "cpu", tokenizer=trained)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -223,11 +226,11 @@ def chatml():
     return built(compose(["template=chatml"]).template)
 
 
-def base_without_chats(base, spare: int = 0) -> Path:
+def base_without_chats(base, spare: int = 0, family: str = "llama", **more) -> Path:
     """A base model that ends texts with <|endoftext|> and has no chat template; ids 256 + 8 + 5, and spare rows."""
     from tiny_tokenizer import byte_tokenizer
 
-    directory = base("llama", vocab_size=269 + spare, eos_token_id=264, pad_token_id=264)
+    directory = base(family, vocab_size=269 + spare, eos_token_id=264, pad_token_id=264, **more)
     (directory / "chat_template.jinja").unlink()
     tokenizer = byte_tokenizer(chat_template=None)
     tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
@@ -242,13 +245,11 @@ def test_an_export_says_where_to_stop(adapter, megatron, base, tmp_path):
 
     from posttrain import exported
     from posttrain.convert.merge import merge
-    from posttrain.convert.trained_tokenizer import TrainedTokenizer
     from posttrain.export import export
     from posttrain.generation import stop_tokens
 
     directory = base_without_chats(base)
-    live = source(directory, adapter)
-    live.tokenizer = TrainedTokenizer(live.model, chatml())
+    live = source(directory, adapter, template=chatml())
     export(live, tmp_path / "out")
     if adapter:
         merge(tmp_path / "out", tmp_path / "merged")
@@ -273,13 +274,11 @@ def test_the_tokens_that_a_template_added_are_exported(megatron, base, tmp_path)
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     from posttrain.convert.merge import merge
-    from posttrain.convert.trained_tokenizer import TrainedTokenizer
     from posttrain.export import export
 
     directory = base_without_chats(base, spare=3)
     for name, adapter in (("hf", None), ("adapter", LoRA(rank=4, alpha=8))):
-        live = source(directory, adapter)
-        live.tokenizer = TrainedTokenizer(live.model, llama3())
+        live = source(directory, adapter, template=llama3())
         assert live.tokenizer.conversation[:1] == [269]
         export(live, tmp_path / name)
     merge(tmp_path / "adapter", tmp_path / "merged")
@@ -315,8 +314,7 @@ def test_another_tokenizer_than_the_trainings_is_refused(megatron, base, tmp_pat
     from posttrain.convert.verify import ExportRefused
     from posttrain.export import export
 
-    live = source(base_without_chats(base, spare=3))
-    live.tokenizer = trained_tokenizer.TrainedTokenizer(live.model, llama3())
+    live = source(base_without_chats(base, spare=3), template=llama3())
     monkeypatch.setattr(
         trained_tokenizer.TrainedTokenizer, "write", lambda self, out: copy_tokenizer(out, self.directory)
     )

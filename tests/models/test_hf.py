@@ -187,3 +187,50 @@ def test_trusting_code_is_said_aloud(llama, caplog, monkeypatch):
 def test_the_package_imports_nothing_heavy():
     code = "import sys, posttrain.models; print([m for m in ('torch', 'transformers', 'megatron') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def heads(tmp_path, tied: bool, head):
+    """A Llama whose config.json says `tied`, and whose file holds `head`, a function of the embedding; None: none."""
+    directory = make(tmp_path / "llama", {**LLAMA, "tie_word_embeddings": tied})
+    weights = load_file(directory / "model.safetensors")
+    weights.pop("lm_head.weight", None)
+    if head is not None:
+        weights["lm_head.weight"] = head(weights["model.embed_tokens.weight"])
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def test_an_output_matrix_that_tying_would_lose_is_refused(tmp_path):
+    """Named with both ways out; transformers itself doesn't tie such a model."""
+    from transformers import AutoModelForCausalLM
+
+    def last_bit_of_the_last_row(embedding):
+        head = embedding.clone()
+        head[-1, -1] *= 1.001
+        return head
+
+    directory = heads(tmp_path, True, last_bit_of_the_last_row)
+    message = r"lm_head\.weight differs from model\.embed_tokens\.weight.*tie_word_embeddings"
+    with pytest.raises(UserError, match=message):
+        _ = HFModel(path=str(directory)).directory
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    assert not model.lm_head.weight.equal(model.model.embed_tokens.weight)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    assert HFModel(path=str(directory)).directory == directory
+
+
+def test_a_copy_of_the_embedding_is_no_output_matrix(tmp_path):
+    check_directory(heads(tmp_path, True, torch.clone))
+    check_directory(heads(tmp_path, True, None))
+
+
+def test_an_output_matrix_that_is_missing_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"no output matrix .lm_head.*set tie_word_embeddings to true"):
+        check_directory(heads(tmp_path, False, None))
+
+
+def test_a_family_that_is_always_tied(tmp_path):
+    directory = make(tmp_path, {**OTHERS["gemma2"], "model_type": "gemma2", "tie_word_embeddings": False})
+    with pytest.raises(UserError, match="a gemma2 with an output matrix of its own"):
+        check_directory(directory)

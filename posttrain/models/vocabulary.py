@@ -1,0 +1,48 @@
+"""The matrices with a row for each token: which they are, and how they grow where the tokenizer has more tokens."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+OUTPUTS = ("lm_head.weight", "embed_out.weight")
+CHUNK = 8192  # rows
+SEED = 0
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor of this name is the matrix of the tokens that come in."""
+    return name.split(".")[-2:] in [ending.split(".") for ending in EMBEDDINGS]
+
+
+def is_output(name: str) -> bool:
+    """Whether a tensor of this name is the matrix of the tokens that go out."""
+    return name.split(".")[-2:] in [ending.split(".") for ending in OUTPUTS]
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether a tensor of this name has a row for each token."""
+    return is_embedding(name) or is_output(name)
+
+
+def grown(weight: "torch.Tensor", rows: int) -> "torch.Tensor":
+    """`weight` [fewer rows, hidden] with new ones below, [rows, hidden]; the same ones each time.
+
+    A new row is drawn from a normal distribution with the old rows' mean and standard deviation in each column. The
+    mean alone would make the new tokens one: where the rows are frozen no adapter could tell them apart.
+    """
+    import torch
+
+    old, width = weight.shape
+    if rows <= old:
+        return weight
+    total, squares = (torch.zeros(width, dtype=torch.float64) for _ in range(2))
+    for chunk in weight.split(CHUNK):
+        values = chunk.double().cpu()
+        total += values.sum(0)
+        squares += values.square().sum(0)
+    mean = total / old
+    deviation = (squares / old - mean.square()).clamp(min=0).sqrt()
+    noise = torch.randn(rows - old, width, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
+    return torch.cat([weight, (mean + deviation * noise).to(weight)])

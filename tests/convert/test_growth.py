@@ -1,0 +1,102 @@
+"""A template with more tokens than the model has rows: the embedding grows, and nothing of it is lost."""
+
+import json
+
+import pytest
+import torch
+from families import FAMILIES
+from safetensors.torch import load_file
+from test_export import base_without_chats, llama3, source
+
+from posttrain.models import HFModel
+from posttrain.models.vocabulary import grown, is_vocabulary
+from posttrain.peft import LoRA
+
+TIED = ("gemma", "gemma2", "gpt2")  # nothing else is supported of them
+
+
+def test_new_rows():
+    """Like the old ones, the same each time, and none like another; the old ones are as they were."""
+    torch.manual_seed(0)
+    weight = 3 + 2 * torch.randn(10_000, 8)
+    found = grown(weight, 11_000)
+    assert found[:10_000].equal(weight) and found.equal(grown(weight, 11_000)) and grown(weight, 9).equal(weight)
+    new = found[10_000:]
+    assert (new.mean(0) - 3).abs().max() < 0.3 and (new.std(0) - 2).abs().max() < 0.3
+    assert len(new.unique(dim=0)) == 1000
+    assert grown(weight.bfloat16(), 10_003).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("family", "tied"), [(family, tied) for family in FAMILIES for tied in (True, False) if tied or family not in TIED]
+)
+def test_whole_model_adapter_and_merge(family, tied, megatron, base, tmp_path):
+    """Transformers and PEFT read each, in the card's lines, as the live model; the old rows are the base's."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from posttrain.convert import live as logits
+    from posttrain.convert.merge import merge
+    from posttrain.export import export
+
+    directory = base_without_chats(base, family=family, tie_word_embeddings=tied)
+    before = load_file(directory / "model.safetensors")
+    live = source(directory, template=llama3())
+    export(live, tmp_path / "hf")
+    tokens = logits.prompts(live.tokenizer.tokenizer, 272, live.tokenizer.conversation)
+    assert tokens.max() == 271
+    expected = logits.logits(live.parts, tokens)
+    assert expected.shape[-1] == 272
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager")
+    assert close(model(tokens).logits, expected)
+    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "hf")) == 272
+    after = load_file(tmp_path / "hf" / "model.safetensors")
+    assert after.keys() == before.keys()
+    matrices = [name for name in before if is_vocabulary(name)]
+    assert len(matrices) == 2 - tied
+    for name in matrices:
+        assert after[name][:269].equal(before[name]) and len(after[name]) == 272
+
+    live = source(directory, LoRA(rank=4, alpha=8), template=llama3())
+    export(live, tmp_path / "adapter")
+    expected = logits.logits(live.parts, tokens)
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", attn_implementation="eager")
+    assert close(model(tokens).logits, expected)
+    merge(tmp_path / "adapter", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager")
+    assert merged.config.vocab_size == 272 and close(merged(tokens).logits, expected)
+    for name in ("hf", "adapter"):
+        assert json.loads((tmp_path / name / "verification.json").read_text())["logits"]["checked"]
+
+
+def close(found, expected):
+    return (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_going_on_from_a_grown_adapter(megatron, base, tmp_path):
+    """Its embedding is the model's, even where it was trained; what PEFT itself saves is read too."""
+    from peft import AutoPeftModelForCausalLM
+
+    from posttrain import exported
+    from posttrain.convert import live as logits
+    from posttrain.convert import megatron as convert
+    from posttrain.export import export
+    from posttrain.peft import start
+
+    export(source(base_without_chats(base), LoRA(rank=4, alpha=8), template=llama3()), tmp_path / "adapter")
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        for matrix in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            matrix[269:] += torch.randn(3, matrix.shape[1])
+    model.save_pretrained(tmp_path / "peft", save_embedding_layers=True)
+    for file in (tmp_path / "adapter").glob("*token*"):
+        (tmp_path / "peft" / file.name).write_bytes(file.read_bytes())
+    again = HFModel(path=str(tmp_path / "peft"))
+    assert again.hf_config().vocab_size == 272
+    bridge, adapter = again.bridge(), LoRA(rank=4, alpha=8).build()
+    parts = convert.build(bridge, torch.float32, tmp_path, load=True, adapter=adapter)
+    start.load(bridge, parts, tmp_path / "peft")
+    tokens = torch.arange(240, 272)[None]
+    assert close(logits.logits(parts, tokens), model.eval()(tokens).logits)
+    loaded, _ = exported.load(tmp_path / "peft")
+    assert close(loaded(tokens).logits, model(tokens).logits)

@@ -235,7 +235,7 @@ class Trainer:
             dist=dist,
             dataset=RowsProvider.of(self),
             logger=LoggerConfig(log_interval=1, skip_train_metrics_log=True, tensorboard_dir=None),
-            tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=self.vocab_size - 1),
+            tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=self.vocab_size),
             checkpoint=self.checkpoint.build(
                 self.run_dir / "checkpoints", str(self.base_directory()), resume_from, self
             ),
@@ -291,6 +291,10 @@ class Trainer:
 
     def _model_built(self, parts: list[Any]) -> list[Any]:
         self.startup.mark("process groups, model")
+        if self.vocab_size % self.parallelism.tensor_model_parallel_size:
+            from posttrain.models.padding import hide_padding
+
+            hide_padding(parts, self.vocab_size)
         return parts
 
     def base_directory(self) -> Path:

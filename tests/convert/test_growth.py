@@ -100,3 +100,34 @@ def test_going_on_from_a_grown_adapter(megatron, base, tmp_path):
     assert close(logits.logits(parts, tokens), model.eval()(tokens).logits)
     loaded, _ = exported.load(tmp_path / "peft")
     assert close(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_padding_takes_no_part_in_the_softmax(megatron, base):
+    """As tensor parallelism pads: the logits of the tokens are as they were, the others weigh nothing."""
+    from posttrain.convert import live as logits
+    from posttrain.models.padding import hide_padding
+
+    live = source(base("gpt2"))
+    tokens = torch.arange(30)[None]
+    expected = logits.logits(live.parts, tokens)
+    hide_padding(live.parts, 90)
+    found = logits.logits(live.parts, tokens)
+    assert found[..., :90].equal(expected[..., :90])
+    assert found.softmax(-1)[..., :90].equal(expected[..., :90].softmax(-1)) and not found.softmax(-1)[..., 90:].any()
+
+
+def test_a_model_that_is_not_its_files_is_refused_before_training(megatron, base):
+    """Logits of a whole model as loaded against transformers on the files given; said where they aren't compared."""
+    from posttrain.convert.verify import ExportRefused
+    from posttrain.export import check_base
+
+    live = source(base_without_chats(base), template=llama3())
+    found = check_base(live)
+    assert found["checked"] and found["difference"] <= found["tolerance"]
+    live.unchecked = "trainer.verify=false"
+    assert check_base(live) == {"checked": False, "reason": "trainer.verify=false"}
+    live.unchecked = None
+    with torch.no_grad():
+        next(p for name, p in live.parts[0].named_parameters() if "linear_fc2" in name).mul_(1.01)
+    with pytest.raises(ExportRefused, match=r"as it was loaded differ by .* from those of transformers"):
+        check_base(live)

@@ -3,6 +3,8 @@
 Others on a CPU: test_runs.py. Those on GPUs run alone, `pytest -m gpu tests/e2e/test_layouts.py`, with two or more.
 """
 
+import json
+
 import pytest
 
 from posttrain.launch import visible_gpus
@@ -22,7 +24,7 @@ def save(directory, tiny, kind, **sizes):
 
     torch.manual_seed(0)
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None} if kind == "Mixtral" else {}
-    config = getattr(transformers, f"{kind}Config")(**LLAMA, **sizes, **experts, bos_token_id=None)
+    config = getattr(transformers, f"{kind}Config")(**{**LLAMA, **sizes}, **experts, bos_token_id=None)
     getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     return [
@@ -44,6 +46,21 @@ def test_on_a_cpu(kind, layouts, posttrain, tiny, tmp_path):
     alone = losses(posttrain, *words)
     for layout in layouts:
         assert losses(posttrain, *words, f"parallelism={layout}") == pytest.approx(alone, rel=1e-5), layout
+
+
+def test_an_embedding_that_grows_and_is_divided(posttrain, tiny, tmp_path):
+    """To 271 rows, padded to two times 136: the padding is no token in the loss, and the export has none of it."""
+    words = save(tmp_path / "model", tiny, "Llama", **SMALL, vocab_size=269)
+    words += ["template=chatml", 'template.special_tokens=["<|a|>","<|b|>"]', "template.add_special_tokens=true"]
+    alone = losses(posttrain, *words)
+    words = [word for word in words if word != "trainer.export=false"]
+    result = posttrain(*words, "parallelism=tp2")
+    assert result.code == 0, result.err + result.log()
+    assert [*result.losses, result.summary["val_loss_after"]] == pytest.approx(alone, rel=1e-5)
+    hf = result.run_dir / "hf"
+    assert json.loads((hf / "config.json").read_text())["vocab_size"] == 271
+    report = json.loads((hf / "verification.json").read_text())
+    assert report["logits"]["checked"] and report["base"]["checked"] and report["tokenizer"]["tokens"] == 271
 
 
 @pytest.mark.gpu

@@ -1,0 +1,35 @@
+"""Tensor parallelism fills the vocabulary up to a multiple of its size; what it adds must not count as tokens."""
+
+import torch
+from megatron.core import parallel_state
+
+
+def hide_padding(parts: list[torch.nn.Module], vocabulary: int) -> None:
+    """Give the logits beyond `vocabulary` the lowest value, so that they take no part in the softmax.
+
+    Their rows are zeros, and a logit of 0 is the largest where the model's own are negative, as GPT-2's are.
+
+    Args:
+        parts: the model's chunks of this process, not wrapped.
+        vocabulary: tokens that there are.
+    """
+    for part in parts:
+        for module in part.modules():
+            if getattr(module, "output_layer", None) is not None and hasattr(module, "vocab_size"):
+                rows = module.vocab_size // parallel_state.get_tensor_model_parallel_world_size()
+                first = rows * parallel_state.get_tensor_model_parallel_rank()
+                module.output_layer.register_forward_hook(_hook(rows, max(0, vocabulary - first), vocabulary))
+
+
+def _hook(rows: int, own: int, vocabulary: int):
+    """A forward hook of an output layer with `rows` rows here, of which `own` are tokens."""
+
+    def hide(layer, inputs, output):
+        logits, bias = output
+        used = own if logits.size(-1) == rows else vocabulary  # gathered from all processes
+        if used >= logits.size(-1):
+            return output
+        padding = torch.arange(logits.size(-1), device=logits.device) >= used
+        return logits.masked_fill(padding, torch.finfo(logits.dtype).min), bias
+
+    return hide

@@ -86,11 +86,12 @@ def write_weights(
 ) -> None:
     """Stream the base's tensors in the order of its files, merging where there is an adapter."""
     writer = ShardWriter(scratch)
+    weights = adapted.adapter / WEIGHTS
     files: dict[Path, list[str]] = {}
     for name, tensor in headers.items():
         files.setdefault(tensor.file, []).append(name)
     total = sum(file.stat().st_size for file in files)
-    with progress("merging", total) as done, safe_open(adapted.adapter / WEIGHTS, framework="pt") as adapter:
+    with progress("merging", total) as done, safe_open(weights, framework="pt") as adapter:
         for file, names in files.items():
             with safe_open(file, framework="pt") as base:
                 for name in names:

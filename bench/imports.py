@@ -63,7 +63,7 @@ if not installed("transformer_engine"):  # core does without and must not see th
 
 PATCHED = """
 from posttrain.patches import Platform, apply
-from posttrain.patches.imports import need
+from posttrain.patches.startup.imports import need
 apply(Platform(device={device!r}, transformer_engine={transformer_engine}))
 """
 

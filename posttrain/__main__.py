@@ -12,8 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from posttrain import check, compose, help_screen, launch, nodes
+from posttrain import check, compose, help_screen, launch, nodes, patches
 from posttrain.errors import RunFailed, UserError
+from posttrain.patches.registry import versions_of
 from posttrain.plan import auto
 from posttrain.sweep import slurm
 from posttrain.sweep.trial import Trial
@@ -30,6 +31,9 @@ def task(cfg: DictConfig) -> float | None:
     if line and nodes.first(cfg):
         print(line, flush=True)
     check.check(cfg, gpus)
+    untested = patches.check(patches.Platform.detect("cuda" if gpus else "cpu"))
+    if untested and nodes.first(cfg):
+        print(f"posttrain: {patches.UNTESTED}=1: {versions_of(untested)}", file=sys.stderr, flush=True)
     return launch.launch(cfg, run_dir, gpus)
 
 

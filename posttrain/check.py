@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import confidential, schema, targets
+from posttrain import confidential, patches, schema, targets
 from posttrain.data import check as data
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
@@ -36,6 +36,7 @@ def check(cfg: DictConfig, visible_gpus: int) -> None:
 
 def settings(cfg: DictConfig, visible_gpus: int) -> None:
     """Every check but that of the parallel sizes; see `check`."""
+    patches.check(patches.Platform.detect("cuda" if visible_gpus else "cpu"))
     keys(cfg)
     targets.check(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))

@@ -82,7 +82,6 @@ def run(
     """
     # argparse refuses options between overrides (`model=x --multirun optimizer.lr=1,2`): a stable sort puts them first.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda arg: not arg.startswith("-") and ("=" in arg or arg.startswith("~")))
-    guard.install(config_name)
     if any(arg.startswith("--experimental-rerun") for arg in sys.argv[1:]):
         fail("--experimental-rerun: refused, it unpickles the file it is given; use the run directory's config.yaml")
     if any(arg.startswith(("--config-p", "-cp")) for arg in sys.argv[1:]):
@@ -95,6 +94,7 @@ def run(
     # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.
     os.environ[FULL_ERROR] = "1"
     try:
+        guard.install(config_name)
         layered = layer.apply(sys.argv[1:], config_name)
         sys.argv[1:], config_name = layered.words, layered.config_name
         guard.install(config_name)

@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from posttrain import stop
+from posttrain import patches, stop
 from posttrain.cache import cache_root
 from posttrain.launch import visible_gpus
+from posttrain.patches.elsewhere import CHANGES
+from posttrain.patches.registry import allowed_untested, registered
 
 # What the tests ran with; another version may work.
 TESTED = {
@@ -63,7 +65,7 @@ def examine() -> Iterator[Finding]:
     yield check_disk("disk, cache", cache_root())
     if Path("/dev/shm").is_dir():
         yield check_shared_memory()
-    yield list_patches()
+    yield from list_changes()
 
 
 def check_python() -> Finding:
@@ -86,8 +88,7 @@ def check_packages() -> Iterator[Finding]:
         if version.split("+")[0] == tested:
             yield Finding(name, "ok", version)
         else:
-            advice = f"tested: {tested}; a patch may not fit, see the log's list of patches"
-            yield Finding(name, "note", version, advice)
+            yield Finding(name, "note", version, f"tested: {tested}")
 
 
 def check_gpus() -> Iterator[Finding]:
@@ -169,14 +170,27 @@ def check_shared_memory() -> Finding:
     return Finding("shared memory", "ok", text)
 
 
-def list_patches() -> Finding:
-    """The changes to upstream that a run here would make."""
-    from posttrain import patches
-    from posttrain.patches import catalogue  # noqa: F401  (registers them)
+def list_changes() -> Iterator[Finding]:
+    """List the changes to upstream that a run here makes, and those not tested with the installed versions."""
+    here = patches.Platform.detect("cuda" if visible_gpus() else "cpu")
+    made = [item.name for item in registered() if item.wanted(here)]
+    yield Finding("patches", "ok", f"{len(made)}: {', '.join(made)}")
+    others = [f"{item.name} ({item.module.removeprefix('posttrain.')})" for item in CHANGES]
+    yield Finding("other changes", "ok", f"{len(others)}: {', '.join(others)}")
+    for item in (*registered(), *CHANGES):
+        if item.when(here) and item.untested():
+            yield check_untested(item)
 
-    platform_here = patches.Platform.detect("cuda" if visible_gpus() else "cpu")
-    names = [patch.name for patch in patches.REGISTRY.values() if patch.wanted(platform_here)]
-    return Finding("patches", "ok", f"{len(names)}: {', '.join(names)}")
+
+def check_untested(change: patches.Change) -> Finding:
+    """Say what it means that a change was not tested with what is installed."""
+    text = f"{change.kind}; {', '.join(change.untested())}"
+    name = f"patch {change.name}"
+    if allowed_untested():
+        return Finding(name, "note", text, f"{patches.UNTESTED}=1: made all the same")
+    if change.kind is patches.Kind.CORRECTNESS:
+        return Finding(name, "bad", text, f"runs stop, since without it: {change.symptom}; see {patches.UNTESTED}")
+    return Finding(name, "note", text, f"skipped: {change.symptom}")
 
 
 def print_findings(findings: list[Finding]) -> None:

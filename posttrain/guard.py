@@ -22,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from posttrain import confidential, policy, rundir, targets, yaml_file
 from posttrain.errors import UserError
+from posttrain.patches.elsewhere import HYDRA_GUARD
+from posttrain.patches.registry import require
 
 EMPTY = ("callbacks", "env", "job.env_set", "job.env_copy")
 LOGGING = {"version", "root", "disable_existing_loggers", "incremental"}  # without handlers nor factories
@@ -122,7 +124,11 @@ def install(command: str | None = None) -> None:
 
     Args:
         command: the configuration that this command composes; None: as before.
+
+    Raises:
+        UserError: it is a Hydra that may not have what is replaced here.
     """
+    require(HYDRA_GUARD)
     if command is not None:
         _command[0] = command
     Plugins.instance()  # registers Hydra's own sources

@@ -35,7 +35,8 @@ def forward_step(
     """
     batch = next(data_iterator)
     batch = {key: batch[key].cuda(non_blocking=True) for key in ON_DEVICE} | {"max_seqlen": batch["max_seqlen"]}
-    # A new tensor object for each batch: what is derived from the boundaries (patches/rope.py) is kept with it.
+    # A new tensor object for each batch, with which what is derived from the boundaries is kept: see the patch
+    # packed-rope.
     ends = batch["cu_seqlens_q"].view(-1)
     mask, selection = batch["loss_mask"], {}
     if parallel_state.get_context_parallel_world_size() > 1:

@@ -301,7 +301,7 @@ class Trainer:
         """The Hugging Face directory of the weights before training."""
         if not self.model.random_init:
             return self.model.directory
-        from posttrain.patches.base_weights import write_random_base
+        from posttrain.patches.correctness.random_base_weights import write_random_base
 
         directory = self.run_dir / "base"
         if self.rank == 0 or not directory.exists():

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.launch import visible_gpus
+
 with contextlib.suppress(ImportError):  # GPU machines may lack it, and the GPU tests don't use it
     from hypothesis import settings
 
     # The same examples every time, so that a run tells of the change alone; HYPOTHESIS_PROFILE=default explores.
     settings.register_profile("fixed", derandomize=True, deadline=None)
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+if not visible_gpus():
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as the launcher does, for tests that train in their own process
 
 ROOT = Path(__file__).resolve().parent.parent
 

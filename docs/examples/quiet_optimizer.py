@@ -2,15 +2,17 @@
 
 from types import ModuleType
 
-from posttrain.patches import patch
+from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import on_import
+from posttrain.patches.registry import on_cpu
 
 
 @patch(
     "quiet-optimizer",
+    kind=Kind.STARTUP,
     symptom="Megatron logs the optimizer's whole configuration, 1,600 characters in one line, for each one it makes",
     versions={"megatron-core": ">=0.19,<0.20"},
-    when=lambda platform: platform.device == "cpu",
+    when=on_cpu,
 )
 def quiet_optimizer() -> None:
     """Shorten that line to its beginning."""

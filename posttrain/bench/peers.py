@@ -74,8 +74,7 @@ def random_model(workload: Workload) -> "PreTrainedModel":
 
     fields = dict(SHAPES[workload.shape])
     del fields["model_type"]
-    config = LlamaConfig(**fields)
-    config._attn_implementation = "sdpa"
+    config = LlamaConfig(**fields, attn_implementation="sdpa")
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     try:

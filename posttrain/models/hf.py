@@ -256,7 +256,7 @@ def has_bridge(config) -> bool:
 def import_bridges(fields: Mapping[str, Any]) -> None:
     """Import the bridges of a config.json's architectures, where Megatron is used: some bring their configuration."""
     if "megatron.bridge" in sys.modules:
-        from posttrain.patches.imports import need
+        from posttrain.patches.startup.imports import need
 
         for architecture in fields.get("architectures") or ():
             need(architecture)

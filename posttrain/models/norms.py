@@ -1,6 +1,9 @@
-"""RMSNorm with a gain that is stored as its difference from one (Gemma), for layers without Transformer Engine."""
+"""Norms for layers without Transformer Engine: what core's wrapper of PyTorch's refuses."""
+
+import copy
 
 import torch
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 
@@ -23,3 +26,23 @@ class ZeroCenteredRMSNorm(torch.nn.Module):
         """Normalise the last dimension of x."""
         normed = torch.nn.functional.rms_norm(x.float(), (x.size(-1),), eps=self.eps)
         return (normed * (1.0 + self.weight.float())).to(x.dtype)
+
+
+class SequenceParallelNorm(WrappedTorchNorm):
+    """PyTorch's LayerNorm or RMSNorm as core builds it, also where the sequence is divided.
+
+    Core's wrapper asserts that sequence parallelism is off. What it takes is that the gradients of the norm's weights
+    are summed over the tensor-parallel ranks, which core does for parameters that are marked.
+    """
+
+    def __new__(
+        cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: object
+    ) -> torch.nn.Module:
+        """Return the norm of the last dimension, of length `hidden_size`."""
+        undivided = copy.copy(config)
+        undivided.sequence_parallel = False
+        norm = super().__new__(cls, undivided, hidden_size, eps)
+        if config.sequence_parallel:
+            for parameter in norm.parameters():
+                parameter.sequence_parallel = True
+        return norm

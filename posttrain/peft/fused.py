@@ -127,10 +127,12 @@ def norm_of(base: torch.nn.Module) -> Norm | None:
 
 
 def fuse(module: torch.nn.Module) -> torch.nn.Module:
-    """`module`, computed as one operation from now on if it is a plain LoRALinear with plain adapters."""
-    if type(module) is LoRALinear and all(hasattr(module.adapter, name) for name in ("linear_in", "linear_out")):
-        module.__class__ = FusedLoRALinear
-    return module
+    """`module`, as one operation if Megatron-Bridge has just wrapped it as a plain LoRALinear with a plain pair."""
+    if type(module) is not LoRALinear:
+        return module
+    if not (hasattr(module.adapter, "linear_in") and hasattr(module.adapter, "linear_out")):
+        return module
+    return FusedLoRALinear(module.to_wrap, module.adapter)
 
 
 def fuse_activations(model: list[torch.nn.Module], recompute: bool) -> None:

@@ -17,6 +17,9 @@ from megatron.bridge.peft.lora import LoRA
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
+from posttrain.peft.canonical_layers import with_missing_parts
+from posttrain.peft.dora_layers import with_whole_norm
+
 
 def draw(model: list[torch.nn.Module], seed: int) -> None:
     """Fill every adapter's A of `model` (chunks of this process) in place."""
@@ -106,8 +109,16 @@ class SeededLoRA(Seeded, LoRA):
 
 
 class SeededCanonicalLoRA(Seeded, CanonicalLoRA):
-    """One adapter per projection of Hugging Face's."""
+    """One adapter per projection of Hugging Face's, or for some of them."""
+
+    def transform(self, module: torch.nn.Module, name: str | None = None, prefix: str | None = None) -> torch.nn.Module:
+        """Attach adapters to one module where it holds a target."""
+        return with_missing_parts(super().transform(module, name, prefix))
 
 
 class SeededDoRA(Seeded, DoRA):
     """DoRA per matrix of Megatron's."""
+
+    def transform(self, module: torch.nn.Module, name: str | None = None, prefix: str | None = None) -> torch.nn.Module:
+        """Attach an adapter with magnitudes to one module where it is a target."""
+        return with_whole_norm(super().transform(module, name, prefix))

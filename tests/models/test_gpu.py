@@ -16,7 +16,7 @@ def gpu(tmp_path_factory):
     from posttrain import patches
 
     # Not torch.cuda: the patches for a CPU, if they are applied in this process, answer it.
-    if not torch._C._cuda_getDeviceCount() or "cpu-placement" in patches._applied:
+    if not torch._C._cuda_getDeviceCount() or "cpu-placement" in patches.applied():
         pytest.skip("no GPU, or this process is patched for a CPU: run these tests alone with -m gpu")
     patches.apply(patches.Platform.detect("cuda"))
     from megatron.core import parallel_state, tensor_parallel

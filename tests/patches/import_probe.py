@@ -11,7 +11,7 @@ ARCHITECTURES = ("Llama", "Mistral", "Gemma", "Gemma2", "Qwen2", "Qwen3", "Qwen3
 def import_everything(seen):
     """What a run imports, and its price."""
     from posttrain import patches
-    from posttrain.patches import imports
+    from posttrain.patches.startup import imports
 
     seen["cpu of patches"] = time.process_time()
     seen["torch from patches"] = "torch" in sys.modules

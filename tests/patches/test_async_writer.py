@@ -10,7 +10,7 @@ from posttrain import patches
 
 RANK = """
 import multiprocessing, time
-from posttrain.patches.async_writer import die_with_parent
+from posttrain.patches.correctness.async_writer import die_with_parent
 
 def wait():
     die_with_parent()
@@ -37,7 +37,7 @@ def test_megatron_starts_it():
     patches.apply(patches.Platform(device="cpu", transformer_engine=False))
     from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 
-    from posttrain.patches import async_writer
+    from posttrain.patches.correctness import async_writer
 
     assert PersistentAsyncCaller.async_loop is async_writer.write
     assert pickle.loads(pickle.dumps(PersistentAsyncCaller.async_loop)) is async_writer.write

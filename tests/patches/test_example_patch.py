@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from posttrain import patches
-from posttrain.patches import Platform
+from posttrain.patches import Platform, registry
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
@@ -14,13 +14,13 @@ def test_the_long_line_is_cut(monkeypatch, caplog):
     patches.apply(Platform("cpu", False))
     import megatron.core.optimizer as module
 
-    monkeypatch.setattr(patches, "REGISTRY", dict(patches.REGISTRY))
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     monkeypatch.setattr(module, "log_single_rank", module.log_single_rank)
     monkeypatch.syspath_prepend(EXAMPLES)
     sys.modules.pop("quiet_optimizer", None)
     import quiet_optimizer  # noqa: F401
 
-    patch = patches.REGISTRY["quiet-optimizer"]
+    patch = registry.REGISTRY["quiet-optimizer"]
     assert patch.wanted(Platform("cpu", False)) and not patch.wanted(Platform("cuda", True))
     line = f"Setting up optimizer with config {module.OptimizerConfig()}"
     assert len(line) > 1500

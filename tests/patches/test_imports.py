@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.patches import imports
+from posttrain.patches.startup import imports
 
 HEAVY = {
     "diffusers",
@@ -72,7 +72,7 @@ def test_torchvision_is_there_and_waits(seen):
 
 
 def test_distributions_are_found_by_name_before_all_are_read():
-    from posttrain.patches.transformers_imports import Providers
+    from posttrain.patches.startup.transformers_imports import Providers
 
     read = []
     providers = Providers(lambda: read.append(1) or {"PIL": ["pillow"]})

@@ -8,16 +8,17 @@ import torch
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
-from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.bridge.models.gpt_provider import GPTModelProvider, default_layer_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from transformers import GPTNeoXForCausalLM
 
 from posttrain.errors import UserError
 from posttrain.models.bridges.activations import activation
 from posttrain.models.bridges.buffers import KeepsBuffers
-from posttrain.models.local import layer_spec
+from posttrain.models.local import block, local_layer, uses_te
 
 
 class ParallelResidualLayer(TransformerLayer):
@@ -37,12 +38,14 @@ class ParallelResidualLayer(TransformerLayer):
         return super()._forward_post_mlp(mlp_output_with_bias, after_attention)
 
 
-def neox_layer_spec(config: "GPTNeoXModelProvider") -> ModuleSpec:
+def neox_layer_spec(
+    config: "GPTNeoXModelProvider", vp_stage: int | None = None
+) -> ModuleSpec | TransformerBlockSubmodules:
     """The usual layer of this platform, its halves in parallel where the model has them so."""
-    spec = layer_spec(config)
+    layer = default_layer_spec(config) if uses_te(config) else local_layer(config)
     if config.use_parallel_residual:
-        spec = ModuleSpec(module=ParallelResidualLayer, params=spec.params, submodules=spec.submodules)
-    return spec
+        layer = ModuleSpec(module=ParallelResidualLayer, params=layer.params, submodules=layer.submodules)
+    return block(config, layer, vp_stage)
 
 
 @dataclass

@@ -3,9 +3,9 @@
 from types import ModuleType
 from typing import Any
 
-from posttrain.patches import patch
+from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import on_import
-from posttrain.patches.local_layers import without_te
+from posttrain.patches.registry import without_te
 
 
 def _restore_state(module: ModuleType) -> None:
@@ -36,6 +36,7 @@ def _restore_state(module: ModuleType) -> None:
 
 @patch(
     "torch-distributed-optimizer",
+    kind=Kind.CORRECTNESS,
     symptom="a checkpoint of the distributed optimizer can't be loaded: its empty state is asked for its step",
     versions={"megatron-core": ">=0.19,<0.20"},
     when=without_te,

@@ -1,11 +1,12 @@
 """What mixtures of experts lack on a CPU."""
 
-from posttrain.patches import patch
-from posttrain.patches.cpu import on_cpu
+from posttrain.patches import Kind, patch
+from posttrain.patches.registry import on_cpu
 
 
 @patch(
     "cpu-expert-splits",
+    kind=Kind.CPU,
     symptom="expert parallelism hands gloo's all_to_all tensors for lengths: they become arrays when they leave a GPU",
     versions={"megatron-core": ">=0.19,<0.20"},
     when=on_cpu,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from posttrain.patches import patch
+from posttrain.patches import Kind, patch
 
 MARK = "posttrain.random_init"
 
@@ -33,6 +33,7 @@ def is_random_base(directory: str) -> bool:
 
 @patch(
     "random-base-weights",
+    kind=Kind.CORRECTNESS,
     symptom="an adapter on random base weights is refused: PEFT requires a pretrained checkpoint path",
     versions={"megatron-bridge": ">=0.6,<0.7"},
 )

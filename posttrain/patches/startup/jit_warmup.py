@@ -2,15 +2,17 @@
 
 from types import ModuleType
 
-from posttrain.patches import patch
+from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import on_import
+from posttrain.patches.registry import on_gpu
 
 
 @patch(
     "jit-warmup",
+    kind=Kind.STARTUP,
     symptom="start-up compiles fused bias-GELU, dropout and others (4 s), whether the model uses them or not",
     versions={"megatron-bridge": ">=0.6,<0.7"},
-    when=lambda platform: platform.device == "cuda",
+    when=on_gpu,
 )
 def no_warmup() -> None:
     """Leave a fused function to be compiled by the first layer that calls it."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from posttrain.patches import patch
+from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import Rule, defer, on_import
 
 
@@ -40,6 +40,7 @@ class Providers(Mapping):
 
 @patch(
     "transformers-imports",
+    kind=Kind.STARTUP,
     symptom="transformers reads every installed distribution's list of files (0.6 s) and writes docstrings, for which "
     "the tokenizers' automatic class imports all model classes, SciPy and scikit-learn; a configuration's validators "
     "import torchvision (5 s together)",

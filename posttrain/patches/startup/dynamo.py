@@ -1,14 +1,13 @@
 """Keep Dynamo, and with it Inductor and sympy, out of a process until it compiles something."""
 
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from posttrain.patches import patch
+from posttrain.patches import Kind, patch
 
 
 class _Settings:
@@ -69,18 +68,8 @@ class _DisabledDynamo(ModuleType):
 
 
 @patch(
-    name="no-compilation",
-    symptom="Megatron's fused functions are compiled for the CPU, which takes longer than they save",
-    versions={"torch": ">=2.9,<2.13"},
-    when=lambda platform: platform.device == "cpu",
-)
-def compile_nothing() -> None:
-    """Disable Dynamo where the launcher hasn't."""
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
-
-
-@patch(
-    name="no-dynamo",
+    "no-dynamo",
+    kind=Kind.STARTUP,
     symptom="Transformer Engine's import and the first optimizer of a process load Dynamo, Inductor and sympy (3 s), "
     "only to tell them to leave them alone",
     versions={"torch": ">=2.9,<2.13"},

@@ -4,7 +4,7 @@ import queue
 from functools import wraps
 from types import ModuleType
 
-from posttrain.patches import patch
+from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import on_import
 
 
@@ -27,7 +27,8 @@ def _save_in_process(module: ModuleType) -> None:
 
 
 @patch(
-    name="results-queue",
+    "results-queue",
+    kind=Kind.STARTUP,
     symptom="a rank's first save starts a process that imports torch (5 s), to pass the result of a write by threads",
     versions={"megatron-core": ">=0.19,<0.20"},
 )

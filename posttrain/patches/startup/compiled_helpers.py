@@ -3,12 +3,13 @@
 from pathlib import Path
 from types import ModuleType
 
-from posttrain.patches import patch
+from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import on_import
 
 
 @patch(
-    name="compile-helpers",
+    "compile-helpers",
+    kind=Kind.STARTUP,
     symptom="start-up runs `make` in a folder where the wheel ships no Makefile, and exits",
     versions={"megatron-core": ">=0.17,<0.20"},
 )

@@ -2,21 +2,20 @@
 
 `import megatron.bridge` loads every model family, diffusion and vision code, trackers, a quantisation toolkit and two
 compilers: half a minute in which most of what is loaded is never called, and a failure where one of those packages is
-not installed. With this patch an import of Megatron loads what the importing module needs itself; see `deferred.py`
-for how. Nothing is replaced by an imitation: what is deferred is the real thing once it is used, and a package that is
-not installed is named when something asks for it.
+not installed. With this patch an import of Megatron loads what the importing module needs itself (patches/deferred.py).
+Nothing is replaced by an imitation: what is deferred is the real thing once it is used, and a package that is not
+installed is named when something asks for it.
 """
 
 import importlib
 import importlib.util
 import os
 import re
-import sys
 from functools import cache, wraps
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-from posttrain.patches import patch
+from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import Rule, defer, executing, installed, is_deferred, lazy, on_import
 
 
@@ -164,7 +163,8 @@ def _families_on_demand(module: ModuleType) -> None:
 
 
 @patch(
-    name="imports",
+    "imports",
+    kind=Kind.STARTUP,
     symptom="importing megatron.bridge takes half a minute, and fails without packages that a text run never uses",
     versions={"megatron-bridge": ">=0.6,<0.7", "megatron-core": ">=0.19,<0.20"},
 )
@@ -176,18 +176,6 @@ def defer_imports() -> None:
     on_import("megatron.bridge.utils.import_utils", _true_te_flags)
     on_import("megatron.bridge.models.conversion.model_bridge", _keys_for_classes)
     on_import("megatron.bridge.models.conversion.auto_bridge", _families_on_demand)
-
-
-@patch(
-    name="hide-transformer-engine",
-    symptom="an optimizer or a layer of Transformer Engine is chosen for a CPU, because the package is installed",
-    versions={"megatron-core": ">=0.19,<0.20"},
-    when=lambda platform: not platform.transformer_engine and installed("transformer_engine"),
-)
-def hide_transformer_engine() -> None:
-    """Let every import of it fail as if it were not installed."""
-    for name in ("transformer_engine", "transformer_engine_torch"):
-        sys.modules[name] = None
 
 
 @cache

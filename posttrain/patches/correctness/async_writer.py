@@ -8,7 +8,7 @@ from multiprocessing.managers import SyncManager
 from types import ModuleType
 from typing import Any
 
-from posttrain.patches import patch
+from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import on_import
 
 STRATEGIES = "megatron.core.dist_checkpointing.strategies"
@@ -48,7 +48,8 @@ def _replace_queue(module: ModuleType) -> None:
 
 
 @patch(
-    name="async-writer",
+    "async-writer",
+    kind=Kind.CORRECTNESS,
     symptom="after a rank is killed its background writer, and the server of the writer's results, wait for ever",
     versions={"megatron-core": ">=0.19,<0.20"},
 )

@@ -1,10 +1,11 @@
 """Rotary embedding of packed sequences."""
 
-from posttrain.patches import patch
+from posttrain.patches import Kind, patch
 
 
 @patch(
     "packed-rope",
+    kind=Kind.CORRECTNESS,
     symptom="Transformer Engine's packed rotary kernel has a block for every position of every sequence as long as the "
     "longest, most of them empty: with boundaries filled up for a CUDA graph it took 16 % of a 1B model's step. The "
     "unfused one copies sequence by sequence",

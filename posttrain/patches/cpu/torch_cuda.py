@@ -7,14 +7,10 @@ no Python runs per tensor operation in the training step.
 import functools
 from typing import Any
 
-from posttrain.patches import Platform, patch
+from posttrain.patches import Kind, patch
+from posttrain.patches.registry import on_cpu
 
 VERSIONS = {"megatron-core": ">=0.19,<0.20", "torch": ">=2.9,<2.13"}
-
-
-def on_cpu(platform: Platform) -> bool:
-    """The condition of every patch here."""
-    return platform.device == "cpu"
 
 
 class _Event:
@@ -70,6 +66,7 @@ def cpu_device(device: Any) -> Any:
 
 @patch(
     "cpu-cuda-queries",
+    kind=Kind.CPU,
     symptom="Megatron asks torch.cuda for devices, streams, events and memory everywhere: 'Megatron requires CUDA.'",
     versions=VERSIONS,
     when=on_cpu,
@@ -111,6 +108,7 @@ def cuda_queries() -> None:
 
 @patch(
     "cpu-placement",
+    kind=Kind.CPU,
     symptom="Megatron places tensors with device='cuda', .cuda() and .to('cuda'), and asserts on their type() string",
     versions=VERSIONS,
     when=on_cpu,
@@ -168,6 +166,7 @@ def placement() -> None:
 
 @patch(
     "cpu-rng",
+    kind=Kind.CPU,
     symptom="Megatron's RNG tracker forks and restores the CUDA generator's state",
     versions=VERSIONS,
     when=on_cpu,

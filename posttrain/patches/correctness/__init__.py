@@ -1,0 +1,1 @@
+"""Patches without which a run would be wrong or lost."""

@@ -1,0 +1,155 @@
+"""Changes to upstream that are made in other modules of the package, where what they need is at hand.
+
+Each is registered here, so that `doctor` lists all and the check at start covers them; a test finds those that are not.
+What a patch can do becomes a patch instead.
+"""
+
+from dataclasses import dataclass
+
+from posttrain.patches.registry import Change, Kind, everywhere
+
+
+@dataclass(frozen=True)
+class ChangeElsewhere(Change):
+    """A change that another module makes.
+
+    Attributes:
+        module: where it is made.
+        targets: what is changed there, as the test finds it: a dotted name of upstream's, or an attribute's name where
+            it is an object's.
+    """
+
+    module: str
+    targets: tuple[str, ...]
+
+
+def _elsewhere(
+    name: str, module: str, *targets: str, kind: Kind, symptom: str, versions: dict[str, str]
+) -> ChangeElsewhere:
+    return ChangeElsewhere(name, kind, symptom, versions, everywhere, module, targets)
+
+
+BRIDGE = {"megatron-bridge": ">=0.6,<0.7"}
+CORE = {"megatron-core": ">=0.19,<0.20"}
+HYDRA = {"hydra-core": ">=1.3.8,<1.4"}
+
+HYDRA_GUARD = _elsewhere(
+    "hydra-guard",
+    "posttrain.guard",
+    "hydra._internal.hydra.ConfigLoaderImpl",
+    "hydra._internal.sources_registry.SourcesRegistry.instance().types",
+    kind=Kind.CORRECTNESS,
+    symptom="a configuration file from somebody else can run code through Hydra's own settings",
+    versions=HYDRA,
+)
+
+CHANGES = (
+    HYDRA_GUARD,
+    _elsewhere(
+        "secrets-stay-in-env",
+        "posttrain.confidential",
+        "omegaconf.OmegaConf.register_new_resolver(oc.env)",
+        kind=Kind.CORRECTNESS,
+        symptom="${oc.env:HF_TOKEN} writes a secret into the run's files",
+        versions={"omegaconf": ">=2.3,<2.4"},
+    ),
+    _elsewhere(
+        "compose-in-a-command",
+        "posttrain.compose",
+        "hydra.core.global_hydra.GlobalHydra.instance().hydra",
+        kind=Kind.CORRECTNESS,
+        symptom="composing inside a command takes Hydra's state from the command",
+        versions=HYDRA,
+    ),
+    _elsewhere(
+        "bridges",
+        "posttrain.models.bridges",
+        "megatron.bridge.models.conversion.model_bridge.MegatronModelBridge.register_bridge",
+        kind=Kind.CORRECTNESS,
+        symptom="Gemma, Gemma 2 and Qwen3-MoE get upstream's bridges: LoRA before a norm, packed sequences refused, a "
+        "load-balancing loss that nobody asked for; GPT-2, GPT-NeoX and Mixtral have none",
+        versions=BRIDGE,
+    ),
+    _elsewhere(
+        "gpt2-is-causal",
+        "posttrain.models.bridges.gpt2",
+        "megatron.bridge.models.conversion.auto_bridge.SUPPORTED_HF_ARCHITECTURES",
+        kind=Kind.STARTUP,
+        symptom="AutoBridge refuses GPT-2, whose architecture does not end like other causal models'",
+        versions=BRIDGE,
+    ),
+    _elsewhere(
+        "fused-mlp",
+        "posttrain.peft.fused",
+        "__class__",
+        kind=Kind.CORRECTNESS,
+        symptom="the MLP is computed by a formula of this project, which must be that of core's",
+        versions=CORE,
+    ),
+    _elsewhere(
+        "nonfinite-gradients",
+        "posttrain.bad_numbers",
+        "prepare_grads",
+        kind=Kind.CORRECTNESS,
+        symptom="trainer.bad_numbers=skip, or rollback without clipping: weights take a gradient that is not finite",
+        versions=CORE,
+    ),
+    _elsewhere(
+        "run-in-dataset",
+        "posttrain.provider",
+        "_trainer",
+        kind=Kind.CORRECTNESS,
+        symptom="Megatron-Bridge builds the loader from its own configuration, which cannot hold the run's rows",
+        versions=BRIDGE,
+    ),
+    _elsewhere(
+        "run-in-checkpoint",
+        "posttrain.checkpoint",
+        "_trainer",
+        kind=Kind.CORRECTNESS,
+        symptom="Megatron-Bridge makes the checkpoint manager from its own configuration, which cannot hold the run",
+        versions=BRIDGE,
+    ),
+    _elsewhere(
+        "save-without-copies",
+        "posttrain.convert.mapped",
+        "megatron.core.dist_checkpointing.strategies.torch.MCoreSavePlanner.resolve_data",
+        kind=Kind.STARTUP,
+        symptom="a conversion into Megatron's format holds most of the model in memory twice",
+        versions=CORE,
+    ),
+    _elsewhere(
+        "counted-reads",
+        "posttrain.convert.megatron",
+        "load_tensors",
+        kind=Kind.STARTUP,
+        symptom="a conversion shows no progress while it reads",
+        versions=BRIDGE,
+    ),
+    _elsewhere(
+        "recipes-without-the-hub",
+        "posttrain.recipes.resolve",
+        "megatron.bridge.AutoBridge.from_hf_pretrained",
+        "sys.modules",
+        kind=Kind.STARTUP,
+        symptom="reading a recipe downloads its model, and imports every other recipe",
+        versions=BRIDGE,
+    ),
+    _elsewhere(
+        "tokenizer-without-torch",
+        "posttrain.preview",
+        "sys.modules",
+        kind=Kind.STARTUP,
+        symptom="preview imports torch to load a tokenizer (3 s)",
+        versions={"transformers": ">=5.8,<5.13"},
+    ),
+    _elsewhere(
+        "offline-evaluation",
+        "posttrain.evaluate.harness",
+        "datasets.config.HF_HUB_OFFLINE",
+        "datasets.config.HF_DATASETS_OFFLINE",
+        kind=Kind.STARTUP,
+        symptom="a task of lm-eval downloads its data by itself",
+        versions={"datasets": ">=3"},
+    ),
+)

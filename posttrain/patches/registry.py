@@ -1,0 +1,248 @@
+"""What a patch is, which ones a platform needs, and what happens outside the versions they were tested with.
+
+A patch is a function decorated with `patch`. `apply(platform)` runs those that the platform needs, in order of
+registration, once per process. No torch at import.
+"""
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+
+from packaging.specifiers import SpecifierSet
+
+from posttrain.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Set to 1: make every change to whatever versions are installed. An environment variable, since no file can set one.
+UNTESTED = "POSTTRAIN_UNTESTED_UPSTREAM"
+
+
+class Kind(StrEnum):
+    """What a change is for, which decides what happens outside the versions it was tested with."""
+
+    STARTUP = "startup"
+    """Saves time or memory; without it a run works, or fails before it trains. Skipped."""
+    CPU = "cpu"
+    """Lets a run work without a GPU. Skipped."""
+    CORRECTNESS = "correctness"
+    """Without it a run is wrong or lost. The run stops before it starts."""
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What the patches' conditions look at.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        transformer_engine: whether Transformer Engine can be imported.
+    """
+
+    device: str
+    transformer_engine: bool
+
+    @classmethod
+    def detect(cls, device: str) -> "Platform":
+        """The platform of this process; Transformer Engine counts only on a GPU. Imports nothing."""
+        found = device == "cuda" and importlib.util.find_spec("transformer_engine") is not None
+        return cls(device, found)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change to upstream.
+
+    Attributes:
+        name: short and stable; what the log shows.
+        kind: see `Kind`.
+        symptom: what happens without it.
+        versions: distribution name -> specifier of the versions it was tested with.
+        when: whether a platform needs it.
+    """
+
+    name: str
+    kind: Kind
+    symptom: str
+    versions: dict[str, str]
+    when: Callable[[Platform], bool]
+
+    def untested(self) -> list[str]:
+        """The installed versions that it was not tested with, in words; empty if there are none."""
+        found = []
+        for distribution, tested in self.versions.items():
+            version = installed_version(distribution)
+            if version is None:
+                found.append(f"{distribution} is not installed (tested: {tested})")
+            elif version not in SpecifierSet(tested, prereleases=True):
+                found.append(f"{distribution} {version} (tested: {tested})")
+        return found
+
+    def wanted(self, platform: Platform) -> bool:
+        """Whether it is made: the platform needs it, and the versions are tested or the switch is on."""
+        return self.when(platform) and (allowed_untested() or not self.untested())
+
+
+@dataclass(frozen=True)
+class Patch(Change):
+    """A change that `apply` makes.
+
+    Attributes:
+        apply: makes the change.
+    """
+
+    apply: Callable[[], None]
+
+
+REGISTRY: dict[str, Patch] = {}
+_applied: list[str] = []
+_skipped: list[str] = []
+
+
+def everywhere(platform: Platform) -> bool:
+    """The condition of a change that every platform needs."""
+    return True
+
+
+def on_cpu(platform: Platform) -> bool:
+    """The condition of a change for machines without a GPU."""
+    return platform.device == "cpu"
+
+
+def on_gpu(platform: Platform) -> bool:
+    """The condition of a change for GPUs."""
+    return platform.device == "cuda"
+
+
+def without_te(platform: Platform) -> bool:
+    """The condition of a change to what Megatron does without Transformer Engine."""
+    return not platform.transformer_engine
+
+
+def patch(
+    name: str,
+    *,
+    kind: Kind,
+    symptom: str,
+    versions: dict[str, str],
+    when: Callable[[Platform], bool] = everywhere,
+) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Register the decorated function as the patch `name`; see `Change` for the arguments.
+
+    Raises:
+        ValueError: there is a patch of that name.
+    """
+
+    def register(apply: Callable[[], None]) -> Callable[[], None]:
+        if name in REGISTRY:
+            raise ValueError(f"two patches are called {name}")
+        REGISTRY[name] = Patch(name, kind, symptom, versions, when, apply)
+        return apply
+
+    return register
+
+
+def registered() -> list[Patch]:
+    """Every patch, in the order in which they are applied."""
+    from posttrain.patches import catalogue  # noqa: F401  (fills REGISTRY, and imports this module)
+
+    return list(REGISTRY.values())
+
+
+def applied() -> list[str]:
+    """Names of the patches that this process has applied."""
+    return list(_applied)
+
+
+def apply(platform: Platform) -> list[str]:
+    """Apply every patch that the platform needs and this process has not applied; return the names of all so far.
+
+    Raises:
+        UserError: see `check`; or a patch cannot be applied to a version that it was not tested with.
+    """
+    check(platform)
+    for item in registered():
+        if item.name in _applied or not item.when(platform):
+            continue
+        untested = ", ".join(item.untested())
+        if not untested:
+            item.apply()
+        elif allowed_untested():
+            log.warning("patch %s is applied to %s, because of %s=1", item.name, untested, UNTESTED)
+            _apply_untested(item, untested)
+        else:
+            if item.name not in _skipped:
+                _skipped.append(item.name)
+                log.warning("patch %s is skipped: %s", item.name, untested)
+            continue
+        _applied.append(item.name)
+    return applied()
+
+
+def _apply_untested(item: Patch, untested: str) -> None:
+    try:
+        item.apply()
+    except (AttributeError, ImportError) as error:
+        raise UserError(
+            f"the patch {item.name} does not fit {untested}: {error}; install the tested version (make setup)"
+        ) from error
+
+
+def check(platform: Platform) -> list[Change]:
+    """Refuse versions of upstream that a run would be wrong or lost with. Imports nothing of upstream.
+
+    Returns:
+        The changes that are made to untested versions because the switch is on.
+
+    Raises:
+        UserError: a correctness change that this platform needs was not tested with what is installed.
+    """
+    from posttrain.patches.elsewhere import CHANGES
+
+    needed = [change for change in (*registered(), *CHANGES) if change.when(platform) and change.untested()]
+    if allowed_untested():
+        return needed
+    require(*(change for change in needed if change.kind is Kind.CORRECTNESS))
+    return []
+
+
+def require(*changes: Change) -> None:
+    """Refuse versions of upstream that one of the changes was not tested with, unless the switch is on.
+
+    Raises:
+        UserError: naming the changes, the versions, and what to do.
+    """
+    untested = [change for change in changes if change.untested()]
+    if not untested or allowed_untested():
+        return
+    lines = "\n".join(f"  {change.name}: {change.symptom}" for change in untested)
+    raise UserError(
+        f"untested versions: {versions_of(untested)}. What this project changes in them was not tested with these, and "
+        f"without it a run would be wrong or lost:\n{lines}\n"
+        f"Install the tested versions (make setup, or uv sync), or set the environment variable {UNTESTED}=1 to make "
+        "these changes all the same"
+    )
+
+
+def versions_of(changes: Iterable[Change]) -> str:
+    """The untested versions of several changes in words, each once."""
+    found = dict.fromkeys(text for change in changes for text in change.untested())
+    return ", ".join(found)
+
+
+def allowed_untested() -> bool:
+    """Whether the switch is on."""
+    return os.environ.get(UNTESTED) == "1"
+
+
+@cache
+def installed_version(distribution: str) -> str | None:
+    """The installed version; None if there is none."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

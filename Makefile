@@ -2,7 +2,8 @@
 # make docs                                          set up and build the documentation into site/
 # make test [ARGS="tests/data -k packing"]           set up and test
 # make test-all                                      the tests that take longer than CI has, as well
-.PHONY: run test test-all docs lint format setup wheel clean help
+# make upstream                                      what the newest Megatron-Bridge and Core would change (docs/upstream.md)
+.PHONY: run test test-all upstream docs lint format setup wheel clean help
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 JOBS := 2
@@ -19,6 +20,9 @@ test: .venv/.setup-test
 
 test-all: .venv/.setup-test
 	POSTTRAIN_TEST_ALL=1 $(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+upstream: .venv/.setup-test
+	$(PYTHON) scripts/upstream.py $(ARGS)
 
 docs: .venv/.setup-test
 	.venv/bin/mkdocs build --quiet
@@ -47,4 +51,4 @@ wheel: .venv/.setup-run
 	scripts/uv.sh build --wheel
 
 clean:
-	rm -rf .venv .tools dist build site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-upstream .tools dist build site .pytest_cache .ruff_cache .hypothesis

@@ -64,12 +64,16 @@ def locked(lock: Path) -> dict[str, str]:
 
 
 def resolve(folder: Path) -> dict[str, str]:
-    """Write pyproject.toml and uv.lock with the newest upstream into `folder`; package -> `old -> new` of what moved."""
+    """Write pyproject.toml and uv.lock with the newest upstream into `folder`.
+
+    Returns:
+        Package -> `old -> new`, where this checkout's lock has another version.
+    """
     folder.joinpath("pyproject.toml").write_text(relaxed((ROOT / "pyproject.toml").read_text()))
     shutil.copy(ROOT / "uv.lock", folder)
     shutil.copy(ROOT / "README.md", folder)
     upgrades = [word for name in NEWEST for word in ("--upgrade-package", name)]
-    uv("lock", "--project", str(folder), *upgrades)
+    uv("lock", "--project", str(folder), "--python", sys.executable, *upgrades)
     before, after = locked(ROOT / "uv.lock"), locked(folder / "uv.lock")
     moved = {}
     for name in sorted(before.keys() | after.keys()):
@@ -81,7 +85,7 @@ def resolve(folder: Path) -> dict[str, str]:
 def install(folder: Path, environment: Path) -> None:
     """Install what `folder` locks into `environment`, and Transformer Engine where it can be compiled."""
     words = ["sync", "--project", str(folder), "--frozen", "--no-install-project", "--extra", "dev", "--extra", "demo"]
-    uv(*words, "--python", "3.12", UV_PROJECT_ENVIRONMENT=str(environment))
+    uv(*words, "--python", sys.executable, UV_PROJECT_ENVIRONMENT=str(environment))
     if not has_gpu() or shutil.which("nvcc") is None:
         print("Transformer Engine: not installed, it takes a GPU and nvcc; what needs it is not looked at")
         return

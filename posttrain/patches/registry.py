@@ -27,7 +27,7 @@ class Kind(StrEnum):
     """What a change is for, which decides what happens outside the versions it was tested with."""
 
     STARTUP = "startup"
-    """Saves time or memory; without it a run works, or fails before it trains. Skipped."""
+    """Saves time or memory, at start-up most of all; without it a run works, or fails before it trains. Skipped."""
     CPU = "cpu"
     """Lets a run work without a GPU. Skipped."""
     CORRECTNESS = "correctness"

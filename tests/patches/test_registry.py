@@ -14,8 +14,8 @@ from posttrain.errors import UserError
 from posttrain.patches import Kind, Platform, elsewhere, registry
 from posttrain.patches.elsewhere import CHANGES
 
-STARTUP = {"imports", "no-dynamo", "transformers-imports", "compile-helpers", "results-queue"}
-CORRECTNESS = {"async-writer", "random-base-weights", "packed-rope"}
+STARTUP = {"imports", "no-dynamo", "transformers-imports", "compile-helpers", "results-queue", "packed-rope"}
+CORRECTNESS = {"async-writer", "random-base-weights"}
 CPU = {"cpu-cuda-queries", "cpu-placement", "cpu-rng", "cpu-expert-splits"}
 
 
@@ -174,7 +174,7 @@ def command(folder: Path, *words: str, **environment: str) -> subprocess.Complet
 def test_a_run_on_untested_versions_stops_before_it_starts(newer_on_path):
     done = command(newer_on_path, "posttrain")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "packed-rope" in done.stderr and "megatron-core 0.20.0" in done.stderr
+    assert "async-writer" in done.stderr and "megatron-core 0.20.0" in done.stderr
     assert not (newer_on_path / "outputs").exists()
 
 
@@ -187,12 +187,12 @@ def test_the_doctor_lists_what_is_untested(newer_on_path):
     done = command(newer_on_path, "posttrain.doctor", "--json")
     found = {finding["name"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 1
-    assert found["patch packed-rope"]["state"] == "bad" and "0.20.0" in found["patch packed-rope"]["text"]
+    assert found["patch async-writer"]["state"] == "bad" and "0.20.0" in found["patch async-writer"]["text"]
     assert found["patch cpu-rng"]["state"] == "note" and "skipped" in found["patch cpu-rng"]["advice"]
     done = command(newer_on_path, "posttrain.doctor", "--json", **{patches.UNTESTED: "1"})
     found = {finding["name"]: finding for finding in json.loads(done.stdout)}
-    assert done.returncode == 0 and found["patch packed-rope"]["state"] == "note"
-    assert "packed-rope" in found["patches"]["text"]
+    assert done.returncode == 0 and found["patch async-writer"]["state"] == "note"
+    assert "async-writer" in found["patches"]["text"]
 
 
 def test_changes_elsewhere_name_their_module():

@@ -5,7 +5,7 @@ from posttrain.patches import Kind, patch
 
 @patch(
     "packed-rope",
-    kind=Kind.CORRECTNESS,
+    kind=Kind.STARTUP,
     symptom="Transformer Engine's packed rotary kernel has a block for every position of every sequence as long as the "
     "longest, most of them empty: with boundaries filled up for a CUDA graph it took 16 % of a 1B model's step. The "
     "unfused one copies sequence by sequence",

@@ -37,6 +37,7 @@ HYDRA_GUARD = _elsewhere(
     "hydra-guard",
     "posttrain.guard",
     "hydra._internal.hydra.ConfigLoaderImpl",
+    "hydra.core.utils._save_config",
     "hydra._internal.sources_registry.SourcesRegistry.instance().types",
     kind=Kind.CORRECTNESS,
     symptom="a configuration file from somebody else can run code through Hydra's own settings",
@@ -52,6 +53,15 @@ CHANGES = (
         kind=Kind.CORRECTNESS,
         symptom="${oc.env:HF_TOKEN} writes a secret into the run's files",
         versions={"omegaconf": ">=2.3,<2.4"},
+    ),
+    _elsewhere(
+        "no-torchscript",
+        "posttrain.checkpoint.pickles",
+        "torch.serialization._is_torchscript_zip",
+        "torch.jit.load",
+        kind=Kind.CORRECTNESS,
+        symptom="a checkpoint from somebody else can run code as a TorchScript archive",
+        versions={"torch": ">=2.9,<2.13"},
     ),
     _elsewhere(
         "compose-in-a-command",
@@ -76,6 +86,14 @@ CHANGES = (
         "megatron.bridge.models.conversion.auto_bridge.SUPPORTED_HF_ARCHITECTURES",
         kind=Kind.STARTUP,
         symptom="AutoBridge refuses GPT-2, whose architecture does not end like other causal models'",
+        versions=BRIDGE,
+    ),
+    _elsewhere(
+        "grown-embeddings",
+        "posttrain.models.hf",
+        "load_tensors",
+        kind=Kind.CORRECTNESS,
+        symptom="a model whose template adds tokens cannot be read: its files have fewer embeddings than it",
         versions=BRIDGE,
     ),
     _elsewhere(

@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain import confidential, patches, schema, targets
 from posttrain.data import check as data
 from posttrain.errors import UserError
+from posttrain.models.families import experts_of, family_of, learned_positions_of
+from posttrain.models.families.family import ModelFamily
 from posttrain.models.headers import read_json
 from posttrain.models.hf import check_trust
 from posttrain.peft import settings as settings_of_adapter
@@ -135,7 +137,7 @@ def model(cfg: DictConfig) -> None:
     if "peft" not in cfg:  # generation and the like
         return
     shape = architecture(cfg.model) or {}
-    if str(cfg.peft._target_).endswith("DoRA") and (shape.get("num_local_experts") or shape.get("num_experts")):
+    if str(cfg.peft._target_).endswith("DoRA") and experts_of(shape):
         _, names = resolve(cfg.peft.target_modules)
         if any(name.endswith(("linear_fc1", "linear_fc2")) for name in names):
             raise UserError(
@@ -190,14 +192,22 @@ def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
         )
     shape = architecture(cfg.model)
     if shape is not None:
-        _shape(shape, tp, pp, ep, pipeline_ends(cfg))
-        positions = shape.get("n_positions")
+        family = family_of(shape)
+        if family is not None:
+            _shape(family, shape, tp, pp, ep, pipeline_ends(cfg))
+        elif max(tp, pp, ep) > 1:
+            kind = shape.get("model_type")
+            print(
+                f"posttrain: model_type {kind!r} is not known here, so only Megatron can tell whether its layers, "
+                "heads and experts can be divided by the parallel sizes",
+                file=sys.stderr,
+            )
+        positions = learned_positions_of(shape)
         if positions is not None and t.seq_length > positions:
             raise UserError(
                 f"`trainer.seq_length={t.seq_length}`: this model has learned positions for {positions} tokens only"
             )
-        experts = shape.get("num_local_experts") or shape.get("num_experts")
-        if experts and tp > 1 and p.sequence_parallel is False:
+        if experts_of(shape) and tp > 1 and p.sequence_parallel is False:
             raise UserError(
                 "`parallelism.sequence_parallel=false`: a mixture of experts with tensor parallelism needs it; "
                 "set it to null"
@@ -220,14 +230,10 @@ def pipeline_ends(cfg: DictConfig) -> int:
     return sum(bool(options.get(f"account_for_{end}_in_pipeline_split")) for end in ("embedding", "loss"))
 
 
-def _shape(shape: Any, tp: int, pp: int, ep: int, ends: int = 0) -> None:
+def _shape(family: ModelFamily, shape: Any, tp: int, pp: int, ep: int, ends: int) -> None:
     """The architecture's counts by the parallel sizes; keys as in Hugging Face's config.json."""
-
-    def first(*names: str) -> int | None:
-        return next((shape[n] for n in names if n in shape and shape[n] is not None), None)
-
-    heads, layers = first("num_attention_heads", "n_head"), first("num_hidden_layers", "n_layer")
-    groups, experts = first("num_key_value_heads"), first("num_local_experts", "num_experts")
+    heads, groups = family.value("heads", shape), family.value("groups", shape)
+    layers, experts = family.value("layers", shape), family.value("experts", shape)
     for what, count, size, key in (
         ("attention heads", heads, tp, "tensor_model_parallel_size"),
         ("key-value groups", groups, tp, "tensor_model_parallel_size"),

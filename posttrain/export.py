@@ -19,10 +19,11 @@ from posttrain.convert.trained_tokenizer import TrainedTokenizer
 from posttrain.convert.verify import ExportRefused, Live, compare_base, verify
 from posttrain.files import write_json
 from posttrain.models import HFModel
+from posttrain.models.families import family_of
 from posttrain.models.headers import read_headers, read_json
 from posttrain.models.hf import DEMO
 from posttrain.models.vocabulary import is_output, is_vocabulary
-from posttrain.peft.directory import CONFIG, PREFIX, TRANSPOSED, WEIGHTS
+from posttrain.peft.directory import CONFIG, PREFIX, WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,8 @@ def write_adapter(source: Source, scratch: Path) -> None:
     found = magnitudes(source.bridge, source.parts)
     if torch.distributed.get_rank() != 0:
         return
-    if model.hf_config().model_type in TRANSPOSED:
+    family = family_of(model.hf_config().to_dict())
+    if family is not None and family.transposed:
         config = read_json(scratch / CONFIG)
         write_json(scratch / CONFIG, config | {"fan_in_fan_out": True})
     if model.rows is not None and not model.random_init:

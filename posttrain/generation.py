@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from posttrain.errors import UserError
+from posttrain.models.families import learned_positions_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,8 +83,8 @@ def turn_ends(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
 
 
 def max_positions(model: "PreTrainedModel") -> int | None:
-    """The most tokens of a model with learned positions (GPT-2); None: rotary ones have no limit."""
-    return model.config.n_positions if model.config.model_type == "gpt2" else None
+    """The most tokens of a model with learned positions; None: rotary ones have no limit."""
+    return learned_positions_of(model.config.to_dict())
 
 
 def check_fits(model: "PreTrainedModel", sequences: Iterable[Sequence[int]], new_tokens: int = 0) -> None:

@@ -17,14 +17,11 @@ from posttrain.checkpoint import resume
 from posttrain.checkpoint.progress import Progress
 from posttrain.errors import UserError
 from posttrain.heartbeat import Heartbeat
+from posttrain.models.families import experts_of, family_of, softcap_of
 from posttrain.patches import Platform
 from posttrain.startup import Startup
 
 log = logging.getLogger(__name__)
-
-# Model types whose captured step gave the plain one's losses over 20 steps; others with trainer.cuda_graph=true. Not
-# Gemma 2: its attention (attention.py) asks the device for the sequences' lengths.
-GRAPHED = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 
 
 class Trainer:
@@ -154,7 +151,8 @@ class Trainer:
         wanted = self.settings.cuda_graph
         possible = self.platform.transformer_engine and self.data.packing and self.world == 1
         if wanted is None:
-            return possible and self.shape.get("model_type") in GRAPHED
+            family = family_of(self.shape)
+            return possible and family is not None and family.no_cuda_graph is None
         if wanted and not possible:
             raise UserError("trainer.cuda_graph=true: needs one GPU, Transformer Engine and data.packing=true")
         return wanted
@@ -163,7 +161,7 @@ class Trainer:
     def trained_logits_only(self) -> bool:
         """Whether the output layer sees trained tokens alone; not where it is divided over processes."""
         p = self.parallelism
-        soft_capped = self.shape.get("final_logit_softcapping")
+        soft_capped = softcap_of(self.shape) is not None
         divided = p.tensor_model_parallel_size > 1 or p.context_parallel_size > 1
         return self.settings.trained_logits_only and not divided and not soft_capped
 
@@ -173,7 +171,7 @@ class Trainer:
 
         Needs layers that are computed with their adapter as one operation, all of them; see peft/fused.py.
         """
-        experts = self.shape.get("num_local_experts") or self.shape.get("num_experts")
+        experts = experts_of(self.shape)
         whole = self.parallelism.tensor_model_parallel_size == 1 and not experts
         fused = whole and self.adapter is not None and self.adapter.every_layer_fused
         return fused and self.precision.resolve(self.platform.device) == "fp8"

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from posttrain.models.families import family_of
 from posttrain.models.headers import read_json
 
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*")
@@ -29,13 +30,9 @@ def write_config(out: Path, config: Any, base: Path | None, dtype: str) -> None:
         fields["rope_theta"] = rope["rope_theta"]
         scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
         fields["rope_scaling"] = scaling if rope.get("rope_type", "default") != "default" else None
-        if config.model_type == "gpt_neox":
-            fields["rotary_emb_base"] = rope["rope_theta"]
-            fields["rotary_pct"] = rope.get("partial_rotary_factor", 1.0)
-    if config.model_type == "qwen3_moe":
-        fields["num_experts"] = fields["num_local_experts"] = (
-            config.num_experts
-        )  # 4 knows the former, 5 writes the latter
+    family = family_of(config.to_dict())
+    if family is not None:
+        fields |= family.legacy_fields(config)
     (out / "config.json").write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -14,18 +14,10 @@ from posttrain.convert.shards import ShardWriter
 from posttrain.errors import UserError
 from posttrain.generation import turn_ends
 from posttrain.models import HFModel
+from posttrain.models.families import family_of
 from posttrain.models.headers import Tensor
 from posttrain.models.shapes import check_directory
-from posttrain.peft.directory import (
-    CONFIG,
-    TRANSPOSED,
-    WEIGHTS,
-    Pair,
-    base_of,
-    check_against,
-    is_adapter,
-    read_adapter,
-)
+from posttrain.peft.directory import CONFIG, WEIGHTS, Pair, base_of, check_against, is_adapter, read_adapter
 
 
 def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = None, license: str | None = None) -> None:
@@ -49,7 +41,8 @@ def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = No
     headers = check_directory(base)
     check_against(headers, pairs, tensors)
     hf_config = adapted.hf_config()
-    transposed = hf_config.model_type in TRANSPOSED
+    family = family_of(hf_config.to_dict())
+    transposed = family is not None and family.transposed
     with publishing(out, overwrite) as scratch:
         write_weights(scratch, headers, adapted, pairs, transposed, dtype)
         stored = {"F32": "float32", "F16": "float16"}.get(next(iter(headers.values())).dtype, "bfloat16")

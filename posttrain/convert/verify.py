@@ -8,8 +8,9 @@ import torch
 
 from posttrain.convert.reference import ExportRefused, reference, too_large
 from posttrain.errors import UserError
-from posttrain.models.headers import read_headers
-from posttrain.models.shapes import check_directory, is_buffer
+from posttrain.models.families import family_of, possible_families
+from posttrain.models.headers import read_headers, read_json
+from posttrain.models.shapes import check_directory
 from posttrain.models.vocabulary import is_vocabulary
 from posttrain.peft.directory import check_against, is_adapter, read_adapter
 
@@ -92,8 +93,16 @@ def model_tensors(directory: Path, model: Any, dtype: str) -> dict[str, Any]:
     if wrong:
         raise ExportRefused(f"export refused: {wrong[0]} is {written[wrong[0]].dtype}, not {dtype}")
     report: dict[str, Any] = {"count": len(written), "dtype": dtype, "against": "config.json"}
+    config = read_json(directory / "config.json")
+    if family_of(config) is None:
+        report["against"] = "themselves: the model type is not known"
     if not model.random_init:
-        base = {name: t for name, t in read_headers(model.directory).items() if not is_buffer(name)}
+        families = possible_families(config)
+        base = {
+            name: tensor
+            for name, tensor in read_headers(model.directory).items()
+            if not any(family.is_buffer(name) for family in families)
+        }
         expected = {name: t.shape for name, t in base.items()}
         if model.rows is not None:
             expected |= {name: (model.rows, *base[name].shape[1:]) for name in base if is_vocabulary(name)}

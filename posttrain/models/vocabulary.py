@@ -2,23 +2,23 @@
 
 from typing import TYPE_CHECKING
 
+from posttrain.models.families import families
+
 if TYPE_CHECKING:
     import torch
 
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
-OUTPUTS = ("lm_head.weight", "embed_out.weight")
 CHUNK = 8192  # rows
 SEED = 0
 
 
 def is_embedding(name: str) -> bool:
     """Whether a tensor of this name is the matrix of the tokens that come in."""
-    return name.split(".")[-2:] in [ending.split(".") for ending in EMBEDDINGS]
+    return any(f".{name}".endswith(f".{family.embedding}") for family in families())
 
 
 def is_output(name: str) -> bool:
     """Whether a tensor of this name is the matrix of the tokens that go out."""
-    return name.split(".")[-2:] in [ending.split(".") for ending in OUTPUTS]
+    return any(f".{name}".endswith(f".{family.output_layer}") for family in families())
 
 
 def is_vocabulary(name: str) -> bool:

@@ -11,27 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.errors import UserError
+from posttrain.models.families import families
+from posttrain.models.families.family import PARTS
 
 FUSED = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
-# Hugging Face's name of a projection -> the component that Megatron-Bridge's canonical LoRA knows.
-CANONICAL = {
-    "q_proj": "linear_q",
-    "k_proj": "linear_k",
-    "v_proj": "linear_v",
-    "o_proj": "linear_proj",
-    "gate_proj": "linear_fc1_gate",
-    "up_proj": "linear_fc1_up",
-    "down_proj": "linear_fc2",
-}
-# Families whose own names are of the fused matrices: GPT-2, GPT-NeoX.
-HF_FUSED = {
-    "c_attn": "linear_qkv",
-    "c_fc": "linear_fc1",
-    "query_key_value": "linear_qkv",
-    "dense": "linear_proj",
-    "dense_h_to_4h": "linear_fc1",
-    "dense_4h_to_h": "linear_fc2",
-}
+DIVIDED = ("linear_qkv", "linear_fc1")  # those of which a part can be adapted by itself
 
 
 @dataclass
@@ -104,6 +88,24 @@ class DoRA(LoRA):
         )  # fmt: skip
 
 
+def hf_names() -> tuple[dict[str, str], dict[str, str]]:
+    """Hugging Face's names of projections in any family, with the component that each is in Megatron.
+
+    Returns:
+        The names of families that have query, key and value apart, for which Megatron-Bridge has canonical LoRA, and
+        the names of the others.
+    """
+    parts: dict[str, str] = {}
+    whole: dict[str, str] = {}
+    for family in families():
+        for name, component in family.projections.items():
+            if family.separate_qkv and component not in DIVIDED:
+                parts.setdefault(name, component)
+            else:
+                whole.setdefault(name, component)
+    return parts, whole
+
+
 def resolve(target_modules: str | Sequence[str]) -> tuple[bool, list[str]]:
     """Turn the user's names into Megatron-Bridge's.
 
@@ -118,20 +120,23 @@ def resolve(target_modules: str | Sequence[str]) -> tuple[bool, list[str]]:
     names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not names:
         raise UserError("peft.target_modules: names no module; use all-linear or a list such as [q_proj,v_proj]")
+    names_of_parts, names_of_whole = hf_names()
     fused, parts = [], []
     for name in names:
         head, _, last = name.rpartition(".")
         prefix = f"{head}." if head else ""
-        if last in CANONICAL:
-            parts.append(prefix + CANONICAL[last])
-        elif last in CANONICAL.values() and last not in FUSED:
+        if last in names_of_whole:
+            fused.append(prefix + names_of_whole[last])
+        elif last in FUSED:
+            fused.append(name)
+        elif last in names_of_parts:
+            parts.append(prefix + names_of_parts[last])
+        elif last in PARTS:
             parts.append(name)
-        elif last in FUSED or last in HF_FUSED:
-            fused.append(prefix + HF_FUSED.get(last, last))
         else:
-            known = ", ".join(["all-linear", *CANONICAL, *FUSED])
+            known = ", ".join(["all-linear", *names_of_parts, *FUSED])
             raise UserError(f"peft.target_modules: unknown module {name!r}; known: {known}")
-    split = [name for name in fused if name.endswith(("linear_qkv", "linear_fc1"))]
+    split = [name for name in fused if name.endswith(DIVIDED)]
     if parts and split:
         raise UserError(
             f"peft.target_modules: {split[0]} is a whole matrix, {names[0]} a part of one; use Hugging Face's names "

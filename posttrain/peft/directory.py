@@ -20,7 +20,6 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 KINDS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
 MODULE = re.compile(r"\w+(\.\w+)*")
-TRANSPOSED = ("gpt2",)  # model types whose linear weights are [in, out]
 # Keys of adapter_config.json that change nothing about the model that base and tensors make: how it was trained, which
 # modules (the tensors say so), the settings of an initialisation (`init_lora_weights` says whether that matters).
 HARMLESS = {

@@ -4,12 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from posttrain.errors import UserError
-from posttrain.peft.adapters import CANONICAL, HF_FUSED, DoRA, LoRA, resolve
-
-# GPT-2 calls two projections by one name.
-NAMES = {"attn.c_proj": "linear_proj", "mlp.c_proj": "linear_fc2"}
-WHOLE = {name: "linear_qkv" for name in ("linear_q", "linear_k", "linear_v")}
-WHOLE |= {name: "linear_fc1" for name in ("linear_fc1_gate", "linear_fc1_up")}
+from posttrain.models.families import families
+from posttrain.models.families.family import PARTS
+from posttrain.peft.adapters import DoRA, LoRA, hf_names, resolve
 
 
 def check(adapter: tuple, ours: LoRA, directory: Path) -> None:
@@ -27,18 +24,22 @@ def check(adapter: tuple, ours: LoRA, directory: Path) -> None:
     held = components(pairs)
     if held is None or any("." in name or "*" in name for name in names):
         return  # experts, patterns: compared tensor by tensor when they are loaded
-    if (held if canonical else {WHOLE.get(name, name) for name in held}) != set(names):
+    if (held if canonical else {PARTS.get(name, name) for name in held}) != set(names):
         listed = sorted({module.rpartition(".")[2] for module in pairs})
         raise UserError(f"{directory}: was trained on other modules; set peft.target_modules=[{','.join(listed)}]")
 
 
 def components(modules: Iterable[str]) -> set[str] | None:
     """Megatron's names of an adapter's modules; None where one of them has none here."""
+    # A family may call two projections by one name: what they belong to tells them apart.
+    with_parent = {matrix.name: matrix.component for family in families() for matrix in family.adapted}
+    parts, whole = hf_names()
+    by_name = with_parent | whole | parts
     found = set()
     for module in modules:
-        two, one = ".".join(module.split(".")[-2:]), module.rpartition(".")[2]
-        name = NAMES.get(two) or CANONICAL.get(one) or HF_FUSED.get(one)
-        if name is None or ".experts." in module:
+        last = module.rpartition(".")[2]
+        component = by_name.get(".".join(module.split(".")[-2:])) or by_name.get(last)
+        if component is None or ".experts." in module:
             return None
-        found.add(name)
+        found.add(component)
     return found

@@ -23,8 +23,7 @@ def kept(s: Setting) -> dict[str, float]:
         linear: 0.0 if s.computed_again(linear) else s.trains(linear) * (0.5 if s.precision == "fp8" else 1.0)
         for linear in ("linear_qkv", "linear_fc1", "linear_fc2")
     }
-    fused_mlp = family.one_kernel or s.computed_again("linear_fc2")
-    parallel_residual = shape.model_type == "gpt_neox"
+    fused_mlp = family.fused_gate or s.computed_again("linear_fc2")
     inner = shape.ffn * n / split * (shape.chosen or 1)
     terms = {
         "layer input": stream,
@@ -35,11 +34,11 @@ def kept(s: Setting) -> dict[str, float]:
         "softmax statistics": 0.0 if unfused(s) else shape.heads * 4 / split,
         "attention scores": scores(s),
         "inputs of output norms": 2 * stream if family.norms == 4 else 0.0,
-        "MLP input": 0.0 if parallel_residual else stream,
+        "MLP input": 0.0 if shape.parallel_residual else stream,
         "norm before MLP": normed * kept_before["linear_fc1"],
-        "MLP first matrix": inner * (2 if family.gated else 1),
+        "MLP first matrix": inner * (2 if family.gate else 1),
         # The gate's activation, and what it multiplies: Megatron adds glu_linear_offset to that, a copy even if 0.
-        "MLP gate": 2 * inner if family.gated and not fused_mlp else 0.0,
+        "MLP gate": 2 * inner if family.gate and not fused_mlp else 0.0,
         "MLP activation": inner * kept_before["linear_fc2"],
         "dropout masks": 2 * stream / n if shape.dropout else 0.0,
     }
@@ -68,7 +67,7 @@ def _adapters(s: Setting, stream: float) -> dict[str, float]:
 
 def unfused(s: Setting) -> bool:
     """Whether attention is Transformer Engine's of single operations: no kernel of it has fp32."""
-    return s.precision == "fp32" and s.transformer_engine and s.shape.model_type != "gemma2"
+    return s.precision == "fp32" and s.transformer_engine and not s.shape.family.attention_scores
 
 
 def _padded(s: Setting) -> tuple[int, float]:
@@ -82,13 +81,15 @@ def _query_key_value(s: Setting) -> float:
     if unfused(s):
         sequences, longest = _padded(s)
         return 3 * shape.query * sequences * longest / s.tokens
-    return 3 * shape.query if shape.model_type == "gemma2" else shape.query + 2 * shape.key
+    if shape.family.attention_scores:
+        return 3 * shape.query
+    return shape.query + 2 * shape.key
 
 
 def scores(s: Setting) -> float:
     """Bytes of attention scores per token, where the kernel keeps them: soft-capped ones, and any in fp32."""
     shape = s.shape
-    if shape.model_type == "gemma2":  # posttrain.attention: tanh and softmax in fp32, softmax in bf16, masks
+    if shape.family.attention_scores:  # posttrain.attention: tanh and softmax in fp32, softmax in bf16, masks
         return shape.heads / s.tensor * (8 + s.width) * (s.squares or s.length)
     if unfused(s):  # the softmax, the softmax with padding set to 0, and the mask
         sequences, longest = _padded(s)
@@ -106,7 +107,7 @@ def passing(s: Setting) -> float:
     inner = shape.ffn * n / s.tensor * (shape.chosen or 1)
     stream = shape.hidden * n / (s.tensor if s.sequence_parallel else 1)
     output = 1.0 if s.computed_again("linear_fc2") else -s.trains("linear_fc2")
-    return stream + inner * ((2 if shape.family.gated else 1) + 1 + output)
+    return stream + inner * ((2 if shape.family.gate else 1) + 1 + output)
 
 
 def loss(s: Setting) -> dict[str, float]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from posttrain.plan.shape import Adapters, Shape, config_of
-from posttrain.trainer import GRAPHED
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class Setting:
         if not (self.one_operation and self.again and self.transformer_engine) or not self.trains(linear):
             return False
         mixture = bool(self.shape.experts) and linear in ("linear_fc1", "linear_fc2")
-        return linear != "linear_proj" and not mixture and (linear != "linear_fc2" or self.shape.family.silu)
+        return linear != "linear_proj" and not mixture and (linear != "linear_fc2" or self.shape.family.gate == "silu")
 
     @property
     def trained_logits(self) -> bool:
@@ -144,7 +143,8 @@ class Setting:
     def captured(self) -> bool:
         """Whether the step is a CUDA graph (posttrain.trainer.Trainer.cuda_graph)."""
         possible = self.transformer_engine and self.packing and self.world == 1
-        return possible and (self.shape.model_type in GRAPHED if self.graph is None else self.graph)
+        wanted = self.shape.family.no_cuda_graph is None if self.graph is None else self.graph
+        return possible and wanted
 
     def trains(self, linear: str) -> float:
         """Share of the layers in which the linear layer `linear` is trained or adapted."""

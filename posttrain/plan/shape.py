@@ -7,50 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.models.shapes import dimensions
-
-
-@dataclass(frozen=True)
-class Family:
-    """What config.json does not say about a model type.
-
-    Attributes:
-        gated: the MLP has a gate beside its first matrix.
-        qkv_bias, linear_bias: query, key and value, or all linear layers, have a bias.
-        norms: per layer; Gemma 2 has one after attention and MLP too.
-        norm_bias: LayerNorm rather than RMSNorm.
-        qk_norm: queries and keys are normalised.
-        tied: the output layer is the embedding, where config.json does not say.
-        silu: that gate is SiLU's.
-        one_kernel: Megatron-Bridge computes gate and activation in one kernel, which keeps less.
-        dropout: of the residual stream, where config.json does not say.
-    """
-
-    gated: bool = True
-    silu: bool = True
-    qkv_bias: bool = False
-    linear_bias: bool = False
-    norms: int = 2
-    norm_bias: bool = False
-    qk_norm: bool = False
-    tied: bool = False
-    one_kernel: bool = False
-    dropout: float = 0.0
-
-
-CLASSIC = Family(gated=False, silu=False, qkv_bias=True, linear_bias=True, norm_bias=True)
-FAMILIES = {
-    "llama": Family(one_kernel=True),
-    "mistral": Family(),
-    "mixtral": Family(),
-    "gemma": Family(silu=False, tied=True),
-    "gemma2": Family(silu=False, tied=True, norms=4),
-    "qwen2": Family(qkv_bias=True),
-    "qwen3": Family(qk_norm=True),
-    "qwen3_moe": Family(qk_norm=True),
-    "gpt2": Family(**vars(CLASSIC) | {"tied": True, "dropout": 0.1}),
-    "gpt_neox": CLASSIC,
-}
+from posttrain.models.families import families, family_of, softcap_of
+from posttrain.models.families.family import ModelFamily, is_set
+from posttrain.peft.adapters import FUSED, resolve
 
 
 @dataclass(frozen=True)
@@ -94,10 +53,12 @@ class Shape:
         positions: learned ones, 0 with a rotary embedding.
         experts, chosen: per layer, and how many of them a token visits; 0: no mixture.
         softcap: whether output logits are soft-capped.
+        dropout: of the residual stream.
+        biases: linear layers that have one.
+        parallel_residual: attention and MLP read the same input.
     """
 
-    model_type: str
-    family: Family
+    family: ModelFamily
     layers: int
     hidden: int
     heads: int
@@ -111,6 +72,8 @@ class Shape:
     chosen: int
     softcap: bool
     dropout: float
+    biases: frozenset[str]
+    parallel_residual: bool
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Shape":
@@ -119,48 +82,49 @@ class Shape:
         Raises:
             UserError: a model type that is not known here, or a size is missing.
         """
-        kind = config.get("model_type")
-        if kind not in FAMILIES:
-            raise UserError(f"model: the sizes of model_type {kind!r} are not known; known: {', '.join(FAMILIES)}")
+        family = family_of(config)
+        if family is None:
+            kind = config.get("model_type")
+            known = ", ".join(known.model_type for known in families())
+            raise UserError(f"model: the sizes of model_type {kind!r} are not known; known: {known}")
         try:
-            sizes = dimensions(config)
-        except (KeyError, TypeError, AttributeError) as error:
+            sizes = family.dimensions(config)
+            positions = family.size("learned_positions", config) if family.fields.learned_positions else 0
+        except ValueError as error:
             raise UserError(f"model: its config.json lacks a size ({error})") from error
-        family = FAMILIES[kind]
-        if config.get("attention_bias") and kind == "llama":
-            family = Family(**vars(family) | {"qkv_bias": True})
-        experts = config.get("num_local_experts") or config.get("num_experts") or 0
-        tied = config.get("tie_word_embeddings")
-        dropout = next((config[k] for k in ("resid_pdrop", "hidden_dropout") if config.get(k) is not None), None)
+        dropout = family.value("dropout", config)
         return cls(
-            model_type=kind,
             family=family,
-            layers=sizes["L"],
-            hidden=sizes["H"],
-            heads=config.get("num_attention_heads") or config["n_head"],
-            query=sizes["A"],
-            key=sizes["K"],
-            ffn=sizes["E"] if experts else sizes["I"],
-            vocab=sizes["V"],
-            positions=config["n_positions"] if kind == "gpt2" else 0,
-            tied=family.tied if tied is None else bool(tied),
-            experts=experts,
-            chosen=config.get("num_experts_per_tok") or 0,
-            softcap=bool(config.get("final_logit_softcapping")),
+            layers=sizes.layers,
+            hidden=sizes.hidden,
+            heads=sizes.heads,
+            query=sizes.query,
+            key=sizes.key,
+            ffn=sizes.expert_inner if sizes.experts else sizes.inner,
+            vocab=sizes.vocabulary,
+            positions=positions,
+            tied=family.is_tied(config),
+            experts=sizes.experts,
+            chosen=sizes.chosen,
+            softcap=softcap_of(config) is not None,
             dropout=family.dropout if dropout is None else float(dropout),
+            biases=frozenset(name for name in FUSED if family.has_bias(name, config)),
+            parallel_residual=is_set(family.parallel_residual, config),
         )
 
     @property
     def linears(self) -> tuple[Linear, ...]:
         """The four linear layers of a transformer layer."""
-        h, f = self.hidden, self.family
-        gate = (("linear_fc1_gate", self.ffn), ("linear_fc1_up", self.ffn)) if f.gated else (("linear_fc1", self.ffn),)
+        h = self.hidden
+        fc1 = (("linear_fc1", self.ffn),)
+        if self.family.gate:
+            fc1 = (("linear_fc1_gate", self.ffn), ("linear_fc1_up", self.ffn))
         qkv = (("linear_q", self.query), ("linear_k", self.key), ("linear_v", self.key))
         return (
-            Linear("linear_qkv", h, self.query + 2 * self.key, qkv, f.qkv_bias),
-            Linear("linear_proj", self.query, h, (("linear_proj", h),), f.linear_bias),
-            Linear("linear_fc1", h, len(gate) * self.ffn, gate, f.linear_bias, self.experts),
-            Linear("linear_fc2", self.ffn, h, (("linear_fc2", h),), f.linear_bias, self.experts),
+            Linear("linear_qkv", h, self.query + 2 * self.key, qkv, "linear_qkv" in self.biases),
+            Linear("linear_proj", self.query, h, (("linear_proj", h),), "linear_proj" in self.biases),
+            Linear("linear_fc1", h, len(fc1) * self.ffn, fc1, "linear_fc1" in self.biases, self.experts),
+            Linear("linear_fc2", self.ffn, h, (("linear_fc2", h),), "linear_fc2" in self.biases, self.experts),
         )
 
     @property
@@ -217,8 +181,6 @@ class Adapters:
         Raises:
             UserError: an unknown name, or no layer has it.
         """
-        from posttrain.peft.adapters import resolve
-
         canonical, names = resolve(targets if isinstance(targets, str) else list(targets))
         sizes = {}
         for linear in shape.linears:

@@ -17,6 +17,7 @@ from transformers import GPT2LMHeadModel
 from posttrain.errors import UserError
 from posttrain.models.bridges.activations import activation
 from posttrain.models.bridges.buffers import KeepsBuffers
+from posttrain.models.families.gpt2 import FAMILY
 
 # AutoBridge takes an architecture for a causal model by the end of its name; GPT-2's is older than that convention.
 if GPT2LMHeadModel.__name__ not in auto_bridge.SUPPORTED_HF_ARCHITECTURES:
@@ -93,7 +94,7 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
     """GPT2LMHeadModel <-> GPTModel."""
 
     NORM = "ln_1.weight"
-    BUFFERS = ("attn.bias", "attn.masked_bias")
+    BUFFERS = FAMILY.buffers
     CONFIG_MAPPING = (
         ("n_layer", "num_layers"),
         ("n_embd", "hidden_size"),

@@ -18,6 +18,7 @@ from transformers import GPTNeoXForCausalLM
 from posttrain.errors import UserError
 from posttrain.models.bridges.activations import activation
 from posttrain.models.bridges.buffers import KeepsBuffers
+from posttrain.models.families.gpt_neox import FAMILY
 from posttrain.models.local import block, local_layer, uses_te
 
 
@@ -67,7 +68,7 @@ class GPTNeoXBridge(KeepsBuffers, MegatronModelBridge):
     """GPTNeoXForCausalLM <-> GPTModel. Its fused query_key_value has Megatron's own layout: q, k, v by head."""
 
     NORM = "input_layernorm.weight"
-    BUFFERS = ("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq")
+    BUFFERS = FAMILY.buffers
     CONFIG_MAPPING = (
         ("num_hidden_layers", "num_layers"),
         ("hidden_size", "hidden_size"),

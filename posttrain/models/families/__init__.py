@@ -1,0 +1,98 @@
+"""Every model family that is known: one file of this folder each, and what users' modules register.
+
+Nothing else in the package names a family; what differs between them is asked of their records.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from posttrain.models.families.family import ModelFamily
+
+_known: dict[str, ModelFamily] = {}
+
+
+def register(family: ModelFamily) -> ModelFamily:
+    """Make a family known; it replaces one of the same model_type.
+
+    Returns:
+        The same.
+    """
+    _known[family.model_type] = family
+    return family
+
+
+def families() -> tuple[ModelFamily, ...]:
+    """All that are known."""
+    return tuple(_known.values())
+
+
+def family_of(config: Mapping[str, Any]) -> ModelFamily | None:
+    """The family of a model: that of its model_type or, where it has none, of one of its architectures.
+
+    Args:
+        config: fields of its config.json.
+    """
+    kind = config.get("model_type")
+    if kind is not None:
+        return _known.get(str(kind))
+    architectures = config.get("architectures")
+    for architecture in architectures if isinstance(architectures, Sequence) else ():
+        if family := family_with(architecture):
+            return family
+    return None
+
+
+def family_with(architecture: str | None) -> ModelFamily | None:
+    """The family with a class of this name."""
+    for family in families():
+        if architecture in family.architectures:
+            return family
+    return None
+
+
+def possible_families(config: Mapping[str, Any]) -> tuple[ModelFamily, ...]:
+    """The family of a model or, if that isn't known, all: for what is better guessed than left out.
+
+    Args:
+        config: fields of its config.json.
+    """
+    family = family_of(config)
+    if family is None:
+        return families()
+    return (family,)
+
+
+def experts_of(config: Mapping[str, Any]) -> int:
+    """Experts of a layer of a model with this config.json, 0 in a dense one."""
+    return _first("experts", config) or 0
+
+
+def softcap_of(config: Mapping[str, Any]) -> float | None:
+    """What a model with this config.json squashes its output logits to; None: nothing."""
+    return _first("softcap", config)
+
+
+def learned_positions_of(config: Mapping[str, Any]) -> int | None:
+    """How many positions a model with this config.json has embeddings for; None: it has none, or isn't known."""
+    family = family_of(config)
+    if family is None:
+        return None
+    return family.value("learned_positions", config)
+
+
+def _first(size: str, config: Mapping[str, Any]) -> Any:
+    for family in possible_families(config):
+        if found := family.value(size, config):
+            return found
+    return None
+
+
+def _discover() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        if module.name != "family":
+            register(importlib.import_module(f"{__name__}.{module.name}").FAMILY)
+
+
+_discover()

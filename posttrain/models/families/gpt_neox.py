@@ -1,0 +1,42 @@
+"""GPT-NeoX and Pythia: partial rotary embedding, and attention and MLP that read the same input (parallel residual)."""
+
+from typing import TYPE_CHECKING, Any
+
+from posttrain.models.families.family import ConfigFields, Flag, Matrix, ModelFamily
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+ATTENTION_BIAS = Flag("attention_bias", default=True)
+
+
+def legacy_fields(config: "PretrainedConfig") -> dict[str, Any]:
+    """The rotary embedding in the words of transformers 4."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "rope_theta" not in rope:
+        return {}
+    return {"rotary_emb_base": rope["rope_theta"], "rotary_pct": rope.get("partial_rotary_factor", 1.0)}
+
+
+FAMILY = ModelFamily(
+    model_type="gpt_neox",
+    architectures=("GPTNeoXForCausalLM",),
+    bridge="posttrain.models.bridges.gpt_neox",  # there is none upstream
+    matrices=(
+        Matrix("embed_in", ("vocabulary", "hidden")),
+        Matrix("embed_out", ("vocabulary", "hidden")),
+        Matrix("attention.query_key_value", ("qkv", "hidden"), "linear_qkv", ATTENTION_BIAS),
+        Matrix("attention.dense", ("hidden", "query"), "linear_proj", ATTENTION_BIAS),
+        Matrix("mlp.dense_h_to_4h", ("inner", "hidden"), "linear_fc1", bias=True),
+        Matrix("mlp.dense_4h_to_h", ("hidden", "inner"), "linear_fc2", bias=True),
+    ),
+    fields=ConfigFields(groups=(), head=(), dropout=("hidden_dropout",)),
+    embedding="embed_in.weight",
+    output_layer="embed_out.weight",
+    buffers=("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"),
+    gate=None,
+    norm_bias=True,
+    parallel_residual=Flag("use_parallel_residual", default=True),
+    no_cuda_graph="its captured step has not been compared with the plain one",
+    legacy_fields=legacy_fields,
+)

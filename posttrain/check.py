@@ -134,6 +134,7 @@ def model(cfg: DictConfig) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local and ":" not in path and not Path(path).expanduser().is_dir():
         raise UserError(f"`model.path={path}`: there is no such directory")
+    data.built(cfg.model)  # importing a user's own class makes its family known
     if "peft" not in cfg:  # generation and the like
         return
     shape = architecture(cfg.model) or {}

@@ -1,16 +1,31 @@
-"""StarCoder2 as a model of the config group: conf/model/starcoder2_3b.yaml names this class."""
-
-from dataclasses import dataclass
+"""StarCoder2: LayerNorm, biases everywhere, an MLP without gate, grouped queries, a sliding window."""
 
 from posttrain.models import HFModel
+from posttrain.models.families import register
+from posttrain.models.families.family import EMBEDDING, OUTPUT, ConfigFields, Flag, Matrix, ModelFamily, attention
+
+BIAS = Flag("use_bias", default=True)
+
+FAMILY = register(
+    ModelFamily(
+        model_type="starcoder2",
+        architectures=("Starcoder2ForCausalLM",),
+        bridge="starcoder2_bridge",  # imported when a model is built, not before: it needs Megatron
+        matrices=(
+            EMBEDDING,
+            OUTPUT,
+            *attention(BIAS, BIAS),
+            Matrix("mlp.c_fc", ("inner", "hidden"), "linear_fc1", BIAS),
+            Matrix("mlp.c_proj", ("hidden", "inner"), "linear_fc2", BIAS),
+        ),
+        fields=ConfigFields(dropout=("residual_dropout",)),
+        tied=True,
+        gate=None,
+        norm_bias=True,
+        no_cuda_graph="its captured step has not been compared with the plain one",
+    )
+)
 
 
-@dataclass
 class Starcoder2(HFModel):
-    """A Hugging Face model whose bridge is ours; Megatron is imported when the bridge is asked for, not before."""
-
-    def bridge(self):
-        """Return the AutoBridge, once our bridge is registered."""
-        import starcoder2_bridge  # noqa: F401
-
-        return super().bridge()
+    """What conf/model/starcoder2_3b.yaml names; whoever builds it imports this module, and the family is known."""

@@ -1,4 +1,4 @@
-"""StarCoder2 <-> Megatron: LayerNorm, biases everywhere, an MLP without gate, grouped queries, a sliding window."""
+"""StarCoder2 <-> Megatron: which fields of config.json are which of Megatron's, and which tensor becomes which."""
 
 from typing import ClassVar
 

@@ -53,6 +53,17 @@ def test_every_family_passes(family, tmp_path):
     assert {tensor.dtype for tensor in tensors.values()} == {"F32"}
 
 
+def test_of_a_family_without_a_record_only_the_files_are_checked(llama, caplog):
+    """Its layers may differ and its sizes mean something else; a damaged file is one all the same."""
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of", "num_hidden_layers": 61}))
+    assert check_directory(llama)
+    assert "model_type 'unheard_of' is not known here" in caplog.text
+    (llama / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="cut short"):
+        check_directory(llama)
+
+
 def test_config_of_a_directory_and_of_an_architecture(llama):
     model = HFModel(path=str(llama))
     assert model.is_local

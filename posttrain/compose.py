@@ -165,13 +165,16 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
         quoted = f'{key}="{value}"' if value and not {'"', "\\"} & set(value) else 'key="a,b"'
         return f"{error.override}: can't be read as KEY=VALUE. Text is quoted, for the shell as well: '{quoted}'"
 
+    full_key = re.search(r"full_key: (\S+)", whole)
     unknown = re.search(r"[Kk]ey '([^']+)' is not in struct|Could not (?:override|append to) '([^']+)'", whole)
     if unknown or "is not in struct" in whole or "not in '" in whole:
-        key = _overridden(text) or (unknown and (unknown[2] or unknown[1])) or ""
+        key = _overridden(text) or (full_key and full_key[1]) or (unknown and (unknown[2] or unknown[1])) or ""
         if key.startswith(OPEN):
             return f"`{key}`: a key that is added is written with a plus sign: +{key}=..."
+        file = re.match(r"In '([^']+)': ", text)
+        place = f" in {file[1]}.yaml" if file else ""
         meant = _meant(key, _known_keys(config_name)) or "."
-        return f"`{key}`: unknown key{meant} All keys: python -m posttrain --cfg job"
+        return f"`{key}`: unknown key{place}{meant} All keys: python -m posttrain --cfg job"
 
     if isinstance(error, MissingConfigException):
         name = getattr(error, "missing_cfg_file", None) or text
@@ -189,7 +192,6 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
         value = next((o.partition("=")[2] for o in overrides if o.lstrip("+~").partition("=")[0] == key), None)
         reason = cause.split(" full_key:")[0].split(" reference_type")[0]
         return f"`{key}={value}`: {reason}" if value is not None else f"`{key}`: {reason}"
-    full_key = re.search(r"full_key: (\S+)", whole)
     return (f"`{full_key[1]}`: " if full_key else "") + text.split(" full_key:")[0]
 
 

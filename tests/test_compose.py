@@ -67,6 +67,22 @@ def test_mistakes_are_named(words, expected):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "group, content, expected",
+    [
+        ("experiment", "# @package _global_\ntrainer: {max_stepss: 3}", "`trainer.max_stepss`: unknown key in "),
+        ("experiment", "# @package _global_\nhydra: {sweeper: {grid: 3}}", "`hydra.sweeper.grid`: unknown key in "),
+        ("peft", "defaults: [lora]\nrnak: 3", "`peft.rnak`: unknown key in "),
+    ],
+)
+def test_mistyped_keys_of_a_file_are_named(group, content, expected, tmp_path):
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "mine.yaml").write_text(content)
+    with pytest.raises(UserError) as error:
+        compose([f"hydra.searchpath=[file://{tmp_path}]", f"{group}=mine"], with_hydra=True)
+    assert f"{expected}{group}/mine.yaml" in str(error.value)
+
+
 def test_flatten_names_every_key():
     keys = set(flatten(compose()))
     assert {"peft", "peft.rank", "model.architecture.hidden_size", "launch.nnodes"} <= keys

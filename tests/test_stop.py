@@ -20,9 +20,10 @@ COMMAND = """
     @stop.command
     def main():
         with tempfile.TemporaryDirectory(dir=sys.argv[1]):
-            print("ready", flush=True)
-            if sys.argv[2:] == ["fork"] and not os.fork():
-                time.sleep(60)
+            forks = sys.argv[2:] == ["fork"]
+            if not forks or not os.fork():
+                # Of two processes the forked one says so: a signal sent before it exists would not reach it.
+                print("ready", flush=True)
             time.sleep(60)
 
     main()

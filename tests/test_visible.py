@@ -22,7 +22,7 @@ def test_an_error_that_quotes_a_file(capsys):
 def test_an_answer(terminal, capsys, monkeypatch):
     """Harmless on a terminal, as it is in a file."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
-    generate.show("q", TITLE, as_json=False)
+    generate.print_answer("q", TITLE, as_json=False)
     assert ("\x1b" in capsys.readouterr().out) == (not terminal)
 
 

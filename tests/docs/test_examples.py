@@ -36,7 +36,7 @@ def shown(tmp_path, monkeypatch):
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         words = [f"hydra.searchpath=[file://{EXAMPLES}/conf]", "model=hf", f"model.path={tmp_path / 'tokenizer'}",
                  f"data.path={data}", f"preview.out={out}", *words]  # fmt: skip
-        preview.run(compose(words, "preview"))
+        preview.show_data(compose(words, "preview"))
         return [json.loads(line) for line in out.read_text().splitlines()]
 
     return call

@@ -15,7 +15,7 @@ from posttrain.compose import FULL_ERROR
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch import visible_gpus
 from posttrain.models import HFModel
-from posttrain.models.headers import read_headers
+from posttrain.models.headers import own_file, read_headers
 from posttrain.models.hf import DEMO
 from posttrain.peft.attach import attach
 from posttrain.peft.directory import check_against, is_adapter, read_adapter
@@ -124,14 +124,15 @@ def load(directory: Path, dtype: str | None = None) -> tuple[Any, Any]:
     if source.adapter:
         read_adapter(directory)  # before the base's weights are read
     base = source.directory
+    has_own_generation = bool(source.adapter) and own_file(directory / "generation_config.json")
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        if has_own_generation:
+            model.generation_config = GenerationConfig.from_pretrained(directory)
     except Exception as error:  # of whatever kind: a stranger's files
         raise UserError(
             f"{directory}: transformers can't read it: {(str(error).strip() or repr(error)).splitlines()[0]}"
         ) from error
     if source.adapter:
-        if (directory / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(directory)
         model = attach(model, directory)
     return model.to(device).eval(), source.load_tokenizer()

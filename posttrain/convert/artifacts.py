@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.models.families import family_of
-from posttrain.models.headers import read_json
+from posttrain.models.headers import own_file, read_json
+from posttrain.models.tokenizer_files import FILES
 
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*")
+GENERATION = "generation_config.json"
 
 
 def write_config(out: Path, config: Any, base: Path | None, dtype: str) -> None:
@@ -37,11 +38,14 @@ def write_config(out: Path, config: Any, base: Path | None, dtype: str) -> None:
 
 
 def copy_tokenizer(out: Path, source: Path) -> None:
-    """Copy the tokenizer's files, chat template included, as they are, but for a class that transformers 4 lacks."""
-    for pattern in (*TOKENIZER, "*.model"):
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, out / file.name)
+    """Copy a tokenizer's files and no others, as they are, but for the name of a class that transformers 4 lacks.
+
+    Raises:
+        UserError: one of them is no file of that folder.
+    """
+    for name in FILES:
+        if own_file(source / name):
+            shutil.copyfile(source / name, out / name)
     config = out / "tokenizer_config.json"
     fields = read_json(config) if config.is_file() else {}
     if fields.get("tokenizer_class") == "TokenizersBackend":  # transformers 5 takes the older name for it too
@@ -51,8 +55,8 @@ def copy_tokenizer(out: Path, source: Path) -> None:
 
 def copy_generation_config(out: Path, source: Path) -> None:
     """Copy generation_config.json where there is one."""
-    if (source / "generation_config.json").is_file():
-        shutil.copyfile(source / "generation_config.json", out / "generation_config.json")
+    if own_file(source / GENERATION):
+        shutil.copyfile(source / GENERATION, out / GENERATION)
 
 
 def write_chat_template(out: Path, text: str) -> None:
@@ -89,7 +93,7 @@ def add_stop_tokens(out: Path, ids: set[int], known: int | list[int] | None) -> 
         ids: that end a turn of the chat template.
         known: the end tokens of config.json, which count where generation_config.json has none.
     """
-    file = out / "generation_config.json"
+    file = out / GENERATION
     fields = read_json(file) if file.is_file() else {}
     known = as_set(fields.get("eos_token_id", known))
     if not ids <= known:

@@ -1,6 +1,7 @@
 """What a directory of safetensors files holds, from its headers alone: no weight is read, nothing heavy is imported."""
 
 import json
+import os
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +14,7 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 COMPARED = 1 << 22  # bytes at a time
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_JSON = 200 << 20  # bytes; the largest tokenizer.json known is a tenth of it
 BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
     "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
@@ -135,9 +137,45 @@ def no_weights(directory: Path) -> str:
     )
 
 
+def own_file(file: Path, folder: bool = False) -> bool:
+    """Whether `file` is there: a regular file of its directory's own, of up to MAX_JSON bytes.
+
+    A link has to stay within the directory, or lead to the blobs of the hub's cache, which is made of such links. Any
+    other link could have a file of this machine's read, and copied into what is published.
+
+    Args:
+        file: what to look at.
+        folder: expect a folder instead.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not os.path.lexists(file):
+        return False
+    directory, target = file.parent.resolve(), file.resolve()
+    if not target.is_relative_to(directory) and target.parent != _blobs(directory):
+        raise UserError(f"{file}: is a link that leads out of its directory, to {target}; put the file itself there")
+    if folder and target.is_dir():
+        return True
+    if folder or not target.is_file():
+        raise UserError(f"{file}: is not a {'folder' if folder else 'regular file'}")
+    if target.stat().st_size > MAX_JSON:
+        raise UserError(f"{file}: has {target.stat().st_size} bytes, more than the {MAX_JSON >> 20} MiB of such a file")
+    return True
+
+
+def _blobs(directory: Path) -> Path | None:
+    """Where the hub's cache has the files of `directory`, `.../snapshots/REVISION` or below it."""
+    for inner in (directory, *directory.parents):
+        if inner.parent.name == "snapshots":
+            return inner.parent.parent / "blobs"
+    return None
+
+
 def read_json(file: Path) -> dict:
-    """Return the JSON object in `file`; a UserError where it is not there or not a JSON object."""
+    """Return the JSON object in `file`; a UserError where it is not there, not a JSON object, or no file of its own."""
     try:
+        own_file(file)
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: not found; model.path must be a Hugging Face model directory") from None

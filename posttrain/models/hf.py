@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
 from posttrain.models.shapes import check_directory
+from posttrain.models.tokenizer_files import check_files
 from posttrain.models.vocabulary import grown, is_vocabulary
 from posttrain.peft.directory import CONFIG, PREFIX, WEIGHTS, base_of, is_adapter, saved_vocabulary
 
@@ -77,6 +78,7 @@ class HFModel:
         directory = fetch(self.base, [*CONFIG_FILES, "*.safetensors", *self._code])
         if self.adapter and is_adapter(directory):  # transformers would give it to PEFT as it is
             raise UserError(f"{self.adapter}: its base model {directory} is an adapter itself; merge that one first")
+        check_files(directory)
         check_directory(directory)
         return directory
 
@@ -141,7 +143,9 @@ class HFModel:
             directory = fetch(self.path, [*CONFIG_FILES, *self._code]) if self.random_init else self.directory
             import_bridges(read_json(directory / "config.json"))
             return AutoConfig.from_pretrained(directory, trust_remote_code=self._trusted())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # of whatever kind: a stranger's file
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"model.path={self.path}: transformers cannot read its configuration: {reason}") from error
 
@@ -154,6 +158,7 @@ class HFModel:
         from transformers import AutoTokenizer
 
         path = self.tokenizer_path
+        check_files(Path(path))
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=self._trusted())
         except (OSError, ValueError, KeyError, TypeError) as error:

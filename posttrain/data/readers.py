@@ -199,15 +199,12 @@ def _csv(file: BinaryIO, path: Path) -> Iterator[Row]:
 
 def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow
-    import pyarrow.parquet
 
-    row = 0
+    from posttrain.data import parquet
+
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
-                    yield Place(str(path), row, f"row {row}"), values
-                    row += 1
+        for row, values in enumerate(parquet.rows(path, MAX_ROW)):
+            yield Place(str(path), row, f"row {row}"), values
     except pyarrow.ArrowException as error:
         raise UserError(f"data.path: {path}: not a Parquet file, or damaged: {error}") from None
 

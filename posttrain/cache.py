@@ -81,7 +81,7 @@ def discard(target: Path, inode: int) -> None:
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
     """With the lock of those who build or remove `target`; the folder that it lies in must be there."""
-    with open(target.with_name(f".{target.name}.lock"), "a") as lock:
+    with open(target.with_name(f".{target.name}.lock"), "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -4,11 +4,34 @@ import contextlib
 import json
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
+from posttrain.errors import UserError
+
 # What a file is called while it is written; see `replace`.
 ASIDE = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
+
+
+MOST = 64 << 20  # bytes of a file of settings that is read whole: an index of a million tensors fits
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file of settings, which may be anybody's: a pipe would never end, a device fill the memory.
+
+    Raises:
+        UserError: it is no plain file (links are followed), or longer than `MOST`.
+        OSError: it can't be read.
+        UnicodeDecodeError: not UTF-8.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{path}: is no plain file")
+        content = file.read(MOST + 1)
+    if len(content) > MOST:
+        raise UserError(f"{path}: has more than {MOST >> 20} MiB, too much for such a file")
+    return content.decode("utf-8")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,8 +20,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import confidential, policy, rundir, targets, yaml_file
+from posttrain import confidential, expansion, policy, rundir, targets, yaml_file
 from posttrain.errors import UserError
+from posttrain.files import read_text
 from posttrain.patches.elsewhere import HYDRA_GUARD
 from posttrain.patches.registry import require
 
@@ -52,11 +53,16 @@ class Loader(ConfigLoaderImpl):
 
         try:
             cfg, others = composed(overrides)
-        except (KeyError, ValueError) as error:  # Hydra's own: `model=0`, a variable that isn't there
+        except RecursionError:
+            raise UserError(
+                "the configuration can't be composed: it is nested too deep, or a file includes itself"
+            ) from None
+        except (KeyError, ValueError, AttributeError) as error:  # Hydra's own: `model=0`, `hydra: null`
             raise UserError(f"the configuration can't be composed: {' '.join(str(error).split())}") from error
         check(cfg.hydra)
         confidential.check(OmegaConf.to_container(cfg, resolve=False))  # before Hydra writes it down
         if others:
+            expansion.check(cfg)
             base = config_name if _is_shipped(config_name) else _command[0]
             policy.check(cfg, overrides, others, lambda words: composed(words, base))
         return cfg
@@ -83,17 +89,22 @@ class Files(FileConfigSource):
         """As Hydra's.
 
         Raises:
-            UserError: see `yaml_file.check`; or it would take the place of a file of Hydra's or of posttrain's.
+            UserError: see `yaml_file.check`; it lies elsewhere, by `..` or a link; or it would take the place of a
+                file of Hydra's or of posttrain's.
         """
         path = Path(self.path, self._normalize_file_name(config_path))
-        if path.is_file() and Path(self.path).resolve() != policy.SHIPPED.resolve():
+        folder = Path(self.path).resolve()
+        own = folder == policy.SHIPPED.resolve()
+        if ".." in Path(config_path).parts or not (own or path.resolve().is_relative_to(folder)):
+            raise UserError(f"{path}: leads out of the folder {self.path}; a configuration is made of the files in it")
+        if path.is_file() and not own:
             group = config_path.lstrip("/")
             if _in_store(group) or (group.startswith("hydra/") and not group.startswith(OWN_GROUPS)):
                 raise UserError(f"{path}: takes the place of what Hydra or posttrain define; choose another name")
             _others.append(path)
         try:
             if path.is_file():
-                yaml_file.check(path.read_text(encoding="utf-8"), path)
+                yaml_file.check(read_text(path), path)
             return super().load_config(config_path)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -131,6 +142,7 @@ def install(command: str | None = None) -> None:
     require(HYDRA_GUARD)
     if command is not None:
         _command[0] = command
+    expansion.register()
     Plugins.instance()  # registers Hydra's own sources
     hydra._internal.hydra.ConfigLoaderImpl = Loader
     hydra.core.utils._save_config = save_config

@@ -155,7 +155,8 @@ def last_loss(run_dir: Path) -> float | None:
     """The validation loss that a finished or pruned run has left, if it has one."""
     if not rundir.is_file(run_dir, "summary.json"):
         return None
-    return rundir.read_json(run_dir, "summary.json").get("val_loss_after")
+    loss = rundir.read_object(run_dir, "summary.json").get("val_loss_after")
+    return loss if isinstance(loss, float) else None
 
 
 def record(cfg: DictConfig, run_dir: Path, status: dict[str, Any]) -> None:

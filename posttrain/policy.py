@@ -5,6 +5,7 @@ run connects to, what it sends, which commands it runs and where it writes is ta
 environment that torchrun and Slurm give. `python -m posttrain.policy` prints the tables of docs/security.md.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ FILES = (
 # Groups whose file may be one's own: chosen on the command line, it is taken at its word about its own part.
 CHOSEN = ("hydra.launcher", "hydra.sweeper", "logger")
 
+MOST_TRIALS = 10_000  # of a search space in a file; Hydra lists all of them before the first begins
+
 SEARCH_PATH = "hydra.searchpath"
 
 # What Hydra fills in itself.
@@ -130,12 +133,16 @@ def check(
 
 def _check_space(found: dict[str, Any], allowed: dict[str, Any], files: str) -> None:
     """A search space becomes words of each trial's command line: those about what is the command line's are not."""
-    space = "hydra.sweeper.params"
+    space, points = "hydra.sweeper.params", 1
     for key, value in found.items():
         if not _below(key, (space,)) or value is None or allowed.get(key) == value:
             continue
         name = key.removeprefix(f"{space}.")
         swept = OverridesParser.create().parse_override(f"{name}={value}")
+        if swept.is_discrete_sweep():
+            points *= sum(1 for _ in itertools.islice(swept.sweep_iterator(), MOST_TRIALS + 1))
+        if points > MOST_TRIALS:
+            raise UserError(f"{space}: a grid of more than {MOST_TRIALS} trials ({files})")
         if swept.package is not None or _is_ruled(swept) or rule_of(_dotted(swept)):
             raise UserError(f"{space}: {name}: is taken from the command line, and from no file ({files})")
 

@@ -85,6 +85,26 @@ def read_json(root: Path, name: str) -> Any:
         raise ValueError(f"{root / name}: nested too deep") from None
 
 
+def read_object(root: Path, name: str) -> dict[str, Any]:
+    """The JSON object in the file `name` below `root`; raises as `read_text`, and a UserError where it is none."""
+    try:
+        found = read_json(root, name)
+    except ValueError as error:
+        raise UserError(f"{root / name}: not valid JSON ({error}); remove it") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{root / name}: not valid: expected a JSON object, found {type(found).__name__}; remove it")
+    return found
+
+
+def object_if_any(root: Path, name: str) -> dict[str, Any]:
+    """As `read_object`; an empty one where there is no such file, or no JSON object in it."""
+    try:
+        found = read_json(root, name)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_text(root: Path, name: str, text: str, flush: bool = True) -> None:
     """Replace the file `name` below `root` atomically; its folder must be there.
 

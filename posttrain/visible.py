@@ -1,8 +1,11 @@
-"""Text from outside, as it may be written to a terminal: control characters are spelt out, so none of them acts."""
+"""Text from outside, as it may be written to a terminal or a page: control characters are spelt out, so none acts.
+
+Half characters (surrogates: `\\ud800` in JSON, names of files that are not UTF-8) are as well; no encoding has them.
+"""
 
 import re
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def visible(text: str) -> str:

@@ -1,6 +1,7 @@
 """YAML from anybody: refused before it is built where it would fill the memory or never end."""
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,39 @@ from omegaconf import DictConfig, OmegaConf
 
 from posttrain import rundir
 from posttrain.errors import UserError
+from posttrain.files import read_text
 
+# What JSON has too. The others of YAML's types (dates, sets, bytes) are no part of a configuration.
+TYPES = ("null", "bool", "int", "float", "str", "seq", "map")
+MOST_BITS = 1023  # of a whole number: more don't fit a float, and Python refuses to write thousands of digits
 MOST_NODES = 100_000  # of a document with its aliases written out; a frozen configuration has some 300
 DEEPEST = 64
+WHOLE = re.compile(r"[-+]?[0-9][0-9a-fA-FxX_:]{320}")  # of more digits than any float has
+MOST_INTERPOLATIONS = 32  # in a text; OmegaConf takes a millisecond for each, and nests them as deep
+
+
+class Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """A safe loader of plain values; a date is text, as for OmegaConf."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own attributes)
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {  # noqa: RUF012
+        tag: build
+        for tag, build in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in TYPES
+    }
+
+    def construct_whole(self, node: yaml.ScalarNode) -> int:
+        """As PyYAML's, within `MOST_BITS`."""
+        value = self.construct_yaml_int(node)
+        if value.bit_length() > MOST_BITS:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number beyond every float", node.start_mark)
+        return value
+
+
+Plain.add_constructor("tag:yaml.org,2002:int", Plain.construct_whole)
 
 
 def read(path: Path) -> DictConfig:
@@ -23,7 +54,7 @@ def read(path: Path) -> DictConfig:
         UserError: it can't be read, is no YAML mapping, or see `check`.
     """
     with _readable(path):
-        return _built(path.read_text(encoding="utf-8"), path)
+        return _built(read_text(path), path)
 
 
 def read_in(run_dir: Path, name: str) -> DictConfig:
@@ -40,29 +71,36 @@ def _built(text: str, path: Path) -> DictConfig:
     return found
 
 
-def parse(path: Path, loader: Any) -> Any:
-    """What is in `path`, of whatever kind.
+def parse(path: Path, loader: type[Plain] = Plain) -> Any:
+    """What is in `path`, of whatever kind; raises as `parse_text`, also where it can't be read."""
+    with _readable(path):
+        return parse_text(read_text(path), path, loader)
+
+
+def parse_text(text: str, name: Any, loader: type[Plain] = Plain) -> Any:
+    """The value of a document, of whatever kind.
 
     Args:
-        loader: of PyYAML's, a safe one.
+        text: the document.
+        name: its file, for errors.
+        loader: says what scalars mean.
 
     Raises:
-        UserError: it can't be read, is not YAML, or see `check`.
+        UserError: it is not YAML, or see `check`.
     """
-    with _readable(path):
-        text = path.read_text(encoding="utf-8")
-        check(text, path)
+    with _readable(name):
+        check(text, name)
         return yaml.load(text, Loader=loader)
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Any) -> Iterator[None]:
     """Errors of reading `path` as a user's."""
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # of a value: a number of thousands of digits
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -99,6 +137,10 @@ def check(text: str, name: Any) -> None:
                 open_anchors.discard(anchor)
         elif isinstance(event, yaml.ScalarEvent):
             total += 1
+            if event.implicit[0] and WHOLE.match(event.value):
+                raise UserError(f"{name}: a whole number of hundreds of digits")
+            if event.value.count("${") > MOST_INTERPOLATIONS:
+                raise UserError(f"{name}: a text with more than {MOST_INTERPOLATIONS} interpolations")
             if event.anchor is not None:
                 sizes[event.anchor] = 1
         if len(stack) > DEEPEST:

@@ -99,10 +99,12 @@ def hub_rows(name: str) -> Iterator[readers.Row]:
         UserError: it can't be reached or does not exist.
     """
     from datasets import load_dataset
+    from huggingface_hub.utils import validate_repo_id
 
     target, _, split = name.removeprefix(HUB).partition("@")
     owner_name, _, configuration = target.partition(":")
     try:
+        validate_repo_id(owner_name)  # load_dataset would take a folder's path as well
         data = load_dataset(owner_name, configuration or None, split=split or "train", streaming=True)
         for index, row in enumerate(data):
             yield readers.Place(name, index, f"row {index}"), row

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
+from posttrain.files import read_text
 
 
 @dataclass
@@ -52,7 +53,7 @@ class ChatTemplate:
             UserError: it can't be read.
         """
         try:
-            return Path(self.file).expanduser().read_text(encoding="utf-8")
+            return read_text(Path(self.file).expanduser())
         except OSError as error:
             raise UserError(f"template.file={self.file}: {error.strerror or error}") from None
         except UnicodeDecodeError as error:

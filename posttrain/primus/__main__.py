@@ -26,6 +26,7 @@ from posttrain.primus import experiment
 from posttrain.primus.read import Primus, read
 from posttrain.primus.translate import Translation, translate_primus
 from posttrain.recipes import catalog
+from posttrain.visible import visible
 
 OPTIONS = ("out", "overwrite")  # of this command; everything else is an override
 
@@ -38,7 +39,7 @@ def main() -> None:
         print(__doc__.strip())
         raise SystemExit(0 if arguments else 2)
     try:
-        print(import_config(arguments))
+        print(visible(import_config(arguments)))
     except UserError as error:
         fail(str(error))
     except OSError as error:

@@ -7,13 +7,14 @@ from omegaconf import OmegaConf
 from posttrain.overrides import format_override
 from posttrain.primus.read import Primus
 from posttrain.primus.translate import Translation
+from posttrain.visible import visible
 
 
 def format_file(primus: Primus, translation: Translation) -> str:
     """The file: an experiment that chooses the groups and sets the values."""
     lines = [
         "# @package _global_",
-        f"# From {primus.path.name}, a configuration of Primus for Megatron-Bridge.",
+        f"# From {visible(primus.path.name)}, a configuration of Primus for Megatron-Bridge.",
     ]
     if primus.read:
         variables = ", ".join(primus.read)

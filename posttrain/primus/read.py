@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from posttrain import confidential, yaml_file
 from posttrain.errors import UserError
 
@@ -19,7 +17,7 @@ PEFT = {"dim": "peft_dim", "alpha": "peft_alpha", "dropout": "peft_dropout", "ta
 HEADER = ("work_group", "user_name", "exp_name", "workspace", "framework", "task", "modules", "extends", "includes")
 
 
-class Floats(yaml.SafeLoader):
+class Floats(yaml_file.Plain):
     """Reads 1e-4 as a number: YAML 1.1 wants 1.0e-4."""
 
 
@@ -100,6 +98,8 @@ def _modules(modules: Any, primus: Primus) -> None:
         )
     if model := module.get("model"):
         primus.preset = str(model).removesuffix(".yaml")
+        if not re.fullmatch(r"\w[\w.-]*", primus.preset):  # beside the presets lie files that are nobody's business
+            raise UserError(f"{primus.path}: modules.post_trainer.model={model}: must be the name of a preset's file")
         primus.add(_preset(primus), str(model))
     overrides = module.get("overrides") or {}
     if not isinstance(overrides, dict):
@@ -162,6 +162,6 @@ def filled(value: Any, found: list[str], path: Path) -> Any:
     if not PLACEHOLDER.fullmatch(value):
         return text
     try:
-        return yaml.load(text, Loader=Floats)
-    except yaml.YAMLError:
+        return yaml_file.parse_text(text, f"{path}: {value[:80]}", Floats)
+    except UserError:
         return text

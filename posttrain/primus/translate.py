@@ -202,7 +202,7 @@ def _is_option(group: str, name: str) -> bool:
     """Whether conf/ has that file."""
     from posttrain.compose import CONF_DIR
 
-    return (CONF_DIR / group / f"{name}.yaml").is_file()
+    return bool(re.fullmatch(r"[\w-]+", name)) and (CONF_DIR / group / f"{name}.yaml").is_file()
 
 
 def _translate_data(reader: Reader, done: Translation) -> None:
@@ -308,7 +308,7 @@ def _translate_training(reader: Reader, done: Translation) -> None:
     done.choices["parallelism"] = "ddp"
     sequence_parallel = reader.get("sequence_parallel")
     tensor_size = values.get("parallelism.tensor_model_parallel_size", 1)
-    if sequence_parallel is not None and tensor_size > 1:
+    if sequence_parallel is not None and tensor_size != 1:
         values["parallelism.sequence_parallel"] = sequence_parallel
     if reader.get("use_megatron_fsdp", "use_custom_fsdp"):
         values["parallelism.fsdp"] = True

@@ -7,6 +7,7 @@ from posttrain import stop
 from posttrain.compose import fail
 from posttrain.errors import UserError
 from posttrain.report import write_report
+from posttrain.visible import visible
 
 
 @stop.command
@@ -17,7 +18,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write the page (default: DIR/report.html)")
     args = parser.parse_args()
     try:
-        print(f"\n{write_report(args.directory, args.out)}")
+        print(visible(f"\n{write_report(args.directory, args.out)}"))
     except UserError as error:
         fail(str(error), error.exit_code)
 

@@ -41,7 +41,7 @@ def print_table(trials: list[Trial], console: Console | None = None) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("trial", overflow="fold", min_width=10)
     for key in keys:
-        table.add_column(short(key, keys), justify="right", overflow="fold")
+        table.add_column(Text(visible(short(key, keys))), justify="right", overflow="fold")
     shown = [name for name in numbers_of(trials) if name in TERMINAL]
     for name in shown:
         style = "bold" if name == ranked_by(trials) else None
@@ -52,7 +52,7 @@ def print_table(trials: list[Trial], console: Console | None = None) -> None:
         cells = [f"{mark} {trial.name}"]
         cells += [format_value(trial.config.get(key)) for key in keys]
         cells += [format_value(trial.summary.get(name)) for name in shown]
-        state = Text(trial.state, style=STYLE.get(trial.state, ""))
+        state = Text(visible(trial.state), style=STYLE.get(trial.state, ""))
         table.add_row(*(Text(visible(cell)) for cell in cells), state)
     console.print(table)
     for trial in trials:

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from posttrain import frozen, rundir, yaml_file
 from posttrain.errors import UserError
 from posttrain.sweep.names import flatten, is_place
 
 # What trials are ranked by: the first that any of them has. Smaller is better.
 METRICS = ("val_loss_after", "train_loss")
+LARGEST = 1e300  # of a number that is shown; differences of such are finite as well
 
 
 @dataclass
@@ -65,9 +64,7 @@ class Trial:
     def score(self, metric: str) -> float:
         """Its value of `metric`, infinite if it has none, so that sorting puts it last."""
         value = self.summary.get(metric)
-        if isinstance(value, int | float) and math.isfinite(value):
-            return value
-        return math.inf
+        return value if is_number(value) else math.inf
 
 
 def read_trials(directory: Path) -> list[Trial]:
@@ -80,7 +77,10 @@ def read_trials(directory: Path) -> list[Trial]:
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; give the directory of a sweep or of a run")
-    run_directories = sorted(_run_directories(directory))
+    try:
+        run_directories = sorted(_run_directories(directory))
+    except OSError as error:  # nested beyond the length that a path may have, or not for us to read
+        raise UserError(f"{str(error.filename)[:200]}: can't be read: {error.strerror}") from None
     if not run_directories:
         raise UserError(f"{directory}: no run in it (a run's directory has a config.yaml and a status.json)")
     trials = [read_trial(path, directory) for path in run_directories]
@@ -143,14 +143,20 @@ def differing(trials: list[Trial]) -> list[str]:
 
 def _run_directories(directory: Path) -> Iterator[Path]:
     """Directories with a config.yaml and a status.json; they and links (`best`) are not entered."""
-    if (directory / "config.yaml").is_file() and (directory / "status.json").is_file():
-        yield directory
-        return
-    for child in directory.iterdir():
-        if child.is_symlink() or child.name in (".hydra", "checkpoints", "logs"):
+    left = [directory]
+    while left:
+        folder = left.pop()
+        if (folder / "config.yaml").is_file() and (folder / "status.json").is_file():
+            yield folder
             continue
-        if child.is_dir():
-            yield from _run_directories(child)
+        for child in folder.iterdir():
+            if not child.is_symlink() and child.name not in (".hydra", "checkpoints", "logs") and child.is_dir():
+                left.append(child)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that can be shown: neither NaN nor an integer of hundreds of digits."""
+    return isinstance(value, int | float) and abs(value) < LARGEST
 
 
 def read_series(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
@@ -162,9 +168,7 @@ def read_series(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     series: dict[str, dict[int, float]] = {}
     for point in _lines(run_dir, "metrics.jsonl"):
         for name, value in point.items():
-            if name == "step" or not isinstance(value, int | float):
-                continue
-            if math.isfinite(value):
+            if name != "step" and is_number(value):
                 series.setdefault(name, {})[point["step"]] = value
     return {name: sorted(points.items()) for name, points in series.items()}
 
@@ -205,18 +209,14 @@ def _json[T](run_dir: Path, name: str, default: T) -> T:
 
 
 def _yaml[T](run_dir: Path, name: str, default: T) -> T:
-    """As `_json`, with the safe loader: its C version, where PyYAML has it, is 10 times as fast.
+    """As `_json`, for YAML.
 
     Raises:
         UserError: it is no plain file, isn't YAML, or would fill the memory.
     """
     path = run_dir / name
     try:
-        text = rundir.read_text(run_dir, name)
-        yaml_file.check(text, path)
-        content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml_file.parse_text(rundir.read_text(run_dir, name), path)
     except (OSError, UnicodeDecodeError):
         return default
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return content if isinstance(content, type(default)) else default

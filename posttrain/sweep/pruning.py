@@ -5,7 +5,6 @@ trials at once and as Slurm jobs. The rules are Optuna's MedianPruner and Succes
 "A System for Massively Parallel Hyperparameter Tuning"); importing Optuna would take longer than Megatron.
 """
 
-import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,7 +77,4 @@ def _at(curve: Curve, rung: int) -> float | None:
 
 
 def _state(run_dir: Path) -> str | None:
-    try:
-        return rundir.read_json(run_dir, "status.json").get("state")
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+    return rundir.object_if_any(run_dir, "status.json").get("state")

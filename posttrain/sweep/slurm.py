@@ -1,7 +1,6 @@
 """Runs as jobs of a Slurm cluster: submitted through submitit, watched with squeue, judged by their status files."""
 
 import getpass
-import json
 import re
 import shutil
 import subprocess
@@ -87,7 +86,7 @@ def run_jobs(trials: list[Trial], folder: Path) -> None:
     refused = None
     fresh: dict[str, list[Trial]] = {}
     for trial in trials:
-        job = _read(trial.directory, RECORD).get("job")
+        job = rundir.object_if_any(trial.directory, RECORD).get("job")
         options = options_of(trial.config.hydra.launcher)
         if job in queue:
             tell(f"{trial.name}: is job {job} already")
@@ -265,7 +264,7 @@ def in_queue(patient: bool = False) -> dict[str, list[str]]:
 
 def collect(trial: Trial, job: str) -> None:
     """Fill in how a job that has left the queue went, by its run's record, else by what Slurm says."""
-    status = _read(trial.directory, "status.json")
+    status = rundir.object_if_any(trial.directory, "status.json")
     state = status.get("state")
     if state in ("finished", "pruned"):
         trial.value = launch.last_loss(trial.directory)
@@ -274,7 +273,7 @@ def collect(trial: Trial, job: str) -> None:
     if state in ("failed", "stopped") and trial.error:
         return
     end = end_of(job)
-    output = Path(_read(trial.directory, RECORD).get("output", trial.directory))
+    output = Path(rundir.object_if_any(trial.directory, RECORD).get("output", trial.directory))
     console = trial.directory / "logs" / "console.log"
     trial.error = f"job {job} {ENDS.get(end, f'ended as {end}')}\n  log: {console if console.exists() else output}"
     trial.stopped = end in ("CANCELLED", "PREEMPTED")
@@ -295,13 +294,6 @@ def end_of(job: str) -> str:
 
 def _task(trial: Trial) -> DictConfig:
     return frozen.literal(trial.task_config())
-
-
-def _read(run_dir: Path, name: str) -> dict[str, Any]:
-    try:
-        return rundir.read_json(run_dir, name)
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
 
 
 def _refusal(text: str, options: SlurmSchema) -> str:

@@ -1,6 +1,5 @@
 """One trial in a process of its own."""
 
-import contextlib
 import ctypes
 import json
 import multiprocessing
@@ -14,10 +13,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import frozen, rundir
+from posttrain import frozen, rundir, yaml_file
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch import last_loss
 from posttrain.relay import nohup
@@ -73,9 +71,11 @@ class Trial:
         rundir.check(self.directory)
         if not all(rundir.is_file(self.directory, name) for name in ("config.yaml", "status.json")):
             return False
-        text = rundir.read_text(self.directory, "config.yaml")
-        old = frozen.unescaped(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-        before, now = flatten(old), flatten(self.task_config())
+        file = self.directory / "config.yaml"
+        old = yaml_file.parse_text(rundir.read_text(self.directory, file.name), file)
+        if not isinstance(old, dict):
+            raise UserError(f"{file}: not a configuration: its outermost level must be a mapping")
+        before, now = flatten(frozen.unescaped(old)), flatten(self.task_config())
         if now.get("parallelism.auto"):  # the machine decided, the frozen configuration says what
             now |= {key: value for key, value in before.items() if key.startswith("parallelism.")}
         if changed := difference(before, now):
@@ -83,7 +83,7 @@ class Trial:
                 f"{self.directory}: this trial was made with other settings ({'; '.join(changed[:5])}); "
                 "choose another sweep.name, or remove the directory"
             )
-        state = rundir.read_json(self.directory, "status.json").get("state")
+        state = rundir.read_object(self.directory, "status.json").get("state")
         if state != "finished" and not (state == "pruned" and self.config.sweep.pruner):
             return False
         self.value = last_loss(self.directory)
@@ -93,9 +93,9 @@ class Trial:
         """How it went, in a line."""
         if self.error:
             return self.error.splitlines()[0]
-        status = rundir.read_json(self.directory, "status.json")
-        if status["state"] == "pruned":
-            return status["error"]
+        status = rundir.read_object(self.directory, "status.json")
+        if status.get("state") == "pruned":
+            return str(status.get("error"))
         return "finished" if self.value is None else f"validation loss {format_value(self.value)}"
 
     def task_config(self) -> dict[str, Any]:
@@ -168,10 +168,9 @@ class Trial:
 
     def record_failure(self) -> None:
         """A trial that failed before or without its run's own record, in the form of such a record."""
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            if rundir.read_json(self.directory, "status.json").get("state") in ("failed", "stopped"):
-                return
         self.directory.mkdir(parents=True, exist_ok=True)
+        if rundir.object_if_any(self.directory, "status.json").get("state") in ("failed", "stopped"):
+            return
         if not rundir.is_file(self.directory, "config.yaml"):
             text = frozen.text(frozen.literal(self.task_config()))
             rundir.write_text(self.directory, "config.yaml", text)

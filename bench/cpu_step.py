@@ -33,8 +33,8 @@ def write_rows(run_dir: Path) -> None:
     """The rows of that run in the order of its steps, its model and adapter, to RUN_DIR/rows.pt."""
     import torch
 
-    from posttrain.batches import TrainOrder
-    from posttrain.worker import build
+    from posttrain.launch.worker import build
+    from posttrain.train.batches import TrainOrder
 
     trainer = build(run_dir)
     settings, peft = trainer.settings, trainer.config.peft

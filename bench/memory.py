@@ -109,7 +109,7 @@ def tail(run: Path) -> str:
 
 def planned(words: list[str]) -> dict:
     """The plan, made as a user's is."""
-    from posttrain.compose import compose
+    from posttrain.config.compose import compose
     from posttrain.plan.gpus import detect_gpus, find_gpu
     from posttrain.plan.report import build_plan
 

@@ -1,6 +1,6 @@
 """`python -m posttrain`: compose the configuration, check it, start the processes that train."""
 
-from posttrain import stop
+from posttrain.utils import stop
 
 if __name__ == "__main__":
     stop.at_once()  # before the imports below, which take most of a second
@@ -12,12 +12,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from posttrain import check, compose, help_screen, launch, nodes, patches
+from posttrain import patches
+from posttrain.cli import command, help_screen
+from posttrain.config import compose
 from posttrain.errors import RunFailed, UserError
+from posttrain.launch import launcher, nodes
 from posttrain.patches.registry import versions_of
 from posttrain.plan import auto
+from posttrain.spec import checks
 from posttrain.sweep import slurm
 from posttrain.sweep.trial import Trial
+from posttrain.utils.gpus import visible_gpus
 
 
 def task(cfg: DictConfig) -> float | None:
@@ -26,15 +31,15 @@ def task(cfg: DictConfig) -> float | None:
     if cfg.launch.submit and HydraConfig.get().mode is RunMode.RUN:
         return submit(cfg, run_dir)
     nodes.adopt(cfg)
-    gpus = launch.visible_gpus()
+    gpus = visible_gpus()
     line = auto.resolve(cfg, gpus)
     if line and nodes.first(cfg):
         print(line, flush=True)
-    check.check(cfg, gpus)
+    checks.check(cfg, gpus)
     untested = patches.check(patches.Platform.detect("cuda" if gpus else "cpu"))
     if untested and nodes.first(cfg):
         print(f"posttrain: {patches.UNTESTED}=1: {versions_of(untested)}", file=sys.stderr, flush=True)
-    return launch.launch(cfg, run_dir, gpus)
+    return launcher.launch(cfg, run_dir, gpus)
 
 
 def submit(cfg: DictConfig, run_dir: Path) -> float | None:
@@ -72,10 +77,10 @@ def before(cfg: DictConfig) -> None:
         raise UserError(f"{slurm.LAUNCHER}: goes with launch.submit=true for one run, or with --multirun")
     nodes.adopt(cfg)
     nodes.check_directory(cfg, sys.argv)
-    gpus = launch.visible_gpus()
+    gpus = visible_gpus()
     share = max(1, gpus // cfg.sweep.parallel) if sweeping and gpus else gpus  # of a trial
     auto.resolve(cfg, share)
-    check.check(cfg, gpus)
+    checks.check(cfg, gpus)
 
 
 @stop.command
@@ -96,9 +101,9 @@ def main() -> None:
     try:
         sys.argv[1:] = slurm.with_launcher(nodes.agree_on_directory(sys.argv[1:]))
     except UserError as error:
-        compose.fail(str(error))
-    launch.start_early(sys.argv[1:])
-    compose.run(task, check=before)
+        stop.fail(str(error))
+    launcher.start_early(sys.argv[1:])
+    command.run(task, check=before)
 
 
 if __name__ == "__main__":

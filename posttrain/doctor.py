@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from posttrain import patches, stop
-from posttrain.cache import cache_root
-from posttrain.launch import visible_gpus
+from posttrain import patches
 from posttrain.patches.elsewhere import CHANGES
-from posttrain.patches.registry import allowed_untested, registered
+from posttrain.patches.registry import allowed_untested
+from posttrain.patches.runner import registered
+from posttrain.utils import stop
+from posttrain.utils.cache import cache_root
+from posttrain.utils.gpus import visible_gpus
 
 # What the tests ran with; another version may work.
 TESTED = {

@@ -10,7 +10,6 @@ Megatron nor torch.
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,8 +20,12 @@ from typing import TYPE_CHECKING
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check, compose, schema, stop, targets
+from posttrain.cli import command
+from posttrain.config import schema, targets
 from posttrain.errors import UserError
+from posttrain.models.tokenizer import load_tokenizer
+from posttrain.spec import checks
+from posttrain.utils import stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +60,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return
-    compose.run(show_data, config_name="preview")
+    command.run(show_data, config_name="preview")
 
 
 def show_data(cfg: DictConfig) -> None:
@@ -68,9 +71,9 @@ def show_data(cfg: DictConfig) -> None:
     """
     check_options(cfg)
 
-    from posttrain.cache import cache_root
-    from posttrain.data import show
-    from posttrain.data.check import check as check_data
+    from posttrain.data import preview_text
+    from posttrain.data.checks import check as check_data
+    from posttrain.utils.cache import cache_root
 
     data, template = check_data(cfg)
     tokenizer = load_tokenizer(cfg)
@@ -92,11 +95,11 @@ def show_data(cfg: DictConfig) -> None:
         # All samples (limit 0) may be more than fit in memory: not kept where they are only
         # written.
         if options.limit > 0 or page or not out:
-            chats.append(show.to_chat(sample, tokenizer))
+            chats.append(preview_text.to_chat(sample, tokenizer))
     if page:
         title = f"{template.name} template, {cfg.data.path or 'several sources'}"
-        page.write_text(show.render_page(title, chats, report), encoding="utf-8")
-    show.print_chats(chats, report)
+        page.write_text(preview_text.render_page(title, chats, report), encoding="utf-8")
+    preview_text.print_chats(chats, report)
     if out:
         print(f"written: {out}")
     if page:
@@ -110,7 +113,7 @@ def check_options(cfg: DictConfig) -> None:
         UserError: an option is wrong or missing.
     """
     targets.check(cfg)
-    check.ranges(cfg)
+    checks.ranges(cfg)
     options = cfg.preview
     if options.limit < 0:
         raise UserError(f"`preview.limit={options.limit}`: must be 0 (all) or more")
@@ -123,25 +126,6 @@ def check_options(cfg: DictConfig) -> None:
             raise UserError(f"`{key}`: has no value; give it on the command line")
 
 
-def load_tokenizer(cfg: DictConfig) -> "PreTrainedTokenizerBase":
-    """Load the model's tokenizer without torch, whose import takes longer than all the rest."""
-    from posttrain.data.check import built
-
-    model = built(cfg.model)
-    if model.path is None and model.tokenizer is None:
-        raise UserError("`model.path`: requires a folder with a tokenizer, or a hub id")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # one says that torch is missing
-    _ = model.tokenizer_path  # the demo model is converted here, with torch
-    hidden = "torch" not in sys.modules
-    if hidden:
-        sys.modules["torch"] = None  # to transformers it is not installed
-    try:
-        return model.load_tokenizer()
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-
-
 def _samples(
     cfg: DictConfig,
     data: "SFTData",
@@ -150,7 +134,7 @@ def _samples(
     out: Path | None,
 ) -> "Iterator[Sample]":
     """Yield the first `preview.limit` samples, each once it is written to `out`."""
-    from posttrain.cache import cache_root
+    from posttrain.utils.cache import cache_root
 
     samples = data.samples(
         tokenizer=tokenizer,

@@ -20,7 +20,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import yaml_options as options  # noqa: E402
 
-from posttrain import help_screen, schema  # noqa: E402
+from posttrain.cli import help_screen  # noqa: E402
+from posttrain.config import schema  # noqa: E402
 
 CONF = ROOT / "conf"
 GROUPS = [*help_screen.groups(CONF), "hydra/launcher"]

@@ -33,9 +33,10 @@ SWITCH = "POSTTRAIN_UNTESTED_UPSTREAM"
 PROBE = """
 import os
 import sys
-from posttrain import patches, worker
+from posttrain import patches
+from posttrain.launch import worker
 from posttrain.patches.elsewhere import CHANGES
-from posttrain.patches.registry import registered
+from posttrain.patches.runner import registered
 
 platform = patches.Platform.detect(sys.argv[1])
 changes = [change for change in (*registered(), *CHANGES) if change.when(platform)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.launch import visible_gpus
+from posttrain.utils.gpus import visible_gpus
 
 with contextlib.suppress(ImportError):  # GPU machines may lack it, and the GPU tests don't use it
     from hypothesis import settings

@@ -13,7 +13,7 @@ def attention():
     patches.apply(patches.Platform("cpu", False))
     import torch
 
-    from posttrain.attention import SDPAAttention
+    from posttrain.ops.attention import SDPAAttention
 
     return SDPAAttention, torch
 

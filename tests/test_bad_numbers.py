@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from posttrain import rollback
-from posttrain.bad_numbers import LEAST, MOST_SKIPPED, WINDOW, BadNumbers
-from posttrain.batches import TrainOrder
 from posttrain.checkpoint.progress import Progress
 from posttrain.errors import UserError
+from posttrain.train import rollback
+from posttrain.train.batches import TrainOrder
+from posttrain.train.nonfinite import LEAST, MOST_SKIPPED, WINDOW, BadNumbers
 
 
 def order(skip=()):
@@ -64,13 +64,13 @@ def test_without_a_factor_there_is_no_spike(tmp_path):
 
 
 def whole_checkpoint(tmp_path, step):
-    from posttrain.checkpoint import files
+    from posttrain.checkpoint import directories
 
     root = tmp_path / "checkpoints"
-    partial = files.directory(root / files.PARTIAL, step)
+    partial = directories.directory(root / directories.PARTIAL, step)
     partial.mkdir(parents=True)
     (partial / "train_state.pt").write_bytes(b"state")
-    files.finish(root, step)
+    directories.finish(root, step)
 
 
 def test_going_back(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from posttrain.batches import Collate, Counted, TrainOrder, ValidationOrder, blank_row
+from posttrain.train.batches import Collate, Counted, TrainOrder, ValidationOrder, blank_row
 
 
 class Rows(list):

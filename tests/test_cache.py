@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from posttrain.cache import build_once, cache_root
+from posttrain.utils.cache import build_once, cache_root
 
 
 def test_one_builder_among_many(tmp_path):

@@ -5,9 +5,9 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from posttrain import check
-from posttrain.compose import compose
+from posttrain.config.compose import compose
 from posttrain.errors import UserError
+from posttrain.spec import checks
 
 LLAMA = ["model=llama3_8b"]
 
@@ -49,7 +49,7 @@ LLAMA = ["model=llama3_8b"]
 )
 def test_refused(words, gpus, expected):
     with pytest.raises(UserError) as error:
-        check.check(compose(words), gpus)
+        checks.check(compose(words), gpus)
     assert expected in str(error.value)
 
 
@@ -57,7 +57,7 @@ def test_missing_value_is_named():
     cfg = compose()
     OmegaConf.update(cfg, "optimizer.lr", "???")
     with pytest.raises(UserError, match=r"`optimizer\.lr`: has no value"):
-        check.check(cfg, 0)
+        checks.check(cfg, 0)
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,13 @@ def test_missing_value_is_named():
 )
 def test_processes_per_node(words, gpus, processes):
     cfg = compose(words)
-    check.check(cfg, gpus)
-    assert check.nproc_per_node(cfg, gpus) == processes
+    checks.check(cfg, gpus)
+    assert checks.nproc_per_node(cfg, gpus) == processes
 
 
 GROUPS = [
     f"{group.name}={choice.stem}"
-    for group in sorted(__import__("posttrain.compose", fromlist=["CONF_DIR"]).CONF_DIR.iterdir())
+    for group in sorted(__import__("posttrain.config.compose", fromlist=["CONF_DIR"]).CONF_DIR.iterdir())
     if group.is_dir() and group.name not in ("hydra",)
     for choice in sorted(group.glob("*.yaml"))
 ]
@@ -91,7 +91,7 @@ GROUPS = [
 @pytest.mark.parametrize("word", GROUPS)
 def test_every_choice_composes_and_is_allowed(word):
     import posttrain.evaluate.settings  # noqa: F401  (registers the schema of its command)
-    from posttrain import targets
+    from posttrain.config import targets
 
     words = [word]
     if word.startswith("data=") and word != "data=demo":
@@ -99,9 +99,9 @@ def test_every_choice_composes_and_is_allowed(word):
     own = word.startswith("metric=")  # a group of one command
     cfg = compose(words, "evaluate" if own else "config")
     targets.check(cfg)
-    check.ranges(cfg)
+    checks.ranges(cfg)
     if not own:
-        check.keys(cfg)
+        checks.keys(cfg)
 
 
 def options(path):
@@ -126,7 +126,7 @@ def options(path):
 
 
 def test_every_option_has_a_comment():
-    from posttrain.compose import CONF_DIR
+    from posttrain.config.compose import CONF_DIR
 
     bare = []
     for group in [CONF_DIR, *sorted(p for p in CONF_DIR.iterdir() if p.is_dir())]:

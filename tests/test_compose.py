@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from posttrain.compose import CONF_DIR, compose, flatten
+from posttrain.config.compose import CONF_DIR, compose, flatten
 from posttrain.errors import UserError, of_place
 
 
@@ -126,8 +126,8 @@ def test_rerun_of_a_pickle_is_refused():
 
 def test_composing_imports_nothing_heavy():
     program = (
-        "import sys; import posttrain.__main__, posttrain.launch; from posttrain.check import check;"
-        "from posttrain.compose import compose; check(compose(), 0);"
+        "import sys; import posttrain.__main__, posttrain.launch; from posttrain.spec.checks import check;"
+        "from posttrain.config.compose import compose; check(compose(), 0);"
         "print([m for m in ('torch', 'megatron', 'transformers', 'datasets', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from posttrain.early import wanted
+from posttrain.launch.prestart import wanted
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,19 @@ import os
 
 import pytest
 
-from posttrain import files
 from posttrain.errors import of_place
+from posttrain.utils import atomic_files
 
 
 def test_json_of_numbers_that_json_lacks(tmp_path):
-    files.write_json(tmp_path / "a.json", {"x": float("nan"), "y": [float("inf"), 1.5], "z": "é"})
+    atomic_files.write_json(tmp_path / "a.json", {"x": float("nan"), "y": [float("inf"), 1.5], "z": "é"})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [None, 1.5], "z": "é"}
 
 
 def test_permissions_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
-        files.write_text(tmp_path / "a", "x")
+        atomic_files.write_text(tmp_path / "a", "x")
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
@@ -32,7 +32,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        files.write_text(target, "new")
+        atomic_files.write_text(target, "new")
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
@@ -43,5 +43,5 @@ def test_a_full_disk_is_said_with_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as refused:
-        files.write_text(tmp_path / "a", "x")
+        atomic_files.write_text(tmp_path / "a", "x")
     assert of_place(refused.value) == f"{tmp_path / 'a'}: No space left on device" and not list(tmp_path.iterdir())

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from posttrain.errors import UserError
-from posttrain.exported import export_of
-from posttrain.generate import Answerer, build_parser, main, read_prompts
-from posttrain.generation import Sampling, stop_tokens
+from posttrain.generate.__main__ import Answerer, build_parser, main, read_prompts
+from posttrain.generate.decoding import Sampling, stop_tokens
+from posttrain.generate.load import export_of
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 
@@ -33,7 +33,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(model):
-    from posttrain.exported import load
+    from posttrain.generate.load import load
 
     return load(model)
 
@@ -68,7 +68,7 @@ def test_the_cache_gives_what_whole_passes_give(loaded):
     """Greedy tokens, each from a pass over all tokens before it."""
     import torch
 
-    from posttrain.generation import continuations
+    from posttrain.generate.decoding import continuations
 
     model, tokenizer = loaded
     prompt = tokenizer("hello world")["input_ids"]
@@ -163,7 +163,7 @@ def test_what_a_model_cannot_read():
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from posttrain.generation import check_fits, continuations
+    from posttrain.generate.decoding import check_fits, continuations
 
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=8, n_layer=1, n_head=2)).eval()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import help_screen
-from posttrain.compose import CONF_DIR, PACKAGE
+from posttrain.cli import help_screen
+from posttrain.config.compose import CONF_DIR, PACKAGE
 
 SCREEN = help_screen.render(CONF_DIR, PACKAGE)
 

@@ -23,7 +23,7 @@ def relative(found, exact):
 
 @pytest.mark.parametrize("width", [8192, 1000])
 def test_swiglu(torch, width):
-    from posttrain.kernels import swiglu, swiglu_backward
+    from posttrain.ops.triton_kernels import swiglu, swiglu_backward
 
     both = torch.randn(300, 2 * width, device="cuda", dtype=torch.bfloat16)
     upstream = torch.randn(300, width, device="cuda", dtype=torch.bfloat16)
@@ -38,7 +38,7 @@ def test_swiglu(torch, width):
 
 @pytest.mark.parametrize("vocabulary", [128256, 49152, 1000])
 def test_cross_entropy(torch, vocabulary):
-    from posttrain.kernels import cross_entropy_
+    from posttrain.ops.triton_kernels import cross_entropy_
 
     logits = 3 * torch.randn(64, vocabulary, device="cuda", dtype=torch.bfloat16)
     labels, losses = torch.randint(0, vocabulary, (64,), device="cuda"), torch.full((64,), -1.0, device="cuda")
@@ -53,7 +53,7 @@ def test_cross_entropy(torch, vocabulary):
 
 @pytest.mark.parametrize("shape", [(4096, 28672), (300, 4096), (7, 512)])
 def test_quantise(torch, shape):
-    from posttrain.kernels import quantise, transpose
+    from posttrain.ops.triton_kernels import quantise, transpose
 
     values = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     columns = torch.rand(shape[1], device="cuda") + 0.1
@@ -68,7 +68,7 @@ def test_quantise(torch, shape):
 
 @pytest.mark.parametrize("tokens", [4096, 100, 7, 1])
 def test_products_with_an_eight_bit_weight(torch, tokens):
-    from posttrain.peft.products import Weight, quantise
+    from posttrain.ops.fp8_linear import Weight, quantise
 
     weight = torch.randn(1536, 1024, device="cuda", dtype=torch.bfloat16) / 32
     frozen = Weight(*quantise(weight))

@@ -15,10 +15,10 @@ import time
 import psutil
 import pytest
 
-from posttrain import launch
-from posttrain.compose import compose
+from posttrain.config.compose import compose
 from posttrain.errors import RunFailed, UserError
-from posttrain.relay import Relay
+from posttrain.launch import launcher
+from posttrain.launch.signals import Relay
 
 COMMON = """
     import json, os, signal, subprocess, sys, time
@@ -39,10 +39,10 @@ def ranks(tmp_path, monkeypatch):
         python = tmp_path / "python"
         python.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
         python.chmod(0o755)
-        monkeypatch.setattr(launch.sys, "executable", str(python))
+        monkeypatch.setattr(launcher.sys, "executable", str(python))
         (tmp_path / "logs").mkdir(exist_ok=True)
         cfg = compose([f"parallelism.nproc_per_node={count}", *words])
-        return launch.NodeRun(cfg, tmp_path, 0, relay)
+        return launcher.NodeRun(cfg, tmp_path, 0, relay)
 
     with Relay() as relay:
         yield start
@@ -152,7 +152,7 @@ def test_a_signal_before_there_are_ranks_ends_the_command():
 
 def test_a_reserved_port_is_the_ranks_alone():
     """A rank listens on it seconds later (as torch's store does, with SO_REUSEADDR); nobody else gets it meanwhile."""
-    with launch.reserve_port() as held, socket.socket() as other, socket.socket() as rank:
+    with launcher.reserve_port() as held, socket.socket() as other, socket.socket() as rank:
         port = held.getsockname()[1]
         with pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))
@@ -175,8 +175,8 @@ def test_ranks_that_go_back_are_started_again_without_counting(ranks, tmp_path, 
             os._exit(1)
     """)
     (tmp_path / "rank.py").write_text(script)
-    monkeypatch.setattr(launch.resume, "check", lambda *_: None)
-    launch.launch(compose(["parallelism.nproc_per_node=1"]), tmp_path, 0)
+    monkeypatch.setattr(launcher.resume, "check", lambda *_: None)
+    launcher.launch(compose(["parallelism.nproc_per_node=1"]), tmp_path, 0)
     assert (tmp_path / "logs" / "starts").read_text() == "xxx"
     assert capsys.readouterr().err.count("going back") == 2
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
@@ -190,7 +190,7 @@ def test_what_ended_a_run_is_told_though_the_disk_has_become_full(tmp_path, monk
     def failing(*_):
         raise RunFailed("rank 0 failed: why")
 
-    monkeypatch.setattr(launch, "record", record)
-    monkeypatch.setattr(launch, "_run", failing)
+    monkeypatch.setattr(launcher, "record", record)
+    monkeypatch.setattr(launcher, "_run", failing)
     with pytest.raises(RunFailed, match="rank 0 failed: why"):
-        launch.launch(compose([]), tmp_path / "run", 0)
+        launcher.launch(compose([]), tmp_path / "run", 0)

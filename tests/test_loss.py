@@ -16,7 +16,7 @@ def torch():
 @pytest.mark.parametrize("tied", [True, False])
 def test_picked_positions_have_the_losses_they_have_among_all(torch, tied):
     """With the output layer's own weight and with the embedding in its place; a filled-up position is repeated."""
-    from posttrain.loss import trained_losses
+    from posttrain.ops.linear_cross_entropy import trained_losses
 
     torch.manual_seed(0)
     hidden, weight = torch.randn(7, 1, 5, requires_grad=True), torch.randn(11, 5)
@@ -48,7 +48,7 @@ def test_chunked_loss_of_a_frozen_layer(torch):
     """Values and gradient in bf16 within bf16's own distance from fp32."""
     if not torch.cuda.is_available() or str(torch.cuda.current_device()) == "cpu":
         pytest.skip("no GPU")
-    from posttrain.loss import CHUNK, FrozenLinearCrossEntropy
+    from posttrain.ops.linear_cross_entropy import CHUNK, FrozenLinearCrossEntropy
 
     torch.manual_seed(0)
     rows = CHUNK + 300  # the last chunk is not full

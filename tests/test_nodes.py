@@ -4,9 +4,9 @@ import socket
 
 import pytest
 
-from posttrain import nodes
-from posttrain.compose import compose
+from posttrain.config.compose import compose
 from posttrain.errors import UserError
+from posttrain.launch import nodes
 from posttrain.sweep.job import place
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "seven", "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4",

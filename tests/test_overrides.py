@@ -5,7 +5,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.overrides import format_override
+from posttrain.config.overrides import format_override
 
 PARSER = OverridesParser.create()
 

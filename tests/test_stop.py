@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import stop
+from posttrain.utils import stop
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = """
     import os, signal, sys, tempfile, time
-    from posttrain import stop
+    from posttrain.utils import stop
 
     @stop.command
     def main():
@@ -129,7 +129,7 @@ def test_without_a_folder_for_temporary_files():
     """Every folder that Python tries is as if it could not be written to, which the superuser always can."""
     code = """
         import tempfile
-        from posttrain import stop
+        from posttrain.utils import stop
         tempfile._candidate_tempdir_list = lambda: ["/proc/nowhere"]
         stop.command(tempfile.TemporaryFile)()
     """
@@ -166,7 +166,7 @@ def test_text_files_are_read_and_written_as_utf_8_whatever_the_locale():
             opens = name in ("read_text", "write_text", "fdopen") or (name == "open" and owner not in ("os", "self"))
             binary = any(isinstance(word, ast.Constant) and "b" in str(word.value) for word in call.args)
             named = any(word.arg == "encoding" for word in call.keywords)
-            # Functions of posttrain.files and posttrain.rundir, whose text is UTF-8 always.
+            # Functions of posttrain.utils.atomic_files and posttrain.utils.rundir, whose text is UTF-8 always.
             ours = owner == "rundir" or (name in ("read_text", "write_text") and isinstance(call.func, ast.Name))
             if opens and not (binary or named or ours):
                 silent.append(f"{path.name}:{call.lineno} {ast.unparse(call)}")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from posttrain.suggest import did_you_mean, nearest
+from posttrain.utils.suggest import did_you_mean, nearest
 
 KEYS = ["optimizer.lr", "optimizer.weight_decay", "trainer.max_steps", "peft.rank"]
 

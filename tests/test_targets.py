@@ -5,8 +5,8 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from posttrain import targets
-from posttrain.compose import compose
+from posttrain.config import targets
+from posttrain.config.compose import compose
 from posttrain.errors import UserError
 
 EVIL = [
@@ -22,9 +22,9 @@ EVIL = [
     "posttrain.launch.subprocess.Popen",
     "posttrain.launch.os.system",
     "posttrain.data.formats.json.load",
-    "posttrain.targets.os.system",
+    "posttrain.config.targets.os.system",
     "posttrain.models.hf.os.system",
-    "posttrain.worker.main",
+    "posttrain.launch.worker.main",
     "megatron.bridge.training.config.os.system",
     "megatron.bridge.training.config.ConfigContainer.from_yaml",
     "megatron.core.utils.torch.load",
@@ -127,7 +127,7 @@ def test_what_an_allowed_module_defines(name, own):
 )  # fmt: skip
 def test_what_an_allowed_module_only_imports(name, own):
     from posttrain.checkpoint import pickles
-    from posttrain.data.check import built
+    from posttrain.config.instantiate import built
 
     with pytest.raises(UserError, match="is not defined in a module that"):
         built(OmegaConf.create({"_target_": f"mine.{name}"}))

@@ -2,8 +2,9 @@
 
 import pytest
 
-from posttrain import compose, generate
-from posttrain.visible import visible
+from posttrain.generate import __main__
+from posttrain.utils import stop
+from posttrain.utils.escape import visible
 
 TITLE = "\x1b]0;owned\x07"
 
@@ -14,7 +15,7 @@ def test_control_characters_are_spelt_out():
 
 def test_an_error_that_quotes_a_file(capsys):
     with pytest.raises(SystemExit):
-        compose.fail(f"unknown role {TITLE}\nsecond line")
+        stop.fail(f"unknown role {TITLE}\nsecond line")
     assert capsys.readouterr().err == "posttrain: unknown role \\x1b]0;owned\\x07\nsecond line\n"
 
 
@@ -22,11 +23,11 @@ def test_an_error_that_quotes_a_file(capsys):
 def test_an_answer(terminal, capsys, monkeypatch):
     """Harmless on a terminal, as it is in a file."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
-    generate.print_answer("q", TITLE, as_json=False)
+    __main__.print_answer("q", TITLE, as_json=False)
     assert ("\x1b" in capsys.readouterr().out) == (not terminal)
 
 
 def test_prompts_with_the_line_ends_of_unicode(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "one\u2028two"}\n', encoding="utf-8")
-    assert generate.read_prompts(path) == [[{"role": "user", "content": "one\u2028two"}]]
+    assert __main__.read_prompts(path) == [[{"role": "user", "content": "one\u2028two"}]]

@@ -9,7 +9,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from posttrain import rundir
+from posttrain.utils import rundir
 
 
 class Outcome(JobReturn):
@@ -54,15 +54,15 @@ class LocalLauncher(Launcher):
         return [self._result(trial, failed, len(trials)) for trial in asked]
 
     def _run_all(self, trials: list) -> None:
-        from posttrain.stop import Stopped
         from posttrain.sweep.local import run_trials
+        from posttrain.utils.stop import Stopped
 
         total = self.config.hydra.sweeper.get("n_trials") or len(trials)
         if number := run_trials(trials, self._run, self.config.sweep.parallel, total):
             raise Stopped(number)
 
     def _trial(self, overrides: Sequence[str], number: int):
-        from posttrain.sweep.names import swept_keys, trial_name
+        from posttrain.config.trial_names import swept_keys, trial_name
         from posttrain.sweep.trial import Trial
 
         hydra = self.config.hydra

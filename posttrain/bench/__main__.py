@@ -3,7 +3,7 @@
 DATA.jsonl has `question` and `answer` (GSM8K's train.jsonl, say). This project trains it packed,
 with its defaults; the others train random full-length sequences, without padding or boundaries, the
 best case for them. tok/s counts prompt and answer tokens without padding, the median step after the
-first five. MFU: posttrain/flops.py, over the bf16 peak.
+first five. MFU: posttrain/plan/flops.py, over the bf16 peak.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from posttrain import stop
 from posttrain.bench.workloads import MODELS, WORKLOADS, Workload
-from posttrain.flops import peak_flops
+from posttrain.plan.flops import peak_flops
+from posttrain.utils import stop
 
 REQUIRES = {
     "hf": "peft",

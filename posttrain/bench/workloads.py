@@ -79,8 +79,8 @@ class Workload:
         return self.global_batch_size * self.length
 
     def operations(self) -> float:
-        """Floating-point operations of a step of full-length sequences; see posttrain/flops.py."""
-        from posttrain.flops import ModelFlops
+        """Floating-point operations of a step of full-length sequences; see posttrain/plan/flops.py."""
+        from posttrain.plan.flops import ModelFlops
 
         shape = SHAPES[self.shape]
         hidden = shape["hidden_size"]

@@ -15,10 +15,12 @@ from megatron.bridge.training.checkpointing import (
 )
 from torch.distributed.checkpoint.api import CheckpointException
 
-from posttrain import frozen, rundir
-from posttrain.checkpoint import files, inputs, pickles, resume
+from posttrain.checkpoint import directories, pickles, resume
+from posttrain.checkpoint import fingerprints as inputs
+from posttrain.config import frozen
 from posttrain.errors import UserError
-from posttrain.files import write_text
+from posttrain.utils import rundir
+from posttrain.utils.atomic_files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class Manager(DefaultCheckpointManager):
         if self.root:
             rundir.is_folder(self.root.parent, self.root.name)  # refused where it is a link
         if self.root and self.rank == 0:
-            files.clean(self.root)
+            directories.clean(self.root)
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -54,10 +56,10 @@ class Manager(DefaultCheckpointManager):
             UserError: the disk refused it; earlier checkpoints are as they were.
         """
         step = ctx.state.train_state.step
-        if self.loaded == files.directory(self.root, step):
+        if self.loaded == directories.directory(self.root, step):
             return  # the run had ended when it was started again
         self.finalize_async_saves(ctx.state, blocking=True)
-        partial = files.directory(self.root / files.PARTIAL, step)
+        partial = directories.directory(self.root / directories.PARTIAL, step)
         self.trainer.heartbeat.begin()
         self.trainer.collect()  # the counts of steps that were not logged
         try:
@@ -93,15 +95,15 @@ class Manager(DefaultCheckpointManager):
         if config.load is None:
             return super().load(ctx)
         where = Path(config.load).parent
-        found, skipped = self._agree(files.newest(where, hashes=True) if self.rank == 0 else None)
+        found, skipped = self._agree(directories.newest(where, hashes=True) if self.rank == 0 else None)
         for line in skipped:
             log.warning("skipped %s", line)
         if found is None:
             raise UserError(resume.none_left(where, skipped))
-        if files.step_of(found) > self.trainer.steps:
+        if directories.step_of(found) > self.trainer.steps:
             raise UserError(
                 f"trainer.max_steps: {self.trainer.steps} steps are asked for, and {found} has been trained for "
-                f"{files.step_of(found)}; ask for more, or choose another hydra.run.dir"
+                f"{directories.step_of(found)}; ask for more, or choose another hydra.run.dir"
             )
         config.load, self.loaded, self.trainer.skipped = str(found), found, skipped
         self.trainer.progress.read(found)
@@ -114,7 +116,7 @@ class Manager(DefaultCheckpointManager):
         """Give the written checkpoint its name, point the tracker at it, remove old ones."""
         step, self.pending = self.pending, None
         if self.rank == 0:
-            files.finish(self.root, step, self.trainer.checkpoint.keep_last)
+            directories.finish(self.root, step, self.trainer.checkpoint.keep_last)
         torch.distributed.barrier()
 
     def _refuse(self, error: BaseException) -> None:
@@ -130,8 +132,8 @@ class Manager(DefaultCheckpointManager):
             raise error
         why = system or "a shard was not written to its end"
         if self.rank == 0:
-            shutil.rmtree(self.root / files.PARTIAL, ignore_errors=True)
-        kept, _ = files.newest(self.root)
+            shutil.rmtree(self.root / directories.PARTIAL, ignore_errors=True)
+        kept, _ = directories.newest(self.root)
         stays = f"{kept} stays; the same command goes on from it" if kept else "there is no earlier checkpoint"
         free = shutil.disk_usage(self.root).free / 1e9
         raise UserError(

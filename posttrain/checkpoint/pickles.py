@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from posttrain import targets
+from posttrain.config import targets
 from posttrain.errors import UserError
 
 KNOWN = [

@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from posttrain import rundir
 from posttrain.errors import UserError
-from posttrain.files import write_json
+from posttrain.utils import rundir
+from posttrain.utils.atomic_files import write_json
 
 FILE = "progress.json"
 
@@ -22,8 +22,8 @@ class Progress:
         val_loss_before: before the first step.
         samples: answers before the first step.
         losses: the last logged ones, by which a spike is measured.
-        rollbacks: see posttrain/rollback.py.
-        inputs: see posttrain/checkpoint/inputs.py.
+        rollbacks: see posttrain/train/rollback.py.
+        inputs: see posttrain/checkpoint/fingerprints.py.
     """
 
     trained_tokens: int = 0

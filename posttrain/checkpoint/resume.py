@@ -5,9 +5,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import frozen, rundir
-from posttrain.checkpoint import files
+from posttrain.checkpoint import directories
+from posttrain.config import frozen
 from posttrain.errors import UserError
+from posttrain.utils import rundir
 
 CONFIG = "config.yaml"  # the frozen configuration, kept in each checkpoint
 
@@ -32,7 +33,7 @@ def root(cfg: DictConfig, run_dir: Path) -> Path | None:
         UserError: the folder of those that run.resume names is a link.
     """
     own = run_dir / "checkpoints"
-    if files.checkpoints(own):
+    if directories.checkpoints(own):
         return own
     if cfg.run.resume in ("auto", "never"):
         return None
@@ -49,7 +50,7 @@ def find(cfg: DictConfig, run_dir: Path) -> Path | None:
     where = root(cfg, run_dir)
     if where is None:
         return None
-    found, skipped = files.newest(where)
+    found, skipped = directories.newest(where)
     if found is None and skipped:
         raise UserError(none_left(where, skipped))
     if found is None:
@@ -69,7 +70,7 @@ def check(cfg: DictConfig, run_dir: Path) -> None:
     Raises:
         UserError: run.resume=never and there is a checkpoint, or the configuration differs from the checkpoint's.
     """
-    if cfg.run.resume == "never" and files.checkpoints(run_dir / "checkpoints"):
+    if cfg.run.resume == "never" and directories.checkpoints(run_dir / "checkpoints"):
         raise UserError(f"run.resume=never: {run_dir} has a checkpoint; choose another hydra.run.dir or resume=auto")
     found = find(cfg, run_dir)
     if found is None:

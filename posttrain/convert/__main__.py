@@ -21,10 +21,13 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from posttrain import check, compose, schema, stop, targets
-from posttrain.convert import process
-from posttrain.data.check import built
+from posttrain.cli import command
+from posttrain.config import schema, targets
+from posttrain.config.instantiate import built
+from posttrain.convert import single_process
 from posttrain.errors import UserError
+from posttrain.spec import checks
+from posttrain.utils import stop
 
 COMMANDS = ("import", "export", "merge", "push")
 DTYPES = ("float32", "bfloat16")
@@ -66,16 +69,16 @@ def main() -> None:
         print(__doc__.strip())
         return
     if len(words) != 1:
-        compose.fail(f"say one of {', '.join(COMMANDS)}; what each takes: python -m posttrain.convert --help")
+        stop.fail(f"say one of {', '.join(COMMANDS)}; what each takes: python -m posttrain.convert --help")
     rest = [word for word in sys.argv[1:] if word not in COMMANDS]
     named = next((word for word in rest if word.lstrip("+~").partition("=")[0].partition(".")[0] == "model"), None)
     if named and words[0] != "import":
-        compose.fail(f"`{named}`: {words[0]} takes the model from its checkpoint; name none")
+        stop.fail(f"`{named}`: {words[0]} takes the model from its checkpoint; name none")
     # `checkpoint` by itself is a configuration group of training.
     rest = [f"convert.{word}" if word.startswith("checkpoint=") else word for word in rest]
     sys.argv[1:] = [f"convert.command={words[0]}", *rest]
     said = any(word.lstrip("+").startswith("convert.repo=") for word in rest)
-    compose.run(lambda cfg: run(cfg, said), config_name="convert")
+    command.run(lambda cfg: run(cfg, said), config_name="convert")
 
 
 def run(cfg: DictConfig, repo_said: bool = True) -> None:
@@ -112,7 +115,7 @@ def run(cfg: DictConfig, repo_said: bool = True) -> None:
     if c.command == "import":
         if OmegaConf.is_missing(cfg.model, "path"):
             raise UserError("`model.path`: has no value; give a Hugging Face directory or a hub id")
-        check.model(cfg)
+        checks.model(cfg)
         import_(cfg, out)
     elif c.checkpoint is None:
         raise UserError("`checkpoint`: has no value; give a run directory, or one of its checkpoints")
@@ -136,17 +139,17 @@ def push_export(c: DictConfig) -> None:
     Raises:
         UserError: no repository, no token, nothing to push, or nothing that should be.
     """
-    from posttrain import exported
     from posttrain.convert import push
+    from posttrain.generate import load
 
     if c.checkpoint is None:
         raise UserError("`checkpoint`: has no value; give a run directory, or an export")
     path = Path(c.checkpoint).expanduser()
     token = push.token_for(c.repo)
-    directory = exported.export_of(path)
+    directory = load.export_of(path)
     if directory is None:
         raise UserError(f"checkpoint={path}: holds no finished export; make one: python -m posttrain.convert export")
-    exported.check(directory)
+    load.check(directory)
     push.check(directory, c.unverified)
     print(f"pushed: {push.push(directory, c.repo, token, c.private)}")
 
@@ -156,7 +159,7 @@ def import_(cfg: DictConfig, out: Path) -> None:
     model = built(cfg.model)
     _ = model.directory  # checked before Megatron's long import
     with quiet():
-        process.start()
+        single_process.start()
         from posttrain.convert.megatron import import_model
 
         import_model(model, out, cfg.convert.overwrite, cfg.convert.dtype)
@@ -170,7 +173,7 @@ def export(cfg: DictConfig, out: Path) -> None:
     if found.peft and cfg.convert.dtype:
         raise UserError(f"`convert.dtype={cfg.convert.dtype}`: {found.directory} is an adapter's; give it to merge")
     with quiet():
-        process.start()
+        single_process.start()
         from posttrain.convert.megatron import export_checkpoint
 
         c = cfg.convert

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from posttrain.convert.facts import FILE, is_hub_id
+from posttrain.convert.training_metadata import FILE, is_hub_id
 from posttrain.errors import UserError
-from posttrain.files import write_json, write_text
 from posttrain.models.headers import read_json
-from posttrain.peft.directory import base_of, is_adapter
+from posttrain.models.hf_adapter import base_of, is_adapter
+from posttrain.utils.atomic_files import write_json, write_text
 
 CARD = "README.md"
 LOAD = {
@@ -23,7 +23,7 @@ def write(directory: Path, name: str, facts: dict[str, Any] | None, license: str
     Args:
         directory: of the export, with its verification.json where there is one.
         name: the directory's when it is published.
-        facts: see posttrain.convert.facts; None: nothing is known of a training.
+        facts: see posttrain.convert.training_metadata; None: nothing is known of a training.
         license: an identifier such as apache-2.0; None: the facts' own.
     """
     from huggingface_hub import ModelCard, ModelCardData

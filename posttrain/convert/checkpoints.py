@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain import rundir
-from posttrain.checkpoint import files
+from posttrain.checkpoint import directories
 from posttrain.checkpoint.progress import FILE as progress_file
-from posttrain.convert.facts import facts
+from posttrain.convert.training_metadata import facts
 from posttrain.errors import UserError
 from posttrain.models import HFModel
 from posttrain.models.headers import read_json
+from posttrain.utils import rundir
 
 # What an imported checkpoint has beside the weights: config.json, tokenizer; what its export needs.
 HUGGING_FACE = "huggingface"
@@ -25,7 +25,7 @@ class Checkpoint:
         model: that it is of.
         peft: the adapter's settings (posttrain.peft); None: it holds a whole model.
         template: that it was trained with (posttrain.data.templates); None: nothing says so.
-        facts: about its training (posttrain.convert.facts); None: there was none, as far as is known.
+        facts: about its training (posttrain.convert.training_metadata); None: there was none, as far as is known.
     """
 
     directory: Path
@@ -43,15 +43,15 @@ def find(path: Path) -> Checkpoint:
     """
     if not path.is_dir():
         raise UserError(f"checkpoint={path}: there is no such directory")
-    if files.NAME.fullmatch(path.name):
+    if directories.NAME.fullmatch(path.name):
         candidates, root = [path], path.parent
     else:
         root = path / "checkpoints" if rundir.is_folder(path, "checkpoints") else path
-        candidates = files.checkpoints(root)
+        candidates = directories.checkpoints(root)
     if not candidates:
         raise UserError(f"checkpoint={path}: no finished checkpoint (iter_*) in it")
     newest = candidates[0]
-    if reason := files.problem(newest):
+    if reason := directories.problem(newest):
         raise UserError(f"{newest}: {reason}; it is damaged or half written: name another, checkpoint={root}/iter_...")
     rundir.check_tree(root, HUGGING_FACE)
     if (root / HUGGING_FACE / "config.json").is_file():
@@ -63,8 +63,8 @@ def of_run(directory: Path, run_dir: Path) -> Checkpoint:
     """The checkpoint of a run, which has its frozen configuration."""
     from omegaconf import OmegaConf
 
-    from posttrain import frozen, targets
-    from posttrain.data.check import built
+    from posttrain.config import frozen, targets
+    from posttrain.config.instantiate import built
 
     config = run_dir / "config.yaml"
     if not rundir.is_file(run_dir, "config.yaml"):
@@ -86,7 +86,7 @@ def facts_of(directory: Path, run_dir: Path, cfg: Any) -> dict[str, Any]:
         read_json(root / name) if rundir.is_file(root, name) else {}
         for root, name in ((directory, progress_file), (run_dir, "summary.json"))
     )
-    step = files.step_of(directory)
+    step = directories.step_of(directory)
     results = {"steps": step, **{key: progress.get(key) for key in ("train_loss", "val_loss_before", "trained_tokens")}}
     if summary.get("steps") == step:
         results["val_loss_after"] = summary.get("val_loss_after")

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from posttrain.checkpoint import files, pickles
-from posttrain.convert import mapped
+from posttrain.checkpoint import directories, pickles
+from posttrain.convert import mmap_weights
 from posttrain.convert.artifacts import copy_generation_config, copy_tokenizer, write_config
 from posttrain.convert.checkpoints import HUGGING_FACE, Checkpoint
-from posttrain.convert.progress import progress
+from posttrain.convert.export import Source, export
+from posttrain.convert.progress_bar import progress
 from posttrain.convert.publish import publishing
 from posttrain.convert.trained_tokenizer import TrainedTokenizer
 from posttrain.errors import UserError
-from posttrain.export import Source, export
 from posttrain.models import HFModel
 from posttrain.models.headers import read_headers
 
@@ -48,9 +48,9 @@ def import_model(model: HFModel, out: Path, overwrite: bool = False, dtype: str 
             count_reads(bridge, done)
             parts = build(bridge, weights, scratch, load=True)
         unsealed = scratch / ".partial"
-        with mapped.saved_as_they_lie():
+        with mmap_weights.saved_as_they_lie():
             bridge.save_megatron_model(parts, unsealed)
-        files.publish(unsealed / "iter_0000000", scratch / "iter_0000000")
+        directories.publish(unsealed / "iter_0000000", scratch / "iter_0000000")
         shutil.rmtree(unsealed)
         beside = scratch / HUGGING_FACE
         beside.mkdir()
@@ -82,7 +82,7 @@ def build(bridge: Any, dtype: torch.dtype, disk: Path, load: bool, adapter: Any 
         load: read the weights; else they are zeros.
         adapter: Megatron-Bridge's LoRA or DoRA to add, after the weights were read.
     """
-    from posttrain.models.local import use_local_layers
+    from posttrain.models.local_spec import use_local_layers
 
     provider = bridge.to_megatron_provider(load_weights=load)
     use_local_layers(provider)
@@ -91,7 +91,7 @@ def build(bridge: Any, dtype: torch.dtype, disk: Path, load: bool, adapter: Any 
     provider.params_dtype = provider.autocast_dtype = provider.pipeline_dtype = dtype
     provider.bf16, provider.fp16 = dtype == torch.bfloat16, False
     # What was allocated until then was never written to, and takes no memory.
-    provider.register_pre_wrap_hook(lambda parts: mapped.move(parts, disk), prepend=True)
+    provider.register_pre_wrap_hook(lambda parts: mmap_weights.move(parts, disk), prepend=True)
     if adapter is not None:
         provider.register_pre_wrap_hook(lambda parts: adapter(parts, training=True))
     provider.finalize()
@@ -168,7 +168,7 @@ def load(
     wanted = _generate_model_state_dict(plain, {})
     if has_adapter:
         wanted = apply_peft_adapter_filter_to_state_dict(wanted, adapter)
-    halves = mapped.in_place(wanted["model"])
+    halves = mmap_weights.in_place(wanted["model"])
     try:
         with pickles.reading(found.directory):
             state = dist_checkpointing.load(wanted, where, strict=StrictHandling.RAISE_UNEXPECTED)

@@ -5,19 +5,19 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from posttrain import rundir
 from posttrain.convert import card
 from posttrain.convert.artifacts import add_stop_tokens, copy_generation_config, copy_tokenizer, write_config
-from posttrain.convert.progress import progress
+from posttrain.convert.progress_bar import progress
 from posttrain.convert.publish import publishing
 from posttrain.convert.shards import ShardWriter
 from posttrain.errors import UserError
-from posttrain.generation import turn_ends
+from posttrain.generate.decoding import turn_ends
 from posttrain.models import HFModel
 from posttrain.models.families import family_of
 from posttrain.models.headers import Tensor
+from posttrain.models.hf_adapter import CONFIG, WEIGHTS, Pair, base_of, check_against, is_adapter, read_adapter
 from posttrain.models.shapes import check_directory
-from posttrain.peft.directory import CONFIG, WEIGHTS, Pair, base_of, check_against, is_adapter, read_adapter
+from posttrain.utils import rundir
 
 
 def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = None, license: str | None = None) -> None:

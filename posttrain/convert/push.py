@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from posttrain.convert.card import CARD, verification
-from posttrain.convert.facts import is_hub_id
+from posttrain.convert.training_metadata import is_hub_id
 from posttrain.errors import UserError
-from posttrain.peft.directory import base_of, is_adapter
+from posttrain.models.hf_adapter import base_of, is_adapter
 
 
 def token_for(repo: str | None) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.convert.artifacts import copy_tokenizer, set_end_token, write_chat_template
-from posttrain.convert.live import PROMPTS
-from posttrain.convert.reference import ExportRefused
+from posttrain.convert.hf_logits import ExportRefused
+from posttrain.convert.megatron_logits import PROMPTS
 from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.render import Renderer
 from posttrain.data.templates import ChatTemplate

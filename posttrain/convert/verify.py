@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from posttrain.convert.reference import ExportRefused, reference, too_large
+from posttrain.convert.hf_logits import ExportRefused, reference, too_large
 from posttrain.errors import UserError
 from posttrain.models.families import family_of, possible_families
 from posttrain.models.headers import read_headers, read_json
+from posttrain.models.hf_adapter import check_against, is_adapter, read_adapter
 from posttrain.models.shapes import check_directory
 from posttrain.models.vocabulary import is_vocabulary
-from posttrain.peft.directory import check_against, is_adapter, read_adapter
 
 TOLERANCE = 1e-4  # fp32: largest difference over the largest logit
 # bf16: root mean square of the difference to fp32 arithmetic, over that of transformers' own bf16 (and the rounding of

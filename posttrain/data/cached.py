@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.cache import build_once, check_private, make_private
 from posttrain.data import fingerprint, packing, sealed, sources
 from posttrain.data.dataset import PackedDataset
 from posttrain.data.encode import Encoder
 from posttrain.data.prepare import Counts, Rules, prepare
 from posttrain.data.render import Renderer
 from posttrain.data.store import Store, Writer
+from posttrain.utils.cache import build_once, check_private, make_private
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from posttrain.files import write_json
+from posttrain.utils.atomic_files import write_json
 
 _PACKAGE = Path(__file__).parent
 

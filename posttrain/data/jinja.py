@@ -9,7 +9,7 @@ from jinja2 import nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from posttrain.data.marked import Marked, concat, source_of
+from posttrain.data.provenance import Marked, concat, source_of
 from posttrain.errors import UserError
 
 

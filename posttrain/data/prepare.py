@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from posttrain.data.conversation import Conversation, RowError
 from posttrain.data.encode import Encoded, Encoder, Rendered
-from posttrain.data.marked import Span
+from posttrain.data.provenance import Span
 from posttrain.data.readers import Place
 from posttrain.data.render import Renderer
 from posttrain.data.rules import Rules

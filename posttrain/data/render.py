@@ -14,7 +14,7 @@ import jinja2
 
 from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.jinja import compile_template
-from posttrain.data.marked import Source, concat, mark
+from posttrain.data.provenance import Source, concat, mark
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
 

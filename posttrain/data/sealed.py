@@ -13,8 +13,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from posttrain.cache import discard
-from posttrain.files import write_json
+from posttrain.utils.atomic_files import write_json
+from posttrain.utils.cache import discard
 
 log = logging.getLogger(__name__)
 

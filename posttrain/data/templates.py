@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.files import read_text
+from posttrain.utils.atomic_files import read_text
 
 
 @dataclass

@@ -13,7 +13,7 @@ import json
 import random
 from pathlib import Path
 
-from posttrain.cache import build_once, cache_root
+from posttrain.utils.cache import build_once, cache_root
 
 TRAIN_ROWS = 2400
 VALIDATION_ROWS = 240
@@ -128,7 +128,7 @@ def ensure_sentences(cache_dir: str | Path | None = None) -> Path:
     """Return a directory with train.jsonl and validation.jsonl, one `{"messages": [...]}` per line.
 
     Args:
-        cache_dir: the cache's root; None: the user's, see `posttrain.cache.cache_root`.
+        cache_dir: the cache's root; None: the user's, see `posttrain.utils.cache.cache_root`.
     """
     files = {}
     for name, rows in make_rows().items():

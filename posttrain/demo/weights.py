@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.cache import build_once, cache_root
 from posttrain.errors import UserError
+from posttrain.utils.cache import build_once, cache_root
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def ensure_smollm2(cache_dir: str | Path | None = None) -> Path:
     That takes a few seconds and 270 MB.
 
     Args:
-        cache_dir: the cache's root; None: the user's, see `posttrain.cache.cache_root`.
+        cache_dir: the cache's root; None: the user's, see `posttrain.utils.cache.cache_root`.
 
     Returns:
         A directory with config.json, generation_config.json, model.safetensors (bfloat16, as

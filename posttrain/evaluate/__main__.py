@@ -31,13 +31,16 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check, compose, stop, targets
-from posttrain.data.check import built
-from posttrain.data.check import check as check_data
+from posttrain.cli import command
+from posttrain.config import targets
+from posttrain.config.instantiate import built
+from posttrain.data.checks import check as check_data
 from posttrain.errors import UserError
 from posttrain.evaluate import harness, settings
-from posttrain.files import finite, write_json, write_text
-from posttrain.launch import visible_gpus
+from posttrain.spec import checks
+from posttrain.utils import stop
+from posttrain.utils.atomic_files import finite, write_json, write_text
+from posttrain.utils.gpus import visible_gpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,11 +58,11 @@ def main() -> None:
     what = overrides.pop(0)
     is_override = "=" in what and not Path(what).expanduser().exists()
     if what.startswith("-") or is_override:
-        compose.fail(f"{what}: the first argument is what to evaluate: python -m posttrain.evaluate WHAT {what} ...")
+        stop.fail(f"{what}: the first argument is what to evaluate: python -m posttrain.evaluate WHAT {what} ...")
     try:
         run_dir = settings.run_of(what)
     except UserError as error:
-        compose.fail(str(error))
+        stop.fail(str(error))
     # A run's own values are not in conf/: their overrides wait until the values are there.
     early, late = [], []
     for override in overrides:
@@ -68,7 +71,7 @@ def main() -> None:
         else:
             early.append(override)
     sys.argv[1:] = early
-    compose.run(lambda cfg: evaluate(cfg, what, run_dir, late, overrides), config_name="evaluate")
+    command.run(lambda cfg: evaluate(cfg, what, run_dir, late, overrides), config_name="evaluate")
 
 
 def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], overrides: list[str]) -> None:
@@ -93,17 +96,17 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
 
     from rich.console import Console
 
-    from posttrain import exported
     from posttrain.evaluate.printing import print_result
+    from posttrain.generate import load
 
-    with exported.opened(what) as directory:
+    with load.opened(what) as directory:
         started = time.time()
         out.mkdir(parents=True, exist_ok=True)  # fails before hours of measuring, not after
         import torch
 
         device = "cuda" if visible_gpus() and torch.cuda.is_available() else "cpu"
         dtype = str(built(cfg.precision).dtype(device)).removeprefix("torch.")
-        model, tokenizer = exported.load(directory, dtype)
+        model, tokenizer = load.load(directory, dtype)
         result = {"model": what, "words": overrides, "dtype": dtype, "device": device}
         measured, answers = measure(model, tokenizer, cfg, sets, metric)
         result |= measured
@@ -131,9 +134,9 @@ def measure(
     Returns:
         `sets`, `all` and `lm_eval` of result.json, and the lines of answers.jsonl.
     """
-    from posttrain.cache import cache_root
     from posttrain.evaluate.conversations import read_conversations
     from posttrain.evaluate.measure import measure_set, pool
+    from posttrain.utils.cache import cache_root
 
     result: dict[str, Any] = {"sets": {}}
     lines = []
@@ -169,7 +172,7 @@ def check_and_build(cfg: DictConfig, sets: dict[str, DictConfig], overrides: lis
     """Check everything that can be checked before a model is loaded, and return the metric."""
     for one in (cfg, *sets.values()):
         targets.check(one)
-        check.ranges(one, settings.EvaluateConfig)
+        checks.ranges(one, settings.EvaluateConfig)
     for name, set_cfg in sets.items():
         try:
             check_data(set_cfg)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from posttrain.data.check import built
+from posttrain.config.instantiate import built
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:

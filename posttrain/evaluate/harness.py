@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from posttrain.errors import UserError
-from posttrain.suggest import did_you_mean
+from posttrain.utils.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -49,8 +49,8 @@ def run_tasks(
     """Evaluate the tasks.
 
     Args:
-        model: as posttrain.exported.load returns it.
-        tokenizer: as posttrain.exported.load returns it.
+        model: as posttrain.generate.load.load returns it.
+        tokenizer: as posttrain.generate.load.load returns it.
         options: conf/evaluate.yaml's `lm_eval`.
 
     Returns:

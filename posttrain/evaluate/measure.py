@@ -14,7 +14,7 @@ from posttrain.errors import UserError
 from posttrain.evaluate.conversations import Conversations, last_answer
 from posttrain.evaluate.losses import compute_losses
 from posttrain.evaluate.scores import Metric
-from posttrain.generation import Sampling, check_fits, continuations, stop_tokens
+from posttrain.generate.decoding import Sampling, check_fits, continuations, stop_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,8 +48,8 @@ def measure_set(
     """Evaluate one set.
 
     Args:
-        model: as posttrain.exported.load returns it.
-        tokenizer: as posttrain.exported.load returns it.
+        model: as posttrain.generate.load.load returns it.
+        tokenizer: as posttrain.generate.load.load returns it.
         conversations: of the set.
         options: conf/evaluate.yaml's `evaluate`.
         metric: None: no answers are generated.

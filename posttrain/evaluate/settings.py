@@ -14,8 +14,9 @@ from hydra.errors import OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain import compose, frozen, rundir, schema
+from posttrain.config import compose, frozen, schema
 from posttrain.errors import UserError
+from posttrain.utils import rundir
 
 # Taken from a run unless overridden: what decides which tokens are measured, and how exactly.
 OF_RUN = ("data", "template", "precision", "seed", "trainer")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
+from posttrain.models.hf_adapter import CONFIG, PREFIX, WEIGHTS, base_of, is_adapter, saved_vocabulary
 from posttrain.models.shapes import check_directory
 from posttrain.models.tokenizer_files import check_files
 from posttrain.models.vocabulary import grown, is_vocabulary
-from posttrain.peft.directory import CONFIG, PREFIX, WEIGHTS, base_of, is_adapter, saved_vocabulary
 
 if TYPE_CHECKING:
     import torch

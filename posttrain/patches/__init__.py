@@ -4,6 +4,7 @@
 run would be wrong or lost. `elsewhere.py` lists the changes that are made in other modules of the package.
 """
 
-from posttrain.patches.registry import UNTESTED, Change, Kind, Patch, Platform, applied, apply, check, patch
+from posttrain.patches.registry import UNTESTED, Change, Kind, Patch, Platform, patch
+from posttrain.patches.runner import applied, apply, check
 
 __all__ = ["UNTESTED", "Change", "Kind", "Patch", "Platform", "applied", "apply", "check", "patch"]

@@ -35,7 +35,7 @@ HYDRA = {"hydra-core": ">=1.3.8,<1.4"}
 
 HYDRA_GUARD = _elsewhere(
     "hydra-guard",
-    "posttrain.guard",
+    "posttrain.config.hydra_guard",
     "hydra._internal.hydra.ConfigLoaderImpl",
     "hydra.core.utils._save_config",
     "hydra._internal.sources_registry.SourcesRegistry.instance().types",
@@ -48,7 +48,7 @@ CHANGES = (
     HYDRA_GUARD,
     _elsewhere(
         "secrets-stay-in-env",
-        "posttrain.confidential",
+        "posttrain.config.secrets",
         "omegaconf.OmegaConf.register_new_resolver(oc.env)",
         kind=Kind.CORRECTNESS,
         symptom="${oc.env:HF_TOKEN} writes a secret into the run's files",
@@ -65,7 +65,7 @@ CHANGES = (
     ),
     _elsewhere(
         "compose-in-a-command",
-        "posttrain.compose",
+        "posttrain.config.compose",
         "hydra.core.global_hydra.GlobalHydra.instance().hydra",
         kind=Kind.CORRECTNESS,
         symptom="composing inside a command takes Hydra's state from the command",
@@ -98,7 +98,7 @@ CHANGES = (
     ),
     _elsewhere(
         "fused-mlp",
-        "posttrain.peft.fused",
+        "posttrain.ops.fused_lora",
         "__class__",
         kind=Kind.CORRECTNESS,
         symptom="the MLP is computed by a formula of this project, which must be that of core's",
@@ -106,7 +106,7 @@ CHANGES = (
     ),
     _elsewhere(
         "nonfinite-gradients",
-        "posttrain.bad_numbers",
+        "posttrain.train.nonfinite",
         "prepare_grads",
         kind=Kind.CORRECTNESS,
         symptom="trainer.bad_numbers=skip, or rollback without clipping: weights take a gradient that is not finite",
@@ -114,7 +114,7 @@ CHANGES = (
     ),
     _elsewhere(
         "run-in-dataset",
-        "posttrain.provider",
+        "posttrain.train.dataset_provider",
         "_trainer",
         kind=Kind.CORRECTNESS,
         symptom="Megatron-Bridge builds the loader from its own configuration, which cannot hold the run's rows",
@@ -130,7 +130,7 @@ CHANGES = (
     ),
     _elsewhere(
         "save-without-copies",
-        "posttrain.convert.mapped",
+        "posttrain.convert.mmap_weights",
         "megatron.core.dist_checkpointing.strategies.torch.MCoreSavePlanner.resolve_data",
         kind=Kind.STARTUP,
         symptom="a conversion into Megatron's format holds most of the model in memory twice",
@@ -155,7 +155,7 @@ CHANGES = (
     ),
     _elsewhere(
         "tokenizer-without-torch",
-        "posttrain.preview",
+        "posttrain.models.tokenizer",
         "sys.modules",
         kind=Kind.STARTUP,
         symptom="preview imports torch to load a tokenizer (3 s)",

@@ -1,12 +1,10 @@
-"""What a patch is, which ones a platform needs, and what happens outside the versions they were tested with.
+"""What a change to upstream is, and what happens outside the versions it was tested with. No torch at import.
 
-A patch is a function decorated with `patch`. `apply(platform)` runs those that the platform needs, in order of
-registration, once per process. No torch at import.
+A patch is a function decorated with `patch`; runner.py applies them.
 """
 
 import importlib.metadata
 import importlib.util
-import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,8 +14,6 @@ from functools import cache
 from packaging.specifiers import SpecifierSet
 
 from posttrain.errors import UserError
-
-log = logging.getLogger(__name__)
 
 # Set to 1: make every change to whatever versions are installed. An environment variable, since no file can set one.
 UNTESTED = "POSTTRAIN_UNTESTED_UPSTREAM"
@@ -99,8 +95,6 @@ class Patch(Change):
 
 
 REGISTRY: dict[str, Patch] = {}
-_applied: list[str] = []
-_skipped: list[str] = []
 
 
 def everywhere(platform: Platform) -> bool:
@@ -144,70 +138,6 @@ def patch(
         return apply
 
     return register
-
-
-def registered() -> list[Patch]:
-    """Every patch, in the order in which they are applied."""
-    from posttrain.patches import catalogue  # noqa: F401  (fills REGISTRY, and imports this module)
-
-    return list(REGISTRY.values())
-
-
-def applied() -> list[str]:
-    """Names of the patches that this process has applied."""
-    return list(_applied)
-
-
-def apply(platform: Platform) -> list[str]:
-    """Apply every patch that the platform needs and this process has not applied; return the names of all so far.
-
-    Raises:
-        UserError: see `check`; or a patch cannot be applied to a version that it was not tested with.
-    """
-    check(platform)
-    for item in registered():
-        if item.name in _applied or not item.when(platform):
-            continue
-        untested = ", ".join(item.untested())
-        if not untested:
-            item.apply()
-        elif allowed_untested():
-            log.warning("patch %s is applied to %s, because of %s=1", item.name, untested, UNTESTED)
-            _apply_untested(item, untested)
-        else:
-            if item.name not in _skipped:
-                _skipped.append(item.name)
-                log.warning("patch %s is skipped: %s", item.name, untested)
-            continue
-        _applied.append(item.name)
-    return applied()
-
-
-def _apply_untested(item: Patch, untested: str) -> None:
-    try:
-        item.apply()
-    except (AttributeError, ImportError) as error:
-        raise UserError(
-            f"the patch {item.name} does not fit {untested}: {error}; install the tested version (make setup)"
-        ) from error
-
-
-def check(platform: Platform) -> list[Change]:
-    """Refuse versions of upstream that a run would be wrong or lost with. Imports nothing of upstream.
-
-    Returns:
-        The changes that are made to untested versions because the switch is on.
-
-    Raises:
-        UserError: a correctness change that this platform needs was not tested with what is installed.
-    """
-    from posttrain.patches.elsewhere import CHANGES
-
-    needed = [change for change in (*registered(), *CHANGES) if change.when(platform) and change.untested()]
-    if allowed_untested():
-        return needed
-    require(*(change for change in needed if change.kind is Kind.CORRECTNESS))
-    return []
 
 
 def require(*changes: Change) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.peft.directory import CONFIG, read_adapter, saved_vocabulary
+from posttrain.models.hf_adapter import CONFIG, read_adapter, saved_vocabulary
 
 
 def attach(model: Any, directory: Path, device: str | None = None) -> Any:

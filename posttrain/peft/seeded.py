@@ -95,14 +95,14 @@ class SeededLoRA(Seeded, LoRA):
         """Attach the adapters; with them, fuse the MLPs' activations."""
         adapted = super().__call__(model, training=training)
         if self.fused:
-            from posttrain.peft.fused import fuse_activations
+            from posttrain.ops.fused_lora import fuse_activations
 
             fuse_activations(adapted if isinstance(adapted, list) else [adapted], self.recompute)
         return adapted
 
     def transform(self, module, name=None, prefix=None):
         """Attach an adapter to one module where it is a target."""
-        from posttrain.peft.fused import fuse
+        from posttrain.ops.fused_lora import fuse
 
         adapted = super().transform(module, name, prefix)
         return fuse(adapted) if self.fused else adapted

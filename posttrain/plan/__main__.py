@@ -15,10 +15,13 @@ from dataclasses import dataclass, field, replace
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, open_dict
 
-from posttrain import check, compose, schema, stop
+from posttrain.cli import command
+from posttrain.config import schema
 from posttrain.errors import UserError
 from posttrain.plan import auto, gpus
 from posttrain.plan.report import build_plan
+from posttrain.spec import checks
+from posttrain.utils import stop
 
 
 @dataclass
@@ -51,7 +54,7 @@ def main() -> None:
     if "--json" in sys.argv:
         sys.argv[sys.argv.index("--json")] = "plan.json=true"
     fits = []
-    compose.run(lambda cfg: fits.append(plan(cfg)), config_name="plan")
+    command.run(lambda cfg: fits.append(plan(cfg)), config_name="plan")
     raise SystemExit(0 if all(fits) else 1)
 
 
@@ -75,12 +78,12 @@ def plan(cfg: DictConfig) -> bool:
         local = options.gpus or len(here)
     else:
         gpu = gpus.find_gpu(options.gpu or "h100", options.memory_gib)
-        local = options.gpus or check.nproc_per_node(cfg, 0)
+        local = options.gpus or checks.nproc_per_node(cfg, 0)
     if cfg.launch.nnodes > 1 and cfg.launch.master_port is None:
         cfg.launch.master_port = 1  # nothing is started
     lines = resolve_auto(cfg, local, cfg.parallelism.memory_gib or gpu.memory_gib)
-    check.check(cfg, local)
-    result = build_plan(cfg, check.world_size(cfg, local), gpu, options.count)
+    checks.check(cfg, local)
+    result = build_plan(cfg, checks.world_size(cfg, local), gpu, options.count)
     result["gpu"]["assumed"] = not options.gpu and not here
     result["auto"] = "\n".join(lines) or None
     if options.json:
@@ -107,7 +110,7 @@ def resolve_auto(cfg: DictConfig, local: int, memory_gib: float) -> list[str]:
     choose_batch = cfg.trainer.micro_batch_size == auto.AUTO
     lines = []
     if choose_split or choose_batch:
-        check.settings(cfg, local)
+        checks.settings(cfg, local)
     if choose_batch:
         cfg.trainer.micro_batch_size = 1
     if choose_split:
@@ -115,7 +118,7 @@ def resolve_auto(cfg: DictConfig, local: int, memory_gib: float) -> list[str]:
         lines.append(choice.describe(memory_gib))
         auto.apply_choice(cfg, choice)
     if choose_batch:
-        world = check.world_size(cfg, local)
+        world = checks.world_size(cfg, local)
         lines.append(auto.fill_memory(cfg, world, memory_gib, transformer_engine=True))
     return lines
 

@@ -6,7 +6,7 @@ and this project's fused LoRA. A tensor saved by two operations is one term.
 
 from posttrain.plan.setting import Setting
 
-CHUNK = 2048  # rows of logits that posttrain.loss holds at once
+CHUNK = 2048  # rows of logits that posttrain.ops.linear_cross_entropy holds at once
 
 
 def kept(s: Setting) -> dict[str, float]:
@@ -89,7 +89,7 @@ def _query_key_value(s: Setting) -> float:
 def scores(s: Setting) -> float:
     """Bytes of attention scores per token, where the kernel keeps them: soft-capped ones, and any in fp32."""
     shape = s.shape
-    if shape.family.attention_scores:  # posttrain.attention: tanh and softmax in fp32, softmax in bf16, masks
+    if shape.family.attention_scores:  # posttrain.ops.attention: tanh and softmax in fp32, softmax in bf16, masks
         return shape.heads / s.tensor * (8 + s.width) * (s.squares or s.length)
     if unfused(s):  # the softmax, the softmax with padding set to 0, and the mask
         sequences, longest = _padded(s)

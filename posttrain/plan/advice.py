@@ -85,7 +85,7 @@ def edits(s: Setting, gpu: Gpu) -> Iterator[list[Edit]]:
 
 def _tensor_edits(s: Setting) -> Iterator[Edit]:
     """Larger tensor-parallel sizes, with more GPUs where there are too few."""
-    # Query heads and key groups are divided by the same rule as in posttrain.check.
+    # Query heads and key groups are divided by the same rule as in posttrain.spec.checks.
     groups = s.shape.key * s.shape.heads // s.shape.query
     for size in (2, 4, 8):
         if size <= s.tensor or s.shape.heads % size or groups % size or s.length % size:

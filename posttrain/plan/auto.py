@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check
 from posttrain.errors import UserError
 from posttrain.patches import Platform
 from posttrain.plan import advice, gpus
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.setting import Setting
+from posttrain.spec import checks
 
 SIZES = (1, 2, 4, 8, 16)
 AUTO = "auto"
@@ -106,7 +106,7 @@ def resolve(
     choose_batch = cfg.trainer.micro_batch_size == AUTO
     if not choose_split and not choose_batch:
         return None
-    check.settings(cfg, visible)
+    checks.settings(cfg, visible)
     if choose_batch:
         cfg.trainer.micro_batch_size = 1
     if not visible:
@@ -124,7 +124,7 @@ def resolve(
         apply_choice(cfg, choice)
         lines.append(choice.describe(memory_gib))
     if choose_batch:
-        world = check.world_size(cfg, visible)
+        world = checks.world_size(cfg, visible)
         lines.append(fill_memory(cfg, world, memory_gib, transformer_engine))
     return "\n".join(lines)
 
@@ -132,7 +132,7 @@ def resolve(
 def _resolve_on_cpu(cfg: DictConfig, choose_split: bool, choose_batch: bool) -> str:
     lines = []
     if choose_split:
-        count = check.nproc_per_node(cfg, 0)
+        count = checks.nproc_per_node(cfg, 0)
         cfg.parallelism.nproc_per_node = count
         cfg.parallelism.auto = False
         processes = "1 process" if count == 1 else f"{count} processes"
@@ -199,7 +199,7 @@ def choose(cfg: DictConfig, visible: int, memory_gib: float, transformer_engine:
                 continue
             apply_choice(part, choice)
             try:
-                check.divisibility(part, visible)
+                checks.divisibility(part, visible)
             except UserError as error:
                 first_error = first_error or error
                 if fits and not refused:

@@ -69,7 +69,7 @@ class DataStats:
             scale: there are as many times more conversations.
         """
         trainer = cfg.trainer
-        # The sequences of each micro-batch, as posttrain.batches.TrainOrder gives them to one
+        # The sequences of each micro-batch, as posttrain.train.batches.TrainOrder gives them to one
         # process in the first epoch.
         order = np.random.default_rng([cfg.seed, 0]).permutation(len(starts) - 1)
         if trainer.max_steps is not None:
@@ -114,10 +114,10 @@ def estimate_data(cfg: DictConfig) -> DataStats:
     Raises:
         UserError: there is no tokenizer on this machine, or the data can't be read.
     """
-    from posttrain.cache import cache_root
     from posttrain.data import packing
-    from posttrain.data.check import check
-    from posttrain.preview import load_tokenizer
+    from posttrain.data.checks import check
+    from posttrain.models.tokenizer import load_tokenizer
+    from posttrain.utils.cache import cache_root
 
     data, template = check(cfg)
     seq_length = cfg.trainer.seq_length

@@ -8,8 +8,8 @@ import subprocess
 from dataclasses import dataclass
 
 from posttrain.errors import UserError
-from posttrain.flops import PEAK_TFLOPS
-from posttrain.suggest import nearest
+from posttrain.plan.flops import PEAK_TFLOPS
+from posttrain.utils.suggest import nearest
 
 # GiB that a process can have, as torch reports them: less than the number on the box. A100 and H100
 # are the 80 GB ones.

@@ -2,10 +2,11 @@
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
+from posttrain.data.dataset import PackedDataset
 from posttrain.errors import UserError
 from posttrain.plan import advice
 from posttrain.plan.data_stats import DataStats, estimate_data
@@ -13,9 +14,6 @@ from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.setting import Setting
 from posttrain.plan.speed import Speed, estimate_speed
-
-if TYPE_CHECKING:
-    from posttrain.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -74,17 +72,18 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
     }
 
 
-def planned_peak(trainer: "Trainer") -> float | None:
-    """Return the GiB that a run is expected to allocate at most, or None where that isn't known.
+def planned_peak(cfg: DictConfig, world: int, transformer_engine: bool, rows: PackedDataset) -> float | None:
+    """Return the GiB that a run on GPUs is expected to allocate at most, or None where that isn't known.
 
     Args:
-        trainer: of a run whose data are built.
+        cfg: the run's frozen configuration.
+        world: processes of the run.
+        transformer_engine: whether it has Transformer Engine.
+        rows: its training data, packed.
     """
-    if trainer.platform.device == "cpu":
-        return None
     try:
-        setting = Setting.of(trainer.config, trainer.world, trainer.platform.transformer_engine)
-        stats = DataStats.from_dataset(trainer.splits.train, trainer.config)
+        setting = Setting.of(cfg, world, transformer_engine)
+        stats = DataStats.from_dataset(rows, cfg)
         return estimate_memory(with_data(setting, stats)).peak / GIB
     except Exception as error:  # whatever is wrong with an estimate, the run continues
         log.warning("no plan of the memory: %s: %s", type(error).__name__, error)

@@ -66,7 +66,7 @@ class Setting:
         Raises:
             UserError: the model's sizes are not known.
         """
-        from posttrain.data.check import built
+        from posttrain.config.instantiate import built
         from posttrain.peft import DoRA
 
         shape = Shape.of(config_of(built(cfg.model)))
@@ -77,7 +77,7 @@ class Setting:
             kind = "DoRA" if isinstance(adapter, DoRA) else "LoRA"
             adapters = Adapters.of(shape, kind, adapter.rank, adapter.target_modules, transformer_engine)
         wanted = p.sequence_parallel
-        if wanted is None:  # as posttrain.parallelism.Parallelism.apply
+        if wanted is None:  # as posttrain.train.parallelism.Parallelism.apply
             wanted = transformer_engine or bool(shape.experts)
         name = cfg.precision.name
         return cls(
@@ -114,21 +114,21 @@ class Setting:
 
     @property
     def one_operation(self) -> bool:
-        """Whether a layer and its LoRA are one operation (posttrain.peft.fused)."""
+        """Whether a layer and its LoRA are one operation (posttrain.ops.fused_lora)."""
         plain = self.adapters is not None and self.adapters.kind == "LoRA" and not self.adapters.canonical
         other_fp8 = self.precision == "fp8" and not self.eight_bit_base
         return plain and self.fused and self.tensor == 1 and not self.dropout and not other_fp8
 
     @property
     def eight_bit_base(self) -> bool:
-        """Whether frozen weights are kept in 8 bits (posttrain.trainer.Trainer.eight_bit_base)."""
+        """Whether frozen weights are kept in 8 bits (posttrain.train.trainer.Trainer.eight_bit_base)."""
         a = self.adapters
         lora = a is not None and a.kind == "LoRA" and not a.canonical and self.fused and not self.dropout
         every = lora and {linear.name for linear in self.shape.linears} <= a.sizes.keys()
         return self.precision == "fp8" and every and self.tensor == 1 and not self.shape.experts
 
     def computed_again(self, linear: str) -> bool:
-        """Whether what comes before a linear layer, its norm or activation, is not kept (posttrain.peft.inputs)."""
+        """Whether what comes before a linear layer, its norm or activation, is not kept (posttrain.ops.recomputed_norms)."""
         if not (self.one_operation and self.again and self.transformer_engine) or not self.trains(linear):
             return False
         mixture = bool(self.shape.experts) and linear in ("linear_fc1", "linear_fc2")
@@ -136,12 +136,12 @@ class Setting:
 
     @property
     def trained_logits(self) -> bool:
-        """Whether the output layer sees trained tokens alone (posttrain.trainer.Trainer.trained_logits_only)."""
+        """Whether the output layer sees trained tokens alone (posttrain.train.trainer.Trainer.trained_logits_only)."""
         return self.logits and self.tensor == self.context == 1 and not self.shape.softcap
 
     @property
     def captured(self) -> bool:
-        """Whether the step is a CUDA graph (posttrain.trainer.Trainer.cuda_graph)."""
+        """Whether the step is a CUDA graph (posttrain.train.trainer.Trainer.cuda_graph)."""
         possible = self.transformer_engine and self.packing and self.world == 1
         wanted = self.shape.family.no_cuda_graph is None if self.graph is None else self.graph
         return possible and wanted

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from posttrain import flops
+from posttrain.plan import flops
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.setting import Setting
 

@@ -17,16 +17,20 @@ import re
 import sys
 from pathlib import Path
 
-from posttrain import check, launch, stop
-from posttrain.compose import CONF_DIR, compose, fail
+from posttrain.cli.command import compose
+from posttrain.config.compose import CONF_DIR
+from posttrain.config.overrides import format_override
 from posttrain.errors import UserError, of_place
-from posttrain.files import write_text
-from posttrain.overrides import format_override
 from posttrain.primus import experiment
 from posttrain.primus.read import Primus, read
 from posttrain.primus.translate import Translation, translate_primus
 from posttrain.recipes import catalog
-from posttrain.visible import visible
+from posttrain.spec import checks
+from posttrain.utils import stop
+from posttrain.utils.atomic_files import write_text
+from posttrain.utils.escape import visible
+from posttrain.utils.gpus import visible_gpus
+from posttrain.utils.stop import fail
 
 OPTIONS = ("out", "overwrite")  # of this command; everything else is an override
 
@@ -88,7 +92,7 @@ def import_config(arguments: list[str]) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, experiment.format_file(primus, translation))
     try:
-        check.check(cfg, launch.visible_gpus())
+        checks.check(cfg, visible_gpus())
         verdict = "checked: it composes and passes every check on this machine"
     except UserError as error:
         verdict = f"it composes; before it can run on this machine: {error}"

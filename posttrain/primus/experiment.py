@@ -4,10 +4,10 @@ import shlex
 
 from omegaconf import OmegaConf
 
-from posttrain.overrides import format_override
+from posttrain.config.overrides import format_override
 from posttrain.primus.read import Primus
 from posttrain.primus.translate import Translation
-from posttrain.visible import visible
+from posttrain.utils.escape import visible
 
 
 def format_file(primus: Primus, translation: Translation) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain import confidential, yaml_file
+from posttrain.config import secrets, yaml_file
 from posttrain.errors import UserError
 
 FRAMEWORKS = ("megatron_bridge", "megatron-bridge")
@@ -123,7 +123,7 @@ def _mapping(path: Path, found: list[str]) -> dict[str, Any]:
         raise UserError(f"{path}: is no configuration of Primus: a mapping was expected")
     values = filled(content, found, path)
     try:
-        confidential.check(values)
+        secrets.check(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return values
@@ -144,7 +144,7 @@ def filled(value: Any, found: list[str], path: Path) -> Any:
     """
 
     def one(match: re.Match[str]) -> str:
-        confidential.refuse_variable(match[1], f"{path}: ${{{match[1]}}}")
+        secrets.refuse_variable(match[1], f"{path}: ${{{match[1]}}}")
         text = os.environ.get(match[1], match[2])
         if text is None:
             raise UserError(f"{path}: needs the environment variable {match[1]}, which is not set")

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from posttrain.config.compose import CONF_DIR
 from posttrain.errors import UserError
 from posttrain.primus.read import Primus
 from posttrain.recipes.resolve import option_of
@@ -200,8 +201,6 @@ def option_of_preset(preset: str | None) -> str | None:
 
 def _is_option(group: str, name: str) -> bool:
     """Whether conf/ has that file."""
-    from posttrain.compose import CONF_DIR
-
     return bool(re.fullmatch(r"[\w-]+", name)) and (CONF_DIR / group / f"{name}.yaml").is_file()
 
 

@@ -2,12 +2,12 @@
 
 import sys
 
-from posttrain import stop
-from posttrain.compose import fail
+from posttrain.config.overrides import format_override
 from posttrain.errors import RunFailed, UserError
-from posttrain.overrides import format_override
 from posttrain.recipes import catalog, resolve
 from posttrain.recipes.translate import Translation, translate_recipe
+from posttrain.utils import stop
+from posttrain.utils.stop import fail
 
 
 def format_list() -> str:

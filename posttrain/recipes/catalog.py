@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from posttrain.errors import UserError
-from posttrain.suggest import did_you_mean
+from posttrain.utils.suggest import did_you_mean
 
 PACKAGE = "megatron.bridge.recipes"
 DEFINITION = re.compile(r'^def ([a-z]\w*_(?:sft|peft)\w*_config)\([^)]*\)[^:]*:\n    """(?:Return )?([^\n"]*)', re.M)

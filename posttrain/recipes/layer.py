@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from posttrain.config.compose import CONF_DIR
 from posttrain.errors import UserError
 from posttrain.recipes import catalog, resolve
 from posttrain.recipes.translate import Translation, translate_recipe
@@ -47,8 +48,6 @@ def apply(overrides: list[str], config_name: str) -> Layered:
     Raises:
         UserError: no such recipe, several of them, or one that is unavailable here.
     """
-    from posttrain.compose import CONF_DIR
-
     has_recipe = any(_key(override) in KEYS for override in overrides)
     if not has_recipe or not (CONF_DIR / f"{config_name}.yaml").is_file():
         return Layered(overrides, config_name)
@@ -155,8 +154,6 @@ def _groups(defaults: list[Any]) -> list[str]:
 
 def _store_including(config_name: str, name: str) -> str:
     """Store `config_name`, which includes conf/config.yaml, with `name` in its stead."""
-    from posttrain.compose import CONF_DIR
-
     body = OmegaConf.to_container(OmegaConf.load(CONF_DIR / f"{config_name}.yaml"))
     if "config" not in body["defaults"]:
         raise UserError(f"`recipe.name`: posttrain.{config_name} composes no run, so it takes no recipe")

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config.compose import CONF_DIR, compose
 from posttrain.errors import RunFailed, UserError
 from posttrain.recipes import catalog
 
@@ -45,7 +46,7 @@ def resolve_recipe(recipe: catalog.Recipe, cache_dir: str | None = None) -> dict
         UserError: the recipe itself raises an error.
         RunFailed: Megatron-Bridge could not be loaded.
     """
-    from posttrain.cache import build_once, cache_root
+    from posttrain.utils.cache import build_once, cache_root
 
     folder = cache_folder(recipe, cache_root(cache_dir))
     build_once(folder, lambda scratch: run_recipes(scratch, [recipe.name]))
@@ -95,8 +96,6 @@ def option_of(hub: str | None) -> str | None:
 @cache
 def options() -> dict[str, str]:
     """Return hub id -> file of conf/model."""
-    from posttrain.compose import CONF_DIR
-
     options_by_hub: dict[str, str] = {}
     for path in sorted((CONF_DIR / "model").glob("*.yaml")):
         hub = re.search(r"^path: ([\w.-]+/[\w.-]+)", path.read_text(encoding="utf-8"), re.M)
@@ -146,7 +145,6 @@ class Hub:
             return GPTModelProvider(num_layers=32, hidden_size=4096, num_attention_heads=32, vocab_size=128000)
         from transformers import AutoConfig
 
-        from posttrain.compose import compose
         from posttrain.models.bridges import register
         from posttrain.models.hf import plain
 
@@ -242,9 +240,9 @@ def plain(value: Any) -> Any:
 def main() -> None:
     """Resolve the recipes given in sys.argv."""
     folder = Path(sys.argv[1])
-    from posttrain.convert import process
+    from posttrain.convert import single_process
 
-    process.start()
+    single_process.start()
     # The package's own __init__ imports every recipe, also those of image models, which need
     # further packages.
     package = types.ModuleType(catalog.PACKAGE)

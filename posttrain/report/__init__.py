@@ -7,11 +7,11 @@ are still running.
 import os
 from pathlib import Path
 
-from posttrain import rundir
 from posttrain.errors import UserError
-from posttrain.files import write_text
 from posttrain.report.table import print_table
 from posttrain.report.trials import Trial, best_trial, read_trials
+from posttrain.utils import rundir
+from posttrain.utils.atomic_files import write_text
 
 PAGE = "report.html"
 

@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from posttrain import stop
-from posttrain.compose import fail
 from posttrain.errors import UserError
 from posttrain.report import write_report
-from posttrain.visible import visible
+from posttrain.utils import stop
+from posttrain.utils.escape import visible
+from posttrain.utils.stop import fail
 
 
 @stop.command

@@ -5,9 +5,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from posttrain.config.trial_names import short
 from posttrain.report.table import NUMBERS, columns, format_value
 from posttrain.report.trials import Trial, ranked_by
-from posttrain.sweep.names import short
 
 PREFERRED_AXES = ("peft.rank", "optimizer.lr")
 SCALE = "Viridis"  # dark is low, which is good

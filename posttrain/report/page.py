@@ -10,12 +10,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import OmegaConf
 from plotly.offline import get_plotlyjs
 
-from posttrain.compose import compose
+from posttrain.config.compose import compose
+from posttrain.config.trial_names import flatten, is_place
 from posttrain.report import figures
 from posttrain.report.table import NUMBERS, columns, format_value, numbers_of
 from posttrain.report.trials import Trial, best_trial, ranked_by
-from posttrain.sweep.names import flatten, is_place
-from posttrain.visible import visible
+from posttrain.utils.escape import visible
 
 FOLDER = Path(__file__).parent
 MOST_POINTS = 1500  # per curve: more than a screen has columns, few enough for 100 trials in one file

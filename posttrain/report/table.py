@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from posttrain.config.trial_names import short
 from posttrain.report.trials import Trial, best_trial, differing, ranked_by
-from posttrain.sweep.names import short
-from posttrain.visible import visible
+from posttrain.utils.escape import visible
 
 STYLE = {
     "finished": "green",

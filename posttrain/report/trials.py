@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain import frozen, rundir, yaml_file
+from posttrain.config import frozen, yaml_file
+from posttrain.config.trial_names import flatten, is_place
 from posttrain.errors import UserError
-from posttrain.sweep.names import flatten, is_place
+from posttrain.utils import rundir
 
 # What trials are ranked by: the first that any of them has. Smaller is better.
 METRICS = ("val_loss_after", "train_loss")

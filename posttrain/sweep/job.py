@@ -12,10 +12,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from posttrain import frozen, launch, nodes, rundir
+from posttrain.config import frozen
 from posttrain.errors import RunFailed, UserError
+from posttrain.launch import launcher, nodes
+from posttrain.launch.signals import stopped
 from posttrain.plan import auto
-from posttrain.relay import stopped
+from posttrain.utils import rundir
+from posttrain.utils.gpus import visible_gpus
 
 AGAIN = 75  # exit code (EX_TEMPFAIL) for: saved, queue this job again
 SAVE = signal.SIGUSR2  # what Slurm sends before a time limit or a preemption, as the job asked it to
@@ -41,13 +44,13 @@ class Job:
         try:
             cfg = frozen.read(run_dir)
             place(cfg, os.environ, first_host())
-            gpus = launch.visible_gpus()
+            gpus = visible_gpus()
             line = auto.resolve(cfg, gpus)
             if line:
                 print(line, flush=True)
             for number in (signal.SIGTERM, SAVE):  # from here they are launch's, and afterwards nobody's
                 signal.signal(number, signal.SIG_IGN)
-            launch.launch(cfg, run_dir, gpus)
+            launcher.launch(cfg, run_dir, gpus)
         except RunFailed as error:
             print(f"posttrain: {error}", file=sys.stderr, flush=True)
             if error.stopped:
@@ -57,11 +60,11 @@ class Job:
             print(f"posttrain: {error}", file=sys.stderr, flush=True)
             # Found before the run began, which would have told: a busy port, GPUs that aren't there.
             if rundir.read_json(run_dir, "status.json")["state"] == "queued":
-                launch.record(cfg, run_dir, {"state": "failed", "error": str(error), "exit_code": error.exit_code})
+                launcher.record(cfg, run_dir, {"state": "failed", "error": str(error), "exit_code": error.exit_code})
             sys.exit(error.exit_code)
         except Exception as error:
             traceback.print_exc()
-            launch.record(cfg, run_dir, {"state": "failed", "error": f"{type(error).__name__}: {error}"})
+            launcher.record(cfg, run_dir, {"state": "failed", "error": f"{type(error).__name__}: {error}"})
             sys.exit(1)
 
     def _stopped(self, number: int, run_dir: Path, cfg: DictConfig) -> None:
@@ -71,14 +74,14 @@ class Job:
             # by itself meanwhile has failed.
             time.sleep(LEFT_TO_SLURM_S)
         elif int(os.environ.get("SLURM_RESTART_COUNT", 0)) < self.max_requeues:
-            launch.record(cfg, run_dir, {"state": "queued"})
+            launcher.record(cfg, run_dir, {"state": "queued"})
             sys.exit(AGAIN)
         else:
             error = (
                 f"stopped by its time limit or a preemption; was queued again {self.max_requeues} times "
                 "(hydra.launcher.max_requeues); the same command goes on"
             )
-            launch.record(cfg, run_dir, {"state": "stopped", "error": error})
+            launcher.record(cfg, run_dir, {"state": "stopped", "error": error})
 
 
 def redirect(run_dir: Path, node: int) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from posttrain.errors import UserError
-from posttrain.launch import visible_gpus
-from posttrain.relay import nohup
+from posttrain.launch.signals import nohup
 from posttrain.sweep import tell
 from posttrain.sweep.trial import Share, Trial
+from posttrain.utils.gpus import visible_gpus
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

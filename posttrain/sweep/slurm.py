@@ -11,13 +11,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import check, frozen, launch, nodes, policy, rundir
+from posttrain.config import frozen, policy
+from posttrain.config.schema import SlurmSchema
 from posttrain.errors import UserError
+from posttrain.launch import launcher as launch
+from posttrain.launch import nodes
 from posttrain.plan import auto
-from posttrain.schema import SlurmSchema
+from posttrain.spec import checks
 from posttrain.sweep import tell
 from posttrain.sweep.job import AGAIN, SAVE, Job
 from posttrain.sweep.trial import Trial
+from posttrain.utils import rundir
 
 LAUNCHER = "hydra/launcher=slurm"
 RECORD = "slurm.json"  # in a run directory: which job runs it
@@ -64,7 +68,7 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
             cfg.parallelism.auto, cfg.parallelism.nproc_per_node, cfg.launch.nnodes = False, 1, 1
     if cfg.trainer.micro_batch_size == auto.AUTO:
         cfg.trainer.micro_batch_size = 1  # the job's node knows its GPUs' memory
-    check.check(cfg, options.gpus_per_node)
+    checks.check(cfg, options.gpus_per_node)
 
 
 def run_jobs(trials: list[Trial], folder: Path) -> None:

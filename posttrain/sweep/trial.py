@@ -15,12 +15,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import frozen, rundir, yaml_file
+from posttrain.config import frozen, yaml_file
+from posttrain.config.trial_names import difference, flatten
 from posttrain.errors import RunFailed, UserError
-from posttrain.launch import last_loss
-from posttrain.relay import nohup
+from posttrain.launch.launcher import last_loss
+from posttrain.launch.signals import nohup
 from posttrain.report.table import format_value
-from posttrain.sweep.names import difference, flatten
+from posttrain.utils import rundir
 
 
 @dataclass

@@ -17,8 +17,8 @@ from pathlib import Path
 from test_checkpoint_files import CALLS, child
 
 from posttrain import patches
-from posttrain.checkpoint import files
-from posttrain.convert import process
+from posttrain.checkpoint import directories
+from posttrain.convert import single_process
 from posttrain.models import HFModel
 
 CALLS = CALLS | {"dump", "dumps", "save", "truncate", "write_record", "write_end_of_file"}
@@ -42,7 +42,7 @@ class Saver:
         """A function that saves a model at `step` under `root`."""
         import torch
 
-        from posttrain.models.local import use_local_layers
+        from posttrain.models.local_spec import use_local_layers
 
         provider = self._bridge.to_megatron_provider(load_weights=False)
         use_local_layers(provider)
@@ -53,12 +53,12 @@ class Saver:
         with torch.no_grad():
             for parameter in parts[0].parameters():
                 parameter.fill_(step)
-        partial = root / files.PARTIAL
+        partial = root / directories.PARTIAL
 
         def write():
             self._bridge.save_megatron_model(parts, partial)
-            os.rename(partial / "iter_0000000", files.directory(partial, step))
-            files.finish(root, step, keep)
+            os.rename(partial / "iter_0000000", directories.directory(partial, step))
+            directories.finish(root, step, keep)
 
         return write
 
@@ -67,7 +67,7 @@ def forked(action) -> int:
     """The wait status of `action` in a forked process with a process group of its own."""
 
     def run():
-        process.start()
+        single_process.start()
         action()
 
     return child(run)
@@ -79,7 +79,7 @@ def loaded(checkpoint: Path) -> None:
 
     state = dist_checkpointing.load_plain_tensors(str(checkpoint))
     weights = [value for name, value in state.items() if name.startswith(("decoder", "embedding", "output_layer"))]
-    assert len(weights) > 5 and all((value == files.step_of(checkpoint)).all() for value in weights)
+    assert len(weights) > 5 and all((value == directories.step_of(checkpoint)).all() for value in weights)
 
 
 def counting(action, before) -> int:
@@ -111,7 +111,7 @@ def main(model: Path, work: Path, points: str) -> dict:
         shutil.copytree(work / "template", work / "count")
         calls = counting(saver.prepare(work / "count", 6), lambda _: None)
         (work / "calls").write_text(str(calls))
-        loaded(files.directory(work / "count", 6))
+        loaded(directories.directory(work / "count", 6))
 
     (work / "template").mkdir()
     assert forked(prepared) == 0
@@ -128,16 +128,16 @@ def main(model: Path, work: Path, points: str) -> dict:
 
         status = forked(killed)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (point, status)
-        found, skipped = files.newest(root, hashes=True)
-        assert found in (files.directory(root, 4), files.directory(root, 6)) and not skipped, point
-        ended["after" if files.step_of(found) == 6 else "before"] += 1
+        found, skipped = directories.newest(root, hashes=True)
+        assert found in (directories.directory(root, 4), directories.directory(root, 6)) and not skipped, point
+        ended["after" if directories.step_of(found) == 6 else "before"] += 1
 
         def go_on(root=root, found=found):
             loaded(found)
-            files.clean(root)
+            directories.clean(root)
             saver.prepare(root, 8)()
-            newest, damaged = files.newest(root, hashes=True)
-            assert newest == files.directory(root, 8) and not damaged and not list(root.glob(".*"))
+            newest, damaged = directories.newest(root, hashes=True)
+            assert newest == directories.directory(root, 8) and not damaged and not list(root.glob(".*"))
             loaded(newest)
 
         assert forked(go_on) == 0, point

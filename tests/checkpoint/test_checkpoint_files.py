@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.checkpoint import files
+from posttrain.checkpoint import directories
 
 # Everything by which Python changes a file system; a process is killed before each call of them in turn.
 CALLS = {
@@ -31,7 +31,7 @@ CALLS = {
 
 def write(root: Path, step: int) -> None:
     """What Megatron leaves in .partial: here two shards and small files, their content telling the step."""
-    partial = files.directory(root / files.PARTIAL, step)
+    partial = directories.directory(root / directories.PARTIAL, step)
     (partial / "sub").mkdir(parents=True)
     for name in ("__0_0.distcp", "__0_1.distcp", "sub/extra"):
         (partial / name).write_bytes(f"{name} of {step} ".encode() * 1000)
@@ -40,8 +40,8 @@ def write(root: Path, step: int) -> None:
 
 def save(root: Path, step: int, keep: int | None = None) -> Path:
     write(root, step)
-    files.finish(root, step, keep)
-    return files.directory(root, step)
+    directories.finish(root, step, keep)
+    return directories.directory(root, step)
 
 
 def child(action) -> int:
@@ -103,21 +103,21 @@ def test_kill_at_every_call_of_a_save(memory, keep, damaged, record_property):
 
         def write_and_finish(root=root):
             write(root, 6)
-            files.finish(root, 6, keep)
+            directories.finish(root, 6, keep)
 
         status = child(killed_at(points, write_and_finish))
-        found, skipped = files.newest(root, hashes=True)
-        assert found in (files.directory(root, 4), files.directory(root, 6)), points
-        assert (found / "train_state.pt").read_bytes() == f"step {files.step_of(found)}".encode()
+        found, skipped = directories.newest(root, hashes=True)
+        assert found in (directories.directory(root, 4), directories.directory(root, 6)), points
+        assert (found / "train_state.pt").read_bytes() == f"step {directories.step_of(found)}".encode()
         assert damaged or not skipped
         if not os.WIFSIGNALED(status):
-            assert os.WEXITSTATUS(status) == 0 and files.step_of(found) == 6
+            assert os.WEXITSTATUS(status) == 0 and directories.step_of(found) == 6
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
-        files.clean(root)
-        assert files.newest(root, hashes=True)[0] == found
-        assert files.step_of(save(root, 8, keep)) == 8
-        assert files.newest(root, hashes=True)[0] == files.directory(root, 8)
+        directories.clean(root)
+        assert directories.newest(root, hashes=True)[0] == found
+        assert directories.step_of(save(root, 8, keep)) == 8
+        assert directories.newest(root, hashes=True)[0] == directories.directory(root, 8)
         assert not list(root.glob(".*"))
     record_property("kill_points", points - 1)
     print(f"{points - 1} kill points, all recovered")
@@ -129,12 +129,12 @@ DAMAGE = {
     "a flipped bit": lambda c: flip(c / "__0_1.distcp"),
     "a missing shard": lambda c: (c / "__0_0.distcp").unlink(),
     "a missing file below": lambda c: (c / "sub" / "extra").unlink(),
-    "no seal": lambda c: (c / files.SEAL).unlink(),
-    "an empty seal": lambda c: (c / files.SEAL).write_text(""),
-    "a seal of nothing": lambda c: (c / files.SEAL).write_text('{"files": {}}'),
-    "a seal of another kind": lambda c: (c / files.SEAL).write_text("[1, 2]"),
-    "a seal cut short": lambda c: os.truncate(c / files.SEAL, 50),
-    "a seal that points outside": lambda c: (c / files.SEAL).write_text(
+    "no seal": lambda c: (c / directories.SEAL).unlink(),
+    "an empty seal": lambda c: (c / directories.SEAL).write_text(""),
+    "a seal of nothing": lambda c: (c / directories.SEAL).write_text('{"files": {}}'),
+    "a seal of another kind": lambda c: (c / directories.SEAL).write_text("[1, 2]"),
+    "a seal cut short": lambda c: os.truncate(c / directories.SEAL, 50),
+    "a seal that points outside": lambda c: (c / directories.SEAL).write_text(
         '{"files": {"../../x": {"size": 1, "sha256": "0"}}}'
     ),
     "a file that became longer": lambda c: (c / "train_state.pt").write_bytes(b"step 4 and more"),
@@ -151,28 +151,28 @@ def flip(path):
 @pytest.mark.parametrize("what", DAMAGE)
 def test_damage_is_named_and_the_one_before_is_used(tmp_path, what):
     older, newer = save(tmp_path, 2), save(tmp_path, 4)
-    assert files.newest(tmp_path, hashes=True) == (newer, [])
+    assert directories.newest(tmp_path, hashes=True) == (newer, [])
     DAMAGE[what](newer)
-    found, skipped = files.newest(tmp_path, hashes=True)
+    found, skipped = directories.newest(tmp_path, hashes=True)
     assert found == older
     assert len(skipped) == 1 and skipped[0].startswith(f"{newer}: ")
     # Without reading every byte all but a change of content is found.
-    assert (files.problem(newer) is None) == (what == "a flipped bit")
+    assert (directories.problem(newer) is None) == (what == "a flipped bit")
 
 
 def test_nothing_is_left(tmp_path):
     only = save(tmp_path, 2)
     (only / "__0_0.distcp").unlink()
-    assert files.newest(tmp_path) == (None, [f"{only}: __0_0.distcp is missing"])
-    assert files.newest(tmp_path / "none") == (None, [])
+    assert directories.newest(tmp_path) == (None, [f"{only}: __0_0.distcp is missing"])
+    assert directories.newest(tmp_path / "none") == (None, [])
 
 
 def test_damaged_ones_do_not_count_among_those_kept(tmp_path):
     for step in (2, 4, 6):
         save(tmp_path, step)
-    (files.directory(tmp_path, 6) / "train_state.pt").unlink()
+    (directories.directory(tmp_path, 6) / "train_state.pt").unlink()
     save(tmp_path, 8, keep=2)
-    assert [files.step_of(path) for path in files.checkpoints(tmp_path)] == [8, 6, 4]
+    assert [directories.step_of(path) for path in directories.checkpoints(tmp_path)] == [8, 6, 4]
 
 
 def test_a_disk_that_refuses(tmp_path):
@@ -182,10 +182,10 @@ def test_a_disk_that_refuses(tmp_path):
     def limited():
         write(tmp_path, 4)
         resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))  # the seal is longer
-        files.finish(tmp_path, 4)
+        directories.finish(tmp_path, 4)
 
     assert os.WEXITSTATUS(child(limited)) == 2
-    assert files.newest(tmp_path, hashes=True) == (older, [])
+    assert directories.newest(tmp_path, hashes=True) == (older, [])
 
 
 def test_a_directory_that_may_not_be_written(tmp_path):
@@ -196,10 +196,10 @@ def test_a_directory_that_may_not_be_written(tmp_path):
         os.chmod(tmp_path, 0o555)
         if os.geteuid() == 0:
             os.setuid(65534)
-        files.finish(tmp_path, 4)
+        directories.finish(tmp_path, 4)
 
     try:
         assert os.WEXITSTATUS(child(as_nobody)) == 2
     finally:
         os.chmod(tmp_path, 0o755)
-    assert files.newest(tmp_path, hashes=True) == (older, [])
+    assert directories.newest(tmp_path, hashes=True) == (older, [])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from posttrain.checkpoint import inputs
+from posttrain.checkpoint import fingerprints
 from posttrain.errors import UserError
 
 
@@ -28,16 +28,16 @@ def trainer(directory, **changed):
 
 
 def test_nothing_changed(model):
-    found = inputs.of(trainer(model))
-    inputs.check(found, inputs.of(trainer(model)), model)
-    inputs.check({}, found, model)  # of a checkpoint that doesn't say
-    assert set(inputs.of(trainer(model, peft=None))) == {"data", "config"}  # the checkpoint has all the weights
+    found = fingerprints.of(trainer(model))
+    fingerprints.check(found, fingerprints.of(trainer(model)), model)
+    fingerprints.check({}, found, model)  # of a checkpoint that doesn't say
+    assert set(fingerprints.of(trainer(model, peft=None))) == {"data", "config"}  # the checkpoint has all the weights
 
 
 @pytest.mark.parametrize("changed", [{"files": ["bad"]}, {"tokens": 8}])
 def test_other_rows(model, changed):
     with pytest.raises(UserError, match=r"training rows of data.path changed since it was saved"):
-        inputs.check(inputs.of(trainer(model)), inputs.of(trainer(model, **changed)), model)
+        fingerprints.check(fingerprints.of(trainer(model)), fingerprints.of(trainer(model, **changed)), model)
 
 
 def scaled(model):
@@ -58,14 +58,14 @@ def longer(model):
 
 @pytest.mark.parametrize("change", [scaled, renamed, longer, lambda model: (model / "model-1.safetensors").unlink()])
 def test_other_weights(model, change):
-    before = inputs.of(trainer(model))
+    before = fingerprints.of(trainer(model))
     change(model)
     with pytest.raises(UserError, match=r"the weights of model.path, which the adapter was trained on, changed"):
-        inputs.check(before, inputs.of(trainer(model)), model)
+        fingerprints.check(before, fingerprints.of(trainer(model)), model)
 
 
 def test_another_shape(model):
-    before = inputs.of(trainer(model, peft=None))
+    before = fingerprints.of(trainer(model, peft=None))
     (model / "config.json").write_text('{"rope_theta": 2}')
     with pytest.raises(UserError, match=r"config.json of model.path changed"):
-        inputs.check(before, inputs.of(trainer(model, peft=None)), model)
+        fingerprints.check(before, fingerprints.of(trainer(model, peft=None)), model)

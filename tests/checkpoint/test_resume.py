@@ -5,12 +5,12 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from posttrain.checkpoint import files, resume
+from posttrain.checkpoint import directories, resume
 from posttrain.checkpoint.progress import Progress
-from posttrain.compose import compose
+from posttrain.config.compose import compose
 from posttrain.errors import UserError
-from posttrain.files import write_text
-from posttrain.metrics import kept_lines
+from posttrain.train.metrics import kept_lines
+from posttrain.utils.atomic_files import write_text
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +20,12 @@ def cfg():
 
 def save(run_dir, step, cfg):
     """A checkpoint as far as this project's own files go."""
-    partial = files.directory(run_dir / "checkpoints" / files.PARTIAL, step)
+    partial = directories.directory(run_dir / "checkpoints" / directories.PARTIAL, step)
     partial.mkdir(parents=True)
     write_text(partial / resume.CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
     (partial / "train_state.pt").write_bytes(b"state")
-    files.finish(run_dir / "checkpoints", step)
-    return files.directory(run_dir / "checkpoints", step)
+    directories.finish(run_dir / "checkpoints", step)
+    return directories.directory(run_dir / "checkpoints", step)
 
 
 def test_where_a_run_goes_on(tmp_path, cfg):

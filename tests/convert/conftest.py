@@ -12,9 +12,9 @@ sys.path += [str(TESTS / "models"), str(TESTS / "data")]  # families, the small 
 @pytest.fixture(scope="session")
 def megatron():
     """Megatron in this process."""
-    from posttrain.convert import process
+    from posttrain.convert import single_process
 
-    process.start()
+    single_process.start()
     import torch
 
     torch.set_num_threads(1)

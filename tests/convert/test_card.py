@@ -4,9 +4,9 @@ import json
 
 from test_export import source
 
-from posttrain.compose import compose
+from posttrain.config.compose import compose
 from posttrain.convert import card
-from posttrain.convert.facts import FILE, facts
+from posttrain.convert.training_metadata import FILE, facts
 from posttrain.peft import LoRA
 
 
@@ -23,8 +23,8 @@ def trained(*words):
 def test_an_adapters_card_and_the_merged_models(megatron, base, tmp_path):
     from huggingface_hub import ModelCard
 
+    from posttrain.convert.export import export
     from posttrain.convert.merge import merge
-    from posttrain.export import export
 
     live = source(base("llama"), LoRA(rank=4, alpha=8))
     live.facts = trained("peft.rank=4", "trainer.license=apache-2.0")
@@ -55,7 +55,7 @@ def test_a_base_in_the_hubs_cache_has_its_hubs_name(tmp_path):
 def test_what_is_not_known_is_said(megatron, base, tmp_path):
     from huggingface_hub import ModelCard
 
-    from posttrain.export import export
+    from posttrain.convert.export import export
 
     live = source(base("llama"))
     live.unchecked = "convert.verify=false"

@@ -16,8 +16,8 @@ def source(directory, adapter=None, dtype=None, template=None):
     from parity import randomise_adapters
 
     from posttrain.convert import megatron
+    from posttrain.convert.export import Source
     from posttrain.convert.trained_tokenizer import TrainedTokenizer
-    from posttrain.export import Source
 
     model = HFModel(path=str(directory))
     trained = TrainedTokenizer(model, template)
@@ -31,7 +31,7 @@ def source(directory, adapter=None, dtype=None, template=None):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_model_and_adapter(family, megatron, base, tmp_path):
-    from posttrain.export import export
+    from posttrain.convert.export import export
 
     directory = base(family)
     for name, adapter in (("hf", None), ("adapter", LoRA(rank=4, alpha=8))):
@@ -50,7 +50,7 @@ def test_words_of_older_readers(family, megatron, base, tmp_path):
     """What transformers 4 and other tools look for is there beside transformers 5's words, and 5 reads the same."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from posttrain.export import export
+    from posttrain.convert.export import export
 
     directory = base(family)
     export(source(directory), tmp_path / "hf")
@@ -107,7 +107,7 @@ def test_in_another_dtype(megatron, base, tmp_path):
 
 
 def test_gpt2_adapters_are_transposed_as_peft_writes_them(megatron, base, tmp_path):
-    from posttrain.export import export
+    from posttrain.convert.export import export
 
     export(source(base("gpt2"), LoRA(rank=4, alpha=8)), tmp_path / "adapter")
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
@@ -119,9 +119,9 @@ def test_dora(family, megatron, base, tmp_path):
     """Adapter and merged model, with magnitudes that training has moved."""
     import torch
 
-    from posttrain.convert import live as logits
+    from posttrain.convert import megatron_logits as logits
+    from posttrain.convert.export import export
     from posttrain.convert.merge import merge
-    from posttrain.export import export
 
     targets = ["linear_qkv", "linear_proj"] if family == "mixtral" else "all-linear"
     live = source(base(family), DoRA(rank=4, alpha=8, target_modules=targets))
@@ -143,7 +143,7 @@ def test_dora(family, megatron, base, tmp_path):
 @pytest.mark.parametrize("what", ["weights", "a name", "nan"])
 def test_what_differs_is_refused(what, megatron, base, tmp_path, monkeypatch):
     """A wrong number, a lost tensor, a NaN between the live model and the directory: nothing appears."""
-    from posttrain import export as module
+    from posttrain.convert import export as module
     from posttrain.convert.shards import ShardWriter
     from posttrain.convert.verify import ExportRefused
 
@@ -170,15 +170,15 @@ def test_bf16_is_judged_by_its_noise(megatron, base, tmp_path):
     """Within transformers' own rounding, and not with a percent more of one matrix in eight."""
     import torch
 
+    from posttrain.convert.export import export
     from posttrain.convert.verify import ExportRefused
-    from posttrain.export import export
 
     directory = base("llama")
     export(source(directory, dtype=torch.bfloat16), tmp_path / "hf")
     found = json.loads((tmp_path / "hf" / "verification.json").read_text())["logits"]
     assert 0 < found["difference"] <= found["tolerance"] == pytest.approx(2 * max(found["transformers_bf16"], 2**-8))
     live = source(directory, dtype=torch.bfloat16)
-    from posttrain.convert import live as module
+    from posttrain.convert import megatron_logits as module
 
     logits = module.logits
     try:
@@ -194,10 +194,10 @@ def test_the_template_of_the_training_is_exported(megatron, base, tmp_path):
     from tiny_tokenizer import byte_tokenizer
     from transformers import AutoTokenizer, GenerationConfig
 
-    from posttrain.compose import compose
+    from posttrain.config.compose import compose
+    from posttrain.config.instantiate import built
+    from posttrain.convert.export import export
     from posttrain.convert.trained_tokenizer import TrainedTokenizer
-    from posttrain.data.check import built
-    from posttrain.export import export
 
     directory = base("llama", vocab_size=288)
     (directory / "chat_template.jinja").unlink()
@@ -220,8 +220,8 @@ def test_the_template_of_the_training_is_exported(megatron, base, tmp_path):
 
 def chatml():
     """The template."""
-    from posttrain.compose import compose
-    from posttrain.data.check import built
+    from posttrain.config.compose import compose
+    from posttrain.config.instantiate import built
 
     return built(compose(["template=chatml"]).template)
 
@@ -243,10 +243,10 @@ def test_an_export_says_where_to_stop(adapter, megatron, base, tmp_path):
     """A base model trained with chatml: tokenizer, generation_config.json, and the answers of `generate`."""
     from transformers import AutoTokenizer, GenerationConfig
 
-    from posttrain import exported
+    from posttrain.convert.export import export
     from posttrain.convert.merge import merge
-    from posttrain.export import export
-    from posttrain.generation import stop_tokens
+    from posttrain.generate import load as exported
+    from posttrain.generate.decoding import stop_tokens
 
     directory = base_without_chats(base)
     live = source(directory, adapter, template=chatml())
@@ -273,8 +273,8 @@ def test_the_tokens_that_a_template_added_are_exported(megatron, base, tmp_path)
     """In spare rows of the embedding; what transformers reads renders a conversation as the ids of the training."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+    from posttrain.convert.export import export
     from posttrain.convert.merge import merge
-    from posttrain.export import export
 
     directory = base_without_chats(base, spare=3)
     for name, adapter in (("hf", None), ("adapter", LoRA(rank=4, alpha=8))):
@@ -311,8 +311,8 @@ def llama3():
 def test_another_tokenizer_than_the_trainings_is_refused(megatron, base, tmp_path, monkeypatch):
     from posttrain.convert import trained_tokenizer
     from posttrain.convert.artifacts import copy_tokenizer
+    from posttrain.convert.export import export
     from posttrain.convert.verify import ExportRefused
-    from posttrain.export import export
 
     live = source(base_without_chats(base, spare=3), template=llama3())
     monkeypatch.setattr(

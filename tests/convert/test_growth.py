@@ -34,9 +34,9 @@ def test_whole_model_adapter_and_merge(family, tied, megatron, base, tmp_path):
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from posttrain.convert import live as logits
+    from posttrain.convert import megatron_logits as logits
+    from posttrain.convert.export import export
     from posttrain.convert.merge import merge
-    from posttrain.export import export
 
     directory = base_without_chats(base, family=family, tie_word_embeddings=tied)
     before = load_file(directory / "model.safetensors")
@@ -76,11 +76,11 @@ def test_going_on_from_a_grown_adapter(megatron, base, tmp_path):
     """Its embedding is the model's, even where it was trained; what PEFT itself saves is read too."""
     from peft import AutoPeftModelForCausalLM
 
-    from posttrain import exported
-    from posttrain.convert import live as logits
     from posttrain.convert import megatron as convert
-    from posttrain.export import export
-    from posttrain.peft import start
+    from posttrain.convert import megatron_logits as logits
+    from posttrain.convert.export import export
+    from posttrain.generate import load
+    from posttrain.peft import load_adapter
 
     export(source(base_without_chats(base), LoRA(rank=4, alpha=8), template=llama3()), tmp_path / "adapter")
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
@@ -94,16 +94,16 @@ def test_going_on_from_a_grown_adapter(megatron, base, tmp_path):
     assert again.hf_config().vocab_size == 272
     bridge, adapter = again.bridge(), LoRA(rank=4, alpha=8).build()
     parts = convert.build(bridge, torch.float32, tmp_path, load=True, adapter=adapter)
-    start.load(bridge, parts, tmp_path / "peft")
+    load_adapter.load(bridge, parts, tmp_path / "peft")
     tokens = torch.arange(240, 272)[None]
     assert close(logits.logits(parts, tokens), model.eval()(tokens).logits)
-    loaded, _ = exported.load(tmp_path / "peft")
+    loaded, _ = load.load(tmp_path / "peft")
     assert close(loaded(tokens).logits, model(tokens).logits)
 
 
 def test_padding_takes_no_part_in_the_softmax(megatron, base):
     """As tensor parallelism pads: the logits of the tokens are as they were, the others weigh nothing."""
-    from posttrain.convert import live as logits
+    from posttrain.convert import megatron_logits as logits
     from posttrain.models.padding import hide_padding
 
     live = source(base("gpt2"))
@@ -117,8 +117,8 @@ def test_padding_takes_no_part_in_the_softmax(megatron, base):
 
 def test_a_model_that_is_not_its_files_is_refused_before_training(megatron, base):
     """Logits of a whole model as loaded against transformers on the files given; said where they aren't compared."""
+    from posttrain.convert.export import check_base
     from posttrain.convert.verify import ExportRefused
-    from posttrain.export import check_base
 
     live = source(base_without_chats(base), template=llama3())
     found = check_base(live)

@@ -135,13 +135,13 @@ def test_a_quantised_base(base, peft_adapter, tmp_path):
 def test_own_adapters(family, megatron, base, tmp_path):
     from test_export import source
 
+    from posttrain.convert.export import export
     from posttrain.convert.merge import merge
-    from posttrain.export import export
 
     live = source(base(family), LoRA(rank=4, alpha=8))
     export(live, tmp_path / "adapter")
     merge(tmp_path / "adapter", tmp_path / "merged")
-    from posttrain.convert import live as logits
+    from posttrain.convert import megatron_logits as logits
 
     tokens = logits.prompts(live.model.load_tokenizer(), 96)
     expected, found = logits.logits(live.parts, tokens), load(tmp_path / "merged")(tokens).logits

@@ -13,12 +13,12 @@ from posttrain.peft import DoRA, LoRA
 def started(model, adapter, directory):
     """A live model whose adapters were loaded from `directory`, as the trainer does it."""
     from posttrain.convert import megatron
-    from posttrain.peft import settings, start
-    from posttrain.peft.directory import read_adapter
+    from posttrain.models.hf_adapter import read_adapter
+    from posttrain.peft import adapter_checks, load_adapter
 
-    settings.check(read_adapter(directory), adapter, directory)
+    adapter_checks.check(read_adapter(directory), adapter, directory)
     bridge, built = model.bridge(), adapter.build()
-    built.start = lambda parts: start.load(bridge, parts, directory)
+    built.start = lambda parts: load_adapter.load(bridge, parts, directory)
     return megatron.build(bridge, torch.float32, directory, load=True, adapter=built)
 
 
@@ -33,8 +33,8 @@ CASES = [
 def test_the_model_is_the_one_exported(kind, family, megatron, base, tmp_path):
     from test_export import source
 
-    from posttrain.convert import live
-    from posttrain.export import export
+    from posttrain.convert import megatron_logits
+    from posttrain.convert.export import export
 
     before = source(base(family), kind(rank=4, alpha=8))
     with torch.no_grad():
@@ -45,8 +45,8 @@ def test_the_model_is_the_one_exported(kind, family, megatron, base, tmp_path):
     model = HFModel(path=str(tmp_path / "adapter"))
     assert model.directory == tmp_path / "base"
     after = started(model, kind(rank=4, alpha=8), tmp_path / "adapter")
-    tokens = live.prompts(model.load_tokenizer(), 96)
-    assert live.logits(after, tokens).equal(live.logits(before.parts, tokens))
+    tokens = megatron_logits.prompts(model.load_tokenizer(), 96)
+    assert megatron_logits.logits(after, tokens).equal(megatron_logits.logits(before.parts, tokens))
 
 
 def test_hugging_faces_names(megatron, base, tmp_path):
@@ -55,7 +55,7 @@ def test_hugging_faces_names(megatron, base, tmp_path):
     from peft import LoraConfig, get_peft_model
     from test_merge import load
 
-    from posttrain.export import Source, export
+    from posttrain.convert.export import Source, export
 
     modules = ["q_proj", "v_proj", "gate_proj", "o_proj"]
     theirs = get_peft_model(load(base("llama")), LoraConfig(r=4, lora_alpha=8, target_modules=modules))
@@ -77,7 +77,7 @@ def test_hugging_faces_names(megatron, base, tmp_path):
 def test_settings_that_differ(megatron, base, tmp_path):
     from test_export import source
 
-    from posttrain.export import export
+    from posttrain.convert.export import export
 
     export(source(base("llama"), LoRA(rank=4, alpha=8)), tmp_path / "adapter")
     model = HFModel(path=str(tmp_path / "adapter"))

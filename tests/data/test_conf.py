@@ -5,9 +5,9 @@ import re
 import pytest
 from hydra.utils import instantiate
 
-from posttrain.compose import CONF_DIR, compose
+from posttrain.config.compose import CONF_DIR, compose
 from posttrain.data import SFTData
-from posttrain.data.check import check
+from posttrain.data.checks import check
 from posttrain.data.jinja import compile_template
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError

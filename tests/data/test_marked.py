@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.data.marked import Marked, Source, concat, mark
+from posttrain.data.provenance import Marked, Source, concat, mark
 
 SOURCE = Source(0, "content")
 TEXT = st.text(alphabet="ab <|\n", max_size=12)

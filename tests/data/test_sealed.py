@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_sft import build, pairs, write
 
-from posttrain import cache
 from posttrain.data import packing, sealed
 from posttrain.errors import UserError
+from posttrain.utils import cache
 
 
 def ids(splits):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import preview
-from posttrain.compose import compose
+from posttrain.cli.command import compose
 from posttrain.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))

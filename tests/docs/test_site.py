@@ -67,7 +67,7 @@ def test_an_option_has_its_type_range_default_and_comment(site):
 
 
 def test_every_command_is_described(site):
-    from posttrain import help_screen
+    from posttrain.cli import help_screen
 
     page = (site / "commands.html").read_text()
     for name, _ in help_screen.commands(ROOT / "posttrain"):

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from states import equal, saved
 from transformers import AutoTokenizer
 
-from posttrain import launch
-from posttrain.batches import TrainOrder
-from posttrain.checkpoint import files
+from posttrain.checkpoint import directories
+from posttrain.launch import launcher
+from posttrain.train.batches import TrainOrder
 
 SAVING = ("checkpoint.save_interval=1", "trainer.export=false")
 
@@ -32,21 +32,21 @@ def test_kill_9_and_a_flipped_bit(started, posttrain, words):
     process.kill()
     finish(process, run_dir)
     root = run_dir / "checkpoints"
-    newest, skipped = files.newest(root, hashes=True)
+    newest, skipped = directories.newest(root, hashes=True)
     assert newest is not None and not skipped
     shard = next(newest.glob("*.distcp"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    used = files.newest(root, hashes=True)[0]
-    last = files.step_of(used) + 2
+    used = directories.newest(root, hashes=True)[0]
+    last = directories.step_of(used) + 2
 
     again = posttrain(*words, *SAVING, f"trainer.max_steps={last}", run_dir=run_dir)
     assert again.code == 0, again.err + again.log()
     assert f"skipped {newest}: the content of {shard.name} has changed" in again.out
-    assert f"going on after step {files.step_of(used)}" in again.out
+    assert f"going on after step {directories.step_of(used)}" in again.out
     assert steps(again) == list(range(1, last + 1))
-    assert files.newest(root, hashes=True) == (files.directory(root, last), [])
+    assert directories.newest(root, hashes=True) == (directories.directory(root, last), [])
 
 
 def test_no_whole_checkpoint_is_left(posttrain, words, tmp_path):
@@ -76,7 +76,7 @@ def test_a_hanging_rank_is_noticed_and_the_run_goes_on(started):
     assert "no progress for launch.timeout_s=8 seconds" in result.err
     assert "starting again from the newest checkpoint" in result.err
     stacks = result.log(0).partition("most recent call first")[2]
-    assert "posttrain/trainer.py" in stacks and "in fit" in stacks
+    assert "posttrain/train/trainer.py" in stacks and "in fit" in stacks
     assert result.code == 128 + signal.SIGUSR1 and "stopped by SIGUSR1 after saving" in result.err
     assert steps(result) == list(range(1, len(steps(result)) + 1))
 
@@ -91,7 +91,7 @@ def test_a_second_ctrl_c_stops_at_once(started):
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
     result = finish(process, run_dir)
-    assert time.monotonic() - begun < launch.GRACE_S - 5
+    assert time.monotonic() - begun < launcher.GRACE_S - 5
     assert result.code == 128 + signal.SIGINT and "Traceback" not in result.err
     assert json.loads((run_dir / "status.json").read_text())["state"] == "stopped"
 
@@ -119,7 +119,7 @@ def test_bad_numbers_stop_before_they_are_saved(posttrain, words):
     result = posttrain(*plain, "peft=none", "optimizer.lr=1e30", *SAVING)
     assert result.code == 2
     assert "step 2: loss is nan" in result.err and "The batch was rows" in result.err
-    assert [path.name for path in files.checkpoints(result.run_dir / "checkpoints")] == ["iter_0000001"]
+    assert [path.name for path in directories.checkpoints(result.run_dir / "checkpoints")] == ["iter_0000001"]
 
 
 def test_going_back_from_a_bad_batch(posttrain, words, tiny, tmp_path, monkeypatch):

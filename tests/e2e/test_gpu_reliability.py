@@ -15,7 +15,7 @@ from commands import finish, workers
 from states import equal, saved
 from test_resumed_runs import SAVED, cut, same_run
 
-from posttrain.checkpoint import files
+from posttrain.checkpoint import directories
 
 pytestmark = pytest.mark.gpu
 BELL = "\x07"  # its embedding is NaN
@@ -23,7 +23,7 @@ BELL = "\x07"  # its embedding is NaN
 
 @pytest.fixture(scope="module", autouse=True)
 def gpu():
-    from posttrain.launch import visible_gpus
+    from posttrain.utils.gpus import visible_gpus
 
     if not visible_gpus():
         pytest.skip("no GPU")
@@ -145,7 +145,7 @@ def test_a_save_in_the_background_that_is_killed(posttrain, wide, started_with, 
     process, run_dir = started_with([*wide, *saving, "checkpoint.async_save=true"])
     root = run_dir / "checkpoints"
     deadline = time.monotonic() + 120
-    while len(files.checkpoints(root)) < 2 or not list((root / files.PARTIAL).rglob("*.distcp")):
+    while len(directories.checkpoints(root)) < 2 or not list((root / directories.PARTIAL).rglob("*.distcp")):
         assert process.poll() is None, finish(process, run_dir).err
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -155,14 +155,14 @@ def test_a_save_in_the_background_that_is_killed(posttrain, wide, started_with, 
         step, stall = gaps(result, interval)
         record_property(name, {"step_s": step, "stall_s": stall})
         print(f"\n{name}: {step:.3f} s a step, a save costs {stall:.3f} s more")
-    newest, skipped = files.newest(root, hashes=True)
+    newest, skipped = directories.newest(root, hashes=True)
     assert newest is not None and not skipped
-    last = files.step_of(newest) + 2
+    last = directories.step_of(newest) + 2
     again = worked(
         posttrain(*wide, *saving, "checkpoint.async_save=true", f"trainer.max_steps={last}", run_dir=run_dir)
     )
-    assert f"going on after step {files.step_of(newest)}" in again.out
-    assert files.newest(root, hashes=True) == (files.directory(root, last), [])
+    assert f"going on after step {directories.step_of(newest)}" in again.out
+    assert directories.newest(root, hashes=True) == (directories.directory(root, last), [])
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from posttrain.launch import visible_gpus
+from posttrain.utils.gpus import visible_gpus
 
 LLAMA = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 288,
          "max_position_embeddings": 256, "tie_word_embeddings": False}  # fmt: skip

@@ -6,7 +6,7 @@ import sys
 import pytest
 from commands import ROOT, Result, environment
 
-from posttrain.launch import reserve_port
+from posttrain.launch.launcher import reserve_port
 
 STEPS = "trainer.max_steps=3"
 

@@ -57,7 +57,7 @@ def test_an_early_rank_ends_with_a_mistaken_command(posttrain):
 
     def waiting():
         found = psutil.process_iter(["cmdline"])
-        return [p for p in found if (p.info["cmdline"] or [])[-2:] == ["-m", "posttrain.worker"]]
+        return [p for p in found if (p.info["cmdline"] or [])[-2:] == ["-m", "posttrain.launch.worker"]]
 
     before = {p.pid for p in waiting()}
     result = posttrain("trainer.max_stps=3", "launch.early=true")
@@ -101,7 +101,7 @@ def hf_loss(model, result, tiny):
     import torch
     from transformers import AutoTokenizer
 
-    from posttrain.compose import compose
+    from posttrain.config.compose import compose
 
     cfg = compose(["data=messages", f"data.path={tiny / 'data.jsonl'}", "data.validation_fraction=0.1"])
     from hydra.utils import instantiate

@@ -169,7 +169,7 @@ def steps(result):
 
 def ranks(run_dir):
     """The run's processes, by rank."""
-    command = ["posttrain.worker", str(run_dir)]
+    command = ["posttrain.launch.worker", str(run_dir)]
     found = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == command]
     return sorted(found, key=lambda process: process.environ()["RANK"])
 

@@ -9,7 +9,7 @@ import time
 
 from commands import environment, finish, workers
 
-from posttrain.launch import reserve_port
+from posttrain.launch.launcher import reserve_port
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(started, posttrain, words):

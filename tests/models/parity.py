@@ -131,7 +131,7 @@ def build(directory: Path, lora=None, gpu: bool = False, **layout):
     from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
-    from posttrain.models.local import use_local_layers
+    from posttrain.models.local_spec import use_local_layers
 
     bridge = HFModel(path=str(directory)).bridge()
     provider = bridge.to_megatron_provider()

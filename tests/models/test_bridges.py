@@ -29,7 +29,7 @@ class Pair:
 
 def provider_of(bridge, **kwargs):
     """The provider of a bridge's model, with local layers."""
-    from posttrain.models.local import use_local_layers
+    from posttrain.models.local_spec import use_local_layers
 
     provider = bridge.to_megatron_provider(**kwargs)
     use_local_layers(provider)

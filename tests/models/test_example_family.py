@@ -8,13 +8,13 @@ from families import FAMILIES, LLAMA
 from parity import adapter_logits, build, differences, peft_logits, read_reference, train_step, write_reference
 from safetensors.torch import load_file
 
-from posttrain import check
-from posttrain.compose import compose
+from posttrain.config.compose import compose
 from posttrain.errors import UserError
 from posttrain.models import families
 from posttrain.models.shapes import check_directory
 from posttrain.peft.adapters import resolve
 from posttrain.plan.setting import Setting
+from posttrain.spec import checks
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 STARCODER = {**LLAMA, "sliding_window": 5, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"}
@@ -81,7 +81,7 @@ def test_the_plan_counts_its_parameters(example):
 
 def test_checks_know_it_from_its_record(example, capsys):
     with pytest.raises(UserError, match=r"tensor_model_parallel_size=4`: the model's 2 key-value groups"):
-        check.check(composed("parallelism.tensor_model_parallel_size=4", "trainer.seq_length=512"), 0)
+        checks.check(composed("parallelism.tensor_model_parallel_size=4", "trainer.seq_length=512"), 0)
     assert resolve(["c_fc"]) == (False, ["linear_fc1"])
     assert "is not known here" not in capsys.readouterr().err
 
@@ -89,7 +89,7 @@ def test_checks_know_it_from_its_record(example, capsys):
 def test_checks_step_aside_for_a_family_without_a_record(capsys):
     architecture = "{model_type: deepseek_v3, num_attention_heads: 3, num_hidden_layers: 3, n_positions: 8}"
     words = ["model=hf", "model.path=some/where", f"model.architecture={architecture}"]
-    check.check(compose([*words, "parallelism.tensor_model_parallel_size=2", "trainer.seq_length=64"]), 0)
+    checks.check(compose([*words, "parallelism.tensor_model_parallel_size=2", "trainer.seq_length=64"]), 0)
     assert "model_type 'deepseek_v3' is not known here, so only Megatron can tell" in capsys.readouterr().err
-    check.check(compose([*words, "trainer.seq_length=64"]), 0)
+    checks.check(compose([*words, "trainer.seq_length=64"]), 0)
     assert capsys.readouterr().err == ""

@@ -46,11 +46,11 @@ def write_data(file: Path) -> None:
 
 def train(model: Path, data: Path, run_dir: Path, words: list[str]):
     """Run the product's trainer; return it, and its metrics by step. An adapter's start is kept in RUN_DIR/start."""
-    from posttrain.callbacks import RunCallback
-    from posttrain.compose import compose
-    from posttrain.export import Source, write_adapter
-    from posttrain.launch import prepare, reserve_port
-    from posttrain.worker import build
+    from posttrain.config.compose import compose
+    from posttrain.convert.export import Source, write_adapter
+    from posttrain.launch.launcher import prepare, reserve_port
+    from posttrain.launch.worker import build
+    from posttrain.train.callbacks import RunCallback
 
     port = reserve_port()
     os.environ["MASTER_PORT"] = str(port.getsockname()[1])
@@ -85,7 +85,7 @@ def plain_loop(model, trainer, rates: list[float]) -> list[float]:
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    from posttrain.batches import TrainOrder
+    from posttrain.train.batches import TrainOrder
 
     rows = TrainOrder(trainer.splits.train, STEPS * BATCH, trainer.config.seed, None)
     optimizer = torch.optim.AdamW(

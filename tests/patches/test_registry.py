@@ -11,7 +11,7 @@ import pytest
 
 from posttrain import patches
 from posttrain.errors import UserError
-from posttrain.patches import Kind, Platform, elsewhere, registry
+from posttrain.patches import Kind, Platform, registry, runner
 from posttrain.patches.elsewhere import CHANGES
 
 STARTUP = {"imports", "no-dynamo", "transformers-imports", "compile-helpers", "results-queue", "packed-rope"}
@@ -22,7 +22,7 @@ CPU = {"cpu-cuda-queries", "cpu-placement", "cpu-rng", "cpu-expert-splits"}
 def wanted(device: str, transformer_engine: bool) -> set[str]:
     """Names of the patches that a platform gets."""
     platform = Platform(device, transformer_engine)
-    return {item.name for item in registry.registered() if item.wanted(platform)}
+    return {item.name for item in runner.registered() if item.wanted(platform)}
 
 
 @pytest.fixture
@@ -45,23 +45,23 @@ def test_cpu_patches_stay_on_cpus():
 
 
 def test_imports_come_first():
-    assert registry.registered()[0].name == "imports"
+    assert runner.registered()[0].name == "imports"
 
 
 def test_each_says_what_happens_without_it():
-    for change in (*registry.registered(), *CHANGES):
+    for change in (*runner.registered(), *CHANGES):
         assert len(change.symptom) > 20 and change.versions
-    for item in registry.registered():
+    for item in runner.registered():
         assert item.apply.__doc__
 
 
 def test_kind_is_the_folder():
-    for item in registry.registered():
+    for item in runner.registered():
         assert item.apply.__module__.startswith(f"posttrain.patches.{item.kind}.")
 
 
 def test_names_are_unique():
-    names = [change.name for change in (*registry.registered(), *CHANGES)]
+    names = [change.name for change in (*runner.registered(), *CHANGES)]
     assert len(names) == len(set(names))
     with pytest.raises(ValueError, match="two patches"):
         patches.patch("imports", kind=Kind.STARTUP, symptom="", versions={})(lambda: None)
@@ -118,10 +118,10 @@ def alone(newer, monkeypatch):
     """Make a patch the only change there is; nothing has been applied."""
 
     def make(item: patches.Patch) -> None:
-        monkeypatch.setattr(registry, "registered", lambda: [item])
-        monkeypatch.setattr(elsewhere, "CHANGES", ())
-        monkeypatch.setattr(registry, "_applied", [])
-        monkeypatch.setattr(registry, "_skipped", [])
+        monkeypatch.setattr(runner, "registered", lambda: [item])
+        monkeypatch.setattr(runner, "CHANGES", ())
+        monkeypatch.setattr(runner, "_applied", [])
+        monkeypatch.setattr(runner, "_skipped", [])
 
     return make
 

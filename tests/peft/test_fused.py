@@ -13,7 +13,7 @@ def fused():
     patches.apply(patches.Platform("cpu", False))
     import torch
 
-    from posttrain.peft import fused
+    from posttrain.ops import fused_lora as fused
 
     return fused, torch
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from posttrain import check
-from posttrain.compose import compose
+from posttrain.config.compose import compose
 from posttrain.errors import UserError
-from posttrain.peft.settings import components
+from posttrain.peft.adapter_checks import components
+from posttrain.spec import checks
 
 
 def write(directory, modules, rank=8, alpha=16, **config):
@@ -47,10 +47,10 @@ def test_before_anything_is_loaded(modules, words, message, tmp_path):
     path = write(tmp_path / "adapter", modules)
     cfg = compose(["model=hf", f"model.path={path}", *words])
     if message is None:
-        check.model(cfg)
+        checks.model(cfg)
     else:
         with pytest.raises(UserError, match=message):
-            check.model(cfg)
+            checks.model(cfg)
 
 
 def test_names():

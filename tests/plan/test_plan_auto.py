@@ -6,13 +6,14 @@ import json
 import pytest
 from omegaconf import OmegaConf, open_dict
 
-from posttrain import check, launch
-from posttrain.compose import CONF_DIR, compose
+from posttrain.config.compose import CONF_DIR, compose
 from posttrain.errors import UserError
+from posttrain.launch import launcher
 from posttrain.plan import auto
 from posttrain.plan.__main__ import plan
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.plan.setting import Setting
+from posttrain.spec import checks
 from posttrain.sweep.job import place
 from posttrain.sweep.local import shares
 from posttrain.sweep.slurm import check_run, options_of
@@ -64,7 +65,7 @@ PLAIN = {"tp": 1, "pp": 1, "cp": 1, "ep": 1, "zero1": False}
 def test_choices(words, gpus, gib, expected):
     cfg = composed("parallelism=auto", *words)
     line = auto.resolve(cfg, gpus, gib, True)
-    check.check(cfg, gpus)
+    checks.check(cfg, gpus)
     assert sizes(cfg) == {**PLAIN, **expected}
     assert not cfg.parallelism.auto and line.startswith("parallelism=auto: ") and f"of {gib:.1f} GiB" in line
     assert estimate_memory(Setting.of(cfg, expected["local"])).needed <= gib * GIB
@@ -80,7 +81,7 @@ def test_every_choice_passes_the_checks_and_is_the_same_again(model):
         except UserError as error:
             assert "does not fit" in str(error)
             continue
-        check.check(cfg, gpus)
+        checks.check(cfg, gpus)
         assert auto.resolve(again, gpus, gib, True) == line and again == cfg
 
 
@@ -142,7 +143,7 @@ def test_a_finished_trial_is_found_again(tmp_path):
     cfg = composed("parallelism=auto", "model=llama3_8b")
     trial = Trial("a", tmp_path, cfg.copy())
     auto.resolve(cfg, 2, 23.5, True)
-    launch.prepare(cfg, tmp_path)
+    launcher.prepare(cfg, tmp_path)
     (tmp_path / "status.json").write_text('{"state": "finished"}')
     frozen = OmegaConf.load(tmp_path / "config.yaml").parallelism
     assert frozen.tensor_model_parallel_size == 2 and frozen.nproc_per_node == 2 and not frozen.auto
@@ -169,11 +170,11 @@ def test_slurm_jobs_are_checked_by_the_memory_that_is_given():
 
 
 def test_a_job_chooses_on_its_nodes_from_the_frozen_configuration(tmp_path):
-    launch.prepare(composed("parallelism=auto", "model=llama31_70b"), tmp_path)
+    launcher.prepare(composed("parallelism=auto", "model=llama31_70b"), tmp_path)
     cfg = OmegaConf.load(tmp_path / "config.yaml")
     place(cfg, {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_ID": "7"}, "first")
     assert auto.resolve(cfg, 8, 79.2, True).startswith("parallelism=auto: tensor 4, data 4: ")
-    launch.prepare(cfg, tmp_path)
+    launcher.prepare(cfg, tmp_path)
     queued_again = OmegaConf.load(tmp_path / "config.yaml")
     assert auto.resolve(queued_again, 8, 79.2, True) is None
     assert queued_again.parallelism.tensor_model_parallel_size == 4 and queued_again.parallelism.nproc_per_node == 8
@@ -207,13 +208,13 @@ def test_every_group_can_be_planned(name, capsys):
 def test_micro_batches_that_fill_the_memory(words, gpus, gib, expected):
     cfg = composed("trainer.micro_batch_size=auto", *words)
     line = auto.resolve(cfg, gpus, gib, True)
-    check.check(cfg, gpus)
+    checks.check(cfg, gpus)
     t = cfg.trainer
     assert t.micro_batch_size == expected
     said = f"{expected}: needs" if gpus else "on a CPU, 1"
     assert f"trainer.micro_batch_size=auto: {said}" in line
     if gib:
-        world = check.world_size(cfg, gpus)
+        world = checks.world_size(cfg, gpus)
         assert expected == 1 or estimate_memory(Setting.of(cfg, world)).needed <= gib * GIB
         mine = t.global_batch_size // Setting.of(cfg, world).data_parallel
         more = next((size for size in range(expected + 1, mine + 1) if mine % size == 0), None)
@@ -227,7 +228,7 @@ def test_micro_batches_that_fill_the_memory(words, gpus, gib, expected):
 )
 def test_other_micro_batch_sizes(value, said):
     with pytest.raises(UserError, match=f"`trainer.micro_batch_size={value}`: {said}"):
-        check.check(composed(f"trainer.micro_batch_size={value}"), 0)
+        checks.check(composed(f"trainer.micro_batch_size={value}"), 0)
 
 
 def test_plan_says_how_many_fit(capsys):

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from posttrain.compose import compose
+from posttrain.config.compose import compose
 from posttrain.errors import UserError
 from posttrain.plan import advice, gpus
 from posttrain.plan.__main__ import plan

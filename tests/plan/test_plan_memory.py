@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from posttrain.compose import compose
+from posttrain.config.compose import compose
 from posttrain.plan.memory import GIB, estimate_memory, stage_memory
 from posttrain.plan.setting import Setting
 

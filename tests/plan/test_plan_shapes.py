@@ -2,7 +2,7 @@
 
 import pytest
 
-from posttrain.compose import CONF_DIR, compose
+from posttrain.config.compose import CONF_DIR, compose
 from posttrain.errors import UserError
 from posttrain.plan.setting import Setting
 from posttrain.plan.shape import Adapters, Shape, config_of

@@ -11,11 +11,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from posttrain import check
-from posttrain.compose import compose, overrides_of
+from posttrain.cli.command import compose
+from posttrain.config.compose import overrides_of
 from posttrain.errors import UserError
 from posttrain.primus.__main__ import import_config
 from posttrain.primus.read import read
+from posttrain.spec import checks
 
 ROOT = Path(__file__).resolve().parents[2]
 # Lists of ten aliases each, eight levels: a hundred million values in nine lines.
@@ -160,7 +161,7 @@ def test_both_forms(folder, text, means, lacks):
     for line in lacks:
         assert line in told and line in experiment
     assert "secret" not in told + experiment
-    check.check(cfg, 8)
+    checks.check(cfg, 8)
     commands = [shlex.split(line) for line in told.splitlines() if line.startswith("  python -m posttrain")]
     assert commands[0][3:6] == ["--config-dir", "mine", "experiment=theirs"]
     assert compose([word for word in commands[1][3:] if not word.startswith("hydra.")]) == cfg

@@ -10,11 +10,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from posttrain import check
-from posttrain.compose import compose
+from posttrain.cli.command import compose
 from posttrain.errors import UserError
 from posttrain.recipes import catalog, layer, resolve
 from posttrain.recipes.translate import translate_recipe
+from posttrain.spec import checks
 
 ROOT = Path(__file__).resolve().parents[2]
 PEFT, SFT = "llama32_1b_peft_1gpu_h100_bf16_config", "llama32_1b_sft_1gpu_h100_bf16_config"
@@ -131,7 +131,7 @@ def gpus(recipe: str) -> int:
 def test_every_recipe_of_our_families_passes_the_checks(cached, name):
     local = min(8, gpus(name))
     cfg = compose([f"recipe.name={name}", f"launch.nnodes={gpus(name) // local}", "launch.master_port=20000"])
-    check.check(cfg, local)
+    checks.check(cfg, local)
     assert cfg.model.architecture is not None
     assert (cfg.peft._target_ is None) == ("_sft_" in name)
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain import frozen, yaml_file
-from posttrain.compose import compose
+from posttrain.config import frozen, yaml_file
+from posttrain.config.compose import compose
 from posttrain.data import sources
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError

@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
-from posttrain import check, confidential, frozen, launch
 from posttrain.checkpoint import resume
-from posttrain.compose import compose
+from posttrain.config import frozen, secrets
+from posttrain.config.compose import compose
 from posttrain.errors import UserError
 from posttrain.evaluate.settings import with_run
+from posttrain.launch import launcher
 from posttrain.primus.__main__ import import_config
 from posttrain.report.page import render
 from posttrain.report.trials import read_trial
+from posttrain.spec import checks
 from posttrain.sweep import slurm
 from posttrain.sweep.trial import Trial
 
@@ -43,8 +45,8 @@ def test_every_text_is_read_back_as_it_was(text):
 
 def test_a_run_freezes_what_it_was_told(tmp_path):
     cfg = compose([NAME])
-    check.check(cfg, 0)
-    path = launch.prepare(cfg, tmp_path)
+    checks.check(cfg, 0)
+    path = launcher.prepare(cfg, tmp_path)
     assert SECRET not in path.read_text()
     read = frozen.read(tmp_path)
     assert read.run.name == LITERAL == OmegaConf.load(path).run.name
@@ -58,7 +60,7 @@ def test_a_trial_and_a_job_freeze_the_same(tmp_path):
     trial = Trial("t", tmp_path, compose([NAME], with_hydra=True))
     task = slurm._task(trial)
     assert task.run.name == LITERAL
-    launch.prepare(task, tmp_path)
+    launcher.prepare(task, tmp_path)
     (tmp_path / "status.json").write_text('{"state": "running"}')
     assert not trial.already_finished()  # and not: made with other settings
     (tmp_path / "config.yaml").unlink()
@@ -70,7 +72,7 @@ def test_a_trial_and_a_job_freeze_the_same(tmp_path):
 def test_what_is_built_holds_no_interpolation_as_text():
     cfg = compose([r'template.bos="\${oc.env:HF_TOKEN}"'])
     with pytest.raises(UserError, match=r"template\.bos"):
-        check.check(cfg, 0)
+        checks.check(cfg, 0)
 
 
 def test_a_strangers_frozen_configuration_is_not_resolved(tmp_path):
@@ -84,7 +86,7 @@ def test_a_process_that_only_reads_a_frozen_configuration_has_the_guard(tmp_path
     """A worker or a Slurm job composes nothing, so nothing else puts it there."""
     (tmp_path / "config.yaml").write_text("a: 1\n")
     program = (
-        "import pathlib, sys; from posttrain import frozen; from omegaconf import OmegaConf\n"
+        "import pathlib, sys; from posttrain.config import frozen; from omegaconf import OmegaConf\n"
         "frozen.read(pathlib.Path(sys.argv[1]).parent)\n"
         "print(OmegaConf.create({'x': '${oc.env:HF_TOKEN}'}).x)"
     )
@@ -107,10 +109,10 @@ def test_the_value_of_a_variable_counts_as_well_as_its_name(monkeypatch):
     monkeypatch.setenv("MINE", "hf_" + "a" * 34)
     for variable in ("MINE", "HF_TOKEN", "WANDB_API_KEY"):
         with pytest.raises(UserError) as error:
-            confidential.env(variable)
+            secrets.env(variable)
         assert "hf_a" not in str(error.value)
     monkeypatch.setenv("TOKENIZED_DATA", "/data")
-    assert confidential.env("TOKENIZED_DATA") == "/data"
+    assert secrets.env("TOKENIZED_DATA") == "/data"
 
 
 PRIMUS = "framework: megatron_bridge\nmodel: {hf_path: Qwen/Qwen3-0.6B}\n"

@@ -13,19 +13,21 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save_file
 from tiny_tokenizer import byte_tokenizer
 
-from posttrain import check, rollback, yaml_file
-from posttrain.checkpoint import files
+from posttrain.checkpoint import directories
 from posttrain.checkpoint.progress import FILE, Progress
-from posttrain.compose import compose, flatten
+from posttrain.config import yaml_file
+from posttrain.config.compose import compose, flatten
 from posttrain.data import formats, sources
 from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.readers import Place, read
 from posttrain.data.render import Renderer
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
-from posttrain.metrics import kept_lines
+from posttrain.models.hf_adapter import read_adapter
 from posttrain.models.shapes import check_directory
-from posttrain.peft.directory import read_adapter
+from posttrain.spec import checks
+from posttrain.train import rollback
+from posttrain.train.metrics import kept_lines
 
 
 def fuzz(examples):
@@ -64,7 +66,7 @@ WORDS = st.builds(
 @given(st.lists(WORDS, min_size=1, max_size=2))
 def test_words_of_a_command(words):
     with contextlib.suppress(UserError, OmegaConfBaseException):  # the command says both in words: compose.explain
-        check.check(compose(words), 0)
+        checks.check(compose(words), 0)
 
 
 FORMATS = {
@@ -160,8 +162,8 @@ def test_templates(source):
 def test_seals(tmp_path_factory, content, hashes):
     checkpoint = tmp_path_factory.getbasetemp() / "seals" / "iter_0000002"
     checkpoint.mkdir(parents=True, exist_ok=True)
-    (checkpoint / files.SEAL).write_text(json.dumps(content))
-    assert isinstance(files.problem(checkpoint, hashes), str)
+    (checkpoint / directories.SEAL).write_text(json.dumps(content))
+    assert isinstance(directories.problem(checkpoint, hashes), str)
 
 
 @fuzz(100)

@@ -10,9 +10,12 @@ import pytest
 import yaml
 
 from posttrain import __main__ as run
-from posttrain import cache, confidential, launch, preview
+from posttrain import preview
+from posttrain.config import secrets
 from posttrain.convert import __main__ as convert
 from posttrain.errors import UserError
+from posttrain.launch import launcher
+from posttrain.utils import cache
 
 FIRE = {"_target_": "payload.fire"}
 GLOBAL = "# @package _global_\n"
@@ -31,7 +34,7 @@ def refused(canary, tmp_path, monkeypatch, capsys):
     """Run a command with an experiment file `evil` and other files; returns what it said."""
     monkeypatch.setattr(sys, "argv", ["posttrain"])
     monkeypatch.setenv("HF_TOKEN", "the-token-of-whom-it-is")
-    monkeypatch.setattr(run.launch, "launch", lambda *_: pytest.fail("the run was started"))
+    monkeypatch.setattr(run.launcher, "launch", lambda *_: pytest.fail("the run was started"))
     monkeypatch.chdir(tmp_path)
 
     def command(words, experiment=None, files=(), main=run.main):
@@ -166,7 +169,7 @@ def test_words_of_a_pasted_command(words, refused):
 
 def test_a_launchers_own_file_may_run_commands_but_no_other(canary, tmp_path):
     """A file chosen on the command line as the launcher is taken at its word; an experiment can't add to it."""
-    from posttrain.compose import compose
+    from posttrain.config.compose import compose
     from posttrain.errors import UserError
 
     (tmp_path / "hydra" / "launcher").mkdir(parents=True)
@@ -257,22 +260,22 @@ def test_a_lock_that_is_a_link_empties_no_file(tmp_path):
     for name in (".lock", ".made.lock"):
         (tmp_path / name).symlink_to(tmp_path / "precious")
     with pytest.raises(UserError, match=r"\.lock: is a link"):
-        launch.lock_run(tmp_path)
+        launcher.lock_run(tmp_path)
     cache.build_once(tmp_path / "made", lambda scratch: None)
     assert (tmp_path / "precious").read_text() == "kept" and (tmp_path / "made").is_dir()
 
 
 def test_harmless_environment_variables_and_words(monkeypatch):
-    from posttrain.compose import compose
+    from posttrain.config.compose import compose
 
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     cfg = compose(["cache_dir=${oc.env:SCRATCH}", "run.name=${oc.env:NOT_SET,monkey}"])
-    confidential.check(cfg)
+    secrets.check(cfg)
     assert (cfg.cache_dir, cfg.run.name) == ("/scratch/me", "monkey")
 
 
 def test_names_of_sweeps_and_trials_stay_in_their_folder():
-    from posttrain.sweep.names import sweep_name, trial_name
+    from posttrain.config.trial_names import sweep_name, trial_name
 
     for name in ("../../x", "/etc/x", "a/../../b", "..", ".", "", "\x00x", "a\nb"):
         made = sweep_name(name, [], None)

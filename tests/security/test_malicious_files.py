@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import save_file
 from tiny_tokenizer import byte_tokenizer
 
-from posttrain.checkpoint import files, pickles
+from posttrain.checkpoint import directories, pickles
 from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.formats import Custom
 from posttrain.data.readers import read
 from posttrain.data.render import Renderer
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
-from posttrain.exported import load
+from posttrain.generate.load import load
 from posttrain.models import HFModel
+from posttrain.models.hf_adapter import read_adapter
 from posttrain.models.shapes import check_directory
-from posttrain.peft.directory import read_adapter
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "intermediate_size": 16,
@@ -251,10 +251,10 @@ def seal(checkpoint):
     """Seal what an attacker has put there, as a save would."""
     (checkpoint / "train_state.pt").touch()
     root = checkpoint.parent
-    partial = files.directory(root / files.PARTIAL, files.step_of(checkpoint))
+    partial = directories.directory(root / directories.PARTIAL, directories.step_of(checkpoint))
     partial.parent.mkdir(exist_ok=True)
     checkpoint.rename(partial)
-    files.publish(partial, checkpoint)
+    directories.publish(partial, checkpoint)
     return checkpoint
 
 
@@ -305,7 +305,7 @@ def test_a_checkpoints_metadata(what, canary, tmp_path):
     checkpoint.mkdir(parents=True)
     (checkpoint / ".metadata").write_bytes(pickled(what))
     seal(checkpoint)
-    assert files.newest(checkpoint.parent, hashes=True) == (checkpoint, [])
+    assert directories.newest(checkpoint.parent, hashes=True) == (checkpoint, [])
     with pytest.raises(UserError, match="holds a pickle that would run"), pickles.reading(checkpoint):
         FileSystemReader(checkpoint).read_metadata()
 
@@ -448,12 +448,12 @@ def test_links_of_a_checkpoints_folder_are_not_followed(tmp_path):
     (precious / "file").write_text("kept")
     root = tmp_path / "checkpoints"
     root.mkdir()
-    (root / files.PARTIAL).symlink_to(precious)
+    (root / directories.PARTIAL).symlink_to(precious)
     (root / ".removing-iter_0000002").symlink_to(precious / "file")
     (root / "iter_0000004").symlink_to(precious)
-    files.clean(root)
-    files.remove(root / "iter_0000004")
-    files.clean(root)
+    directories.clean(root)
+    directories.remove(root / "iter_0000004")
+    directories.clean(root)
     assert (precious / "file").read_text() == "kept" and not list(root.iterdir())
 
 

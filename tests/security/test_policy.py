@@ -7,11 +7,12 @@ import pytest
 import yaml
 
 from posttrain import __main__ as run
-from posttrain import policy, preview
-from posttrain.compose import compose
+from posttrain import preview
+from posttrain.config import policy
+from posttrain.config.compose import compose
+from posttrain.config.schema import SlurmSchema
 from posttrain.convert import __main__ as convert
 from posttrain.errors import UserError
-from posttrain.schema import SlurmSchema
 from posttrain.sweep import slurm
 
 GLOBAL = "# @package _global_\n"
@@ -57,10 +58,10 @@ EXPERIMENTS = {
     "hydra.sweeper": {"hydra": {"sweeper": {"storage": "sqlite:////elsewhere/x.db"}}},
     "hydra.overrides": {"hydra": {"overrides": {"hydra": ["hydra.launcher._target_=payload.Fire"]}}},
     "launch.master_addr through an interpolation": {"launch": {"master_addr": "${run.name}"}, "run": {"name": "a"}},
-    "logger.w.entity": {"logger": {"w": {"_target_": "posttrain.trackers.Wandb", "entity": "theirs"}}},
-    "logger.w._args_": {"logger": {"w": {"_target_": "posttrain.trackers.Wandb", "_args_": ["p", "theirs"]}}},
+    "logger.w.entity": {"logger": {"w": {"_target_": "posttrain.train.trackers.Wandb", "entity": "theirs"}}},
+    "logger.w._args_": {"logger": {"w": {"_target_": "posttrain.train.trackers.Wandb", "_args_": ["p", "theirs"]}}},
     "logger.w.entity of a whole tracker elsewhere": {
-        "logger": {"w": "${oc.create:'{_target_: posttrain.trackers.Wandb, entity: theirs}'}"}
+        "logger": {"w": "${oc.create:'{_target_: posttrain.train.trackers.Wandb, entity: theirs}'}"}
     },
 }
 
@@ -152,7 +153,7 @@ def test_what_a_file_may_set_and_what_is_typed_is_taken(site):
         **{
             "experiment/mine": mine,
             "hydra/launcher/site": "defaults: [slurm]\nsetup: [module load cuda]\n",
-            "logger/team": "# @package logger.team\n_target_: posttrain.trackers.Wandb\nentity: ours\n",
+            "logger/team": "# @package logger.team\n_target_: posttrain.train.trackers.Wandb\nentity: ours\n",
         }
     )
     typed = ["launch.nnodes=2", "launch.master_addr=a", "+hydra.launcher.sbatch.nodelist=n7", "cache_dir=/scratch"]

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import compose, guard, launch, rundir
-from posttrain.checkpoint import files
+from posttrain.checkpoint import directories
+from posttrain.config import compose, hydra_guard
 from posttrain.convert.checkpoints import find
 from posttrain.convert.merge import find_adapter
 from posttrain.convert.publish import publishing
 from posttrain.errors import UserError
 from posttrain.evaluate.settings import run_of, with_run
-from posttrain.exported import export_of, opened
+from posttrain.generate.load import export_of, opened
+from posttrain.launch import launcher
 from posttrain.report import write_report
 from posttrain.report.trials import read_trials
 from posttrain.sweep import job
 from posttrain.sweep.trial import Trial
+from posttrain.utils import rundir
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = "not the run's to touch\n"
@@ -61,7 +63,7 @@ PLANTED = [*rundir.FILES, *rundir.FOLDERS, "base/config.json", "logs/rank0.log"]
 def test_a_link_where_a_run_writes_is_refused_before_it_starts(name, run_dir, outside):
     path = plant(run_dir, name, outside)
     with pytest.raises(UserError, match="is a link") as refused:
-        launch.launch(compose.compose(["model=hf", "model.path=x"]), run_dir, 0)
+        launcher.launch(compose.compose(["model=hf", "model.path=x"]), run_dir, 0)
     assert str(path) in str(refused.value) and path.is_symlink()
     left = {item.relative_to(run_dir).as_posix() for item in run_dir.rglob("*")}
     assert left <= {name, name.split("/")[0], ".lock"}
@@ -80,7 +82,7 @@ def test_the_command_refuses_them_by_name(name, run_dir, outside):
 def test_a_run_directory_may_itself_be_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
-    launch.prepare(compose.compose(), tmp_path / "run")
+    launcher.prepare(compose.compose(), tmp_path / "run")
     rundir.check(tmp_path / "run")
     assert (tmp_path / "disk" / "config.yaml").is_file() and (tmp_path / "disk" / "logs").is_dir()
 
@@ -98,17 +100,17 @@ def test_a_pipe_a_folder_or_a_hard_link_for_a_log(make, run_dir):
 def test_hydras_own_record_is_not_written_through_links(run_dir, outside):
     plant(run_dir, ".hydra/overrides.yaml", outside)
     with pytest.raises(UserError, match=r"overrides\.yaml: is a link"):
-        guard.save_config(compose.compose(), "overrides.yaml", run_dir / ".hydra")
-    guard.save_config(compose.compose(), "config.yaml", run_dir / ".hydra")
+        hydra_guard.save_config(compose.compose(), "overrides.yaml", run_dir / ".hydra")
+    hydra_guard.save_config(compose.compose(), "config.yaml", run_dir / ".hydra")
     assert "optimizer:" in (run_dir / ".hydra" / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("target", ["../home", "../home/.ssh"])
 def test_checkpoints_that_lead_elsewhere_are_not_cleaned(target, run_dir, outside):
     (run_dir / "checkpoints").symlink_to(target)
-    files.clean(run_dir / "checkpoints")
-    files.prune(run_dir / "checkpoints", 1)
-    assert files.newest(run_dir / "checkpoints") == (None, [])
+    directories.clean(run_dir / "checkpoints")
+    directories.prune(run_dir / "checkpoints", 1)
+    assert directories.newest(run_dir / "checkpoints") == (None, [])
 
 
 def test_only_names_of_its_own_are_removed_from_a_folder_of_checkpoints(tmp_path):
@@ -118,27 +120,27 @@ def test_only_names_of_its_own_are_removed_from_a_folder_of_checkpoints(tmp_path
     for name in own[:2] + others:
         (tmp_path / name / "deep").mkdir(parents=True)
     (tmp_path / own[2]).touch()
-    files.clean(tmp_path)
+    directories.clean(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(others)
 
 
 def sealed(root, step):
-    partial = files.directory(root / files.PARTIAL, step)
+    partial = directories.directory(root / directories.PARTIAL, step)
     partial.mkdir(parents=True)
     for name in ("__0_0.distcp", "train_state.pt"):
         (partial / name).write_text(KEPT)
-    files.finish(root, step)
-    return files.directory(root, step)
+    directories.finish(root, step)
+    return directories.directory(root, step)
 
 
-@pytest.mark.parametrize("name", ["__0_0.distcp", files.SEAL, "more"])
+@pytest.mark.parametrize("name", ["__0_0.distcp", directories.SEAL, "more"])
 def test_a_checkpoint_with_a_link_or_pipe_in_it_is_passed_over(name, run_dir, outside):
     older, newer, newest = (sealed(run_dir / "checkpoints", step) for step in (2, 4, 6))
     (newer / name).unlink(missing_ok=True)
     (newer / name).symlink_to(outside / "file")
     (newest / name).unlink(missing_ok=True)
     os.mkfifo(newest / name)
-    found, skipped = files.newest(run_dir / "checkpoints", hashes=True)
+    found, skipped = directories.newest(run_dir / "checkpoints", hashes=True)
     assert found == older and "is a pipe" in skipped[0] and "is a link" in skipped[1]
 
 
@@ -147,12 +149,12 @@ def test_a_checkpoint_that_is_a_link_is_neither_used_nor_followed(run_dir, outsi
     real = sealed(root, 2)
     other = sealed(run_dir / "others", 9)
     (root / "iter_0000009").symlink_to(other)
-    assert files.newest(root)[0] == real and "is a link" in files.newest(root)[1][0]
+    assert directories.newest(root)[0] == real and "is a link" in directories.newest(root)[1][0]
     with pytest.raises(UserError, match="is a link"):
         find(run_dir)
-    files.prune(root, 1)
-    files.remove(root / "iter_0000009")
-    assert files.problem(other, hashes=True) is None and not (root / "iter_0000009").is_symlink()
+    directories.prune(root, 1)
+    directories.remove(root / "iter_0000009")
+    assert directories.problem(other, hashes=True) is None and not (root / "iter_0000009").is_symlink()
 
 
 def write_run(run_dir):

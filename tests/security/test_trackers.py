@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from posttrain.errors import UserError
-from posttrain.trackers import Wandb
+from posttrain.train.trackers import Wandb
 
 wandb = pytest.importorskip("wandb")
 
 START = """
 import pathlib
-from posttrain.trackers import Wandb
+from posttrain.train.trackers import Wandb
 tracker = Wandb(mode="offline")
 tracker.start(pathlib.Path("run"), "name", {})
 tracker.finish({})

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from posttrain import compose
-from posttrain.check import check
+from posttrain.cli import command
 from posttrain.errors import RunFailed
-from posttrain.files import write_json
-from posttrain.launch import prepare
+from posttrain.launch.launcher import prepare
+from posttrain.spec.checks import check
+from posttrain.utils.atomic_files import write_json
 
 FAIL, DIE, WAIT, MEET = 1, 2, 3, 4  # seeds
 
@@ -55,4 +55,4 @@ def task(cfg):
 
 if __name__ == "__main__":
     sys.argv[0] = "posttrain"
-    compose.run(task)
+    command.run(task)

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from posttrain.check import check
-from posttrain.compose import compose
+from posttrain.config.compose import compose
 from posttrain.errors import UserError
-from posttrain.sweep.pruning import above_median, among_best, verdict
+from posttrain.spec.checks import check
+from posttrain.train.pruning import above_median, among_best, verdict
 
 
 @pytest.fixture(scope="module")

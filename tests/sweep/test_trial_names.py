@@ -2,7 +2,7 @@
 
 import pytest
 
-from posttrain.sweep.names import difference, flatten, sweep_name, swept_keys, trial_name
+from posttrain.config.trial_names import difference, flatten, sweep_name, swept_keys, trial_name
 
 GRID = ["optimizer.lr=1e-4,2e-4", "peft.rank=8,16", "model=llama3_8b"]
 

@@ -22,9 +22,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-from posttrain.attention import SDPAAttention
-from posttrain.models.local import block, local_layer, uses_te
+from posttrain.models.local_spec import block, local_layer, uses_te
 from posttrain.models.norms import ZeroCenteredRMSNorm
+from posttrain.ops.attention import SDPAAttention
 
 
 class PostNormAdd(MegatronModule):

@@ -19,7 +19,7 @@ from posttrain.errors import UserError
 from posttrain.models.bridges.activations import activation
 from posttrain.models.bridges.buffers import KeepsBuffers
 from posttrain.models.families.gpt_neox import FAMILY
-from posttrain.models.local import block, local_layer, uses_te
+from posttrain.models.local_spec import block, local_layer, uses_te
 
 
 class ParallelResidualLayer(TransformerLayer):

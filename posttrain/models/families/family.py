@@ -205,7 +205,7 @@ class ModelFamily:
         norm_bias: LayerNorm rather than RMSNorm.
         qk_norm: queries and keys are normalised.
         parallel_residual: attention and MLP read the same input.
-        attention_scores: attention is this project's (posttrain.attention), which keeps its scores.
+        attention_scores: attention is this project's (posttrain.ops.attention), which keeps its scores.
         dropout: of the residual stream, where config.json does not say.
         no_cuda_graph: why a step is not captured in a CUDA graph unless that is asked for; None: it is.
         legacy_fields: fields to add to a written config.json that transformers 4 has other names for.

@@ -8,8 +8,8 @@ from multiprocessing.managers import SyncManager
 from types import ModuleType
 from typing import Any
 
-from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import on_import
+from posttrain.patches.registry import Kind, patch
 
 STRATEGIES = "megatron.core.dist_checkpointing.strategies"
 

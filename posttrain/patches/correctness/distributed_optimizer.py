@@ -3,9 +3,8 @@
 from types import ModuleType
 from typing import Any
 
-from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import on_import
-from posttrain.patches.registry import without_te
+from posttrain.patches.registry import Kind, patch, without_te
 
 
 def _restore_state(module: ModuleType) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from posttrain.patches import Kind, patch
+from posttrain.patches.registry import Kind, patch
 
 MARK = "posttrain.random_init"
 

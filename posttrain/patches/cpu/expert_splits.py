@@ -1,7 +1,6 @@
 """What mixtures of experts lack on a CPU."""
 
-from posttrain.patches import Kind, patch
-from posttrain.patches.registry import on_cpu
+from posttrain.patches.registry import Kind, on_cpu, patch
 
 
 @patch(

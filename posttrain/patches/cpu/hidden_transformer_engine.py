@@ -2,8 +2,8 @@
 
 import sys
 
-from posttrain.patches import Kind, Platform, patch
 from posttrain.patches.deferred import installed
+from posttrain.patches.registry import Kind, Platform, patch
 
 
 def installed_for_nothing(platform: Platform) -> bool:

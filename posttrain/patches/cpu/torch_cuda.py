@@ -7,8 +7,7 @@ no Python runs per tensor operation in the training step.
 import functools
 from typing import Any
 
-from posttrain.patches import Kind, patch
-from posttrain.patches.registry import on_cpu
+from posttrain.patches.registry import Kind, on_cpu, patch
 
 VERSIONS = {"megatron-core": ">=0.19,<0.20", "torch": ">=2.9,<2.13"}
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from types import ModuleType
 
-from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import on_import
+from posttrain.patches.registry import Kind, patch
 
 
 @patch(

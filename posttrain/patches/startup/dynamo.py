@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from posttrain.patches import Kind, patch
+from posttrain.patches.registry import Kind, patch
 
 
 class _Settings:

@@ -15,8 +15,8 @@ from functools import cache, wraps
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import Rule, defer, executing, installed, is_deferred, lazy, on_import
+from posttrain.patches.registry import Kind, patch
 
 
 def _always(*args: object, **kwargs: object) -> bool:

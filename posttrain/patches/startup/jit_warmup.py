@@ -2,9 +2,8 @@
 
 from types import ModuleType
 
-from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import on_import
-from posttrain.patches.registry import on_gpu
+from posttrain.patches.registry import Kind, on_gpu, patch
 
 
 @patch(

@@ -1,6 +1,6 @@
 """Rotary embedding of packed sequences."""
 
-from posttrain.patches import Kind, patch
+from posttrain.patches.registry import Kind, patch
 
 
 @patch(

@@ -4,8 +4,8 @@ import queue
 from functools import wraps
 from types import ModuleType
 
-from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import on_import
+from posttrain.patches.registry import Kind, patch
 
 
 def _save_in_process(module: ModuleType) -> None:

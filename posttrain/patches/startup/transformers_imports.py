@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from posttrain.patches import Kind, patch
 from posttrain.patches.deferred import Rule, defer, on_import
+from posttrain.patches.registry import Kind, patch
 
 
 class Providers(Mapping):

@@ -1,0 +1,1 @@
+"""A command line becomes a checked configuration, and a task runs with it."""

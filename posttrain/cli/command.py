@@ -1,0 +1,114 @@
+"""Run a task with the configuration that a command line asks for: recipes, checks ahead, Hydra, one line for mistakes."""
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from posttrain import sweep
+from posttrain.cli.precheck import precheck
+from posttrain.config import compose as config
+from posttrain.config import hydra_guard
+from posttrain.errors import RunFailed, UserError, of_place
+from posttrain.recipes import layer
+from posttrain.sweep.optuna import set_defaults as set_optuna_defaults
+from posttrain.utils import stop
+from posttrain.utils.stop import FULL_ERROR, fail
+
+UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that its encoding doesn't have
+
+
+def compose(overrides: list[str] | None = None, config_name: str = "config", with_hydra: bool = False) -> DictConfig:
+    """As posttrain.config.compose.compose, with the recipe that `recipe=` names below everything else.
+
+    Raises:
+        UserError: for what `run` would report with exit code 2.
+    """
+    layered = layer.apply(list(overrides or []), config_name)
+    cfg = config.compose(layered.words, layered.config_name, with_hydra)
+    layer.check(cfg, layered.words)
+    return cfg
+
+
+def run(
+    task: Callable[[DictConfig], Any],
+    config_name: str = "config",
+    check: Callable[[DictConfig], None] | None = None,
+) -> None:
+    """Run `task` with the configuration that sys.argv asks for, once `check` has nothing against it.
+
+    Never returns after an error.
+
+    A mistake of the user's is printed as one message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback.
+    """
+    # argparse refuses options between overrides (`model=x --multirun optimizer.lr=1,2`): a stable sort puts them first.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda arg: not arg.startswith("-") and ("=" in arg or arg.startswith("~")))
+    if any(arg.startswith("--experimental-rerun") for arg in sys.argv[1:]):
+        fail("--experimental-rerun: refused, it unpickles the file it is given; use the run directory's config.yaml")
+    if any(arg.startswith(("--config-p", "-cp")) for arg in sys.argv[1:]):
+        fail("--config-path: refused, files of your own go beside the shipped ones: --config-dir FOLDER")
+    for word in sys.argv[1:]:
+        if UNDECODED.search(word):
+            fail(f"{word}: is not UTF-8; rename the file. If it is, and the locale is another: set PYTHONUTF8=1")
+    before = os.environ.get(FULL_ERROR)
+    full = before == "1"
+    # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.
+    os.environ[FULL_ERROR] = "1"
+    try:
+        hydra_guard.install(config_name)
+        layered = layer.apply(sys.argv[1:], config_name)
+        sys.argv[1:], config_name = layered.words, layered.config_name
+        hydra_guard.install(config_name)
+        if layered.note and os.environ.get("RANK", "0") == "0":
+            print(f"posttrain: {layered.note}", file=sys.stderr)
+        if check:
+            precheck(lambda overrides: compose(overrides, config_name, with_hydra=True), check)
+        set_optuna_defaults(sys.argv[1:])
+        try:
+            single = not {"-m", "--multirun"} & set(sys.argv[1:])
+            with_hydra = hydra.main(version_base="1.3", config_path=str(config.CONF_DIR), config_name=config_name)
+            spoken: list[Exception] = []
+            with_hydra(_kept_from_hydra(task, spoken) if single else task)()
+            if spoken:
+                raise spoken[0]
+        finally:
+            sweep.summarize()
+    except (UserError, RunFailed) as error:
+        if full:
+            raise
+        fail(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        if full:
+            raise
+        fail(config.explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")], config_name))
+    except OSError as error:
+        if full or (place := of_place(error)) is None:
+            raise
+        fail(place)
+    except KeyboardInterrupt as error:
+        stop.exit_for(error)
+    finally:
+        os.environ.pop(FULL_ERROR, None)
+        if before is not None:
+            os.environ[FULL_ERROR] = before
+
+
+def _kept_from_hydra(task: Callable[[DictConfig], Any], spoken: list[Exception]) -> Callable[[DictConfig], Any]:
+    """`task` with our own errors put into `spoken`: Hydra would print a line about them before we do."""
+
+    @functools.wraps(task)
+    def quiet(cfg: DictConfig) -> Any:
+        try:
+            return task(cfg)
+        except (UserError, RunFailed, OSError) as error:
+            spoken.append(error)
+            return None
+
+    return quiet

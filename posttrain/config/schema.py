@@ -1,0 +1,248 @@
+"""Types and ranges of every configuration key, by group.
+
+The YAML files in conf/ hold the values and say what they mean; these dataclasses hold what may be written there.
+Hydra merges the YAML into them, so a wrong type or an unknown key stops at compose time. A range is the field's
+metadata: `ge`, `gt`, `le`, `lt` or `choices`; check.py reads it. No torch here: the composing process stays light.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+def ranged(default: Any = MISSING, **limits: Any) -> Any:
+    """A field with limits (`ge`, `gt`, `le`, `lt`, `choices`), or a `word` in place of a number."""
+    return field(default=default, metadata=limits)
+
+
+@dataclass
+class ModelSchema:
+    """conf/model: see posttrain.models.HFModel."""
+
+    _target_: str = "posttrain.models.HFModel"
+    path: str | None = None
+    tokenizer: str | None = None
+    random_init: bool = False
+    trust_remote_code: bool = False
+    architecture: Any = None
+    learning_rate_scale: float = ranged(1.0, gt=0)
+
+
+@dataclass
+class PeftSchema:
+    """conf/peft: see posttrain.peft."""
+
+    _target_: str | None = None
+    rank: int = ranged(16, ge=1)
+    alpha: float | None = ranged(None, gt=0)
+    dropout: float = ranged(0.0, ge=0, lt=1)
+    target_modules: Any = "all-linear"
+    rslora: bool = False
+    lora_plus_ratio: float | None = ranged(None, gt=0)
+    fused: bool = True
+    recompute: bool = True
+
+
+@dataclass
+class ParallelismSchema:
+    """conf/parallelism: see posttrain.train.parallelism.Parallelism."""
+
+    _target_: str = "posttrain.train.parallelism.Parallelism"
+    auto: bool = False
+    memory_gib: float | None = ranged(None, gt=0)
+    nproc_per_node: int | None = ranged(None, ge=1)
+    tensor_model_parallel_size: int = ranged(1, ge=1)
+    pipeline_model_parallel_size: int = ranged(1, ge=1)
+    context_parallel_size: int = ranged(1, ge=1)
+    expert_model_parallel_size: int = ranged(1, ge=1)
+    sequence_parallel: bool | None = None
+    distributed_optimizer: bool = False
+    fsdp: bool = False
+    overlap: bool = True
+
+
+@dataclass
+class OptimizerSchema:
+    """conf/optimizer: fields of megatron.bridge.training.config.OptimizerConfig."""
+
+    _target_: str = "megatron.bridge.training.config.OptimizerConfig"
+    optimizer: str = ranged("adam", choices=["adam", "sgd"])
+    lr: float = ranged(gt=0)
+    min_lr: float = ranged(0.0, ge=0)
+    weight_decay: float = ranged(0.0, ge=0)
+    adam_beta1: float = ranged(0.9, ge=0, lt=1)
+    adam_beta2: float = ranged(0.999, ge=0, lt=1)
+    adam_eps: float = ranged(1e-8, gt=0)
+    sgd_momentum: float = ranged(0.9, ge=0, lt=1)
+    clip_grad: float = ranged(1.0, ge=0)
+
+
+@dataclass
+class SchedulerSchema:
+    """conf/scheduler: fields of megatron.bridge.training.config.SchedulerConfig."""
+
+    _target_: str = "megatron.bridge.training.config.SchedulerConfig"
+    lr_decay_style: str = ranged("cosine", choices=["constant", "linear", "cosine", "inverse-square-root", "WSD"])
+    lr_warmup_fraction: float | None = ranged(None, ge=0, lt=1)
+    lr_warmup_iters: int = ranged(0, ge=0)
+    lr_decay_iters: int | None = ranged(None, ge=1)
+    lr_wsd_decay_iters: int | None = ranged(None, ge=1)
+    lr_wsd_decay_style: str = ranged("linear", choices=["linear", "exponential", "cosine", "minus_sqrt"])
+
+
+@dataclass
+class TrainerSchema:
+    """conf/trainer: see posttrain.train.trainer.Trainer."""
+
+    _target_: str = "posttrain.train.trainer.Trainer"
+    max_steps: int | None = ranged(None, ge=1)
+    epochs: float | None = ranged(None, gt=0)
+    global_batch_size: int = ranged(ge=1)
+    micro_batch_size: Any = ranged(ge=1, word="auto")  # noqa: RUF009  an int; OmegaConf can't merge unions
+    seq_length: int = ranged(ge=8)
+    log_interval: int = ranged(1, ge=1)
+    validation_interval: int | None = ranged(None, ge=1)
+    validation_batches: int | None = ranged(None, ge=1)
+    samples: int = ranged(3, ge=0)
+    sample_tokens: int = ranged(64, ge=1)
+    generate_every: int | None = ranged(None, ge=1)
+    recompute: str = ranged("none", choices=["none", "selective", "full"])
+    bad_numbers: str = ranged("stop", choices=["stop", "skip", "rollback"])
+    max_rollbacks: int = ranged(3, ge=1)
+    loss_spike: float | None = ranged(None, gt=1)
+    num_workers: int = ranged(2, ge=0)
+    deterministic: bool = False
+    profile: bool = False
+    cuda_graph: bool | None = None
+    trained_logits_only: bool = True
+    export: bool = True
+    license: str | None = None
+    verify: bool = True
+    megatron: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PrecisionSchema:
+    """conf/precision: see posttrain.train.precision.Precision."""
+
+    _target_: str = "posttrain.train.precision.Precision"
+    name: str = ranged("auto", choices=["auto", "fp32", "bf16", "fp8"])
+
+
+@dataclass
+class CheckpointSchema:
+    """conf/checkpoint: see posttrain.checkpoint.Checkpoint."""
+
+    _target_: str = "posttrain.checkpoint.Checkpoint"
+    save: bool = True
+    save_interval: int | None = ranged(None, ge=1)
+    keep_last: int | None = ranged(None, ge=1)
+    save_optimizer: bool = True
+    async_save: bool = False
+
+
+@dataclass
+class LaunchSchema:
+    """How processes are started: see posttrain.launch."""
+
+    nnodes: int = ranged(1, ge=1)
+    node_rank: int = ranged(0, ge=0)
+    master_addr: str = "127.0.0.1"
+    master_port: int | None = ranged(None, ge=1, le=65535)
+    timeout_s: float = ranged(600.0, gt=0)
+    max_restarts: int = ranged(0, ge=0)
+    submit: bool = False
+    early: bool | None = None
+
+
+@dataclass
+class SlurmSchema:
+    """conf/hydra/launcher/slurm: see posttrain.sweep.slurm."""
+
+    _target_: str = "hydra_plugins.posttrain_launcher.SlurmLauncher"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: int = 1
+    gpus_per_node: int = 1
+    cpus_per_node: int | None = None
+    mem_gb: float | None = None
+    time: str | None = None
+    signal_delay_s: int = 120
+    max_requeues: int = 100
+    array_parallelism: int = 256
+    setup: list[str] = field(default_factory=list)
+    python: str | None = None
+    container_image: str | None = None
+    container_mounts: str | None = None
+    srun_args: list[str] = field(default_factory=list)
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    poll_s: float = 10.0
+
+
+@dataclass
+class RunSchema:
+    """Name and resumption of the run."""
+
+    name: str | None = None
+    resume: str = "auto"
+
+
+@dataclass
+class RecipeSchema:
+    """Which of Megatron-Bridge's recipes a run starts from: see posttrain.recipes."""
+
+    name: str | None = None
+
+
+@dataclass
+class SweepSchema:
+    """Trials of a --multirun: see posttrain.sweep."""
+
+    name: str | None = None
+    parallel: int = ranged(1, ge=1)
+    pruner: str | None = ranged(None, choices=["median", "halving"])
+    pruner_startup_trials: int = ranged(4, ge=1)
+    pruner_warmup_steps: int = ranged(0, ge=0)
+
+
+@dataclass
+class Config:
+    """The whole configuration, one field per group."""
+
+    model: ModelSchema = MISSING
+    peft: PeftSchema = MISSING
+    data: Any = MISSING
+    template: Any = MISSING
+    parallelism: ParallelismSchema = MISSING
+    optimizer: OptimizerSchema = MISSING
+    scheduler: SchedulerSchema = MISSING
+    trainer: TrainerSchema = MISSING
+    precision: PrecisionSchema = MISSING
+    checkpoint: CheckpointSchema = MISSING
+    logger: dict[str, Any] = field(default_factory=dict)
+    launch: LaunchSchema = field(default_factory=LaunchSchema)
+    run: RunSchema = field(default_factory=RunSchema)
+    sweep: SweepSchema = field(default_factory=SweepSchema)
+    recipe: RecipeSchema = field(default_factory=RecipeSchema)
+    seed: int = ranged(1234, ge=0)
+    cache_dir: str | None = None
+
+
+def limits(config: type = Config) -> dict[str, dict[str, Any]]:
+    """Key path -> its limits, for every field of `config` that has some."""
+    found = {name.name: dict(name.metadata) for name in fields(config) if name.metadata}
+    for group in fields(config):
+        for item in getattr(group.type, "__dataclass_fields__", {}).values():
+            if item.metadata:
+                found[f"{group.name}.{item.name}"] = dict(item.metadata)
+    return found
+
+
+def register() -> None:
+    """Make the schema known to Hydra as `schema`, and that of a launcher."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(group="hydra/launcher", name="slurm_schema", node=SlurmSchema)

@@ -1,0 +1,173 @@
+"""Which `_target_`s a configuration may name.
+
+A configuration may come from a stranger, and Hydra would import and call whatever it names. So only what is listed
+here is built. Code of the user's own is allowed through the environment variable POSTTRAIN_ALLOW_TARGETS (module
+prefixes, comma separated), which no configuration file can set.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from posttrain.config import policy
+from posttrain.errors import UserError
+
+ENVIRONMENT = "POSTTRAIN_ALLOW_TARGETS"
+
+# Upstream names are classes directly in the named modules: `[A-Z]\w*` keeps module attributes such as
+# `megatron.bridge.training.config.os` out of reach.
+ALLOWED = [
+    re.compile(pattern)
+    for pattern in (
+        r"posttrain\.models\.HFModel",
+        r"posttrain\.data\.[A-Z]\w*",
+        r"posttrain\.data\.(formats|templates)(\.\w+)?\.[A-Z]\w*",
+        r"posttrain\.demo\.[A-Z]\w*",
+        r"posttrain\.peft\.[A-Z]\w*",
+        r"posttrain\.train\.parallelism\.Parallelism",
+        r"posttrain\.train\.precision\.Precision",
+        r"posttrain\.checkpoint\.Checkpoint",
+        r"posttrain\.train\.trackers\.[A-Z]\w*",
+        r"posttrain\.train\.trainer\.Trainer",
+        r"posttrain\.evaluate\.[A-Z]\w*",
+        r"megatron\.bridge\.training\.config\.[A-Z]\w*Config",
+        r"megatron\.bridge\.training\.comm_overlap\.[A-Z]\w*Config",
+        r"megatron\.bridge\.peft\.(lora|dora|canonical_lora)\.[A-Z]\w*",
+    )
+]
+
+# What Hydra itself builds: `hydra.sweeper` and `hydra.launcher`.
+IN_HYDRA = [
+    re.compile(pattern)
+    for pattern in (
+        r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)",
+        r"hydra_plugins\.hydra_optuna_sweeper\.optuna_sweeper\.OptunaSweeper",
+        r"optuna\.samplers\.[A-Z]\w*Sampler",
+        r"hydra_plugins\.posttrain_launcher\.(Local|Slurm)Launcher",
+    )
+]
+
+# What `trainer.megatron` may set: sections that say how to compute, and of those no field that names files or code
+# (Megatron unpickles, imports or writes what such fields name).
+SECTIONS = ("model", "train", "validation", "optimizer", "scheduler", "ddp", "dist", "rng", "rerun_state_machine",
+            "mixed_precision", "comm_overlap")  # fmt: skip
+NOT_SET = re.compile(r"_.*|(?!use_)\w*(_dir|_path|_factory|_func|_spec|_class|_cfg)|restore_modelopt_state")
+
+
+def walk(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (key path, target) for every `_target_` anywhere below `node`, lists included."""
+    if isinstance(node, DictConfig):
+        if OmegaConf.is_missing(node, "_target_") or node._is_none():
+            return
+        for key in node:
+            if OmegaConf.is_missing(node, key):
+                continue
+            value = node[key]
+            where = f"{path}.{key}" if path else str(key)
+            if key == "_target_" and value is not None:
+                yield where, value
+            else:
+                yield from walk(value, where)
+    elif isinstance(node, dict):  # of a resolver, which Hydra would build all the same
+        for key, value in node.items():
+            yield from [(f"{path}.{key}", value)] if key == "_target_" else walk(value, f"{path}.{key}")
+    elif isinstance(node, list | tuple) or (isinstance(node, ListConfig) and not node._is_none()):
+        for index, value in enumerate(node):
+            yield from walk(value, f"{path}[{index}]")
+
+
+def allowed(target: str) -> bool:
+    """Whether `target` may be built."""
+    return any(pattern.fullmatch(target) for pattern in ALLOWED) or allowed_by_user(target)
+
+
+def allowed_by_user(target: str) -> bool:
+    """Whether the environment variable allows `target` by its name; see `require_own` for what the name leads to."""
+    return any(_within(target, prefix) for prefix in _own())
+
+
+def require_own(node: Any) -> None:
+    """Refuse targets of the user's modules that are defined elsewhere, as `mine.torch.load` is; imports the modules.
+
+    Args:
+        node: what is about to be built.
+
+    Raises:
+        UserError: naming the target.
+    """
+    for path, target in walk(node):
+        if any(pattern.fullmatch(target) for pattern in ALLOWED):
+            continue
+        if not is_own(target):
+            raise UserError(
+                f"{path}={target}: is not defined in a module that {ENVIRONMENT} names, but imported there; a "
+                "configuration may name what is defined in them"
+            )
+
+
+def is_own(target: str) -> bool:
+    """Whether the environment variable allows `target`, and it is defined in the allowed module or below it.
+
+    Finds it as Hydra does, calling nothing. What can't be found is left to whoever builds it to say.
+    """
+    from hydra.utils import get_object
+
+    prefixes = [prefix for prefix in _own() if _within(target, prefix)]
+    if target in prefixes:
+        return True
+    try:
+        found = get_object(target)
+    except Exception:
+        return bool(prefixes)
+    module = str(getattr(found, "__module__", None))
+    name = f"{module}.{getattr(found, '__qualname__', '')}"
+    return any(_within(module, prefix) or _within(name, prefix) for prefix in prefixes)
+
+
+def _own() -> list[str]:
+    """The prefixes that the environment variable allows."""
+    return [prefix.strip() for prefix in os.environ.get(ENVIRONMENT, "").split(",") if prefix.strip()]
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def allowed_in_hydra(target: str) -> bool:
+    """Whether `target` may be built below `hydra`."""
+    return any(pattern.fullmatch(target) for pattern in IN_HYDRA)
+
+
+def check(cfg: Any) -> None:
+    """Refuse a configuration that names anything else, also by a field of `trainer.megatron`.
+
+    Raises:
+        UserError: naming the key, the target and how to allow code of one's own.
+    """
+    try:
+        found = list(walk(cfg))
+    except RecursionError:
+        raise UserError("the configuration refers to itself without end (an interpolation like a: ${a})") from None
+    for path, target in found:
+        if not isinstance(target, str) or not allowed(target):
+            raise UserError(
+                f"{path}={target}: not a target that a configuration may name. Code of your own: put it on PYTHONPATH "
+                f"and allow its module with the environment variable {ENVIRONMENT}=your_module."
+            )
+    for group in {re.split(r"[.\[]", path)[0] for path, _ in found}:
+        values = cfg[group]
+        plain = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else values
+        for where, text in policy.texts(plain, group):
+            if "${" in text:
+                raise UserError(f"`{where}`: holds ${{...}} as text, which would be filled in where it is used")
+    passed = OmegaConf.select(cfg, "trainer.megatron")
+    for section, values in passed.items() if isinstance(passed, DictConfig) else ():
+        if section not in SECTIONS:
+            raise UserError(
+                f"trainer.megatron.{section}: not a section that may be set; possible: {', '.join(SECTIONS)}"
+            )
+        for key in filter(NOT_SET.fullmatch, map(str, values if isinstance(values, DictConfig) else ())):
+            raise UserError(f"trainer.megatron.{section}.{key}: names files or code, so it may not be set")

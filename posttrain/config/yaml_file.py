@@ -1,0 +1,149 @@
+"""YAML from anybody: refused before it is built where it would fill the memory or never end."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from posttrain.errors import UserError
+from posttrain.utils import rundir
+from posttrain.utils.atomic_files import read_text
+
+# What JSON has too. The others of YAML's types (dates, sets, bytes) are no part of a configuration.
+TYPES = ("null", "bool", "int", "float", "str", "seq", "map")
+MOST_BITS = 1023  # of a whole number: more don't fit a float, and Python refuses to write thousands of digits
+MOST_NODES = 100_000  # of a document with its aliases written out; a frozen configuration has some 300
+DEEPEST = 64
+WHOLE = re.compile(r"[-+]?[0-9][0-9a-fA-FxX_:]{320}")  # of more digits than any float has
+MOST_INTERPOLATIONS = 32  # in a text; OmegaConf takes a millisecond for each, and nests them as deep
+
+
+class Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """A safe loader of plain values; a date is text, as for OmegaConf."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own attributes)
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {  # noqa: RUF012
+        tag: build
+        for tag, build in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in TYPES
+    }
+
+    def construct_whole(self, node: yaml.ScalarNode) -> int:
+        """As PyYAML's, within `MOST_BITS`."""
+        value = self.construct_yaml_int(node)
+        if value.bit_length() > MOST_BITS:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number beyond every float", node.start_mark)
+        return value
+
+
+Plain.add_constructor("tag:yaml.org,2002:int", Plain.construct_whole)
+
+
+def read(path: Path) -> DictConfig:
+    """The configuration in `path`.
+
+    Raises:
+        UserError: it can't be read, is no YAML mapping, or see `check`.
+    """
+    with _readable(path):
+        return _built(read_text(path), path)
+
+
+def read_in(run_dir: Path, name: str) -> DictConfig:
+    """`read` of the file `name` below a run directory, which is no link (rundir.py)."""
+    with _readable(run_dir / name):
+        return _built(rundir.read_text(run_dir, name), run_dir / name)
+
+
+def _built(text: str, path: Path) -> DictConfig:
+    check(text, path)
+    found = OmegaConf.load(io.StringIO(text))
+    if not isinstance(found, DictConfig):
+        raise UserError(f"{path}: not a configuration: its outermost level must be a mapping")
+    return found
+
+
+def parse(path: Path, loader: type[Plain] = Plain) -> Any:
+    """What is in `path`, of whatever kind; raises as `parse_text`, also where it can't be read."""
+    with _readable(path):
+        return parse_text(read_text(path), path, loader)
+
+
+def parse_text(text: str, name: Any, loader: type[Plain] = Plain) -> Any:
+    """The value of a document, of whatever kind.
+
+    Args:
+        text: the document.
+        name: its file, for errors.
+        loader: says what scalars mean.
+
+    Raises:
+        UserError: it is not YAML, or see `check`.
+    """
+    with _readable(name):
+        check(text, name)
+        return yaml.load(text, Loader=loader)
+
+
+@contextmanager
+def _readable(path: Any) -> Iterator[None]:
+    """Errors of reading `path` as a user's."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # of a value: a number of thousands of digits
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def check(text: str, name: Any) -> None:
+    """Look at a document event by event, without building it.
+
+    Aliases are counted as what they stand for: ten anchors of ten aliases each stand for ten thousand million values.
+
+    Args:
+        text: the document.
+        name: its file, for errors.
+
+    Raises:
+        UserError: too large, too deep, or an alias that contains itself.
+        yaml.YAMLError: not YAML.
+    """
+    sizes: dict[str, int] = {}
+    stack: list[tuple[str | None, int]] = []  # (anchor, nodes before it) of each collection that is open
+    open_anchors: set[str] = set()
+    total = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in open_anchors:
+                raise UserError(f"{name}: the alias *{event.anchor} contains itself")
+            total += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            stack.append((event.anchor, total))
+            open_anchors |= {event.anchor} - {None}
+            total += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = stack.pop()
+            if anchor is not None:
+                sizes[anchor] = total - before
+                open_anchors.discard(anchor)
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.implicit[0] and WHOLE.match(event.value):
+                raise UserError(f"{name}: a whole number of hundreds of digits")
+            if event.value.count("${") > MOST_INTERPOLATIONS:
+                raise UserError(f"{name}: a text with more than {MOST_INTERPOLATIONS} interpolations")
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        if len(stack) > DEEPEST:
+            raise UserError(f"{name}: nested more than {DEEPEST} levels deep")
+        if total > MOST_NODES:
+            raise UserError(f"{name}: more than {MOST_NODES} values, aliases written out; not a configuration")

@@ -1,0 +1,232 @@
+"""Hugging Face directories out of a live Megatron model, published only if they are that model."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from posttrain.convert import card, megatron_logits
+from posttrain.convert.artifacts import add_stop_tokens, as_set, copy_generation_config, write_config
+from posttrain.convert.publish import publishing
+from posttrain.convert.shards import ShardWriter
+from posttrain.convert.trained_tokenizer import TrainedTokenizer
+from posttrain.convert.training_metadata import facts
+from posttrain.convert.verify import ExportRefused, Live, compare_base, verify
+from posttrain.models import HFModel
+from posttrain.models.families import family_of
+from posttrain.models.headers import read_headers, read_json
+from posttrain.models.hf import DEMO
+from posttrain.models.hf_adapter import CONFIG, PREFIX, WEIGHTS
+from posttrain.models.vocabulary import is_output, is_vocabulary
+from posttrain.utils.atomic_files import write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Source:
+    """A live model and where it comes from.
+
+    Attributes:
+        model: the Hugging Face model before training.
+        bridge: its megatron.bridge.AutoBridge.
+        parts: the Megatron model's chunks of this process.
+        peft: Megatron-Bridge's adapter object; None: the whole model is written.
+        dtype: of the weights that are written, and of the arithmetic.
+        device: "cpu" or "cuda".
+        unchecked: why the logits can't be compared; None: they can.
+        tokenizer: what it was trained with; None: the model's own, and no template is known.
+        facts: about the training (posttrain.convert.training_metadata); None: there was none.
+        license: of the weights, for the model card; None: what the facts say.
+        base: what `check_base` found; None: it was not called.
+    """
+
+    model: HFModel
+    bridge: Any
+    parts: list[torch.nn.Module]
+    peft: Any
+    dtype: torch.dtype
+    device: str
+    unchecked: str | None = None
+    tokenizer: TrainedTokenizer | None = None
+    facts: dict[str, Any] | None = None
+    license: str | None = None
+    base: dict[str, Any] | None = None
+
+
+def export_model(trainer: Any, model: list[torch.nn.Module], results: dict[str, Any]) -> Path:
+    """Write RUN_DIR/adapter (PEFT) or RUN_DIR/hf (the whole model), tokenizer included; a collective call.
+
+    Args:
+        results: of the run, for the model card: losses, steps, trained tokens.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ExportRefused: it is not the model that was trained; on every process.
+    """
+    source = source_of(trainer, model)
+    source.facts = facts(trainer.config, results, trainer.splits.report)
+    return export(source, trainer.run_dir / ("adapter" if trainer.peft else "hf"), overwrite=True)
+
+
+def source_of(trainer: Any, model: list[torch.nn.Module]) -> Source:
+    """A run's live model, with why its logits can't be compared, if they can't."""
+    p, precision, device = trainer.parallelism, trainer.precision, trainer.platform.device
+    unchecked = None
+    if not trainer.settings.verify:
+        unchecked = "trainer.verify=false"
+    elif p.context_parallel_size > 1 or p.fsdp:
+        unchecked = "logits of one sequence are divided over processes (context parallelism, FSDP)"
+    elif precision.resolve(device) == "fp8":
+        unchecked = "fp8 arithmetic has no counterpart in transformers"
+    tokenizer = TrainedTokenizer(trainer.model, trainer.template, trainer.tokenizer)
+    dtype = precision.dtype(device)
+    source = Source(trainer.model, trainer.bridge, model, trainer.peft, dtype, device, unchecked, tokenizer)
+    source.base = trainer.base_check
+    return source
+
+
+def check_base(source: Source) -> dict[str, Any]:
+    """Compare the live model before training with what transformers makes of the files given; a collective call.
+
+    Not under an adapter: there transformers reads these files when the export is compared.
+
+    Returns:
+        What was found, or why nothing was compared.
+
+    Raises:
+        ExportRefused: the logits differ by more than the tolerance; on every process.
+    """
+    model = source.model
+    if source.unchecked or model.random_init:
+        return {"checked": False, "reason": source.unchecked or "the weights are random"}
+    trained = source.tokenizer or TrainedTokenizer(model)
+    rows = model.file_rows  # new ones are not in the files
+    tokens = megatron_logits.prompts(trained.tokenizer, rows)
+    found = Live(tokens, megatron_logits.logits(source.parts, tokens)[..., :rows], source.dtype == torch.bfloat16)
+    report, refused = None, [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            report = compare_base(model, found, source.device)
+        except ExportRefused as error:
+            refused = [str(error)]
+    refuse_everywhere(refused)
+    return report or {}
+
+
+def refuse_everywhere(refused: list[str | None]) -> None:
+    """Raise ExportRefused on every process with the reason that the first one has in `refused`, if it has one."""
+    if torch.distributed.get_world_size() > 1:
+        torch.distributed.broadcast_object_list(refused, src=0)
+    if refused[0]:
+        raise ExportRefused(refused[0])
+
+
+def export(source: Source, out: Path, overwrite: bool = False, progress: Any = None) -> Path:
+    """Write the directory `out` with verification.json in it; see `export_model`.
+
+    Args:
+        overwrite: replace a directory that is there.
+        progress: called with the bytes of each tensor written.
+    """
+    rank = torch.distributed.get_rank()
+    trained = source.tokenizer or TrainedTokenizer(source.model)
+    found: Live | str = source.unchecked or ""
+    if not found:
+        tokens = megatron_logits.prompts(trained.tokenizer, source.model.hf_config().vocab_size, trained.conversation)
+        found = Live(tokens, megatron_logits.logits(source.parts, tokens), source.dtype == torch.bfloat16)
+    refused = [None]
+    try:
+        with publishing(out, overwrite, first=rank == 0) as scratch:
+            write_adapter(source, scratch) if source.peft else write_weights(source, scratch, progress)
+            if rank == 0:
+                write_artifacts(source, trained, scratch)
+                tokenizer = trained.check(scratch)
+                dtype = str(source.dtype).removeprefix("torch.")
+                report = {"tokenizer": tokenizer, **verify(scratch, source.model, dtype, found, source.device)}
+                if source.base:
+                    report["base"] = source.base
+                write_json(scratch / "verification.json", report)
+                card.write(scratch, name_of(out), source.facts, source.license)
+                log.info("export verified: %s", json.dumps(report))
+    except ExportRefused as error:
+        refused = [str(error)]
+    refuse_everywhere(refused)
+    return out
+
+
+def name_of(out: Path) -> str:
+    """What to call an export: a run's after the run."""
+    return out.parent.name if out.name in ("adapter", "hf") else out.name
+
+
+def write_weights(source: Source, scratch: Path, progress: Any = None) -> None:
+    """All weights as safetensors, adapters merged; written by the first process, the others send their parts."""
+    config = source.model.hf_config()
+    # Without a base to compare with the bridge writes a tied matrix twice.
+    tied = source.model.random_init and getattr(config, "tie_word_embeddings", False)
+    writer = ShardWriter(scratch) if torch.distributed.get_rank() == 0 else None
+    for name, tensor in source.bridge.export_hf_weights(source.parts, cpu=True, show_progress=False):
+        if writer and not (tied and is_output(name)):
+            if is_vocabulary(name):
+                tensor = tensor[: config.vocab_size]  # tensor parallelism may have padded it
+            writer.add(name, tensor.to(source.dtype))
+            if progress:
+                progress(tensor.numel() * source.dtype.itemsize)
+    if writer:
+        writer.close()
+
+
+def write_adapter(source: Source, scratch: Path) -> None:
+    """adapter_config.json and adapter_model.safetensors as PEFT writes them."""
+    model = source.model
+    hub = model.random_init or not (Path(model.base).is_dir() or model.base.startswith(DEMO))
+    base = model.base if hub else str(model.directory.resolve())
+    source.bridge.save_hf_adapter(source.parts, scratch, source.peft, base_model_name_or_path=base, show_progress=False)
+    from posttrain.peft.magnitudes import magnitudes
+
+    found = magnitudes(source.bridge, source.parts)
+    if torch.distributed.get_rank() != 0:
+        return
+    family = family_of(model.hf_config().to_dict())
+    if family is not None and family.transposed:
+        config = read_json(scratch / CONFIG)
+        write_json(scratch / CONFIG, config | {"fan_in_fan_out": True})
+    if model.rows is not None and not model.random_init:
+        found |= vocabulary(model)
+    if found:
+        save_file(load_file(scratch / WEIGHTS) | found, scratch / WEIGHTS, metadata={"format": "pt"})
+
+
+def vocabulary(model: HFModel) -> dict[str, torch.Tensor]:
+    """The embedding and output matrix of a model that has more rows than its base, by their names in a PEFT file."""
+    found = {}
+    for name, tensor in read_headers(model.directory).items():
+        if is_vocabulary(name):
+            with safe_open(tensor.file, framework="pt") as file:
+                found[PREFIX + name] = model.vocabulary(name, file.get_tensor(name)).contiguous()
+    return found
+
+
+def write_artifacts(source: Source, trained: TrainedTokenizer, scratch: Path) -> None:
+    """The tokenizer, generation_config.json with every token that ends an answer, config.json of a whole model."""
+    model = source.model
+    base = model.directory if not model.random_init else Path(model.path) if model.architecture is None else None
+    base = base if base and base.is_dir() else None
+    if not source.peft:
+        write_config(scratch, model.hf_config(), base, str(source.dtype).removeprefix("torch."))
+    trained.write(scratch)
+    if base:
+        copy_generation_config(scratch, base)
+    known = model.hf_config().eos_token_id
+    if not source.peft:
+        add_stop_tokens(scratch, trained.stops, known)
+    elif trained.stops:  # no config.json beside it says where the base ends
+        add_stop_tokens(scratch, trained.stops | as_set(known), None)

@@ -1,0 +1,138 @@
+"""From what a person names (a run, a checkpoint, an adapter, a model) to a Hugging Face directory, and its model."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from posttrain.checkpoint import directories
+from posttrain.errors import RunFailed, UserError
+from posttrain.models import HFModel
+from posttrain.models.headers import own_file, read_headers
+from posttrain.models.hf import DEMO
+from posttrain.models.hf_adapter import check_against, is_adapter, read_adapter
+from posttrain.peft.attach import attach
+from posttrain.utils import rundir
+from posttrain.utils.gpus import visible_gpus
+from posttrain.utils.stop import FULL_ERROR
+
+WHAT = "run directory, checkpoint, PEFT adapter, Hugging Face directory or hub id"
+
+
+@contextmanager
+def opened(what: str) -> Iterator[Path]:
+    """The Hugging Face directory that `what` means, checked; a checkpoint is exported, and removed at the end.
+
+    Args:
+        what: a run directory, its `adapter` or `hf`, its `checkpoints` or one `iter_*`, a PEFT or Hugging Face
+            directory, a hub id, or `demo:smollm2_135m`.
+
+    Raises:
+        UserError: there is no such thing, it is half written, or its parts are of different models.
+    """
+    path = Path(what).expanduser()
+    if not path.is_dir():
+        named = what.count("/") == 1 and not what.startswith((".", "/", "~")) and not path.parent.is_dir()
+        if named or what.startswith(DEMO):
+            yield HFModel(path=what).directory
+            return
+        raise UserError(f"{what}: no such directory; give a {WHAT}")
+    if found := export_of(path):
+        check(found)
+        yield found
+        return
+    checkpoint = directories.NAME.fullmatch(path.name) or directories.checkpoints(path)
+    if not checkpoint and rundir.is_folder(path, "checkpoints"):
+        checkpoint = directories.checkpoints(path / "checkpoints")
+    if not checkpoint:
+        if rundir.is_file(path, "config.yaml"):
+            raise UserError(
+                f"{path}: this run has no finished export or checkpoint (see its status.json); run it again"
+            )
+        raise UserError(f"{path}: none of a {WHAT}")
+    with tempfile.TemporaryDirectory(prefix="posttrain-") as scratch:
+        yield exported_checkpoint(path, Path(scratch) / "model")
+
+
+def export_of(path: Path) -> Path | None:
+    """`path` itself, or a run's export, if it is a PEFT or Hugging Face directory; None otherwise."""
+    for name in (".", "adapter", "hf"):
+        candidate = path / name
+        if name != ".":
+            rundir.check_tree(path, name)
+        if is_adapter(candidate) or (candidate / "config.json").is_file():
+            return candidate
+    return None
+
+
+def check(directory: Path) -> None:
+    """Read the headers of a PEFT or Hugging Face directory, and of an adapter's base.
+
+    Raises:
+        UserError: something is missing, cut short, or of another model.
+    """
+    model = HFModel(path=str(directory))
+    base = model.directory  # of an adapter, else `directory`; checked
+    if model.adapter:
+        _, pairs, tensors = read_adapter(directory)
+        check_against(read_headers(base), pairs, tensors)
+
+
+def exported_checkpoint(checkpoint: Path, out: Path) -> Path:
+    """Export a Megatron checkpoint to `out`, in a process of its own: Megatron is needed for nothing else here.
+
+    Raises:
+        UserError: as `python -m posttrain.convert export` says it.
+        RunFailed: it ended in another way.
+    """
+    print(f"exporting the checkpoint of {checkpoint}", file=sys.stderr, flush=True)
+    words = [f"checkpoint={quoted(checkpoint.absolute())}", f"convert.out={quoted(out)}"]
+    command = [sys.executable, "-m", "posttrain.convert", "export", *words]
+    environment = {key: value for key, value in os.environ.items() if key != FULL_ERROR}  # its one line is enough
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        message = (done.stderr.strip() or "the export failed").removeprefix("posttrain: ")
+        raise (UserError if done.returncode == UserError.exit_code else RunFailed)(message)
+    return out
+
+
+def quoted(path: Path) -> str:
+    """A path as Hydra's grammar takes it whole: a trial's has `=` and `,` in it."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def load(directory: Path, dtype: str | None = None) -> tuple[Any, Any]:
+    """(model, tokenizer) of an export, on the GPU if there is one.
+
+    Args:
+        directory: as `opened` gives it.
+        dtype: float32 or bfloat16. None: bfloat16 on a GPU, float32 on a CPU.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
+
+    device = "cuda" if visible_gpus() and torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, dtype or ("bfloat16" if device == "cuda" else "float32"))
+    logging.disable_progress_bar()
+    source = HFModel(path=str(directory))
+    if source.adapter:
+        read_adapter(directory)  # before the base's weights are read
+    base = source.directory
+    has_own_generation = bool(source.adapter) and own_file(directory / "generation_config.json")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        if has_own_generation:
+            model.generation_config = GenerationConfig.from_pretrained(directory)
+    except Exception as error:  # of whatever kind: a stranger's files
+        raise UserError(
+            f"{directory}: transformers can't read it: {(str(error).strip() or repr(error)).splitlines()[0]}"
+        ) from error
+    if source.adapter:
+        model = attach(model, directory)
+    return model.to(device).eval(), source.load_tokenizer()

@@ -1,0 +1,145 @@
+"""One rank of a run: `python -m posttrain.launch.worker RUN_DIR`, started by launch.py with torch's environment set; without
+RUN_DIR it imports and waits to be told (early.py).
+
+Reads the frozen configuration, applies the patches this platform needs, instantiates the groups, trains.
+"""
+
+import contextlib
+import faulthandler
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from posttrain import patches
+from posttrain.errors import RunFailed, UserError, of_place
+from posttrain.train.rollback import RolledBack
+from posttrain.utils import rundir
+
+log = logging.getLogger("posttrain")
+
+# What every run imports sooner or later.
+USED = (
+    "hydra.utils", "megatron.bridge.training.finetune", "transformers.models.auto.tokenization_auto",
+    "posttrain.train.callbacks", "posttrain.train.dataset_provider", "posttrain.train.forward_step", "posttrain.ops.fused_lora", "posttrain.data",
+    "posttrain.train.trainer",
+)  # fmt: skip
+GROUPS = ("model", "peft", "data", "template", "parallelism", "optimizer", "scheduler", "precision", "checkpoint")
+
+
+def import_all() -> patches.Platform:
+    """Apply the patches that this platform needs and import what a training run uses; on a GPU, wake it up meanwhile.
+
+    Returns:
+        The platform.
+    """
+    import torch  # noqa: F401  (before Transformer Engine, which needs torch's NCCL loaded)
+
+    from posttrain.utils.rank_environment import DEVICE
+
+    device = os.environ.get(DEVICE, "cpu")
+    if device == "cuda":
+        threading.Thread(target=wake_gpu, daemon=True).start()
+    platform = patches.Platform.detect(device)
+    patches.apply(platform)
+    for module in USED:
+        importlib.import_module(module)
+    return platform
+
+
+def wake_gpu() -> None:
+    """Create the device's context and load cuBLAS while this process imports; both wait for the driver."""
+    import torch
+
+    with contextlib.suppress(Exception):  # it is asked again, and its error shown, where it is used
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        ones = torch.ones(256, 256, dtype=torch.bfloat16, device=device)
+        (ones @ ones).sum().item()
+
+
+def build(run_dir: Path):
+    """The trainer of the run in `run_dir`, with everything it is composed of."""
+    from posttrain.train.startup_clock import Startup
+    from posttrain.utils.rank_environment import STARTED
+
+    startup = Startup(float(os.environ.get(STARTED, time.time())))
+    startup.mark("compose, import" if "posttrain.train.trainer" in sys.modules else "compose, launch")
+    from posttrain.config import frozen, targets
+
+    cfg = frozen.read(run_dir)
+    targets.check(cfg)
+    platform = import_all()
+    applied = ", ".join(patches.apply(platform))
+    log.info("device %s, Transformer Engine %s, patches: %s", platform.device, platform.transformer_engine, applied)
+
+    from hydra.utils import instantiate
+
+    from posttrain.config.instantiate import built
+
+    parts = {name: built(cfg[name]) if cfg[name].get("_target_") else None for name in GROUPS}
+    trackers = [built(tracker) for tracker in cfg.logger.values()]
+    # Partial: Hydra would turn the instantiated objects among its arguments into configuration again.
+    targets.require_own(cfg.trainer)
+    trainer = instantiate(cfg.trainer, _partial_=True)
+    startup.mark("import")
+    return trainer(**parts, trackers=trackers, platform=platform, run_dir=run_dir, frozen=cfg, startup=startup)
+
+
+def await_orders() -> str | None:
+    """Import what every run needs, then wait; the run directory, None where there will be no run."""
+    with contextlib.suppress(Exception):  # it comes again in the run, where somebody is told
+        import_all()
+    line = sys.stdin.readline()
+    if not line:
+        return None
+    orders = json.loads(line)
+    os.environ.update(orders["env"])
+    log = rundir.append(Path(orders["run_dir"]), orders["log"])
+    sys.stdout.flush()
+    os.lseek(1, 0, os.SEEK_SET)
+    while text := os.read(1, 1 << 16):
+        os.write(log, text)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    return orders["run_dir"]
+
+
+def main() -> None:
+    """Train; on an error leave RUN_DIR/logs/rankN.error.json for the launcher and exit with its code."""
+    given = sys.argv[1] if len(sys.argv) > 1 else await_orders()
+    if given is None:
+        return
+    run_dir, rank = Path(given), int(os.environ["RANK"])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks a run that hangs where it is
+    try:
+        build(run_dir).fit()
+    except SystemExit as stop:
+        # Megatron leaves the training loop by sys.exit(0) after it has saved on a signal, and elsewhere by sys.exit()
+        # or another code when it gives up; a run that is done returns.
+        raise SystemExit(RunFailed.STOPPED if stop.code == 0 else 1) from None
+    except BaseException as error:
+        place = of_place(error) if isinstance(error, OSError) else None
+        user_error = isinstance(error, UserError) or place is not None
+        message = place or (str(error) if user_error else f"{type(error).__name__}: {error}")
+        found = {"rank": rank, "time": time.time(), "user_error": user_error, "message": message}
+        if isinstance(error, RolledBack):
+            found |= {"rolled_back": True, "message": str(error)}
+        with contextlib.suppress(OSError):  # the disk is full
+            rundir.write_json(run_dir, f"logs/rank{rank}.error.json", found)
+            traceback.print_exc()
+            sys.stdout.flush()
+        # Not sys.exit: peers may be in a collective with us, and tearing down process groups would wait for them.
+        os._exit(UserError.exit_code if user_error else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Which layers a model is built of: Transformer Engine's, or Megatron's local ones, and what the local ones lack.
+
+Core's own local attention holds every score and refuses packed sequences, and its norms refuse sequence parallelism:
+both are replaced in the specification of the layers, of every family.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+from megatron.bridge.models import gpt_provider
+from megatron.bridge.models.gpt_provider import GPTModelProvider, default_layer_spec
+from megatron.core.transformer import transformer_block
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+from posttrain.models.norms import SequenceParallelNorm, ZeroCenteredRMSNorm
+from posttrain.ops.attention import SDPAAttention
+
+# Core's local module -> the one that stands for it.
+REPLACED = {DotProductAttention: SDPAAttention, WrappedTorchNorm: SequenceParallelNorm}
+
+Specification = ModuleSpec | TransformerBlockSubmodules
+
+
+def uses_te(config: GPTModelProvider) -> bool:
+    """Whether the model is built of Transformer Engine's layers."""
+    return config.transformer_impl == "transformer_engine"
+
+
+def layer_spec(config: GPTModelProvider, vp_stage: int | None = None) -> Specification:
+    """The usual layers of the platform: a layer's specification, or a whole block's (see `block`).
+
+    Args:
+        config: `transformer_impl` chooses between "transformer_engine" and "local".
+        vp_stage: stage of a virtual pipeline.
+    """
+    if uses_te(config):
+        return default_layer_spec(config)
+    return block(config, local_layer(config), vp_stage)
+
+
+def local_layer(config: GPTModelProvider) -> ModuleSpec:
+    """One layer without Transformer Engine; with norms that know zero-centred gains where the model has them."""
+    spec = replaced(gpt_provider.local_layer_spec(config))
+    if config.layernorm_zero_centered_gamma:
+        spec.submodules.input_layernorm = ZeroCenteredRMSNorm
+        spec.submodules.pre_mlp_layernorm = ZeroCenteredRMSNorm
+    return spec
+
+
+def block(config: GPTModelProvider, layer: ModuleSpec, vp_stage: int | None = None) -> Specification:
+    """All layers of this pipeline stage, with a final norm like theirs; core chooses it with Transformer Engine."""
+    if uses_te(config):
+        return layer
+    norm = replaced(transformer_block.LayerNormImpl)
+    if config.layernorm_zero_centered_gamma:
+        norm = ZeroCenteredRMSNorm
+    return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config, vp_stage), norm)
+
+
+def replaced[Part](part: Part) -> Part:
+    """A part of a specification with what local layers lack; a dataclass is changed in place."""
+    if isinstance(part, type):
+        return REPLACED.get(part, part)
+    if isinstance(part, list):
+        return [replaced(item) for item in part]
+    if dataclasses.is_dataclass(part):
+        for field in dataclasses.fields(part):
+            setattr(part, field.name, replaced(getattr(part, field.name)))
+    return part
+
+
+def family_layer_spec(
+    of_family: Callable[..., Specification], config: GPTModelProvider, vp_stage: int | None = None
+) -> Specification:
+    """The local layers that a family's own specification builds, with what they lack.
+
+    Args:
+        of_family: the family's function; it may take `vp_stage`.
+        config: the model's configuration.
+        vp_stage: stage of a virtual pipeline.
+    """
+    if "vp_stage" in inspect.signature(of_family).parameters:
+        spec = of_family(config, vp_stage=vp_stage)
+    else:
+        spec = of_family(config)
+    spec = replaced(spec)
+    if isinstance(spec, TransformerBlockSubmodules):
+        return spec
+    return block(config, spec, vp_stage)
+
+
+def use_local_layers(provider: GPTModelProvider) -> None:
+    """Switch `provider` to local layers and off every fusion that needs Transformer Engine, Apex or CUDA."""
+    provider.transformer_impl = "local"
+    # A family with layers of its own (its bridge set the specification) chooses them by transformer_impl itself.
+    chosen = provider.transformer_layer_spec
+    if chosen is default_layer_spec:
+        provider.transformer_layer_spec = layer_spec
+    elif callable(chosen):
+        provider.transformer_layer_spec = partial(family_layer_spec, chosen)
+    else:
+        provider.transformer_layer_spec = replaced(chosen)
+    provider.moe_grouped_gemm = False
+    provider.moe_permute_fusion = False
+    provider.gradient_accumulation_fusion = False
+    provider.persist_layer_norm = False
+    provider.masked_softmax_fusion = False
+    provider.bias_dropout_fusion = False
+    provider.bias_activation_fusion = False
+    provider.apply_rope_fusion = False
+    provider.cross_entropy_loss_fusion = False

@@ -1,0 +1,158 @@
+"""A frozen linear layer and its LoRA as one operation, for one process's whole matrices in bf16 or fp32.
+
+Megatron-Bridge computes the adapter beside the layer: the product is scaled, added to the layer's output, and in the
+backward pass added to the layer's input gradient, each a pass over a [tokens, features] tensor. Here the scale is
+applied to the rank-r product, and both sums happen in the matrix products themselves (addmm). What comes before the
+layer, its norm or the MLP's activation, belongs to the operation too and is computed again in the backward pass.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.bridge.peft.lora_layers import LoRALinear
+from megatron.core.transformer.mlp import MLP
+
+from posttrain.ops.fp8_linear import Weight, quantise
+from posttrain.ops.recomputed_norms import Norm, SwiGLU
+
+
+class FrozenLinearWithLoRA(torch.autograd.Function):
+    """y = f(x) W^T + scale (f(x) A^T) B^T with W and f frozen; f is computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, weight: torch.Tensor, weight_scale: torch.Tensor | None, a, b, scale: float, before=None):
+        """x [..., in'], weight [out, in], a [rank, in], b [out, rank], before: f, see inputs.py -> [..., out]."""
+        flat = x.reshape(-1, x.size(-1))
+        y = before(flat) if before else flat
+        low = y @ a.t()
+        low *= scale
+        out = Weight(weight, weight_scale).product(y)
+        out.addmm_(low, b.t())
+        ctx.save_for_backward(flat, weight, weight_scale, a, b, low)
+        ctx.scale, ctx.shape, ctx.before = scale, x.shape, before
+        return out.view(*x.shape[:-1], weight.size(0))
+
+    @staticmethod
+    def backward(ctx, upstream):
+        """Gradients of x, A and B."""
+        flat, weight, weight_scale, a, b, low = ctx.saved_tensors
+        upstream = upstream.reshape(-1, upstream.size(-1))
+        down = upstream @ b
+        down *= ctx.scale
+        grad_b = upstream.t() @ low
+        grad_x, y = None, flat
+        if ctx.needs_input_grad[0]:
+            grad_x = Weight(weight, weight_scale).gradient(upstream)
+            grad_x.addmm_(down, a)
+        if ctx.before:
+            grad_x, y = ctx.before.backward(grad_x, flat)
+        grad_a = down.t() @ y
+        return grad_x if grad_x is None else grad_x.view(ctx.shape), None, None, grad_a, grad_b, None, None
+
+
+class FusedLoRALinear(LoRALinear):
+    """Megatron-Bridge's LoRALinear, computed as one operation where that is the same thing.
+
+    Attributes:
+        recompute: whether norm and activation are computed again in the backward pass instead of kept.
+    """
+
+    recompute = True
+
+    def forward(self, x, *args, **kwargs):
+        """As LoRALinear: (output, bias that the caller adds or None)."""
+        if not self.fusable():
+            return super().forward(x, *args, **kwargs)
+        before = norm_of(self.to_wrap)
+        if before and not (self.recompute and not before.gamma.requires_grad):
+            x, before = before(x), None
+        return self.apply_fused(x, before)
+
+    def apply_fused(self, x: torch.Tensor, before: Callable | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The operation on x, with `before` applied first; see FrozenLinearWithLoRA."""
+        base, adapter = self.to_wrap, self.adapter
+        y = FrozenLinearWithLoRA.apply(
+            x, base.weight, getattr(base, "weight_scale", None), adapter.linear_in.weight, adapter.linear_out.weight,
+            adapter.alpha / adapter.dim, before,
+        )  # fmt: skip
+        bias = getattr(base, "bias", None)
+        if bias is None or not bias.numel():
+            return y, None
+        if getattr(base, "te_return_bias", False) or getattr(base, "skip_bias_add", False):
+            return y, bias
+        return y + bias, None
+
+    def fusable(self) -> bool:
+        """One process's whole matrix, frozen, its adapter enabled and without dropout."""
+        base, adapter = self.to_wrap, self.adapter
+        config = base.config
+        return (
+            self._adapter_enabled
+            and config.tensor_model_parallel_size == 1
+            and not config.fp8
+            and not config.cpu_offloading
+            and not adapter.is_expert
+            and not base.weight.requires_grad
+            and not (adapter.training and getattr(adapter.dropout, "p", 0.0) > 0)
+        )
+
+    def quantise(self) -> None:
+        """Keep the frozen weight in E4M3 with a scale per output feature from now on."""
+        eight, scale = quantise(self.to_wrap.weight.detach())
+        self.to_wrap.weight.data = eight
+        self.to_wrap.weight_scale = scale
+
+
+class FusedMLP(MLP):
+    """Megatron's MLP, its SwiGLU part of the second layer's operation."""
+
+    def forward(self, hidden_states, per_token_scale=None, **kwargs):
+        """As MLP: (output, bias that the caller adds or None)."""
+        last = self.linear_fc2
+        if per_token_scale is not None or not last.fusable():
+            return super().forward(hidden_states, per_token_scale, **kwargs)
+        both, bias = self.linear_fc1(hidden_states)
+        return last.apply_fused(both if bias is None else both + bias, SwiGLU())
+
+
+def norm_of(base: torch.nn.Module) -> Norm | None:
+    """The norm that Transformer Engine has in one module with the layer, None where there is none."""
+    gamma = getattr(base, "layer_norm_weight", None)
+    if gamma is None:
+        return None
+    shift = base.layer_norm_bias if base.normalization != "RMSNorm" else None
+    return Norm(gamma + 1 if base.zero_centered_gamma else gamma, base.eps, base.normalization == "RMSNorm", shift)
+
+
+def fuse(module: torch.nn.Module) -> torch.nn.Module:
+    """`module`, as one operation if Megatron-Bridge has just wrapped it as a plain LoRALinear with a plain pair."""
+    if type(module) is not LoRALinear:
+        return module
+    if not (hasattr(module.adapter, "linear_in") and hasattr(module.adapter, "linear_out")):
+        return module
+    return FusedLoRALinear(module.to_wrap, module.adapter)
+
+
+def fuse_activations(model: list[torch.nn.Module], recompute: bool) -> None:
+    """Make each plain SwiGLU MLP with a fused second layer a FusedMLP; without `recompute` none."""
+    for module in (module for part in model for module in part.modules()):
+        if isinstance(module, FusedLoRALinear):
+            module.recompute = recompute
+        if not recompute or type(module) is not MLP or type(module.linear_fc2) is not FusedLoRALinear:
+            continue
+        config = module.config
+        if (
+            config.gated_linear_unit
+            and module.activation_func is F.silu
+            and not config.use_te_activation_func
+            and not config.glu_linear_offset
+            and config.activation_func_clamp_value is None
+        ):
+            module.__class__ = FusedMLP
+
+
+def fused_layers(model: list[Any]) -> list[FusedLoRALinear]:
+    """The layers of a model's parts that are computed as one operation."""
+    return [m for part in model for m in part.modules() if isinstance(m, FusedLoRALinear) and m.fusable()]

@@ -1,0 +1,1 @@
+"""What a configuration means for a run, decided before anything heavy starts."""

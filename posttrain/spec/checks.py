@@ -1,0 +1,269 @@
+"""What can be known to be wrong before anything heavy is imported or a GPU is asked for.
+
+Each check raises `UserError` naming the key, the value, and what would be right.
+"""
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from posttrain import patches
+from posttrain.config import schema, secrets, targets
+from posttrain.data import checks as data
+from posttrain.errors import UserError
+from posttrain.models.families import experts_of, family_of, learned_positions_of
+from posttrain.models.families.family import ModelFamily
+from posttrain.models.headers import read_json
+from posttrain.models.hf import check_trust
+from posttrain.models.hf_adapter import is_adapter, read_adapter
+from posttrain.peft import adapter_checks as settings_of_adapter
+from posttrain.peft.adapters import resolve
+
+
+def check(cfg: DictConfig, visible_gpus: int) -> None:
+    """Run every check.
+
+    Args:
+        cfg: the composed configuration.
+        visible_gpus: GPUs of this machine; 0 on a CPU.
+
+    Raises:
+        UserError: the first thing found wrong.
+    """
+    settings(cfg, visible_gpus)
+    divisibility(cfg, visible_gpus)
+
+
+def settings(cfg: DictConfig, visible_gpus: int) -> None:
+    """Every check but that of the parallel sizes; see `check`."""
+    patches.check(patches.Platform.detect("cuda" if visible_gpus else "cpu"))
+    keys(cfg)
+    targets.check(cfg)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"`{missing[0]}`: has no value; give it on the command line or in your configuration")
+    secrets.check(cfg)
+    ranges(cfg)
+    data.check(cfg)
+    trainer(cfg, visible_gpus)
+    model(cfg)
+
+
+def keys(cfg: DictConfig) -> None:
+    """Nothing appended beside the known groups, and no setting that the chosen group ignores."""
+    known = {field.name for field in fields(schema.Config)}
+    unknown = sorted(set(map(str, cfg)) - known - {"hydra"})
+    if unknown:
+        raise UserError(f"`{unknown[0]}`: there is no such group; known: {', '.join(sorted(known))}")
+    plain = schema.PeftSchema()
+    for name in (field.name for field in fields(plain) if field.name != "_target_"):
+        ignored = cfg.peft._target_ is None or (
+            cfg.peft._target_.endswith("DoRA") and name in ("rslora", "fused", "recompute")
+        )
+        if ignored and cfg.peft[name] != getattr(plain, name):
+            raise UserError(f"`peft.{name}`: has no effect with this `peft=`; choose peft=lora or remove it")
+
+
+def ranges(cfg: DictConfig, config: type = schema.Config) -> None:
+    """Every value inside the limits that its schema field states."""
+    words = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+    tests = {"ge": lambda v, m: v >= m, "gt": lambda v, m: v > m, "le": lambda v, m: v <= m, "lt": lambda v, m: v < m}
+    for path, limits in schema.limits(config).items():
+        value = OmegaConf.select(cfg, path)
+        word = limits.get("word")
+        if value is None or (word and value == word):
+            continue
+        if word and type(value) is not int:
+            raise UserError(f"`{path}={value}`: must be a whole number or {word}")
+        choices = limits.get("choices")
+        if choices and value not in choices:
+            raise UserError(f"`{path}={value}`: must be one of {', '.join(map(str, choices))}")
+        for name, word in words.items():
+            if name in limits and not tests[name](value, limits[name]):
+                raise UserError(f"`{path}={value}`: must be {word} {limits[name]}")
+
+
+def trainer(cfg: DictConfig, visible_gpus: int) -> None:
+    """Settings of the loop that exclude or need each other."""
+    t, s, launch = cfg.trainer, cfg.scheduler, cfg.launch
+    if t.max_steps is not None and t.epochs is not None:
+        raise UserError("`trainer.max_steps` and `trainer.epochs`: give one of them, set the other to null")
+    if s.lr_warmup_fraction is not None and s.lr_warmup_iters:
+        raise UserError(
+            "`scheduler.lr_warmup_iters`: lr_warmup_fraction is set as well; add scheduler.lr_warmup_fraction=null"
+        )
+    if t.loss_spike is not None and t.bad_numbers == "skip":
+        raise UserError(
+            f"`trainer.loss_spike={t.loss_spike}`: a loss is known after the update, too late to skip it; "
+            "choose trainer.bad_numbers=rollback or stop"
+        )
+    if cfg.optimizer.min_lr > cfg.optimizer.lr:
+        raise UserError(f"`optimizer.min_lr={cfg.optimizer.min_lr}`: above optimizer.lr={cfg.optimizer.lr}")
+    if cfg.checkpoint.async_save and not visible_gpus:
+        raise UserError("`checkpoint.async_save=true`: needs a GPU, its background writer does not work on a CPU")
+    if cfg.sweep.pruner and t.validation_interval is None:
+        raise UserError(
+            f"`sweep.pruner={cfg.sweep.pruner}`: compares losses during training; set trainer.validation_interval"
+        )
+    p = cfg.parallelism
+    if t.generate_every and max(p.pipeline_model_parallel_size, p.context_parallel_size) > 1:
+        raise UserError(
+            f"`trainer.generate_every={t.generate_every}`: needs all layers and whole sequences in one process, not "
+            "pipeline or context parallelism; leave it out, and ask the run's checkpoints: python -m posttrain.generate"
+        )
+    if t.generate_every and not t.samples:
+        raise UserError("`trainer.generate_every`: trainer.samples=0 leaves no prompts to answer")
+    if launch.node_rank >= launch.nnodes:
+        raise UserError(f"`launch.node_rank={launch.node_rank}`: must be below launch.nnodes={launch.nnodes}")
+    if launch.nnodes > 1 and launch.master_port is None:
+        raise UserError("`launch.master_port`: needs a number when launch.nnodes > 1, the same on every machine")
+
+
+def model(cfg: DictConfig) -> None:
+    """A local model directory must be one; a hub id must look like one."""
+    path = cfg.model.path
+    if cfg.model.trust_remote_code:
+        check_trust(path)
+        print(
+            f"posttrain: model.trust_remote_code=true: Python code from {path} runs with your rights", file=sys.stderr
+        )
+    if path is None:
+        raise UserError("`model.path`: give a Hugging Face directory or a hub id, e.g. model.path=./my-model")
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_local and ":" not in path and not Path(path).expanduser().is_dir():
+        raise UserError(f"`model.path={path}`: there is no such directory")
+    data.built(cfg.model)  # importing a user's own class makes its family known
+    if "peft" not in cfg:  # generation and the like
+        return
+    shape = architecture(cfg.model) or {}
+    if str(cfg.peft._target_).endswith("DoRA") and experts_of(shape):
+        _, names = resolve(cfg.peft.target_modules)
+        if any(name.endswith(("linear_fc1", "linear_fc2")) for name in names):
+            raise UserError(
+                "`peft=dora`: of experts PEFT knows LoRA alone, and could not load the result; add "
+                "peft.target_modules=[linear_qkv,linear_proj], or choose peft=lora"
+            )
+    if is_adapter(Path(path)):
+        if cfg.peft._target_ is None:
+            raise UserError(f"`model.path={path}`: is an adapter; choose peft=lora, or merge it first")
+        settings_of_adapter.check(read_adapter(Path(path)), data.built(cfg.peft), Path(path))
+
+
+def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
+    """Batch by data-parallel size, and the model's shape by the parallel sizes."""
+    p = cfg.parallelism
+    tp, pp, cp = p.tensor_model_parallel_size, p.pipeline_model_parallel_size, p.context_parallel_size
+    ep = p.expert_model_parallel_size
+    if not visible_gpus and cp > 1:
+        raise UserError(
+            f"`parallelism.context_parallel_size={cp}`: its attention is Transformer Engine's, which needs GPUs; "
+            "use tensor or pipeline parallelism"
+        )
+    if not visible_gpus and p.fsdp:
+        raise UserError("`parallelism=fsdp`: Megatron-FSDP needs GPUs; use parallelism=zero1")
+    world = world_size(cfg, visible_gpus)
+    if visible_gpus and world // cfg.launch.nnodes > visible_gpus:
+        raise UserError(
+            f"`parallelism.nproc_per_node={world // cfg.launch.nnodes}`: this machine has {visible_gpus} visible GPUs"
+        )
+    if world % (tp * pp * cp):
+        raise UserError(
+            f"`parallelism`: {world} processes can't be divided into groups of tensor x pipeline x context = "
+            f"{tp} x {pp} x {cp} = {tp * pp * cp}; change parallelism.nproc_per_node or launch.nnodes"
+        )
+    dp = world // (tp * pp * cp)
+    t = cfg.trainer
+    if t.global_batch_size % (t.micro_batch_size * dp):
+        raise UserError(
+            f"`trainer.global_batch_size={t.global_batch_size}`: must be a multiple of micro_batch_size x "
+            f"data-parallel size = {t.micro_batch_size} x {dp} = {t.micro_batch_size * dp}"
+        )
+    if (dp * cp * tp) % ep:  # experts are whole: the processes of tensor parallelism hold different ones
+        raise UserError(
+            f"`parallelism.expert_model_parallel_size={ep}`: must divide data x context x tensor parallel size "
+            f"{dp * cp * tp}"
+        )
+    if t.seq_length % (tp * cp * (2 if cp > 1 else 1)):
+        raise UserError(
+            f"`trainer.seq_length={t.seq_length}`: must be a multiple of tensor x 2 x context parallel size"
+            if cp > 1
+            else f"`trainer.seq_length={t.seq_length}`: must be a multiple of tensor_model_parallel_size={tp}"
+        )
+    shape = architecture(cfg.model)
+    if shape is not None:
+        family = family_of(shape)
+        if family is not None:
+            _shape(family, shape, tp, pp, ep, pipeline_ends(cfg))
+        elif max(tp, pp, ep) > 1:
+            kind = shape.get("model_type")
+            print(
+                f"posttrain: model_type {kind!r} is not known here, so only Megatron can tell whether its layers, "
+                "heads and experts can be divided by the parallel sizes",
+                file=sys.stderr,
+            )
+        positions = learned_positions_of(shape)
+        if positions is not None and t.seq_length > positions:
+            raise UserError(
+                f"`trainer.seq_length={t.seq_length}`: this model has learned positions for {positions} tokens only"
+            )
+        if experts_of(shape) and tp > 1 and p.sequence_parallel is False:
+            raise UserError(
+                "`parallelism.sequence_parallel=false`: a mixture of experts with tensor parallelism needs it; "
+                "set it to null"
+            )
+
+
+def architecture(model: DictConfig) -> Any:
+    """config.json fields of the config group `model`: those of a local directory, else as configured; None: unknown."""
+    config = Path(model.path or "").expanduser() / "config.json"
+    if config.is_file() and not (model.random_init and model.architecture is not None):
+        return read_json(config)
+    return model.architecture
+
+
+def pipeline_ends(cfg: DictConfig) -> int:
+    """How many of embedding and loss take the place of a layer when Megatron divides the layers over stages."""
+    options = cfg.trainer.megatron.get("model")
+    if not isinstance(options, DictConfig):
+        return 0
+    return sum(bool(options.get(f"account_for_{end}_in_pipeline_split")) for end in ("embedding", "loss"))
+
+
+def _shape(family: ModelFamily, shape: Any, tp: int, pp: int, ep: int, ends: int) -> None:
+    """The architecture's counts by the parallel sizes; keys as in Hugging Face's config.json."""
+    heads, groups = family.value("heads", shape), family.value("groups", shape)
+    layers, experts = family.value("layers", shape), family.value("experts", shape)
+    for what, count, size, key in (
+        ("attention heads", heads, tp, "tensor_model_parallel_size"),
+        ("key-value groups", groups, tp, "tensor_model_parallel_size"),
+        ("layers", layers and layers + ends, pp, "pipeline_model_parallel_size"),
+        ("experts", experts, ep, "expert_model_parallel_size"),
+    ):
+        if count is not None and count % size:
+            fits = [n for n in range(1, 65) if count % n == 0]
+            raise UserError(
+                f"`parallelism.{key}={size}`: the model's {count} {what} can't be divided by it; "
+                f"possible: {', '.join(map(str, fits))}"
+            )
+    if ep > 1 and experts is None:
+        raise UserError(f"`parallelism.expert_model_parallel_size={ep}`: this model has no experts")
+
+
+def nproc_per_node(cfg: DictConfig, visible_gpus: int) -> int:
+    """Processes on this machine: as told, else one per visible GPU, else the fewest that the parallel sizes need."""
+    p = cfg.parallelism
+    if p.nproc_per_node is not None:
+        return p.nproc_per_node
+    if visible_gpus:
+        return visible_gpus
+    least = max(p.tensor_model_parallel_size * p.context_parallel_size, p.expert_model_parallel_size)
+    least *= p.pipeline_model_parallel_size
+    return max(1, least // cfg.launch.nnodes)
+
+
+def world_size(cfg: DictConfig, visible_gpus: int) -> int:
+    """Processes over all machines."""
+    return nproc_per_node(cfg, visible_gpus) * cfg.launch.nnodes

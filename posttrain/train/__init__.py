@@ -1,0 +1,1 @@
+"""A training run in one process: trainer, callbacks, batches, forward step, metrics."""

@@ -1,0 +1,54 @@
+"""Loss on the validation split: Megatron-Bridge's evaluation over this project's rows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from megatron.bridge.training.callbacks import CallbackContext
+from megatron.bridge.training.eval import evaluate
+from megatron.bridge.training.train import disable_forward_pre_hook, enable_forward_pre_hook
+from megatron.core import parallel_state
+from megatron.core.rerun_state_machine import RerunDataIterator
+from megatron.core.utils import get_model_config
+
+from posttrain.train.forward_step import forward_step
+
+
+def from_last_stage(value: torch.Tensor | None) -> float:
+    """A scalar that only the last pipeline stage has, on every stage, as a float."""
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        return float(value)
+    tensor = torch.zeros((), device="cuda") if value is None else value.detach().float().reshape(())
+    torch.distributed.broadcast(
+        tensor, parallel_state.get_pipeline_model_parallel_last_rank(),
+        group=parallel_state.get_pipeline_model_parallel_group(),
+    )  # fmt: skip
+    return float(tensor)
+
+
+@contextmanager
+def gathered(context: CallbackContext) -> Iterator[None]:
+    """Whole parameters on every rank, and no gathering of them in a forward pass, for as long as it lasts."""
+    model = context.model
+    overlapped = any(getattr(chunk, "remove_forward_pre_hook_handles", None) for chunk in model)
+    if overlapped:
+        disable_forward_pre_hook(model, optimizer=context.optimizer)
+    try:
+        yield
+    finally:
+        if overlapped:
+            enable_forward_pre_hook(model)
+
+
+def validate(context: CallbackContext) -> float:
+    """Mean loss per trained token over the validation split; the same on every rank. A collective call."""
+    model, cfg = context.model, context.state.cfg
+    # A graph for the few steps of a validation would hold its memory for the whole run.
+    graph, cfg.model.cuda_graph_impl = cfg.model.cuda_graph_impl, "none"
+    try:
+        with gathered(context):
+            batches = RerunDataIterator(cfg.dataset.validation())
+            losses, _, _ = evaluate(context.state, forward_step, batches, model, None, get_model_config(model[0]))
+    finally:
+        cfg.model.cuda_graph_impl = graph
+    return from_last_stage(losses.get("lm loss"))

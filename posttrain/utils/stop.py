@@ -1,0 +1,152 @@
+"""How a command ends when it is told to: in one line, with the exit code of the signal, and with its scratch removed.
+
+SIGTERM and SIGHUP (a closed terminal, a dropped connection) are to a command what Ctrl-C is. While there are ranks,
+signals are theirs: relay.py. Nothing heavy is imported here: the commands come here first.
+"""
+
+import errno
+import functools
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from posttrain.errors import UserError, of_place
+from posttrain.utils import limits
+from posttrain.utils.escape import visible
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+GONE = (errno.EIO, errno.EPIPE)  # of a terminal that was closed, of a pipe that nobody reads
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has told this command to end; what tidies up after Ctrl-C does so after it.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+def exit_for(error: KeyboardInterrupt) -> NoReturn:
+    """Say in one line what ended the command, and exit with its code."""
+    stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+    print(f"posttrain: {stopped}", file=sys.stderr)
+    raise SystemExit(stopped.exit_code) from None
+
+
+def heeded(number: int) -> bool:
+    """Whether a signal means anything here: what is ignored from the start stays so.
+
+    SIGHUP is under `nohup`, SIGINT in a background process of a script.
+    """
+    return signal.getsignal(number) is not signal.SIG_IGN
+
+
+def listen() -> None:
+    """From now on SIGTERM and SIGHUP raise `Stopped` in the main thread."""
+    command = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one needs no tidying up
+        if os.getpid() != command:  # of a process that was forked
+            os.kill(os.getpid(), number)
+        raise Stopped(number)
+
+    for number in filter(heeded, (signal.SIGINT, *ENDING)):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else stop)
+
+
+def at_once() -> None:
+    """Until `command` takes over, end at once at Ctrl-C, SIGTERM and SIGHUP: for the imports, which can't be undone."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"posttrain: {Stopped(number)}\n".encode())
+        os._exit(128 + number)
+
+    for number in filter(heeded, (signal.SIGINT, *ENDING)):
+        signal.signal(number, leave)
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Decorate the `main` of a command: see this module; closed standard streams lead nowhere, limits suffice."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        open_streams()
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+        listen()
+        try:
+            limits.suffice()
+            main()
+        except (UserError, OSError) as error:  # that the command has left to us
+            message = of_place(error) if isinstance(error, OSError) else str(error)
+            if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            print(f"posttrain: {visible(message)}", file=sys.stderr)
+            raise SystemExit(UserError.exit_code) from None
+        except KeyboardInterrupt as error:
+            exit_for(error)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    return wrapped
+
+
+def open_streams() -> None:
+    """Give closed standard streams (`>&-`) a place: else the next file to be opened would be taken for one of them."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  (for this process)
+
+
+class Heedless(io.FileIO):
+    """A descriptor that may be written to though nobody reads any more."""
+
+    def write(self, content: bytes) -> int:
+        """As of io.FileIO; what can't be written because the terminal or the reader is gone is lost."""
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            return len(content)
+
+
+def heedless(descriptor: int, encoding: str | None = None) -> io.TextIOWrapper:
+    """A text stream of `descriptor`, line by line, whose end is not the end of the process.
+
+    Args:
+        descriptor: stays open when the stream is closed.
+        encoding: what the terminal understands; None: the locale's. Other characters are written as escapes.
+    """
+    raw = io.BufferedWriter(Heedless(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)
+
+
+def outlive_terminal() -> None:
+    """Let this process write to its standard streams though the terminal is gone; not where they have been replaced."""
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None and stream is getattr(sys, f"__{name}__"):
+            stream.flush()
+            setattr(sys, name, heedless(stream.fileno(), stream.encoding))
+
+
+def fail(message: str, code: int = 2) -> None:
+    """Print `message` to stderr and exit with `code`."""
+    print(f"posttrain: {visible(message)}", file=sys.stderr)
+    raise SystemExit(code)

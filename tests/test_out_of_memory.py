@@ -8,7 +8,7 @@ import torch
 from posttrain.config.compose import compose
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, estimate_memory
-from posttrain.plan.setting import Setting
+from posttrain.spec.run_spec import Setting
 from posttrain.train import out_of_memory
 from posttrain.utils.gpus import visible_gpus
 

@@ -4,7 +4,7 @@ Each term is a tensor that some operation saves; which ones do was read from Meg
 and this project's fused LoRA. A tensor saved by two operations is one term.
 """
 
-from posttrain.plan.setting import Setting
+from posttrain.spec.run_spec import Setting
 
 CHUNK = 2048  # rows of logits that posttrain.ops.linear_cross_entropy holds at once
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, estimate_memory
-from posttrain.plan.setting import Setting
-from posttrain.plan.shape import Adapters
 from posttrain.plan.speed import estimate_speed
+from posttrain.spec.run_spec import Setting
+from posttrain.spec.shape import Adapters
 
 KINDS = ("speed", "format", "gpus", "data", "result")  # the first are preferred
 TENSOR = 1.1  # assumed, not measured: what communication inside a machine costs

@@ -15,8 +15,8 @@ from posttrain.patches import Platform
 from posttrain.plan import advice, gpus
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, estimate_memory
-from posttrain.plan.setting import Setting
 from posttrain.spec import checks
+from posttrain.spec.run_spec import Setting
 
 SIZES = (1, 2, 4, 8, 16)
 AUTO = "auto"

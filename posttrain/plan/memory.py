@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from posttrain.plan import activations
-from posttrain.plan.setting import Setting
-from posttrain.plan.shape import Linear
+from posttrain.spec.run_spec import Setting
+from posttrain.spec.shape import Linear
 
 GIB = 2**30
 # In torch's allocator: workspaces of 32 MiB, cuBLAS' and Transformer Engine's.

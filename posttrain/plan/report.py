@@ -12,8 +12,8 @@ from posttrain.plan import advice
 from posttrain.plan.data_stats import DataStats, estimate_data
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, estimate_memory
-from posttrain.plan.setting import Setting
 from posttrain.plan.speed import Speed, estimate_speed
+from posttrain.spec.run_spec import Setting
 
 log = logging.getLogger(__name__)
 

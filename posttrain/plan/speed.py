@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from posttrain.plan import flops
 from posttrain.plan.gpus import Gpu
-from posttrain.plan.setting import Setting
+from posttrain.spec.run_spec import Setting
 
 # Width of the residual stream -> share of the peak rate, on an H200 with a CUDA graph.
 MFU = {2048: 0.46, 4096: 0.53}

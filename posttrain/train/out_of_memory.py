@@ -6,7 +6,7 @@ from typing import Any
 from posttrain.plan.advice import Change, changes, cheapest
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, estimate_memory
-from posttrain.plan.setting import Setting
+from posttrain.spec.run_spec import Setting
 
 MOST = 3  # changes that are shown
 

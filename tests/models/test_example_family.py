@@ -13,8 +13,8 @@ from posttrain.errors import UserError
 from posttrain.models import families
 from posttrain.models.shapes import check_directory
 from posttrain.peft.adapters import resolve
-from posttrain.plan.setting import Setting
 from posttrain.spec import checks
+from posttrain.spec.run_spec import Setting
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 STARCODER = {**LLAMA, "sliding_window": 5, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"}

@@ -8,7 +8,7 @@ from parity import build
 from test_adapters import ATTENTION, NAMES
 
 from posttrain.peft import DoRA, LoRA
-from posttrain.plan.shape import Adapters, Shape
+from posttrain.spec.shape import Adapters, Shape
 
 KINDS = {
     "none": (None, "all-linear"),

@@ -12,8 +12,8 @@ from posttrain.launch import launcher
 from posttrain.plan import auto
 from posttrain.plan.__main__ import plan
 from posttrain.plan.memory import GIB, estimate_memory
-from posttrain.plan.setting import Setting
 from posttrain.spec import checks
+from posttrain.spec.run_spec import Setting
 from posttrain.sweep.job import place
 from posttrain.sweep.local import shares
 from posttrain.sweep.slurm import check_run, options_of

@@ -14,8 +14,8 @@ from posttrain.errors import UserError
 from posttrain.plan import advice, gpus
 from posttrain.plan.__main__ import plan
 from posttrain.plan.memory import GIB
-from posttrain.plan.setting import Setting
 from posttrain.plan.speed import estimate_speed
+from posttrain.spec.run_spec import Setting
 
 GPU = gpus.find_gpu("h100")
 

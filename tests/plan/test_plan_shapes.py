@@ -4,8 +4,8 @@ import pytest
 
 from posttrain.config.compose import CONF_DIR, compose
 from posttrain.errors import UserError
-from posttrain.plan.setting import Setting
-from posttrain.plan.shape import Adapters, Shape, config_of
+from posttrain.spec.run_spec import Setting
+from posttrain.spec.shape import Adapters, Shape, config_of
 
 # One of each family; published ones are compared with transformers' in tests/models/test_model_configs.py.
 ONE_EACH = [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from posttrain.plan.shape import Adapters, Shape, config_of
+from posttrain.spec.shape import Adapters, Shape, config_of
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from posttrain.launch import launcher, nodes
 from posttrain.patches.registry import versions_of
 from posttrain.plan import auto
 from posttrain.spec import checks
+from posttrain.spec.run_spec import resolve_spec
 from posttrain.sweep import slurm
 from posttrain.sweep.trial import Trial
 from posttrain.utils.gpus import visible_gpus
@@ -39,7 +40,20 @@ def task(cfg: DictConfig) -> float | None:
     untested = patches.check(patches.Platform.detect("cuda" if gpus else "cpu"))
     if untested and nodes.first(cfg):
         print(f"posttrain: {patches.UNTESTED}=1: {versions_of(untested)}", file=sys.stderr, flush=True)
+    if gpus and nodes.first(cfg):
+        for line in reasons(cfg, gpus):
+            print(line, flush=True)
     return launcher.launch(cfg, run_dir, gpus)
+
+
+def reasons(cfg: DictConfig, gpus: int) -> list[str]:
+    """What was decided about a run on GPUs that a user may ask about, with the reasons; a line each."""
+    fields = checks.architecture(cfg.model)
+    if fields is None:  # a hub id that nothing has been read of yet
+        return []
+    transformer_engine = patches.Platform.detect("cuda").transformer_engine
+    spec = resolve_spec(cfg, checks.world_size(cfg, gpus), transformer_engine, "cuda", fields)
+    return [f"{name}: {decision}" for name, decision in spec.decisions().items()]
 
 
 def submit(cfg: DictConfig, run_dir: Path) -> float | None:

@@ -8,7 +8,7 @@ import torch
 from posttrain.config.compose import compose
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, estimate_memory
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import resolve_spec
 from posttrain.train import out_of_memory
 from posttrain.utils.gpus import visible_gpus
 
@@ -18,7 +18,7 @@ STATS = {name: gib * GIB for name, gib in SIZES.items()}
 
 
 def setting(*words):
-    return Setting.of(compose(["model=llama3_8b", *words]), 1)
+    return resolve_spec(compose(["model=llama3_8b", *words]), 1)
 
 
 def said(run, gib=79.1, held=None):

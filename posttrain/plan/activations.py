@@ -4,12 +4,12 @@ Each term is a tensor that some operation saves; which ones do was read from Meg
 and this project's fused LoRA. A tensor saved by two operations is one term.
 """
 
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import RunSpec
 
 CHUNK = 2048  # rows of logits that posttrain.ops.linear_cross_entropy holds at once
 
 
-def kept(s: Setting) -> dict[str, float]:
+def kept(s: RunSpec) -> dict[str, float]:
     """Bytes per token that one layer keeps on one GPU, without recomputation.
 
     The residual stream is divided by sequence parallelism, everything between two matrices by tensor parallelism.
@@ -52,7 +52,7 @@ def kept(s: Setting) -> dict[str, float]:
     return terms
 
 
-def _adapters(s: Setting, stream: float) -> dict[str, float]:
+def _adapters(s: RunSpec, stream: float) -> dict[str, float]:
     """Rank-wide products; DoRA keeps each adapted layer's output too, for the gradient of its magnitudes."""
     shape, n = s.shape, s.width
     found = {"low-rank products": sum(map(s.trains, s.adapters.sizes)) * s.adapters.rank * n}
@@ -65,17 +65,17 @@ def _adapters(s: Setting, stream: float) -> dict[str, float]:
     return found
 
 
-def unfused(s: Setting) -> bool:
+def unfused(s: RunSpec) -> bool:
     """Whether attention is Transformer Engine's of single operations: no kernel of it has fp32."""
     return s.precision == "fp32" and s.transformer_engine and not s.shape.family.attention_scores
 
 
-def _padded(s: Setting) -> tuple[int, float]:
+def _padded(s: RunSpec) -> tuple[int, float]:
     """Sequences of a micro-batch and the length that unfused attention pads each of them to."""
-    return max(s.sequences, s.micro_batch), s.length if s.captured else s.longest or s.length
+    return max(s.sequences, s.micro_batch), s.length if s.cuda_graph else s.longest or s.length
 
 
-def _query_key_value(s: Setting) -> float:
+def _query_key_value(s: RunSpec) -> float:
     """Numbers per token; attention of single operations has key and value once for each head."""
     shape = s.shape
     if unfused(s):
@@ -86,7 +86,7 @@ def _query_key_value(s: Setting) -> float:
     return shape.query + 2 * shape.key
 
 
-def scores(s: Setting) -> float:
+def scores(s: RunSpec) -> float:
     """Bytes of attention scores per token, where the kernel keeps them: soft-capped ones, and any in fp32."""
     shape = s.shape
     if shape.family.attention_scores:  # posttrain.ops.attention: tanh and softmax in fp32, softmax in bf16, masks
@@ -97,7 +97,7 @@ def scores(s: Setting) -> float:
     return 0.0
 
 
-def passing(s: Setting) -> float:
+def passing(s: RunSpec) -> float:
     """Bytes per token that the backward pass of one layer needs beside what is kept.
 
     Its largest moment is the MLP's activation: the gradient of the residual stream, those of the activation's output
@@ -110,16 +110,16 @@ def passing(s: Setting) -> float:
     return stream + inner * ((2 if shape.family.gate else 1) + 1 + output)
 
 
-def loss(s: Setting) -> dict[str, float]:
+def loss(s: RunSpec) -> dict[str, float]:
     """Bytes of the final norm, the output layer and the loss on the last stage, at their largest."""
     shape, n = s.shape, s.width
     stream = shape.hidden * n
     vocab = shape.vocab / s.tensor
-    rows = round(s.tokens * (s.trained if s.trained_logits else 1))
+    rows = round(s.tokens * (s.trained if s.supervised_logits_only else 1))
     terms = {"final norm": 2 * s.tokens * stream / (s.tensor if s.sequence_parallel else 1)}
-    if s.trained_logits:
+    if s.supervised_logits_only:
         terms["states of trained tokens"] = rows * stream
-    if s.adapters and s.trained_logits and s.transformer_engine:
+    if s.adapters and s.supervised_logits_only and s.transformer_engine:
         # One chunk after the other, in the number format of the weights; the gradient is put in its place.
         terms["gradient of trained tokens"] = rows * stream
         terms["logits"] = min(rows, CHUNK) * vocab * n

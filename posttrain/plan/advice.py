@@ -8,7 +8,7 @@ from typing import Any
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import estimate_speed
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.shape import Adapters
 
 KINDS = ("speed", "format", "gpus", "data", "result")  # the first are preferred
@@ -23,7 +23,7 @@ class Edit:
         kind: "speed", "format" (8-bit products), "gpus" (more of them), "data" (sequences get
             shorter) or "result" (a different training).
         override: of the command line.
-        fields: of Setting, with their new values.
+        fields: of RunSpec, with their new values.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Change:
 
     overrides: tuple[str, ...]
     kind: str
-    setting: Setting
+    setting: RunSpec
     memory: Memory
     slower: float
 
@@ -59,7 +59,7 @@ class Change:
         return self.memory.needed <= gpu.memory_gib * GIB
 
 
-def edits(s: Setting, gpu: Gpu) -> Iterator[list[Edit]]:
+def edits(s: RunSpec, gpu: Gpu) -> Iterator[list[Edit]]:
     """Yield lists of alternatives; a combination takes one of each list at most."""
     smaller = []
     for size in (8, 4, 2, 1):
@@ -83,7 +83,7 @@ def edits(s: Setting, gpu: Gpu) -> Iterator[list[Edit]]:
         yield [Edit("format", "precision=fp8", {"precision": "fp8"})]
 
 
-def _tensor_edits(s: Setting) -> Iterator[Edit]:
+def _tensor_edits(s: RunSpec) -> Iterator[Edit]:
     """Larger tensor-parallel sizes, with more GPUs where there are too few."""
     # Query heads and key groups are divided by the same rule as in posttrain.spec.checks.
     groups = s.shape.key * s.shape.heads // s.shape.query
@@ -97,7 +97,7 @@ def _tensor_edits(s: Setting) -> Iterator[Edit]:
         yield Edit(kind, override, {"tensor": size, "world": world})
 
 
-def changes(s: Setting, gpu: Gpu, together: int = 1) -> list[Change]:
+def changes(s: RunSpec, gpu: Gpu, together: int = 1) -> list[Change]:
     """Return every possible combination of `together` changes, the cheapest first."""
     possible = []
     if not gpu.tflops:
@@ -111,7 +111,7 @@ def changes(s: Setting, gpu: Gpu, together: int = 1) -> list[Change]:
     return sorted(possible, key=lambda change: change.cost)
 
 
-def _apply(s: Setting, gpu: Gpu, chosen: tuple[Edit, ...], before: float) -> Change | None:
+def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], before: float) -> Change | None:
     """The change of several edits; None where they are not possible together.
 
     Args:
@@ -139,7 +139,7 @@ def _apply(s: Setting, gpu: Gpu, chosen: tuple[Edit, ...], before: float) -> Cha
     return Change(overrides, worst, changed, estimate_memory(changed), slower)
 
 
-def cheapest(s: Setting, gpu: Gpu) -> Change | None:
+def cheapest(s: RunSpec, gpu: Gpu) -> Change | None:
     """Return the cheapest combination of up to three changes with which the run fits, or None.
 
     The same training is preferred to a different one, the same number of GPUs to more, then what is

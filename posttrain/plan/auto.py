@@ -16,7 +16,7 @@ from posttrain.plan import advice, gpus
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.spec import checks
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import RunSpec, resolve_spec
 
 SIZES = (1, 2, 4, 8, 16)
 AUTO = "auto"
@@ -42,7 +42,7 @@ class Choice:
     """
 
     local: int
-    setting: Setting
+    setting: RunSpec
     memory: Memory
     undivided: float
     gpus: int
@@ -72,7 +72,7 @@ class Choice:
         return line
 
 
-def format_sizes(s: Setting) -> list[str]:
+def format_sizes(s: RunSpec) -> list[str]:
     """The model-parallel sizes above 1, as "tensor 2"."""
     sizes = []
     for name in FIELDS:
@@ -154,7 +154,7 @@ def fill_memory(cfg: DictConfig, world: int, memory_gib: float, transformer_engi
     Returns:
         A line about the size.
     """
-    given = Setting.of(cfg, world, transformer_engine)
+    given = resolve_spec(cfg, world, transformer_engine)
     sequences = given.global_batch // given.data_parallel  # of a process and step
     for size in range(max(sequences, 1), 0, -1):
         if sequences % size and size > 1:
@@ -184,7 +184,7 @@ def choose(cfg: DictConfig, visible: int, memory_gib: float, transformer_engine:
     """
     part = OmegaConf.masked_copy(cfg, ["model", "trainer", "parallelism", "launch"])
     most = cfg.parallelism.nproc_per_node or visible
-    given = Setting.of(cfg, most * cfg.launch.nnodes, transformer_engine)
+    given = resolve_spec(cfg, most * cfg.launch.nnodes, transformer_engine)
     whole = replace(given, tensor=1, pipeline=1, context=1, expert=1, distributed_optimizer=False)
     undivided = estimate_memory(whole).needed / GIB
     first_error: UserError | None = None
@@ -215,7 +215,7 @@ def choose(cfg: DictConfig, visible: int, memory_gib: float, transformer_engine:
     raise first_error or UserError("`parallelism=auto`: no split of the processes is possible")
 
 
-def splits(given: Setting) -> Iterator[Setting]:
+def splits(given: RunSpec) -> Iterator[RunSpec]:
     """Yield every split of the processes, the least model-parallel first.
 
     Of equally many: tensor before pipeline parallelism, which fills and empties; both before

@@ -29,6 +29,8 @@ def print_plan(plan: dict[str, Any], file: IO[str] | None = None) -> None:
     console.print(_gpus(plan))
     if plan["auto"]:
         console.print(plan["auto"])
+    for name, decision in plan["decisions"].items():
+        console.print(f"{name}: {decision}")
     console.print(_memory_table(plan["memory_gib"]))
     console.print(_run_table(plan))
     needed, available = plan["memory_gib"]["needed"], plan["gpu"]["memory_gib"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from posttrain.plan import activations
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.shape import Linear
 
 GIB = 2**30
@@ -44,14 +44,14 @@ class Memory:
         return self.peak * (1 + FRAGMENTATION) + self.outside
 
 
-def estimate_memory(s: Setting) -> Memory:
+def estimate_memory(s: RunSpec) -> Memory:
     """Return the memory of the fullest pipeline stage, the first or the last."""
     first = stage_memory(s, 0)
     last = stage_memory(s, s.pipeline - 1)
     return last if last.needed > first.needed else first
 
 
-def stage_memory(s: Setting, index: int) -> Memory:
+def stage_memory(s: RunSpec, index: int) -> Memory:
     """Return the memory of a GPU of the pipeline stage `index`, from 0."""
     first = index == 0
     last = index == s.pipeline - 1
@@ -73,7 +73,7 @@ def stage_memory(s: Setting, index: int) -> Memory:
     else:
         parts["backward pass"] = backward_bytes
     parts["workspace"] = WORKSPACE
-    if s.captured:
+    if s.cuda_graph:
         parts["workspace"] += GRAPH
     outside = CONTEXT
     if s.world > 1:
@@ -82,7 +82,7 @@ def stage_memory(s: Setting, index: int) -> Memory:
     return Memory(parts, outside, {"layer": layer, "loss": loss})
 
 
-def _state(s: Setting, index: int) -> dict[str, float]:
+def _state(s: RunSpec, index: int) -> dict[str, float]:
     """Bytes of weights, gradients and optimizer of a GPU of the pipeline stage `index`."""
     weights, trained, expert_weights, expert_trained = parameters(s, index)
     shards = s.data_parallel * s.context
@@ -107,7 +107,7 @@ def _state(s: Setting, index: int) -> dict[str, float]:
     return parts
 
 
-def parameters(s: Setting, index: int) -> tuple[float, float, float, float]:
+def parameters(s: RunSpec, index: int) -> tuple[float, float, float, float]:
     """Count the parameters of one GPU of the pipeline stage `index`.
 
     Returns:
@@ -136,7 +136,7 @@ def parameters(s: Setting, index: int) -> tuple[float, float, float, float]:
     return weights + trained + expert_trained, trained, expert_weights, expert_trained
 
 
-def _adapter_parameters(s: Setting) -> tuple[float, float]:
+def _adapter_parameters(s: RunSpec) -> tuple[float, float]:
     """Parameters of one GPU's adapters, outside of experts and of experts."""
     trained = expert_trained = 0.0
     for linear in s.shape.linears:
@@ -160,7 +160,7 @@ def _matrix(linear: Linear, tensor: int) -> float:
     return max(linear.experts, 1) * size
 
 
-def _bytes_of_weights(s: Setting, count: float, layers: float) -> float:
+def _bytes_of_weights(s: RunSpec, count: float, layers: float) -> float:
     """Bytes of `count` parameters in `layers` layers' adapted matrices and elsewhere.
 
     A frozen 8-bit weight has an fp32 scale for each output. Transformer Engine's own fp8 keeps
@@ -176,7 +176,7 @@ def _bytes_of_weights(s: Setting, count: float, layers: float) -> float:
     return 2 * count + layers * (scales - matrices)
 
 
-def _weight_gradients(s: Setting, has_embedding: bool) -> float:
+def _weight_gradients(s: RunSpec, has_embedding: bool) -> float:
     """Bytes of gradients on their way to the fp32 sums.
 
     They are the largest matrix's, and the output layer's, which waits for the embedding's.

@@ -13,7 +13,7 @@ from posttrain.plan.data_stats import DataStats, estimate_data
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import Speed, estimate_speed
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import RunSpec, resolve_spec
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
     Returns:
         JSON-able; memory in GiB per GPU, times in seconds.
     """
-    setting = Setting.of(cfg, world)
+    setting = resolve_spec(cfg, world)
     stats = None
     not_counted = "plan.count=false"
     if read_data:
@@ -40,7 +40,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
         except UserError as error:
             not_counted = str(error)
     memory = estimate_memory(setting)
-    steps, tokens = _steps(cfg, stats)
+    steps, tokens = _steps(cfg, setting, stats)
     fits = memory.needed <= gpu.memory_gib * GIB
     best = None if fits else advice.cheapest(setting, gpu)
     return {
@@ -59,6 +59,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
             "expert": setting.expert,
             "data": setting.data_parallel,
         },
+        "decisions": {name: str(decision) for name, decision in setting.decisions().items()},
         "memory_gib": _in_gib(memory),
         "fits": fits,
         "changes": [_change(change, gpu) for change in advice.changes(setting, gpu)],
@@ -72,28 +73,28 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
     }
 
 
-def planned_peak(cfg: DictConfig, world: int, transformer_engine: bool, rows: PackedDataset) -> float | None:
+def planned_peak(spec: RunSpec, cfg: DictConfig, rows: PackedDataset) -> float | None:
     """Return the GiB that a run on GPUs is expected to allocate at most, or None where that isn't known.
 
     Args:
-        cfg: the run's frozen configuration.
-        world: processes of the run.
-        transformer_engine: whether it has Transformer Engine.
+        spec: the run's.
+        cfg: its frozen configuration.
         rows: its training data, packed.
     """
+    if spec.shape is None:
+        return None
     try:
-        setting = Setting.of(cfg, world, transformer_engine)
         stats = DataStats.from_dataset(rows, cfg)
-        return estimate_memory(with_data(setting, stats)).peak / GIB
+        return estimate_memory(with_data(spec, stats)).peak / GIB
     except Exception as error:  # whatever is wrong with an estimate, the run continues
         log.warning("no plan of the memory: %s: %s", type(error).__name__, error)
         return None
 
 
-def with_data(setting: Setting, stats: DataStats) -> Setting:
+def with_data(setting: RunSpec, stats: DataStats) -> RunSpec:
     """Return the setting with what was counted in the data."""
     most_trained = stats.most_trained
-    if setting.captured:
+    if setting.cuda_graph:
         # In a CUDA graph every micro-batch has room for as many trained tokens as the fullest
         # sequences have.
         most_trained = setting.micro_batch * stats.row_trained
@@ -107,21 +108,17 @@ def with_data(setting: Setting, stats: DataStats) -> Setting:
     )
 
 
-def _steps(cfg: DictConfig, stats: DataStats | None) -> tuple[int | None, float]:
+def _steps(cfg: DictConfig, spec: RunSpec, stats: DataStats | None) -> tuple[int | None, float]:
     """Optimizer steps, None where that depends on data that was not counted; tokens of one step."""
     trainer = cfg.trainer
     batch = trainer.global_batch_size
     tokens = batch * trainer.seq_length
     if stats is not None:
         tokens = min(tokens, stats.tokens / stats.rows * batch)
-    if trainer.max_steps is not None:
-        return trainer.max_steps, tokens
-    if stats is None:
-        return None, tokens
-    return max(1, -int(-(trainer.epochs or 1.0) * stats.rows // batch)), tokens
+    return spec.steps(None if stats is None else stats.rows), tokens
 
 
-def _parameters(setting: Setting) -> dict[str, int]:
+def _parameters(setting: RunSpec) -> dict[str, int]:
     model = setting.shape.parameters
     if setting.adapters is None:
         return {"total": model, "model": model, "trainable": model}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from posttrain.plan import flops
 from posttrain.plan.gpus import Gpu
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import RunSpec
 
 # Width of the residual stream -> share of the peak rate, on an H200 with a CUDA graph.
 MFU = {2048: 0.46, 4096: 0.53}
@@ -32,7 +32,7 @@ class Speed:
     bound: str
 
 
-def estimate_speed(s: Setting, gpu: Gpu, tokens: float) -> Speed:
+def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     """Estimate the time of a step with `tokens` tokens; communication is not counted."""
     if gpu.tflops is None:
         return Speed(None, None, None, "unknown")
@@ -56,7 +56,7 @@ def estimate_speed(s: Setting, gpu: Gpu, tokens: float) -> Speed:
     if s.eight_bit_base:
         arithmetic /= EIGHT_BIT
     launches = 0.0
-    if not s.captured:
+    if not s.cuda_graph:
         launches = s.micro_batches * shape.layers / s.pipeline * LAUNCH_S
     bound = "arithmetic" if arithmetic >= launches else "kernel launches"
     # The pipeline fills and empties.

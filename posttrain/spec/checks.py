@@ -21,6 +21,7 @@ from posttrain.models.hf import check_trust
 from posttrain.models.hf_adapter import is_adapter, read_adapter
 from posttrain.peft import adapter_checks as settings_of_adapter
 from posttrain.peft.adapters import resolve
+from posttrain.spec.run_spec import resolve_spec
 
 
 def check(cfg: DictConfig, visible_gpus: int) -> None:
@@ -108,6 +109,10 @@ def trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(
             f"`sweep.pruner={cfg.sweep.pruner}`: compares losses during training; set trainer.validation_interval"
         )
+    if t.cuda_graph:
+        platform = patches.Platform.detect("cuda" if visible_gpus else "cpu")
+        shape = architecture(cfg.model) or {}
+        resolve_spec(cfg, world_size(cfg, visible_gpus), platform.transformer_engine, platform.device, shape).check()
     p = cfg.parallelism
     if t.generate_every and max(p.pipeline_model_parallel_size, p.context_parallel_size) > 1:
         raise UserError(

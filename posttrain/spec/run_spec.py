@@ -1,24 +1,70 @@
-"""What memory and time depend on: a configuration, boiled down to numbers. Changing one gives another plan."""
+"""A run's specification: every decision that follows from a checked configuration and the machine, with its reason.
+
+Decided here and nowhere else. `plan`, `parallelism=auto`, the launcher, the trainer and the advice about a full memory
+read it; another value of a field (`dataclasses.replace`) is another run. Loads neither torch nor Megatron.
+"""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import DictConfig
 
+from posttrain.config.instantiate import built
+from posttrain.errors import UserError
+from posttrain.models.families import experts_of, family_of, softcap_of
+from posttrain.peft.adapters import DoRA, LoRA
 from posttrain.spec.shape import Adapters, Shape, config_of
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One run on GPUs.
+class Decision:
+    """Whether something is done, and why or why not; true where it is done."""
+
+    on: bool
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.on
+
+    def __str__(self) -> str:
+        return f"on, {self.reason}" if self.on else f"off, {self.reason}"
+
+
+def unless(*obstacles: tuple[bool, str], on: str) -> Decision:
+    """Off for the first obstacle that is there, else on.
+
+    Args:
+        obstacles: (whether it is there, what it is).
+        on: why it is done where none is.
+    """
+    for there, reason in obstacles:
+        if there:
+            return Decision(False, reason)
+    return Decision(True, on)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run.
 
     Attributes:
-        adapters: None: all weights are trained.
+        device: "cpu" or "cuda".
+        transformer_engine: whether the layers are Transformer Engine's; on a GPU only.
+        shape: the model's sizes; None: its family is not known here, and only Megatron knows them.
+        experts: of a layer; 0: a dense model.
+        softcap: whether output logits are soft-capped.
+        no_cuda_graph: why this model's step is not captured unless that is asked for; None: it is.
+        adapter: whether an adapter is trained, else all weights are.
+        adapters: its sizes; None: there is none, or `shape` is None.
+        every_layer_fused: each linear layer of a dense model is one operation with its adapter.
         precision: bf16, fp32 or fp8.
-        transformer_engine: whether the layers are Transformer Engine's.
         world: processes of the run.
         tensor, pipeline, context, expert: model-parallel sizes.
-        length: tokens of a row; unpacked, of the rows of the largest micro-batch on average.
+        sequence_parallel: where there is tensor parallelism, activations between matrices are divided as well.
+        max_steps, epochs, validation_batches: as in `trainer`.
+        length: tokens of a packed sequence; unpacked, of the rows of the largest micro-batch on average.
         trained: share of the tokens that are trained, at most in any micro-batch.
         squares: mean over tokens of the length of the conversation they are in.
         sequences: conversations in a micro-batch.
@@ -27,10 +73,16 @@ class Setting:
         logits, graph: `trainer.trained_logits_only`, `trainer.cuda_graph`.
     """
 
-    shape: Shape
-    adapters: Adapters | None
-    precision: str
+    device: str
     transformer_engine: bool
+    shape: Shape | None
+    experts: int
+    softcap: bool
+    no_cuda_graph: str | None
+    adapter: bool
+    adapters: Adapters | None
+    every_layer_fused: bool
+    precision: str
     world: int
     tensor: int
     pipeline: int
@@ -41,6 +93,9 @@ class Setting:
     fsdp: bool
     micro_batch: int
     global_batch: int
+    max_steps: int | None
+    epochs: float | None
+    validation_batches: int | None
     length: float
     recompute: str
     optimizer: str
@@ -54,43 +109,6 @@ class Setting:
     dropout: float = 0.0
     logits: bool = True
     graph: bool | None = None
-
-    @classmethod
-    def of(cls, cfg: DictConfig, world: int, transformer_engine: bool = True) -> "Setting":
-        """Read a checked configuration.
-
-        Args:
-            world: processes over all machines.
-            transformer_engine: whether it is installed where the run will be.
-
-        Raises:
-            UserError: the model's sizes are not known.
-        """
-        from posttrain.config.instantiate import built
-        from posttrain.peft import DoRA
-
-        shape = Shape.of(config_of(built(cfg.model)))
-        t, p = cfg.trainer, cfg.parallelism
-        adapter = built(cfg.peft) if cfg.peft._target_ else None
-        adapters = None
-        if adapter:
-            kind = "DoRA" if isinstance(adapter, DoRA) else "LoRA"
-            adapters = Adapters.of(shape, kind, adapter.rank, adapter.target_modules, transformer_engine)
-        wanted = p.sequence_parallel
-        if wanted is None:  # as posttrain.train.parallelism.Parallelism.apply
-            wanted = transformer_engine or bool(shape.experts)
-        name = cfg.precision.name
-        return cls(
-            shape=shape, adapters=adapters, precision="bf16" if name == "auto" else name,
-            transformer_engine=transformer_engine, world=world, tensor=p.tensor_model_parallel_size,
-            pipeline=p.pipeline_model_parallel_size, context=p.context_parallel_size,
-            expert=p.expert_model_parallel_size, sequence_parallel=bool(wanted),
-            distributed_optimizer=p.distributed_optimizer, fsdp=p.fsdp, micro_batch=t.micro_batch_size,
-            global_batch=t.global_batch_size, length=t.seq_length, recompute=t.recompute,
-            optimizer=cfg.optimizer.optimizer, packing=bool(cfg.data.get("packing", True)),
-            fused=bool(adapter and adapter.fused), again=bool(adapter and adapter.recompute),
-            dropout=adapter.dropout if adapter else 0.0, logits=t.trained_logits_only, graph=t.cuda_graph,
-        )  # fmt: skip
 
     @property
     def data_parallel(self) -> int:
@@ -108,6 +126,41 @@ class Setting:
         return math.ceil(self.micro_batch * self.length / self.context)
 
     @property
+    def conversation_multiple(self) -> int:
+        """What each conversation is padded to a multiple of: context parallelism gives each process two pieces of it."""
+        return 2 * self.context if self.context > 1 else 1
+
+    @property
+    def micro_batch_multiple(self) -> int:
+        """What a micro-batch is padded to a multiple of: tensor-parallel processes divide the tokens too."""
+        return self.tensor * self.conversation_multiple
+
+    def steps(self, rows: int | None) -> int | None:
+        """Optimizer steps of the whole run; a started last batch of an epoch counts.
+
+        Args:
+            rows: packed sequences of the training data; None: not counted.
+
+        Returns:
+            None where it depends on `rows` and these are not counted.
+        """
+        if self.max_steps is not None:
+            return self.max_steps
+        if rows is None:
+            return None
+        return max(1, math.ceil((self.epochs or 1.0) * rows / self.global_batch))
+
+    def validation_batch(self, rows: int) -> int:
+        """Rows of a validation batch: no more than there are, in whole micro-batches of every process."""
+        least = self.micro_batch * self.data_parallel
+        return min(self.global_batch, max(1, math.ceil(rows / least)) * least)
+
+    def validation_steps(self, rows: int) -> int:
+        """Global batches of one validation of `rows` packed sequences."""
+        steps = math.ceil(rows / self.validation_batch(rows))
+        return min(steps, self.validation_batches or steps)
+
+    @property
     def width(self) -> int:
         """Bytes of a number in weights and activations."""
         return 4 if self.precision == "fp32" else 2
@@ -120,34 +173,154 @@ class Setting:
         return plain and self.fused and self.tensor == 1 and not self.dropout and not other_fp8
 
     @property
-    def eight_bit_base(self) -> bool:
-        """Whether frozen weights are kept in 8 bits (posttrain.train.trainer.Trainer.eight_bit_base)."""
-        a = self.adapters
-        lora = a is not None and a.kind == "LoRA" and not a.canonical and self.fused and not self.dropout
-        every = lora and {linear.name for linear in self.shape.linears} <= a.sizes.keys()
-        return self.precision == "fp8" and every and self.tensor == 1 and not self.shape.experts
+    def eight_bit_base(self) -> Decision:
+        """Whether `precision=fp8` keeps the frozen weights in 8 bits instead of quantising them for every product.
+
+        Needs layers that are computed with their adapter as one operation, all of them.
+        """
+        return unless(
+            (self.precision != "fp8", f"precision is {self.precision}"),
+            (not self.adapter, "all weights are trained"),
+            (not self.every_layer_fused, "not every linear layer is one operation with its adapter"),
+            (self.tensor > 1, "tensor parallelism divides the matrices"),
+            (self.experts > 0, "experts are not computed with their adapters as one operation"),
+            on="frozen weights are quantised once",
+        )
 
     def computed_again(self, linear: str) -> bool:
-        """Whether what comes before a linear layer, its norm or activation, is not kept (posttrain.ops.recomputed_norms)."""
+        """Whether what comes before a linear layer, its norm or activation, is not kept (ops/recomputed_norms.py)."""
         if not (self.one_operation and self.again and self.transformer_engine) or not self.trains(linear):
             return False
-        mixture = bool(self.shape.experts) and linear in ("linear_fc1", "linear_fc2")
-        return linear != "linear_proj" and not mixture and (linear != "linear_fc2" or self.shape.family.gate == "silu")
+        mixture = self.experts > 0 and linear in ("linear_fc1", "linear_fc2")
+        if linear == "linear_proj" or mixture:
+            return False
+        return linear != "linear_fc2" or self.shape.family.gate == "silu"
 
     @property
-    def trained_logits(self) -> bool:
-        """Whether the output layer sees trained tokens alone (posttrain.train.trainer.Trainer.trained_logits_only)."""
-        return self.logits and self.tensor == self.context == 1 and not self.shape.softcap
+    def supervised_logits_only(self) -> Decision:
+        """Whether the output layer sees supervised tokens alone."""
+        return unless(
+            (not self.logits, "trainer.trained_logits_only=false"),
+            (self.tensor > 1, "tensor parallelism divides the vocabulary"),
+            (self.context > 1, "context parallelism divides the sequence"),
+            (self.softcap, "the logits are soft-capped"),
+            on="prompts have no loss",
+        )
 
     @property
-    def captured(self) -> bool:
-        """Whether the step is a CUDA graph (posttrain.train.trainer.Trainer.cuda_graph)."""
-        possible = self.transformer_engine and self.packing and self.world == 1
-        wanted = self.shape.family.no_cuda_graph is None if self.graph is None else self.graph
-        return possible and wanted
+    def cuda_graph(self) -> Decision:
+        """Whether the forward and backward passes of a step are captured once and replayed.
+
+        Small models spend most of a step on launching kernels otherwise. Needs micro-batches of one shape and a step
+        that never asks the device for a number.
+        """
+        return unless(
+            (self.graph is False, "trainer.cuda_graph=false"),
+            *self._no_capture,
+            (self.graph is None and self.no_cuda_graph is not None, str(self.no_cuda_graph)),
+            on="the step is captured once and replayed",
+        )
+
+    @property
+    def _no_capture(self) -> tuple[tuple[bool, str], ...]:
+        return (
+            (not self.transformer_engine, "it requires a GPU with Transformer Engine"),
+            (not self.packing, "data.packing=false, so micro-batches have different shapes"),
+            (self.world > 1, "the run has several processes"),
+        )
+
+    def check(self) -> None:
+        """Refuse what was asked for and can't be done.
+
+        Raises:
+            UserError: `trainer.cuda_graph=true` where a step can't be captured.
+        """
+        if self.graph and not self.cuda_graph:
+            raise UserError(f"`trainer.cuda_graph=true`: a step can't be captured: {self.cuda_graph.reason}")
 
     def trains(self, linear: str) -> float:
         """Share of the layers in which the linear layer `linear` is trained or adapted."""
         if self.adapters is None:
             return 1.0
         return self.adapters.sizes.get(linear, (0, 0))[0] / self.shape.layers
+
+    def decisions(self) -> dict[str, Decision]:
+        """What a user may want to know the reason of, by name; on a GPU."""
+        found = {"CUDA graph": self.cuda_graph}
+        if self.precision == "fp8":
+            found["8-bit frozen weights"] = self.eight_bit_base
+        if self.logits:
+            found["logits of supervised tokens only"] = self.supervised_logits_only
+        return found
+
+
+def resolve_spec(
+    cfg: DictConfig,
+    world: int,
+    transformer_engine: bool = True,
+    device: str = "cuda",
+    config: Mapping[str, Any] | None = None,
+) -> RunSpec:
+    """The specification of a checked configuration.
+
+    Args:
+        cfg: with plain parallel sizes and micro-batch size.
+        world: processes over all machines.
+        transformer_engine: whether it is installed where the run will be.
+        device: "cpu" or "cuda".
+        config: fields of the model's config.json, of any family; None: they are looked up, and the family has to be
+            known, since estimates are made of the model's sizes.
+
+    Raises:
+        UserError: `config` is None and the model's sizes are not known.
+    """
+    fields = config_of(built(cfg.model)) if config is None else config
+    family = family_of(fields)
+    shape = Shape.of(fields) if family is not None or config is None else None
+    experts = experts_of(fields)
+    trainer, sizes = cfg.trainer, cfg.parallelism
+    adapter: LoRA | None = built(cfg.peft) if cfg.peft._target_ else None
+    adapters = None
+    if adapter is not None and shape is not None:
+        kind = "DoRA" if isinstance(adapter, DoRA) else "LoRA"
+        adapters = Adapters.of(shape, kind, adapter.rank, adapter.target_modules, transformer_engine)
+    sequence_parallel = sizes.sequence_parallel
+    if sequence_parallel is None:  # Megatron trains experts under tensor parallelism with it only
+        sequence_parallel = transformer_engine or experts > 0
+    no_cuda_graph: str | None = "the captured step of this family has not been compared with the plain one"
+    if family is not None:
+        no_cuda_graph = family.no_cuda_graph
+    return RunSpec(
+        device=device,
+        transformer_engine=transformer_engine,
+        shape=shape,
+        experts=experts,
+        softcap=softcap_of(fields) is not None,
+        no_cuda_graph=no_cuda_graph,
+        adapter=adapter is not None,
+        adapters=adapters,
+        every_layer_fused=adapter is not None and adapter.every_layer_fused,
+        precision=built(cfg.precision).resolve(device),
+        world=world,
+        tensor=sizes.tensor_model_parallel_size,
+        pipeline=sizes.pipeline_model_parallel_size,
+        context=sizes.context_parallel_size,
+        expert=sizes.expert_model_parallel_size,
+        sequence_parallel=bool(sequence_parallel),
+        distributed_optimizer=sizes.distributed_optimizer,
+        fsdp=sizes.fsdp,
+        micro_batch=trainer.micro_batch_size,
+        global_batch=trainer.global_batch_size,
+        max_steps=trainer.max_steps,
+        epochs=trainer.epochs,
+        validation_batches=trainer.validation_batches,
+        length=trainer.seq_length,
+        recompute=trainer.recompute,
+        optimizer=cfg.optimizer.optimizer,
+        packing=bool(cfg.data.get("packing", True)),
+        fused=adapter is not None and adapter.fused,
+        again=adapter is not None and adapter.recompute,
+        dropout=adapter.dropout if adapter is not None else 0.0,
+        logits=trainer.trained_logits_only,
+        graph=trainer.cuda_graph,
+    )

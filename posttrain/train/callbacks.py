@@ -59,14 +59,12 @@ class RunCallback(Callback):
         self.flops = flops.ModelFlops.from_model(
             context.model, trainer.vocab_size, frozen=trainer.peft is not None, gpus=trainer.world if on_gpu else 0
         )
-        if self.trainer.eight_bit_base:
+        if self.trainer.spec.eight_bit_base:
             quantise_frozen(context.model)
         if self.metrics:
             self.planned = None
             if on_gpu:
-                self.planned = planned_peak(
-                    trainer.config, trainer.world, trainer.platform.transformer_engine, trainer.splits.train
-                )
+                self.planned = planned_peak(trainer.spec, trainer.config, trainer.splits.train)
             self.metrics.start(self.first_step, self.flops, self.planned)
         if self.first_step == 0 and not self.trainer.peft and self.settings.export:
             self.check_base(context)

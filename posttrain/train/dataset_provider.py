@@ -38,7 +38,7 @@ class RowsProvider(DatasetProvider):
             persistent_workers=workers > 0,
             pin_memory=on_gpu,
             seq_length=trainer.settings.seq_length,
-            trained_logits_only=trainer.trained_logits_only,
+            trained_logits_only=bool(trainer.spec.supervised_logits_only),
         )
         provider._trainer = trainer  # not a field: Megatron-Bridge writes the fields to run_config.yaml
         return provider
@@ -84,10 +84,9 @@ class RowsProvider(DatasetProvider):
     def collate(self) -> Collate:
         """Return rows -> micro-batch, of one shape for all where a CUDA graph needs that."""
         t = self._trainer
-        p = t.parallelism
-        multiple = p.tensor_model_parallel_size * p.context_parallel_size * (2 if p.context_parallel_size > 1 else 1)
+        multiple = t.spec.micro_batch_multiple
         size, sequences, trained = t.settings.micro_batch_size, None, None
-        if t.cuda_graph:
+        if t.spec.cuda_graph:
             splits = [rows for rows in (t.splits.train, t.splits.validation) if rows]
             most = max(int(np.diff(rows.starts).max()) for rows in splits)
             sequences = _up(size * (most + 1), 16)  # each row's padding is a sequence

@@ -6,13 +6,13 @@ from typing import Any
 from posttrain.plan.advice import Change, changes, cheapest
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, estimate_memory
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import RunSpec
 
 MOST = 3  # changes that are shown
 
 
 def message(
-    error: str, stats: Mapping[str, int], total: int, held: Mapping[str, int], setting: Setting | None, gpu: Gpu
+    error: str, stats: Mapping[str, int], total: int, held: Mapping[str, int], setting: RunSpec | None, gpu: Gpu
 ) -> str:
     """The text.
 
@@ -67,13 +67,8 @@ def of_trainer(trainer: Any, error: Exception) -> str:
     """`message` for a run whose allocation failed in this process."""
     import torch
 
-    from posttrain.errors import UserError
-
     total = torch.cuda.mem_get_info()[1]
-    try:
-        setting = Setting.of(trainer.config, trainer.world, trainer.platform.transformer_engine)
-    except (UserError, KeyError, TypeError, AttributeError):  # sizes that plan doesn't know
-        setting = None
+    setting = trainer.spec if trainer.spec.shape is not None else None
     gpu = Gpu(torch.cuda.get_device_name(), None, total / GIB)
     return message(str(error), torch.cuda.memory_stats(), total, held(*trainer.live), setting, gpu)
 

@@ -32,8 +32,13 @@ class Parallelism:
     fsdp: bool = False
     overlap: bool = True
 
-    def apply(self, model: Any, platform: Platform) -> None:
+    def apply(self, model: Any, platform: Platform, sequence_parallel: bool) -> None:
         """Set the sizes on a Megatron model provider.
+
+        Args:
+            model: the provider.
+            platform: where the run is.
+            sequence_parallel: as the run's specification has decided.
 
         Raises:
             UserError: what this platform can't do.
@@ -49,10 +54,7 @@ class Parallelism:
         model.pipeline_model_parallel_size = self.pipeline_model_parallel_size
         model.context_parallel_size = self.context_parallel_size
         model.expert_model_parallel_size = self.expert_model_parallel_size
-        wanted = self.sequence_parallel
-        if wanted is None:  # Megatron trains experts under tensor parallelism with it only
-            wanted = platform.transformer_engine or model.num_moe_experts is not None
-        model.sequence_parallel = bool(wanted) and self.tensor_model_parallel_size > 1
+        model.sequence_parallel = sequence_parallel and self.tensor_model_parallel_size > 1
 
     def ddp(self, platform: Platform) -> Any:
         """Return Megatron's data-parallel configuration: gradients summed, normalised by tokens elsewhere."""

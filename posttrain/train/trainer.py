@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain.checkpoint import resume
 from posttrain.checkpoint.progress import Progress
 from posttrain.errors import UserError
-from posttrain.models.families import experts_of, family_of, softcap_of
 from posttrain.patches import Platform
+from posttrain.spec.run_spec import RunSpec, resolve_spec
 from posttrain.train.startup_clock import Startup
 from posttrain.utils.heartbeat import Heartbeat
 
@@ -70,12 +70,10 @@ class Trainer:
 
         self.tokenizer = self.model.load_tokenizer()
         self.cached = Used(verify=os.environ.get("LOCAL_RANK", "0") == "0")  # ends before the first step, see callbacks
-        cp = self.parallelism.context_parallel_size
         self.splits = self.data.build(
             tokenizer=self.tokenizer, template=self.template, seq_length=self.settings.seq_length,
             seed=self.config.seed, cache_dir=self.cache_dir(),
-            # Context parallelism gives each process two pieces of every sequence.
-            length_multiple=2 * cp if cp > 1 else 1,
+            length_multiple=self.spec.conversation_multiple,
             used=self.cached,
         )  # fmt: skip
         self.tokenizer.chat_template = self.template.source(self.tokenizer)  # exported with the model
@@ -110,72 +108,34 @@ class Trainer:
 
         return Path(self.config.cache_dir) if self.config.cache_dir else cache_root()
 
-    @property
-    def data_parallel_size(self) -> int:
-        """Processes that see different data."""
-        p = self.parallelism
-        return self.world // (p.tensor_model_parallel_size * p.pipeline_model_parallel_size * p.context_parallel_size)
+    @cached_property
+    def spec(self) -> RunSpec:
+        """Every decision that follows from the configuration and the machine."""
+        found = resolve_spec(
+            self.config, self.world, self.platform.transformer_engine, self.platform.device, self.shape
+        )
+        found.check()
+        return found
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run; a started last batch of an epoch counts."""
-        if self.settings.max_steps is not None:
-            return self.settings.max_steps
-        epochs = self.settings.epochs or 1.0
-        return max(1, math.ceil(epochs * len(self.splits.train) / self.settings.global_batch_size))
+        """Optimizer steps of the whole run."""
+        return self.spec.steps(len(self.splits.train))
 
     @property
     def validation_batch_size(self) -> int:
-        """Rows of a validation batch: no more than there are, in whole micro-batches of every process."""
-        least = self.settings.micro_batch_size * self.data_parallel_size
-        rows = len(self.splits.validation or ())
-        return min(self.settings.global_batch_size, max(1, math.ceil(rows / least)) * least)
+        """Packed sequences of a validation batch."""
+        return self.spec.validation_batch(len(self.splits.validation or ()))
 
     @property
     def validation_steps(self) -> int:
         """Global batches of one validation."""
-        steps = math.ceil(len(self.splits.validation or ()) / self.validation_batch_size)
-        return min(steps, self.settings.validation_batches or steps)
+        return self.spec.validation_steps(len(self.splits.validation or ()))
 
     @cached_property
     def shape(self) -> dict[str, Any]:
         """The model's config.json fields."""
         return self.model.hf_config().to_dict()
-
-    @property
-    def cuda_graph(self) -> bool:
-        """Whether the forward and backward passes of a step are captured once and replayed.
-
-        Small models spend most of a step on launching kernels otherwise. Needs batches of one shape and a step that
-        never asks the device for a number: packed rows, Transformer Engine's attention, no dropless experts.
-        """
-        wanted = self.settings.cuda_graph
-        possible = self.platform.transformer_engine and self.data.packing and self.world == 1
-        if wanted is None:
-            family = family_of(self.shape)
-            return possible and family is not None and family.no_cuda_graph is None
-        if wanted and not possible:
-            raise UserError("trainer.cuda_graph=true: needs one GPU, Transformer Engine and data.packing=true")
-        return wanted
-
-    @property
-    def trained_logits_only(self) -> bool:
-        """Whether the output layer sees trained tokens alone; not where it is divided over processes."""
-        p = self.parallelism
-        soft_capped = softcap_of(self.shape) is not None
-        divided = p.tensor_model_parallel_size > 1 or p.context_parallel_size > 1
-        return self.settings.trained_logits_only and not divided and not soft_capped
-
-    @property
-    def eight_bit_base(self) -> bool:
-        """Whether `precision=fp8` keeps the frozen weights in 8 bits instead of quantising them for every product.
-
-        Needs layers that are computed with their adapter as one operation, all of them; see peft/fused.py.
-        """
-        experts = experts_of(self.shape)
-        whole = self.parallelism.tensor_model_parallel_size == 1 and not experts
-        fused = whole and self.adapter is not None and self.adapter.every_layer_fused
-        return fused and self.precision.resolve(self.platform.device) == "fp8"
 
     def container(self) -> Any:
         """Return Megatron-Bridge's whole configuration for this run."""
@@ -194,7 +154,7 @@ class Trainer:
         provider = self.provider()
         s = self.settings
         self.optimizer.use_distributed_optimizer = self.parallelism.distributed_optimizer
-        mixed = self.precision.build(self.platform.device, self.eight_bit_base)
+        mixed = self.precision.build(self.platform.device, bool(self.spec.eight_bit_base))
         if mixed is None:
             self.optimizer.params_dtype = provider.params_dtype
         # Megatron's warm-up starts at 0, a step that changes nothing; start at its first fraction instead.
@@ -206,10 +166,10 @@ class Trainer:
         resume_from = resume.find(self.config, self.run_dir)
         ddp = self.parallelism.ddp(self.platform)
         # Looking into each bucket waits for the device; the gradient's norm tells as much (bad_numbers.py).
-        ddp.check_for_nan_in_grad = not (self.cuda_graph or self.optimizer.clip_grad or s.bad_numbers != "stop")
+        ddp.check_for_nan_in_grad = not (self.spec.cuda_graph or self.optimizer.clip_grad or s.bad_numbers != "stop")
         dist = self.parallelism.dist(self.platform)
         dist.distributed_timeout_minutes = max(10, math.ceil(self.config.launch.timeout_s / 60))
-        if self.cuda_graph:
+        if self.spec.cuda_graph:
             provider.cuda_graph_impl = "full_iteration"
             provider.use_te_rng_tracker = True
         container = ConfigContainer(
@@ -238,7 +198,7 @@ class Trainer:
             checkpoint=self.checkpoint.build(
                 self.run_dir / "checkpoints", str(self.base_directory()), resume_from, self
             ),
-            rng=RNGConfig(seed=self.config.seed, te_rng_tracker=self.cuda_graph),
+            rng=RNGConfig(seed=self.config.seed, te_rng_tracker=bool(self.spec.cuda_graph)),
             rerun_state_machine=RerunStateMachineConfig(check_for_nan_in_loss=False),
             mixed_precision=mixed,
             peft=self.peft,
@@ -266,7 +226,7 @@ class Trainer:
             provider.cross_entropy_fusion_impl = "te"
             # Without dropout the fused function is one addition, and compiling it takes seconds.
             provider.bias_dropout_fusion = bool(provider.hidden_dropout)
-        self.parallelism.apply(provider, self.platform)
+        self.parallelism.apply(provider, self.platform, self.spec.sequence_parallel)
         dtype = self.precision.dtype(self.platform.device)
         provider.params_dtype = provider.autocast_dtype = provider.pipeline_dtype = dtype
         provider.bf16 = str(dtype) == "torch.bfloat16"

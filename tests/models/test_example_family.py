@@ -12,9 +12,8 @@ from posttrain.config.compose import compose
 from posttrain.errors import UserError
 from posttrain.models import families
 from posttrain.models.shapes import check_directory
-from posttrain.peft.adapters import resolve
 from posttrain.spec import checks
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import resolve_spec
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 STARCODER = {**LLAMA, "sliding_window": 5, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"}
@@ -73,16 +72,16 @@ def test_the_plan_counts_its_parameters(example):
     cfg = composed("peft.target_modules=[q_proj,k_proj]")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**plain(cfg.model.architecture)))
-    setting = Setting.of(cfg, 1)
+    setting = resolve_spec(cfg, 1)
     assert setting.shape.parameters == model.num_parameters() == pytest.approx(3.03e9, rel=1e-3)
     assert setting.adapters.parameters == 30 * 16 * (3072 + 3072 + 3072 + 256)
-    assert not setting.captured
+    assert not setting.cuda_graph
 
 
 def test_checks_know_it_from_its_record(example, capsys):
     with pytest.raises(UserError, match=r"tensor_model_parallel_size=4`: the model's 2 key-value groups"):
         checks.check(composed("parallelism.tensor_model_parallel_size=4", "trainer.seq_length=512"), 0)
-    assert resolve(["c_fc"]) == (False, ["linear_fc1"])
+    assert resolve_spec(["c_fc"]) == (False, ["linear_fc1"])
     assert "is not known here" not in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from posttrain.plan import auto
 from posttrain.plan.__main__ import plan
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.spec import checks
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import resolve_spec
 from posttrain.sweep.job import place
 from posttrain.sweep.local import shares
 from posttrain.sweep.slurm import check_run, options_of
@@ -68,7 +68,7 @@ def test_choices(words, gpus, gib, expected):
     checks.check(cfg, gpus)
     assert sizes(cfg) == {**PLAIN, **expected}
     assert not cfg.parallelism.auto and line.startswith("parallelism=auto: ") and f"of {gib:.1f} GiB" in line
-    assert estimate_memory(Setting.of(cfg, expected["local"])).needed <= gib * GIB
+    assert estimate_memory(resolve_spec(cfg, expected["local"])).needed <= gib * GIB
 
 
 @pytest.mark.parametrize("model", ["smollm2_135m", "gemma2_9b", "qwen3_30b_a3b", "gpt2_xl", "pythia_12b"])
@@ -215,12 +215,12 @@ def test_micro_batches_that_fill_the_memory(words, gpus, gib, expected):
     assert f"trainer.micro_batch_size=auto: {said}" in line
     if gib:
         world = checks.world_size(cfg, gpus)
-        assert expected == 1 or estimate_memory(Setting.of(cfg, world)).needed <= gib * GIB
-        mine = t.global_batch_size // Setting.of(cfg, world).data_parallel
+        assert expected == 1 or estimate_memory(resolve_spec(cfg, world)).needed <= gib * GIB
+        mine = t.global_batch_size // resolve_spec(cfg, world).data_parallel
         more = next((size for size in range(expected + 1, mine + 1) if mine % size == 0), None)
         if more:
             t.micro_batch_size = more
-            assert estimate_memory(Setting.of(cfg, world)).needed > gib * GIB
+            assert estimate_memory(resolve_spec(cfg, world)).needed > gib * GIB
 
 
 @pytest.mark.parametrize(

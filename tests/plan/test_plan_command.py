@@ -15,7 +15,7 @@ from posttrain.plan import advice, gpus
 from posttrain.plan.__main__ import plan
 from posttrain.plan.memory import GIB
 from posttrain.plan.speed import estimate_speed
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import resolve_spec
 
 GPU = gpus.find_gpu("h100")
 
@@ -106,7 +106,7 @@ def test_gpus_of_a_listing():
 
 
 def test_advice_fits_and_is_the_cheapest():
-    s = Setting.of(compose(["model=llama3_8b", "trainer.seq_length=4096", "trainer.micro_batch_size=4"]), 1)
+    s = resolve_spec(compose(["model=llama3_8b", "trainer.seq_length=4096", "trainer.micro_batch_size=4"]), 1)
     small = replace(GPU, memory_gib=44)
     best = advice.cheapest(s, small)
     assert best.fits(small) and best.kind == "speed" and best.memory.needed <= 44 * GIB
@@ -119,19 +119,19 @@ def test_advice_fits_and_is_the_cheapest():
 
 
 def test_eight_bits_are_advised_where_there_are_some():
-    s = Setting.of(compose(["model=llama3_8b", "trainer.seq_length=4096"]), 1)
+    s = resolve_spec(compose(["model=llama3_8b", "trainer.seq_length=4096"]), 1)
     words = {kind: [c.overrides for c in advice.changes(s, gpus.find_gpu(kind))] for kind in ("h100", "a100")}
     assert ("precision=fp8",) in words["h100"] and ("precision=fp8",) not in words["a100"]
     small = replace(GPU, memory_gib=17)
     best = advice.cheapest(s, small)
     assert "precision=fp8" in best.overrides and best.setting.eight_bit_base and best.fits(small)
-    full = Setting.of(compose(["model=llama3_8b", "peft=none"]), 1)
+    full = resolve_spec(compose(["model=llama3_8b", "peft=none"]), 1)
     assert not any("precision=fp8" in change.overrides and change.setting.adapters is None
                    for n in (1, 2) for change in advice.changes(full, GPU, n))  # fmt: skip
 
 
 def test_time():
-    s = Setting.of(compose(["model=llama32_1b", "trainer.seq_length=4096", "trainer.global_batch_size=4"]), 1)
+    s = resolve_spec(compose(["model=llama32_1b", "trainer.seq_length=4096", "trainer.global_batch_size=4"]), 1)
     s = replace(s, squares=200.0)  # conversations are short
     h200 = gpus.find_gpu("h200")
     assert estimate_speed(s, h200, 4 * 4096).tokens_per_second == pytest.approx(90_000, rel=0.1)  # measured

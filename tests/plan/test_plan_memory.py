@@ -6,7 +6,7 @@ import pytest
 
 from posttrain.config.compose import compose
 from posttrain.plan.memory import GIB, estimate_memory, stage_memory
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import resolve_spec
 
 ONE_B, EIGHT_B = "model=llama32_1b", "model=llama3_8b"
 PACKED = ["data=prompt_completion", "data.path=x", "trainer.seq_length=4096"]
@@ -25,7 +25,7 @@ MEASURED = [
 
 
 def setting(words, world=1, **more):
-    return replace(Setting.of(compose([*PACKED, *words]), world), **{"trained": 0.66, **more})
+    return replace(resolve_spec(compose([*PACKED, *words]), world), **{"trained": 0.66, **more})
 
 
 @pytest.mark.parametrize("words, gib", MEASURED)

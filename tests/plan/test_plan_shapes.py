@@ -4,7 +4,7 @@ import pytest
 
 from posttrain.config.compose import CONF_DIR, compose
 from posttrain.errors import UserError
-from posttrain.spec.run_spec import Setting
+from posttrain.spec.run_spec import resolve_spec
 from posttrain.spec.shape import Adapters, Shape, config_of
 
 # One of each family; published ones are compared with transformers' in tests/models/test_model_configs.py.
@@ -59,7 +59,7 @@ def test_unknown_shapes(config, expected):
 
 
 def test_unknown_layers():
-    shape = Setting.of(compose(["model=llama32_1b"]), 1).shape
+    shape = resolve_spec(compose(["model=llama32_1b"]), 1).shape
     with pytest.raises(UserError, match="unknown module 'q_prod'"):
         Adapters.of(shape, "LoRA", 8, ["q_prod"], True)
     with pytest.raises(UserError, match="no layer of this model has such a name"):
@@ -67,7 +67,7 @@ def test_unknown_layers():
 
 
 def test_names_choose_layers():
-    shape = Setting.of(compose(["model=llama32_1b"]), 1).shape
+    shape = resolve_spec(compose(["model=llama32_1b"]), 1).shape
     whole = Adapters.of(shape, "LoRA", 16, "all-linear", True)
     assert whole.parameters == 16 * 16 * (2048 + 3072 + 2048 + 2048 + 2048 + 16384 + 8192 + 2048)
     parts = Adapters.of(shape, "LoRA", 16, ["q_proj", "v_proj"], True)

@@ -1,4 +1,4 @@
-"""Run a task with the configuration that a command line asks for: recipes, checks ahead, Hydra, one line for mistakes."""
+"""Run a task with the configuration that a command line asks for: recipes, checks ahead, Hydra, errors in one line."""
 
 import functools
 import os

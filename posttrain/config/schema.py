@@ -2,7 +2,7 @@
 
 The YAML files in conf/ hold the values and say what they mean; these dataclasses hold what may be written there.
 Hydra merges the YAML into them, so a wrong type or an unknown key stops at compose time. A range is the field's
-metadata: `ge`, `gt`, `le`, `lt` or `choices`; check.py reads it. No torch here: the composing process stays light.
+metadata: `ge`, `gt`, `le`, `lt` or `choices`; spec/checks.py reads it. No torch: the composing process stays light.
 """
 
 from dataclasses import dataclass, field, fields

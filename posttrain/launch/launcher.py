@@ -1,7 +1,7 @@
 """Start a run's processes on this machine, watch them, and say what went wrong.
 
-Every rank is a fresh process, since Megatron's state is process-global: `python -m posttrain.launch.worker RUN_DIR`, with
-torch's usual environment (RANK, WORLD_SIZE, ...). A rank writes to RUN_DIR/logs/rankN.log; the first rank also draws
+Every rank is a fresh process, since Megatron's state is process-global: `python -m posttrain.launch.worker RUN_DIR`,
+with torch's usual environment (RANK, WORLD_SIZE, ...). A rank writes to RUN_DIR/logs/rankN.log; rank 0 also draws
 on the terminal through an inherited file descriptor. No torch here.
 """
 

@@ -1,5 +1,6 @@
-"""One rank of a run: `python -m posttrain.launch.worker RUN_DIR`, started by launch.py with torch's environment set; without
-RUN_DIR it imports and waits to be told (early.py).
+"""One rank of a run: `python -m posttrain.launch.worker RUN_DIR`.
+
+The launcher starts it with torch's environment set. Without RUN_DIR it imports and waits for its orders (prestart.py).
 
 Reads the frozen configuration, applies the patches this platform needs, instantiates the groups, trains.
 """
@@ -26,10 +27,16 @@ log = logging.getLogger("posttrain")
 
 # What every run imports sooner or later.
 USED = (
-    "hydra.utils", "megatron.bridge.training.finetune", "transformers.models.auto.tokenization_auto",
-    "posttrain.train.callbacks", "posttrain.train.dataset_provider", "posttrain.train.forward_step", "posttrain.ops.fused_lora", "posttrain.data",
+    "hydra.utils",
+    "megatron.bridge.training.finetune",
+    "transformers.models.auto.tokenization_auto",
+    "posttrain.train.callbacks",
+    "posttrain.train.dataset_provider",
+    "posttrain.train.forward_step",
+    "posttrain.ops.fused_lora",
+    "posttrain.data",
     "posttrain.train.trainer",
-)  # fmt: skip
+)
 GROUPS = ("model", "peft", "data", "template", "parallelism", "optimizer", "scheduler", "precision", "checkpoint")
 
 

@@ -127,7 +127,7 @@ class RunSpec:
 
     @property
     def conversation_multiple(self) -> int:
-        """What each conversation is padded to a multiple of: context parallelism gives each process two pieces of it."""
+        """What a conversation is padded to a multiple of: context parallelism gives each process two pieces of it."""
         return 2 * self.context if self.context > 1 else 1
 
     @property

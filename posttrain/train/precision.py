@@ -39,7 +39,7 @@ class Precision:
 
         Args:
             device: "cpu" or "cuda".
-            eight_bit_base: the products in 8 bits are those of peft/products.py, everything around them is bf16.
+            eight_bit_base: the products in 8 bits are those of ops/fp8_linear.py, everything around them is bf16.
         """
         from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 

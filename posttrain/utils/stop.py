@@ -1,7 +1,7 @@
 """How a command ends when it is told to: in one line, with the exit code of the signal, and with its scratch removed.
 
 SIGTERM and SIGHUP (a closed terminal, a dropped connection) are to a command what Ctrl-C is. While there are ranks,
-signals are theirs: relay.py. Nothing heavy is imported here: the commands come here first.
+signals are theirs: launch/signals.py. Nothing heavy is imported here: the commands come here first.
 """
 
 import errno

@@ -30,6 +30,7 @@ docs: .venv/.setup-test
 lint: .venv/.setup-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
 
 format: .venv/.setup-test
 	.venv/bin/ruff check --fix .

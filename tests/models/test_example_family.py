@@ -12,6 +12,7 @@ from posttrain.config.compose import compose
 from posttrain.errors import UserError
 from posttrain.models import families
 from posttrain.models.shapes import check_directory
+from posttrain.peft.adapters import resolve
 from posttrain.spec import checks
 from posttrain.spec.run_spec import resolve_spec
 
@@ -81,7 +82,7 @@ def test_the_plan_counts_its_parameters(example):
 def test_checks_know_it_from_its_record(example, capsys):
     with pytest.raises(UserError, match=r"tensor_model_parallel_size=4`: the model's 2 key-value groups"):
         checks.check(composed("parallelism.tensor_model_parallel_size=4", "trainer.seq_length=512"), 0)
-    assert resolve_spec(["c_fc"]) == (False, ["linear_fc1"])
+    assert resolve(["c_fc"]) == (False, ["linear_fc1"])
     assert "is not known here" not in capsys.readouterr().err
 
 

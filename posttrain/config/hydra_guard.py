@@ -20,8 +20,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import expansion
-from posttrain.config import policy, secrets, targets, yaml_file
+from posttrain.config import expansion, policy, secrets, targets, yaml_file
 from posttrain.errors import UserError
 from posttrain.patches.elsewhere import HYDRA_GUARD
 from posttrain.patches.registry import require

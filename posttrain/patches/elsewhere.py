@@ -55,6 +55,14 @@ CHANGES = (
         versions={"omegaconf": ">=2.3,<2.4"},
     ),
     _elsewhere(
+        "bounded-interpolations",
+        "posttrain.config.expansion",
+        "omegaconf.base.Container.resolve_parse_tree",
+        kind=Kind.CORRECTNESS,
+        symptom="a few keys that refer to each other fill the memory",
+        versions={"omegaconf": ">=2.3,<2.4"},
+    ),
+    _elsewhere(
         "no-torchscript",
         "posttrain.checkpoint.pickles",
         "torch.serialization._is_torchscript_zip",

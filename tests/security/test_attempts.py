@@ -187,9 +187,11 @@ def test_folders_that_go_deep_or_have_no_name_in_utf8(tmp_path):
         here, before = os.open("dddd", os.O_RDONLY, dir_fd=here), here
         os.close(before)
     os.close(here)
-    with pytest.raises(UserError, match="too long"):
-        read_trials(tmp_path)
-    subprocess.run(["rm", "-r", "dddd"], cwd=tmp_path, check=True)  # pytest could not
+    try:
+        with pytest.raises(UserError, match="too long"):
+            read_trials(tmp_path)
+    finally:
+        subprocess.run(["rm", "-r", "dddd"], cwd=tmp_path, check=True)  # pytest could not
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "adapter_config.json"])

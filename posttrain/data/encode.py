@@ -15,6 +15,9 @@ from tokenizers import Encoding, Tokenizer
 
 from posttrain.data.conversation import Conversation, RowError
 from posttrain.data.render import Renderer
+from posttrain.models.tokenizer_files import failures
+
+FAILS = "the tokenizer fails on a text of the data"
 
 
 @dataclass(slots=True)
@@ -45,6 +48,7 @@ class Encoder:
 
     def __init__(self, tokenizer, renderer: Renderer):
         self._renderer = renderer
+        self._name = tokenizer.name_or_path
         self._own = tokenizer.backend_tokenizer
         # A copy costs a second and a hundred megabytes: only where the tokenizer's own would cut, pad or trim offsets.
         altered = self._own.truncation or self._own.padding or "trim_offsets=True" in str(self._own.post_processor)
@@ -60,8 +64,13 @@ class Encoder:
         return self.finish(batch, self.encode(batch))
 
     def encode(self, batch: Sequence[Rendered]) -> list[Encoding]:
-        """The tokenizer's own work on the texts of a batch, in Rust threads and without the GIL."""
-        return self._plain.encode_batch([str.__str__(item.text) for item in batch], add_special_tokens=False)
+        """The tokenizer's own work on the texts of a batch, in Rust threads and without the GIL.
+
+        Raises:
+            UserError: it fails on one of them.
+        """
+        with failures(self._name, FAILS):
+            return self._plain.encode_batch([str.__str__(item.text) for item in batch], add_special_tokens=False)
 
     def finish(self, batch: Sequence[Rendered], encodings: Sequence[Encoding]) -> list[Encoded | RowError]:
         """Ids and masks from the tokenizer's encodings of a batch; for a row that isn't safe its error."""
@@ -134,7 +143,8 @@ class Encoder:
             starts.append(at)
             growth.append(grown)
         pieces.append(str.__getitem__(item.text, slice(at, None)))
-        encoding = core.encode("".join(pieces), add_special_tokens=False)
+        with failures(self._name, FAILS):
+            encoding = core.encode("".join(pieces), add_special_tokens=False)
         ids = back[np.array(encoding.ids, dtype=np.int64)].astype(np.int32)
 
         def shift(position: int) -> int:

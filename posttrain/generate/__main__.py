@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import RunFailed, UserError
 from posttrain.generate.decoding import Sampling, check_fits, continuations, stop_tokens
+from posttrain.models.tokenizer_files import failures
 from posttrain.utils import stop
 from posttrain.utils.escape import visible
 
@@ -62,12 +63,17 @@ class Answerer:
         return texts
 
     def encode(self, messages: list[Message]) -> list[int]:
-        """Return a prompt's ids; without a chat template the last message is continued as text."""
-        if not self.tokenizer.chat_template:
-            return self.tokenizer(encodable(messages[-1]["content"]))["input_ids"]
-        messages = [{**message, "content": encodable(message["content"])} for message in messages]
-        encoding = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return encoding["input_ids"]
+        """Return a prompt's ids; without a chat template the last message is continued as text.
+
+        Raises:
+            UserError: the tokenizer, or its chat template, fails on it.
+        """
+        with failures(self.tokenizer.name_or_path, "the tokenizer or its chat template fails on a prompt"):
+            if not self.tokenizer.chat_template:
+                return self.tokenizer(encodable(messages[-1]["content"]))["input_ids"]
+            messages = [{**message, "content": encodable(message["content"])} for message in messages]
+            encoding = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            return encoding["input_ids"]
 
 
 def encodable(text: str) -> str:

@@ -13,7 +13,7 @@ from posttrain.errors import UserError
 from posttrain.models.headers import read_json
 from posttrain.models.hf_adapter import CONFIG, PREFIX, WEIGHTS, base_of, is_adapter, saved_vocabulary
 from posttrain.models.shapes import check_directory
-from posttrain.models.tokenizer_files import check_files
+from posttrain.models.tokenizer_files import check_files, check_growth, check_loaded_growth, failures
 from posttrain.models.vocabulary import grown, is_vocabulary
 
 if TYPE_CHECKING:
@@ -153,21 +153,22 @@ class HFModel:
         """Return the fast tokenizer.
 
         Raises:
-            UserError: there is none, or only a slow one.
+            UserError: there is none, only a slow one, or one that the library can't read.
         """
         from transformers import AutoTokenizer
 
         path = self.tokenizer_path
         check_files(Path(path))
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=self._trusted())
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if not (Path(path) / "tokenizer.json").is_file():
-                raise UserError(f"model.tokenizer: {path} has no tokenizer.json; give the directory of one") from error
-            reason = " ".join(str(error).split())
-            raise UserError(f"model.tokenizer: no tokenizer can be read from {path}: {reason}") from error
+        check_growth(Path(path))
+        trusted = self._trusted()
+        failure = "no tokenizer can be read"
+        if not (Path(path) / "tokenizer.json").is_file():
+            failure = "has no tokenizer.json; give the directory of one"
+        with failures(path, failure):
+            tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=trusted)
         if not tokenizer.is_fast:
             raise UserError(f"model.tokenizer: {path} has no fast tokenizer (tokenizer.json); save it with one first")
+        check_loaded_growth(tokenizer.backend_tokenizer, Path(path))
         return tokenizer
 
     def bridge(self):

@@ -1,6 +1,5 @@
 """Conversations to token ids and masks: which messages are trained, what is too long, what is left out and why."""
 
-import itertools
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from posttrain.errors import UserError
 
 # Rows per call of the tokenizer: enough to keep its threads busy, few enough to stay small in memory.
 BATCH = 512
+CHARACTERS = 32 << 20  # of those rows, but for what the last one has beyond it: a row may be as large as 64 MiB
 
 
 @dataclass
@@ -63,7 +63,7 @@ def prepare(
     rows = _rendered(conversations, renderer, rules, counts)
     with ThreadPoolExecutor(1) as pool:
         waiting = deque()
-        while batch := list(itertools.islice(rows, BATCH)):
+        for batch in _batches(rows):
             waiting.append((batch, pool.submit(encoder.encode, [item for _, item in batch])))
             if len(waiting) > 1:
                 yield _finished(*waiting.popleft(), renderer, encoder, rules, counts)
@@ -88,6 +88,19 @@ def _rendered(conversations, renderer, rules, counts) -> Iterator[tuple[Place, R
             counts.drop("nothing to train on", place)
         else:
             yield place, rendered
+
+
+def _batches(rows: Iterable[tuple[Place, Rendered]]) -> Iterator[list[tuple[Place, Rendered]]]:
+    """Rows in lists of up to BATCH, which end early where they have CHARACTERS."""
+    batch, characters = [], 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row[1].text)
+        if len(batch) == BATCH or characters >= CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _finished(batch, encodings, renderer, encoder, rules, counts) -> list[Sample]:

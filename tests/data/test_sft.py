@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
-from posttrain.data import SFTData, cached
+from posttrain.data import SFTData, cached, prepare
 from posttrain.data.formats import Messages, PromptCompletion
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
@@ -283,3 +283,22 @@ def test_pickled_for_loader_processes(tokenizer, tmp_path):
     raw = pickle.dumps(splits.train)
     copy = pickle.loads(raw)
     assert (copy[0]["input_ids"] == splits.train[0]["input_ids"]).all() and len(raw) < 20_000
+
+
+def test_batches_end_early_where_rows_are_large(tokenizer, tmp_path, monkeypatch):
+    """They hold no more characters than they may, and the rows are the same, in order."""
+    path = write(tmp_path / "a.jsonl", pairs(40))
+    whole = build(tokenizer, tmp_path / "whole", path=path, packing=False)
+    sizes = []
+    make = prepare._batches
+
+    def watched(rows):
+        for batch in make(rows):
+            sizes.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(prepare, "_batches", watched)
+    monkeypatch.setattr(prepare, "CHARACTERS", 200)
+    cut = build(tokenizer, tmp_path / "cut", path=path, packing=False)
+    assert sum(sizes) == 40 and 1 < max(sizes) < 10
+    assert texts(tokenizer, cut.train) == texts(tokenizer, whole.train)

@@ -12,6 +12,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from posttrain.data.provenance import Marked, concat, source_of
 from posttrain.errors import UserError
 
+# What `a * b` and `a ** b` may make, far more than any chat template asks for: characters or items, and bits.
+MAX_REPEATED = 1 << 20
+MAX_BITS = 1 << 16
+
 
 class _Generation(jinja2.ext.Extension):
     """Accepts `{% generation %}` blocks and renders what is inside: the mask comes from the messages, not from them."""
@@ -40,6 +44,7 @@ class _MarkKeepingCode(CodeGenerator):
 
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _MarkKeepingCode
+    intercepted_binops = frozenset({"*", "**"})  # so Jinja doesn't compute them while it compiles a template, either
     concat = staticmethod(concat)
 
     @staticmethod
@@ -51,6 +56,28 @@ class _Environment(ImmutableSandboxedEnvironment):
         if type(text) is str and called.__name__ == "join" and len(args) == 1:
             return concat(args[0], text)
         return super().call(context, called, *args, **kwargs)
+
+    def call_binop(self, context, operator, left, right):
+        check_operands(operator, left, right)
+        return super().call_binop(context, operator, left, right)
+
+
+def check_operands(operator: str, left: object, right: object) -> None:
+    """See that `left * right` or `left ** right` in a template is small, before it is computed.
+
+    Raises:
+        jinja2.TemplateError: it is a text or list of more than MAX_REPEATED, or a number of more than MAX_BITS.
+    """
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() + right.bit_length()
+        if operator == "**":
+            bits = left.bit_length() * max(right, 1)
+        if bits > MAX_BITS and abs(left) > 1:
+            raise jinja2.TemplateError(f"`{operator}` makes a number of more than {MAX_BITS:,} bits")
+    for value, times in ((left, right), (right, left)):
+        repeated = isinstance(value, str | bytes | list | tuple) and isinstance(times, int)
+        if repeated and len(value) * times > MAX_REPEATED:
+            raise jinja2.TemplateError(f"`{operator}` makes a text or list of more than {MAX_REPEATED:,}")
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
@@ -78,7 +105,7 @@ def compile_template(source: str, name: str) -> jinja2.Template:
         name: what to call it in an error.
 
     Raises:
-        UserError: not valid Jinja; names the line.
+        UserError: not valid Jinja, naming the line; or Jinja can't compile it, such as what is nested too deeply.
     """
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _tojson
@@ -91,3 +118,6 @@ def compile_template(source: str, name: str) -> jinja2.Template:
         raise UserError(f"template: {name}, line {error.lineno}: not valid Jinja: {error.message}") from None
     except SyntaxError as error:  # Jinja's compiler lets a `break` outside of a loop pass
         raise UserError(f"template: {name}: not valid Jinja: {error.msg}") from None
+    except Exception as error:  # of whatever kind: a stranger's file
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"template: {name}: Jinja can't compile it: {reason}") from error

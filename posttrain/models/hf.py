@@ -13,7 +13,7 @@ from posttrain.errors import UserError
 from posttrain.models.headers import read_json
 from posttrain.models.hf_adapter import CONFIG, PREFIX, WEIGHTS, base_of, is_adapter, saved_vocabulary
 from posttrain.models.shapes import check_directory
-from posttrain.models.tokenizer_files import check_files, check_growth, check_loaded_growth, failures
+from posttrain.models.tokenizer_files import check_files, check_loaded, check_spec, failures
 from posttrain.models.vocabulary import grown, is_vocabulary
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class HFModel:
 
         path = self.tokenizer_path
         check_files(Path(path))
-        check_growth(Path(path))
+        check_spec(Path(path))
         trusted = self._trusted()
         failure = "no tokenizer can be read"
         if not (Path(path) / "tokenizer.json").is_file():
@@ -168,7 +168,7 @@ class HFModel:
             tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=trusted)
         if not tokenizer.is_fast:
             raise UserError(f"model.tokenizer: {path} has no fast tokenizer (tokenizer.json); save it with one first")
-        check_loaded_growth(tokenizer.backend_tokenizer, Path(path))
+        check_loaded(tokenizer.backend_tokenizer, Path(path))
         return tokenizer
 
     def bridge(self):

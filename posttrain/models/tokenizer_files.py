@@ -33,6 +33,7 @@ FILES = (
 )
 TEMPLATES = "additional_chat_templates"
 MAX_GROWTH = 100  # times; SentencePiece's table of Unicode makes 18 characters of one, and no tokenizer known 40
+MAX_ID = (1 << 24) - 1  # of a token: the library goes through all numbers up to the largest, given to a token or not
 # The parts of tokenizer.json that change the text itself, and the keys under which a part holds others.
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 SEQUENCES = ("normalizers", "pretokenizers", "processors", "decoders")
@@ -51,19 +52,28 @@ def check_files(directory: Path) -> None:
         own_file(file)
 
 
-def check_growth(directory: Path) -> None:
-    """See that tokenizer.json, where there is one, makes no endless text out of a short one.
+def check_spec(directory: Path) -> None:
+    """See that tokenizer.json, where there is one, makes no endless text out of a short one, nor an endless vocabulary.
 
     Raises:
-        UserError: a part of it can make a text more than MAX_GROWTH times as long, or it is not valid JSON.
+        UserError: a part of it can make a text more than MAX_GROWTH times as long, a token has an id beyond MAX_ID, or
+            it is not valid JSON.
     """
     file = directory / "tokenizer.json"
-    if file.is_file():
-        _check_parts(read_json(file), file)
+    if not file.is_file():
+        return
+    spec = read_json(file)
+    _check_parts(spec, file)
+    model = spec.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        for token, number in vocabulary.items():
+            if isinstance(number, int) and number > MAX_ID:
+                raise UserError(f"model.tokenizer: {file}: the id {number} of {token!r} is more than {MAX_ID:,}")
 
 
-def check_loaded_growth(tokenizer: "Tokenizer", directory: Path) -> None:
-    """The same for a tokenizer that was read from `directory`, whichever of its files it was made of.
+def check_loaded(tokenizer: "Tokenizer", directory: Path) -> None:
+    """See the same of the text's growth for a tokenizer read from `directory`, whichever of its files it was made of.
 
     Raises:
         UserError: a part of it can make a text more than MAX_GROWTH times as long.

@@ -135,6 +135,14 @@ def test_parts_that_make_endless_text(kind, directory):
         HFModel(path=str(directory)).load_tokenizer()
 
 
+def test_ids_without_end(directory):
+    """The library goes through four thousand million numbers for this one."""
+    model = json.loads((directory / "tokenizer.json").read_text())["model"]
+    change(directory, model={**model, "vocab": {**model["vocab"], "far": 4_000_000_000}})
+    with pytest.raises(UserError, match=r"tokenizer\.json: the id 4000000000 of 'far' is more than 16,777,215"):
+        HFModel(path=str(directory)).load_tokenizer()
+
+
 def test_parts_of_known_tokenizers():
     """Those of Llama 2, Qwen, and the most that there is: ALBERT's."""
     spaces = replace(" ", Regex=" {2,}")

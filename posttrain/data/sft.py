@@ -36,7 +36,7 @@ class Splits:
 
 @dataclass
 class SFTData:
-    """Instruction or chat data. What each option means is said in conf/data/options.yaml."""
+    """Instruction or chat data. What each option means is said in conf/data/base/options.yaml."""
 
     format: Any
     path: str | Sequence[str] | None = None

@@ -9,6 +9,7 @@ from jinja2 import nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from posttrain.data.budget import ITEM, Budget
 from posttrain.data.provenance import Marked, concat, source_of
 from posttrain.errors import UserError
 
@@ -41,24 +42,59 @@ class _MarkKeepingCode(CodeGenerator):
             self.write(", ")
         self.write("))")
 
+    def visit_For(self, node, frame):
+        node.body.insert(0, nodes.ExprStmt(nodes.EnvironmentAttribute("budget.step()"), lineno=node.lineno))
+        super().visit_For(node, frame)
+
+
+# Filters whose results are no longer than what they are given, and that conversations use most: used as they are.
+UNCOUNTED = {"trim", "length", "count", "default", "d", "first", "last", "int", "upper", "lower", "tojson", "join"}
+
 
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _MarkKeepingCode
-    intercepted_binops = frozenset({"*", "**"})  # so Jinja doesn't compute them while it compiles a template, either
-    concat = staticmethod(concat)
+    intercepted_binops = frozenset({"*", "**", "+", "%"})  # so none is computed while a template is compiled, either
 
-    @staticmethod
-    def concat_values(values):
-        return concat(map(str, values))
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.budget = Budget()  # of the row that is rendered
+        for name, plain in self.filters.items():
+            if name not in UNCOUNTED:
+                passed = getattr(plain, "jinja_pass_arg", None) is not None
+                self.filters[name] = self.budget.counted(name, plain, passed)
+
+    def concat(self, parts):
+        return concat(self.budget.written(parts))
+
+    def concat_values(self, values):
+        return concat(self.budget.written(map(str, values)))
 
     def call(self, context, called, /, *args, **kwargs):
-        text = getattr(called, "__self__", None)
-        if type(text) is str and called.__name__ == "join" and len(args) == 1:
-            return concat(args[0], text)
-        return super().call(context, called, *args, **kwargs)
+        self.budget.step()
+        owner = getattr(called, "__self__", None)
+        if type(owner) is str and called.__name__ == "join" and len(args) == 1:
+            return concat(self.budget.written(args[0]), owner)
+        if isinstance(owner, str | bytes):
+            self.budget.before(called.__name__, owner, args, kwargs)
+        elif owner is None and getattr(called, "__name__", "") in ("format", "format_map"):  # Jinja's, around a text's
+            self.budget.before(called.__name__, called.__wrapped__.__self__, args, kwargs)
+        result = super().call(context, called, *args, **kwargs)
+        if isinstance(result, str):
+            self.budget.made(len(result))
+        return result
 
     def call_binop(self, context, operator, left, right):
-        check_operands(operator, left, right)
+        if operator == "+":
+            result = left + right
+            if isinstance(result, str):
+                self.budget.made(len(result))
+            elif isinstance(result, list | tuple):
+                self.budget.made(ITEM * len(result))
+            return result
+        if operator == "%":
+            self.budget.before("%", left, (right,), {})
+        else:
+            check_operands(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
 
@@ -90,7 +126,7 @@ def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
 def _join(eval_ctx, value, d="", attribute=None):
     if attribute is not None:
         value = map(jinja2.filters.make_attrgetter(eval_ctx.environment, attribute), value)
-    return concat(map(str, value), d)
+    return concat(eval_ctx.environment.budget.written(map(str, value)), d)
 
 
 def _raise_exception(message):

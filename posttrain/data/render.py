@@ -121,7 +121,9 @@ class Renderer:
                 "tools": mark(conversation.tools, Source(-1, "tools")) if conversation.tools else None,
                 "add_generation_prompt": add_generation_prompt,
             }
-            return concat(compiled.root_render_func(compiled.new_context(variables, shared=True)))
+            budget = compiled.environment.budget
+            budget.begin()
+            return concat(budget.written(compiled.root_render_func(compiled.new_context(variables, shared=True))))
         except jinja2.TemplateError as error:
             raise RowError(f"the template {self.template.name} refuses it: {error}") from None
         except Exception as error:  # whatever a template does that it shouldn't is about this row

@@ -41,6 +41,56 @@ def test_products_of_templates_in_use():
     assert rendered("{{ ' ' * 4 ~ '-' * 3 }}{{ 2 ** 10 }}{{ 3 * 1.5 }}{{ 2 ** -1 }}").endswith("    ---10244.50.5")
 
 
+GROW = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = NEXT %}{% endfor %}"
+
+
+def growing(start, step):
+    return GROW.replace("START", start).replace("NEXT", step)
+
+
+MUCH = {
+    "loops within loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "texts that double": growing("'ab'", "ns.x ~ ns.x"),
+    "sums that double": growing("'ab'", "ns.x + ns.x"),
+    "lists that double": growing("[1]", "ns.x + ns.x"),
+    "a macro that calls itself twice": (
+        "{% macro a(n) %}{% if n %}{{ a(n-1) }}{{ a(n-1) }}{% endif %}{% endmacro %}{{ a(60) }}"
+    ),
+    "replacements": growing("'a'", "ns.x.replace('a', 'aaaaaaaa')"),
+    "a long text, written often": "{% set t = 'a' * 1000000 %}{% for i in range(99999) %}{{ t }}{% endfor %}",
+    "a block of it": "{% set t = 'a' * 999999 %}{% set x %}{% for i in range(99999) %}{{ t }}{% endfor %}{% endset %}",
+}
+WIDE = [
+    "{{ 'a' | center(20000000000) }}",
+    "{{ 'a'.center(20000000000) }}",
+    "{{ '1'.zfill(20000000000) }}",
+    "{{ 'a' | indent(20000000000, true) }}",
+    "{{ [1] | batch(20000000000, 1) | list }}",
+    "{{ '%20000000000d' | format(1) }}",
+    "{{ '%20000000000d' % 1 }}",
+    "{{ '%*d' % (2000000000, 1) }}",
+    "{{ '{:>20000000000}'.format(1) }}",
+    "{{ '{:>{}}'.format(1, 20000000000) }}",
+]
+
+
+@pytest.mark.parametrize("kind", MUCH)
+def test_a_row_has_a_budget(kind):
+    with pytest.raises(RowError, match=r"(passes of loops and calls|texts and lists of more than .*) for one row"):
+        rendered(MUCH[kind])
+
+
+@pytest.mark.parametrize("source", WIDE)
+def test_widths_are_looked_at_before(source):
+    with pytest.raises(RowError, match="of more than 1,048,576"):
+        rendered(source)
+
+
+def test_ordinary_work_is_not_refused():
+    many = "{% for i in range(2000) %}{{ '%05d' % i }}{{ 'x'.center(9) }}{{ '{:>7}'.format(i) }}{% endfor %}"
+    assert len(rendered(many)) > 2000 * 21
+
+
 DEEP = {
     "ifs": "{% if true %}" * 2000 + "{% endif %}" * 2000,
     "loops": "{% for a in messages %}" * 50 + "{% endfor %}" * 50,

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from families import save_random
 from test_checkpoint_files import memory  # noqa: F401  (a fixture)
+
+pytestmark = pytest.mark.nightly
 
 SCRIPT = Path(__file__).with_name("kill_points.py")
 

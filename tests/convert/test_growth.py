@@ -12,6 +12,8 @@ from posttrain.models import HFModel
 from posttrain.models.vocabulary import grown, is_vocabulary
 from posttrain.peft import LoRA
 
+pytestmark = pytest.mark.nightly
+
 # Family -> whether its embedding is its output matrix.
 OWN = {family: bool(fields.get("tie_word_embeddings", family == "gpt2")) for family, (_, fields) in FAMILIES.items()}
 

@@ -8,6 +8,8 @@ from posttrain.config.compose import compose
 from posttrain.errors import UserError
 from posttrain.plan import auto
 
+pytestmark = pytest.mark.nightly
+
 
 def test_sizes_are_recorded_and_the_same_command_may_go_on(posttrain, words):
     words = [*words, "parallelism=auto", "trainer.max_steps=1", "trainer.export=false", "data.validation_fraction=null"]

@@ -8,6 +8,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import kill_runs
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.mark.timeout(900)
 def test_a_killed_run_ends_as_the_undisturbed_one(tmp_path):

@@ -9,6 +9,8 @@ import pytest
 
 from posttrain.utils.gpus import visible_gpus
 
+pytestmark = pytest.mark.nightly
+
 LLAMA = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 288,
          "max_position_embeddings": 256, "tie_word_embeddings": False}  # fmt: skip
 SMALL = {"hidden_size": 32, "intermediate_size": 64}

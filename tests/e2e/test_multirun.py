@@ -6,7 +6,10 @@ import subprocess
 import sys
 import time
 
+import pytest
 from commands import environment
+
+pytestmark = pytest.mark.nightly
 
 
 def metrics(directory):

@@ -8,6 +8,8 @@ from commands import ROOT, Result, environment
 
 from posttrain.launch.launcher import reserve_port
 
+pytestmark = pytest.mark.nightly
+
 STEPS = "trainer.max_steps=3"
 
 

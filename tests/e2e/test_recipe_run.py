@@ -3,6 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
+pytestmark = pytest.mark.nightly
+
 
 def test_a_recipe_trains(posttrain, words):
     """The recipe's optimizer and schedule, the command line's model, data and length; the frozen file says both."""

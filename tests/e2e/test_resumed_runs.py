@@ -6,6 +6,8 @@ import shutil
 import pytest
 from states import same_state, saved
 
+pytestmark = pytest.mark.nightly
+
 SAVED = ("trainer.validation_interval=2", "scheduler=cosine", "scheduler.lr_warmup_fraction=0.25", "trainer.samples=1",
          "trainer.export=false")  # fmt: skip
 

@@ -8,6 +8,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import transcript
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.mark.timeout(900)
 def test_the_readme_shows_what_the_commands_print(shared, monkeypatch):

@@ -16,6 +16,8 @@ from families import FAMILIES
 from parallel_worker import LAYOUTS, applies
 from parity import merged_logits, peft_logits, write_reference
 
+pytestmark = pytest.mark.nightly
+
 HERE = Path(__file__).parent
 CASES = [(layout, family) for layout in LAYOUTS for family in FAMILIES if applies(layout, family)]
 

@@ -6,6 +6,8 @@ import pytest
 from curves import error, losses
 from families import FAMILIES
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[str, dict]:

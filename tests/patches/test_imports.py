@@ -58,8 +58,11 @@ def test_patches_alone_cost_nothing(seen):
     assert not seen["torch from patches"] and seen["cpu of patches"] < 1
 
 
-def test_eight_seconds(seen):
-    assert seen["cpu"] <= 8
+def test_a_few_times_torch_alone(seen):
+    """3.2 times on a quiet machine; upstream's own imports take 10 times. Seconds depend on the machine."""
+    program = "import time, torch; print(time.process_time())"
+    torch = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert seen["cpu"] <= 5 * float(torch.stdout)
 
 
 def test_nothing_heavy(seen):

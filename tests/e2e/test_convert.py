@@ -9,6 +9,8 @@ from commands import ROOT, environment
 
 from posttrain.convert.checkpoints import find
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(scope="module")
 def lora(posttrain, words):

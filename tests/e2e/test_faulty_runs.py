@@ -10,6 +10,7 @@ import sys
 import time
 
 import psutil
+import pytest
 from commands import ROOT, Result, environment, finish, workers
 from safetensors.torch import load_file, save_file
 from states import equal, saved
@@ -18,6 +19,8 @@ from transformers import AutoTokenizer
 from posttrain.checkpoint import directories
 from posttrain.launch import launcher
 from posttrain.train.batches import TrainOrder
+
+pytestmark = pytest.mark.nightly
 
 SAVING = ("checkpoint.save_interval=1", "trainer.export=false")
 

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 
+import pytest
 from commands import environment, finish, workers
 
 from posttrain.launch.launcher import reserve_port
+
+pytestmark = pytest.mark.nightly
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(started, posttrain, words):

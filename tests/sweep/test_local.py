@@ -18,6 +18,8 @@ from posttrain.errors import UserError
 from posttrain.sweep.local import shares
 from posttrain.sweep.trial import Share, Trial
 
+pytestmark = pytest.mark.nightly
+
 TASK = Path(__file__).with_name("quick_task.py")
 GRID = ["optimizer.lr=1e-4,3e-4", "peft.rank=8,8"]
 NAMES = ["lr=0.0001,rank=8", "lr=0.0003,rank=8"]

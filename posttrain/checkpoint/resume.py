@@ -27,7 +27,7 @@ HARMLESS = (
 
 
 def root(cfg: DictConfig, run_dir: Path) -> Path | None:
-    """The checkpoints to go on from: this run's own, else those that run.resume names, else None.
+    """The checkpoints to resume from: this run's own, else those that run.resume names, else None.
 
     Raises:
         UserError: the folder of those that run.resume names is a link.

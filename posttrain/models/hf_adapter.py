@@ -167,7 +167,7 @@ def check_patterns(patterns: Any, name: str) -> None:
         if len(pattern) > 200 or odd or counts[0] > 2 or counts[1] > 3 or counts[2] > 12:
             raise UserError(f"{name}: {pattern[:60]!r}: too complicated to be a module's name")
         if not is_number(value):
-            raise UserError(f"{name}: {pattern!r}: {str(value)[:80]!r} is no number")
+            raise UserError(f"{name}: {pattern!r}: {str(value)[:80]!r} is not a number")
 
 
 def alpha(config: Mapping[str, Any], module: str) -> float:

@@ -262,7 +262,7 @@ class ModelFamily:
         if found is None:
             raise ValueError(f"{getattr(self.fields, size)[0]} is missing")
         if type(found) is not int or found < 1:
-            raise ValueError(f"{found!r} is no size")
+            raise ValueError(f"{found!r} is not a size: a positive whole number is required")
         return found
 
     def dimensions(self, config: Mapping[str, Any]) -> Dimensions:

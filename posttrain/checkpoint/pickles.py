@@ -28,7 +28,8 @@ KNOWN = [
         r"numpy(\._?core)?(\.multiarray)? (_reconstruct|scalar|ndarray|dtype)|numpy\.dtypes \w+DType",
         r"torch (Size|device|dtype|memory_format|u?int\d+|b?float\d+\w*|complex\d+|bool|\w+Storage)",
         # Transformer Engine's state of fp8; a tensor's bytes are a pickle of their own, looked at as well.
-        r"_io BytesIO|torch\.storage _load_from_bytes",
+        # Megatron puts its own in the place of torch's function, under whose name a storage is then pickled.
+        r"_io BytesIO|torch\.storage _load_from_bytes|megatron\.core\.safe_globals safe_load_from_bytes",
         r"torch\.storage (Untyped|Typed)Storage|torch\.serialization _get_layout|torch\.nn\.parameter Parameter",
         r"torch\._C Generator",  # of the random numbers of a captured step; holds its device and state
         r"torch\._utils _rebuild_(tensor(_v2)?|parameter(_with_state)?|device_tensor_from_numpy)",

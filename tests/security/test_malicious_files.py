@@ -386,15 +386,18 @@ def test_a_torchscript_program_in_a_checkpoints_shard(name, canary, tmp_path):
 
 @pytest.mark.parametrize("weights_only", [True, False])
 def test_a_torchscript_program_for_a_file_of_a_checkpoint(weights_only, canary, tmp_path):
-    """train_state.pt, common.pt; within a tensor's bytes; asked for by its own reader."""
+    """train_state.pt, common.pt; within a tensor's bytes, by torch's name and Megatron's; asked for by its own reader."""
     program = torchscript(canary)
     (tmp_path / "common.pt").write_bytes(program)
-    inside = pickle.dumps(Calls(torch.storage._load_from_bytes, program))
+    stored = pickle.dumps(program, protocol=2)[2:-1] + b"\x85R."  # on the stack, in a tuple, called with
+    by_torch = b"\x80\x02ctorch.storage\n_load_from_bytes\n" + stored
+    by_megatron = b"\x80\x02cmegatron.core.safe_globals\nsafe_load_from_bytes\n" + stored
     for attempt in (
         lambda: torch.load(tmp_path / "common.pt", weights_only=weights_only),
         lambda: torch.load(io.BytesIO(program), weights_only=weights_only),
         lambda: torch.jit.load(tmp_path / "common.pt"),
-        lambda: pickle.loads(inside),
+        lambda: pickle.loads(by_torch),
+        lambda: pickle.loads(by_megatron),
     ):
         with pytest.raises(UserError, match="TorchScript"), pickles.reading(tmp_path):
             attempt()

@@ -31,6 +31,7 @@ lint: .venv/.setup-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
+	.venv/bin/mypy
 
 format: .venv/.setup-test
 	.venv/bin/ruff check --fix .
@@ -52,4 +53,4 @@ wheel: .venv/.setup-run
 	scripts/uv.sh build --wheel
 
 clean:
-	rm -rf .venv .venv-upstream .tools dist build site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-upstream .tools dist build site .pytest_cache .ruff_cache .mypy_cache .grimp_cache .hypothesis

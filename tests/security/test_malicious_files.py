@@ -386,7 +386,7 @@ def test_a_torchscript_program_in_a_checkpoints_shard(name, canary, tmp_path):
 
 @pytest.mark.parametrize("weights_only", [True, False])
 def test_a_torchscript_program_for_a_file_of_a_checkpoint(weights_only, canary, tmp_path):
-    """train_state.pt, common.pt; within a tensor's bytes, by torch's name and Megatron's; asked for by its own reader."""
+    """train_state.pt, common.pt; within a tensor's bytes, by torch's name and Megatron's; asked for by its reader."""
     program = torchscript(canary)
     (tmp_path / "common.pt").write_bytes(program)
     stored = pickle.dumps(program, protocol=2)[2:-1] + b"\x85R."  # on the stack, in a tuple, called with

@@ -22,7 +22,7 @@ SKIPPED = 2
 
 def ours(run_dir: Path, steps: int, words: list[str]) -> list[float]:
     """Seconds of each step of `python -m posttrain`."""
-    command = [sys.executable, "-m", "posttrain", f"trainer.max_steps={steps}", "trainer.samples=0",
+    command = [sys.executable, "-m", "posttrain", f"trainer.max_steps={steps}", "trainer.num_generations=0",
                "trainer.export=false", "checkpoint.save=false", f"hydra.run.dir={run_dir}", *words]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

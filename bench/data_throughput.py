@@ -120,7 +120,7 @@ def ours(args: argparse.Namespace) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     tokenizer.chat_template = TEMPLATE
-    data = SFTData(format=Messages(), path=str(args.files[0]), overlong="drop")
+    data = SFTData(format=Messages(), path=str(args.files[0]), truncation="drop")
     cache = Path(os.environ["POSTTRAIN_CACHE"])
     start, cpu = time.perf_counter(), cpu_seconds()
     built = data.build(

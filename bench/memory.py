@@ -79,7 +79,7 @@ def words_of(name: str, folder: Path, tokenizer: str) -> list[str]:
     return [
         "data=prompt_completion", f"data.path={folder / 'data.jsonl'}", "template=alpaca", "model.random_init=true",
         f"model.tokenizer={tokenizer}", f"trainer.max_steps={STEPS}", f"trainer.global_batch_size={2 * micro}",
-        "trainer.samples=0", "trainer.export=false", "checkpoint.save=false", f"cache_dir={folder / 'cache'}",
+        "trainer.num_generations=0", "trainer.export=false", "checkpoint.save=false", f"cache_dir={folder / 'cache'}",
         *words,
     ]  # fmt: skip
 

@@ -22,7 +22,12 @@ def run(words: list[str]) -> tuple[list[float], float]:
     """Losses, and tok/s, of a run with these words."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
-        fixed = ["trainer.samples=0", "trainer.export=false", "checkpoint.save=false", f"hydra.run.dir={directory}"]
+        fixed = [
+            "trainer.num_generations=0",
+            "trainer.export=false",
+            "checkpoint.save=false",
+            f"hydra.run.dir={directory}",
+        ]
         subprocess.run([sys.executable, "-m", "posttrain", *words, *fixed], check=True, stdout=subprocess.DEVNULL)
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss" in line]

@@ -236,7 +236,7 @@ class Runs:
         self.words = [
             "model=hf", f"model.path={self.tiny}", "data=messages", f"data.path={self.tiny / 'data.jsonl'}",
             "data.validation_fraction=0.1", "trainer.seq_length=128", "trainer.global_batch_size=4",
-            f"trainer.max_steps={STEPS}", "trainer.samples=0", f"trainer.validation_interval={VALIDATE}",
+            f"trainer.max_steps={STEPS}", "trainer.num_generations=0", f"trainer.validation_interval={VALIDATE}",
             "optimizer.lr=1e-2", "scheduler=cosine", "checkpoint.save_interval=1",
         ]  # fmt: skip
         self.references: dict[str, tuple[Path, dict[int, dict], dict[str, float]]] = {}

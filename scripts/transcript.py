@@ -29,9 +29,9 @@ COMMANDS = [
     "python -m posttrain.doctor | sed -n 2,7p",
     "python -m posttrain.preview data=alpaca data.path=alpaca.json preview.limit=1",
     "python -m posttrain.plan model=llama3_8b data=alpaca data.path=alpaca.json trainer.max_steps=500 \\\n"
-    "    plan.gpu=h100 plan.gpus=1 plan.count=false | head -n 21",
+    "    plan.gpu=h100 plan.gpus=1 plan.read_data=false | head -n 21",
     f"python -m posttrain {DATA_WORDS} \\\n    {SMALL} \\\n"
-    "    trainer.samples=1 trainer.sample_tokens=12 hydra.run.dir=outputs/alpaca",
+    "    trainer.num_generations=1 trainer.max_new_tokens=12 hydra.run.dir=outputs/alpaca",
     "python -m posttrain.generate outputs/alpaca 'Who are you?' --max-new-tokens 24",
     "python -m posttrain.evaluate outputs/alpaca data=prompt_completion data.path=gsm8k.jsonl \\\n"
     "    data.format.prompt=question data.format.completion=answer trainer.seq_length=512 evaluate.limit=8 \\\n"
@@ -39,7 +39,7 @@ COMMANDS = [
     "python -m posttrain.convert export checkpoint=outputs/alpaca convert.out=adapter",
     "python -m posttrain.convert merge checkpoint=outputs/alpaca convert.out=merged",
     f"python -m posttrain --multirun {DATA_WORDS} \\\n    {SMALL} \\\n"
-    "    trainer.samples=0 optimizer.lr=1e-4,1e-3 sweep.name=alpaca | tail -n 3",
+    "    trainer.num_generations=0 optimizer.lr=1e-4,1e-3 sweep.name=alpaca | tail -n 3",
     "python -m posttrain.report outputs/sweeps/alpaca",
     "python -m posttrain recipe=list | grep llama32_1b",
     "python -m posttrain.primus qwen3_lora.yaml",

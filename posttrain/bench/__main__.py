@@ -61,7 +61,7 @@ def run_posttrain(workload: Workload, data: Path, tokenizer: Path, steps: int, s
         f"trainer.global_batch_size={workload.global_batch_size}",
         f"trainer.micro_batch_size={workload.micro}",
         f"trainer.seq_length={workload.length}",
-        "trainer.samples=0",
+        "trainer.num_generations=0",
         "trainer.export=false",
         "checkpoint.save=false",
         f"hydra.run.dir={run_dir}",

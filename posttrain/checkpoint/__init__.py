@@ -12,14 +12,14 @@ class Checkpoint:
     Attributes:
         save: whether to save at all.
         save_interval: steps between saves; None: at the end only.
-        keep_last: how many of the newest to keep; None: all.
+        save_total_limit: how many of the newest to keep; None: all.
         save_optimizer: whether optimizer state and RNG are saved, without which a run can't be resumed.
         async_save: write in the background.
     """
 
     save: bool = True
     save_interval: int | None = None
-    keep_last: int | None = None
+    save_total_limit: int | None = None
     save_optimizer: bool = True
     async_save: bool = False
 

@@ -116,7 +116,7 @@ class Manager(DefaultCheckpointManager):
         """Give the written checkpoint its name, point the tracker at it, remove old ones."""
         step, self.pending = self.pending, None
         if self.rank == 0:
-            directories.finish(self.root, step, self.trainer.checkpoint.keep_last)
+            directories.finish(self.root, step, self.trainer.checkpoint.save_total_limit)
         torch.distributed.barrier()
 
     def _refuse(self, error: BaseException) -> None:

@@ -16,12 +16,12 @@ CONFIG = "config.yaml"  # the frozen configuration, kept in each checkpoint
 HARMLESS = (
     "logger", "launch", "run", "sweep", "recipe", "checkpoint", "cache_dir",
     "parallelism.nproc_per_node", "parallelism.sequence_parallel", "parallelism.overlap", "parallelism.auto",
-    "parallelism.memory_gib", "peft.fused", "peft.recompute",
+    "parallelism.memory_gib", "peft.fused", "peft.recompute_norms",
     *(f"trainer.{key}" for key in (
         "max_steps", "epochs", "micro_batch_size", "log_interval", "validation_interval", "validation_batches",
-        "samples", "sample_tokens", "generate_every", "recompute", "bad_numbers", "max_rollbacks", "loss_spike",
-        "num_workers", "deterministic", "cuda_graph", "trained_logits_only", "profile", "export", "license",
-        "verify",
+        "num_generations", "max_new_tokens", "generation_interval", "recompute", "on_nonfinite",
+        "max_rollbacks", "loss_spike_factor", "num_workers", "deterministic", "cuda_graph", "skip_prompt_logits",
+        "profile", "export", "license", "verify",
     )),
 )  # fmt: skip
 

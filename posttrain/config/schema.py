@@ -42,7 +42,7 @@ class PeftSchema:
     rslora: bool = False
     lora_plus_ratio: float | None = ranged(None, gt=0)
     fused: bool = True
-    recompute: bool = True
+    recompute_norms: bool = True
 
 
 @dataclass
@@ -105,18 +105,18 @@ class TrainerSchema:
     log_interval: int = ranged(1, ge=1)
     validation_interval: int | None = ranged(None, ge=1)
     validation_batches: int | None = ranged(None, ge=1)
-    samples: int = ranged(3, ge=0)
-    sample_tokens: int = ranged(64, ge=1)
-    generate_every: int | None = ranged(None, ge=1)
+    num_generations: int = ranged(3, ge=0)
+    max_new_tokens: int = ranged(64, ge=1)
+    generation_interval: int | None = ranged(None, ge=1)
     recompute: str = ranged("none", choices=["none", "selective", "full"])
-    bad_numbers: str = ranged("stop", choices=["stop", "skip", "rollback"])
+    on_nonfinite: str = ranged("stop", choices=["stop", "skip", "rollback"])
     max_rollbacks: int = ranged(3, ge=1)
-    loss_spike: float | None = ranged(None, gt=1)
+    loss_spike_factor: float | None = ranged(None, gt=1)
     num_workers: int = ranged(2, ge=0)
     deterministic: bool = False
     profile: bool = False
     cuda_graph: bool | None = None
-    trained_logits_only: bool = True
+    skip_prompt_logits: bool = True
     export: bool = True
     license: str | None = None
     verify: bool = True
@@ -138,7 +138,7 @@ class CheckpointSchema:
     _target_: str = "posttrain.checkpoint.Checkpoint"
     save: bool = True
     save_interval: int | None = ranged(None, ge=1)
-    keep_last: int | None = ranged(None, ge=1)
+    save_total_limit: int | None = ranged(None, ge=1)
     save_optimizer: bool = True
     async_save: bool = False
 
@@ -154,7 +154,7 @@ class LaunchSchema:
     timeout_s: float = ranged(600.0, gt=0)
     max_restarts: int = ranged(0, ge=0)
     submit: bool = False
-    early: bool | None = None
+    prestart: bool | None = None
 
 
 @dataclass

@@ -47,7 +47,7 @@ class ConvertSchema:
     push: bool = False
     repo: str | None = None
     private: bool = True
-    unverified: bool = False
+    allow_unverified: bool = False
 
 
 @dataclass
@@ -129,7 +129,7 @@ def run(cfg: DictConfig, repo_said: bool = True) -> None:
     if token:
         from posttrain.convert import push
 
-        push.check(out, c.unverified)
+        push.check(out, c.allow_unverified)
         print(f"pushed: {push.push(out, c.repo, token, c.private)}")
 
 
@@ -150,7 +150,7 @@ def push_export(c: DictConfig) -> None:
     if directory is None:
         raise UserError(f"checkpoint={path}: holds no finished export; make one: python -m posttrain.convert export")
     load.check(directory)
-    push.check(directory, c.unverified)
+    push.check(directory, c.allow_unverified)
     print(f"pushed: {push.push(directory, c.repo, token, c.private)}")
 
 

@@ -35,12 +35,12 @@ def token_for(repo: str | None) -> str:
     return token
 
 
-def check(directory: Path, unverified: bool) -> None:
+def check(directory: Path, allow_unverified: bool) -> None:
     """Refuse a directory that others could not trust or not load.
 
     Args:
         directory: a finished export.
-        unverified: push it though its logits were not compared with the trained model's.
+        allow_unverified: push it though its logits were not compared with the trained model's.
 
     Raises:
         UserError: it has no model card, was not verified, or is an adapter of a model that only this machine has.
@@ -48,10 +48,10 @@ def check(directory: Path, unverified: bool) -> None:
     if not (directory / CARD).is_file():
         raise UserError(f"{directory}: has no model card ({CARD}); export it again")
     report = verification(directory)
-    if not unverified and not (report and report["logits"]["checked"]):
+    if not allow_unverified and not (report and report["logits"]["checked"]):
         raise UserError(
-            f"{directory}: its logits were not compared with the trained model's; convert.unverified=true pushes it "
-            "anyway"
+            f"{directory}: its logits were not compared with the trained model's; convert.allow_unverified=true pushes "
+            "it anyway"
         )
     if is_adapter(directory) and not is_hub_id(base := base_of(directory)):
         raise UserError(

@@ -58,7 +58,7 @@ def prepare(
     The next batch is rendered (Python) while the tokenizer (Rust, its own threads) works on the one before.
 
     Raises:
-        UserError: a row can't be used and `on_error` is "error", or is too long and `overlong` is "error".
+        UserError: a row can't be used and `on_error` is "error", or is too long and `truncation` is "error".
     """
     rows = _rendered(conversations, renderer, rules, counts)
     with ThreadPoolExecutor(1) as pool:
@@ -188,18 +188,18 @@ def _without(text: str, untrained: set[int]) -> list[tuple[int, int]]:
 def _shortened(place, rendered, length, renderer, encoder, rules, counts) -> tuple[Rendered, Encoded] | None:
     """The longest run of whole turns that fits; None where the conversation is dropped.
 
-    Kept from the left: the first turns up to an answer. From the right: the system prompt and the last turns from a
+    Cut on the right, the first turns up to an answer stay; on the left, the system prompt and the last turns from a
     user's message on. Lengths grow with the number of turns, so a binary search finds it.
     """
-    if rules.overlong == "error":
+    if rules.truncation == "error":
         raise UserError(
             f"{place}: {length} tokens, more than data.max_length={rules.max_length}; raise it and trainer.seq_length, "
-            "or set data.overlong=truncate or drop"
+            "or set data.truncation=truncate or drop"
         )
-    if rules.overlong == "drop":
+    if rules.truncation == "drop":
         counts.drop("longer than max_length", place, f"{length} tokens")
         return None
-    options = _turns(rendered.conversation, rules.keep)
+    options = _turns(rendered.conversation, rules.truncation_side)
     best, low, high = None, 0, len(options)
     while low < high:
         middle = (low + high) // 2
@@ -224,10 +224,10 @@ def _shortened(place, rendered, length, renderer, encoder, rules, counts) -> tup
     return best
 
 
-def _turns(conversation: Conversation, keep: str) -> list[Conversation]:
+def _turns(conversation: Conversation, truncation_side: str) -> list[Conversation]:
     """The shorter conversations made of whole turns, shortest first."""
     messages, tools = conversation.messages, conversation.tools
-    if keep == "left":
+    if truncation_side == "right":
         ends = [i + 1 for i, message in enumerate(messages[:-1]) if message.role == "assistant"]
         ends = [end for end in ends if messages[end].role != "tool"]
         return [Conversation(messages[:end], tools) for end in ends]

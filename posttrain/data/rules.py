@@ -9,6 +9,6 @@ class Rules:
 
     train_on: str
     max_length: int
-    overlong: str
-    keep: str
+    truncation: str
+    truncation_side: str
     on_error: str

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _CHOICES = {
     "train_on": ("assistant", "last", "all"),
-    "overlong": ("truncate", "drop", "error"),
-    "keep": ("left", "right"),
+    "truncation": ("truncate", "drop", "error"),
+    "truncation_side": ("right", "left"),
     "on_error": ("error", "skip"),
 }
 
@@ -45,8 +45,8 @@ class SFTData:
     sources: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     train_on: str = "assistant"
     max_length: int | None = None
-    overlong: str = "truncate"
-    keep: str = "left"
+    truncation: str = "truncate"
+    truncation_side: str = "right"
     packing: bool = True
     on_error: str = "error"
     max_train_rows: int | None = None
@@ -213,4 +213,4 @@ class SFTData:
         length = self.max_length or seq_length
         if length > seq_length:
             raise UserError(f"data.max_length={length}: above trainer.seq_length={seq_length}")
-        return Rules(self.train_on, length, self.overlong, self.keep, self.on_error)
+        return Rules(self.train_on, length, self.truncation, self.truncation_side, self.on_error)

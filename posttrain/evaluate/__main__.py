@@ -6,7 +6,7 @@
     python -m posttrain.evaluate DIR data=alpaca data.path=my.json
     # several sets
     python -m posttrain.evaluate DIR \\
-        'evaluate.sets={a:"data=alpaca data.path=a.json",b:"data=dolly data.path=b.jsonl"}'
+        'evaluate.datasets={a:"data=alpaca data.path=a.json",b:"data=dolly data.path=b.jsonl"}'
     # scored answers
     python -m posttrain.evaluate DIR data=custom data.path=q.jsonl \\
         metric=exact_match 'metric.extract="#### (.+)"'
@@ -91,7 +91,7 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
         cfg = settings.apply_overrides(settings.with_run(cfg, run_dir), late)
     sets = choose_sets(cfg, run_dir, overrides)
     settings.refuse_model(overrides)
-    metric = check_and_build(cfg, sets, overrides)
+    metric = check_and_build(cfg, datasets, overrides)
     out = Path(cfg.evaluate.out).expanduser()
 
     from rich.console import Console
@@ -108,7 +108,7 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
         dtype = str(built(cfg.precision).dtype(device)).removeprefix("torch.")
         model, tokenizer = load.load(directory, dtype)
         result = {"model": what, "words": overrides, "dtype": dtype, "device": device}
-        measured, answers = measure(model, tokenizer, cfg, sets, metric)
+        measured, answers = measure(model, tokenizer, cfg, datasets, metric)
         result |= measured
         result["seconds"] = round(time.time() - started, 2)
 
@@ -126,26 +126,26 @@ def measure(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     cfg: DictConfig,
-    sets: dict[str, DictConfig],
+    datasets: dict[str, DictConfig],
     metric: "Metric | None",
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure all sets, and run lm-eval's tasks.
 
     Returns:
-        `sets`, `all` and `lm_eval` of result.json, and the lines of answers.jsonl.
+        `datasets`, `all` and `lm_eval` of result.json, and the lines of answers.jsonl.
     """
     from posttrain.evaluate.conversations import read_conversations
     from posttrain.evaluate.measure import measure_set, pool
     from posttrain.utils.cache import cache_root
 
-    result: dict[str, Any] = {"sets": {}}
+    result: dict[str, Any] = {"datasets": {}}
     lines = []
-    for name, set_cfg in sets.items():
+    for name, set_cfg in datasets.items():
         conversations = read_conversations(set_cfg, tokenizer, cache_root(set_cfg.cache_dir))
-        result["sets"][name], answers = measure_set(model, tokenizer, conversations, cfg.evaluate, metric, name)
+        result["datasets"][name], answers = measure_set(model, tokenizer, conversations, cfg.evaluate, metric, name)
         lines += answers
-    if len(sets) > 1:
-        result["all"] = pool(list(result["sets"].values()))
+    if len(datasets) > 1:
+        result["all"] = pool(list(result["datasets"].values()))
     if cfg.lm_eval.tasks:
         result["lm_eval"] = harness.run_tasks(model, tokenizer, cfg.lm_eval)
     return result, lines
@@ -158,7 +158,7 @@ def choose_sets(cfg: DictConfig, run_dir: Path | None, overrides: list[str]) -> 
         UserError: neither an override nor a run says on what data.
     """
     with_data = any(settings.top_key(override) == "data" for override in overrides)
-    if not cfg.evaluate.sets and not with_data:
+    if not cfg.evaluate.datasets and not with_data:
         if cfg.lm_eval.tasks:
             return {}
         if not run_dir:
@@ -168,18 +168,18 @@ def choose_sets(cfg: DictConfig, run_dir: Path | None, overrides: list[str]) -> 
     return settings.configure_sets(cfg)
 
 
-def check_and_build(cfg: DictConfig, sets: dict[str, DictConfig], overrides: list[str]) -> "Metric | None":
+def check_and_build(cfg: DictConfig, datasets: dict[str, DictConfig], overrides: list[str]) -> "Metric | None":
     """Check everything that can be checked before a model is loaded, and return the metric."""
-    for one in (cfg, *sets.values()):
+    for one in (cfg, *datasets.values()):
         targets.check(one)
         checks.ranges(one, settings.EvaluateConfig)
-    for name, set_cfg in sets.items():
+    for name, set_cfg in datasets.items():
         try:
             check_data(set_cfg)
         except UserError as error:
-            if not cfg.evaluate.sets:
+            if not cfg.evaluate.datasets:
                 raise
-            raise UserError(f"evaluate.sets.{name}: {error}") from None
+            raise UserError(f"evaluate.datasets.{name}: {error}") from None
     if cfg.lm_eval.tasks:
         harness.check_options(cfg.lm_eval, overrides)
     if OmegaConf.is_missing(cfg.metric, "_target_"):

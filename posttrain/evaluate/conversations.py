@@ -55,7 +55,7 @@ def read_conversations(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase", ca
         seq_length=cfg.trainer.seq_length,
         seed=cfg.seed,
         cache_dir=cache_dir,
-        category=options.by,
+        category=options.group_by,
     )
     split = options.split
     if split == "auto":

@@ -10,9 +10,9 @@ from rich.table import Table
 
 def print_result(result: dict[str, Any], console: Console) -> None:
     """Print the table of losses and scores, the rows that were left out, and lm-eval's tasks."""
-    if result["sets"]:
+    if result["datasets"]:
         console.print(_loss_table(result))
-    for name, part in result["sets"].items():
+    for name, part in result["datasets"].items():
         rows = part["rows"]
         if rows["dropped"] or rows["truncated"]:
             reasons = [f"{count} {reason}" for reason, count in rows["dropped"].items()]
@@ -24,7 +24,7 @@ def print_result(result: dict[str, Any], console: Console) -> None:
 
 def _loss_table(result: dict[str, Any]) -> Table:
     """A line for each set, followed by one for each of its sources and categories."""
-    sets = result["sets"]
+    sets = result["datasets"]
     with_scores = any("score" in part for part in sets.values())
     headings = ["set", "loss", "perplexity"]
     if with_scores:

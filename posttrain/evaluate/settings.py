@@ -27,8 +27,8 @@ class EvaluateSchema:
     """conf/evaluate.yaml."""
 
     split: str = schema.ranged("auto", choices=["auto", "validation", "train"])
-    sets: Any = None  # name -> overrides
-    by: str | None = "category"
+    datasets: Any = None  # name -> overrides
+    group_by: str | None = "category"
     limit: int | None = schema.ranged(None, ge=1)
     batch_tokens: int = schema.ranged(4096, ge=1)
     batch_size: int = schema.ranged(8, ge=1)
@@ -150,27 +150,30 @@ def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 def configure_sets(cfg: DictConfig) -> dict[str, DictConfig]:
-    """Return the configuration of each set by its name; without `evaluate.sets`, of the one set.
+    """Return the configuration of each set by its name; without `evaluate.datasets`, of the one set.
 
     Raises:
-        UserError: `evaluate.sets` is not a mapping of names to overrides, or one of them is wrong.
+        UserError: `evaluate.datasets` is not a mapping of names to overrides, or one of them is wrong.
     """
-    if not cfg.evaluate.sets:
+    if not cfg.evaluate.datasets:
         path = cfg.data.path
         is_file = isinstance(path, str) and "://" not in path
         return {Path(path).stem if is_file else "data": cfg}
-    if not isinstance(cfg.evaluate.sets, DictConfig):
+    if not isinstance(cfg.evaluate.datasets, DictConfig):
         raise UserError(
-            'evaluate.sets: requires names with their overrides: evaluate.sets={a:"data=alpaca data.path=a.json"}'
+            "evaluate.datasets: requires names with their overrides: "
+            'evaluate.datasets={a:"data=alpaca data.path=a.json"}'
         )
     configs = {}
-    for name, text in cfg.evaluate.sets.items():
+    for name, text in cfg.evaluate.datasets.items():
         if not isinstance(text, str):
-            raise UserError(f'evaluate.sets.{name}: put the overrides in quotes, {name}:"data=alpaca data.path=a.json"')
+            raise UserError(
+                f'evaluate.datasets.{name}: put the overrides in quotes, {name}:"data=alpaca data.path=a.json"'
+            )
         try:
             overrides = shlex.split(text)
             refuse_model(overrides)
             configs[str(name)] = apply_overrides(cfg, overrides)
         except (UserError, ValueError) as error:
-            raise UserError(f"evaluate.sets.{name}: {error}") from None
+            raise UserError(f"evaluate.datasets.{name}: {error}") from None
     return configs

@@ -51,10 +51,11 @@ def start_early(words: list[str]) -> None:
     if not prestart.wanted(words, gpus):
         return
     env = {**os.environ, "PYTHONUNBUFFERED": "1", **device_environment(gpus), **platform_environment(gpus, 1)}
-    _early.append(prestart.EarlyRank([sys.executable, "-m", "posttrain.launch.worker"], env, UI_FD, _die_with_parent))
+    command = [sys.executable, "-m", "posttrain.launch.worker"]
+    _prestarted.append(prestart.PrestartedRank(command, env, UI_FD, _die_with_parent))
 
 
-_early: list[prestart.EarlyRank] = []
+_prestarted: list[prestart.PrestartedRank] = []
 
 
 def device_environment(gpus: int) -> dict[str, str]:
@@ -255,9 +256,9 @@ class NodeRun:
 
     def _started_early(self, rank: int, local: int, env: dict[str, str], log: str) -> bool:
         """Whether a process that waits became this rank; its environment is a lone rank's, without determinism."""
-        if not _early:
+        if not _prestarted:
             return False
-        waiting = _early.pop()
+        waiting = _prestarted.pop()
         other = (not self.gpus and local > 1) or self.cfg.trainer.deterministic
         if other or not waiting.give(rank, self.run_dir, log, env):
             waiting.end()

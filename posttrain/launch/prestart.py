@@ -14,10 +14,10 @@ from pathlib import Path
 from posttrain.utils import heartbeat
 from posttrain.utils.heartbeat import Monitor
 
-OPTION = "launch.early="
+OPTION = "launch.prestart="
 
 
-class EarlyRank:
+class PrestartedRank:
     """A process of `posttrain.launch.worker` without a run.
 
     Args:
@@ -59,7 +59,7 @@ class EarlyRank:
 
 
 def wanted(words: list[str], gpus: int) -> bool:
-    """Whether the command line `words` is one run here: on a GPU, where it pays most, unless launch.early says else."""
+    """Whether the command line `words` is one run here: on a GPU, where it pays most, unless launch.prestart is set."""
     if any(word.startswith(("-", "hydra/", "launch.submit=true")) for word in words):
         return False
     said = [word.removeprefix(OPTION) for word in words if word.startswith(OPTION)]

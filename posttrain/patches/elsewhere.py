@@ -117,7 +117,7 @@ CHANGES = (
         "posttrain.train.nonfinite",
         "prepare_grads",
         kind=Kind.CORRECTNESS,
-        symptom="trainer.bad_numbers=skip, or rollback without clipping: weights take a gradient that is not finite",
+        symptom="trainer.on_nonfinite=skip, or rollback without clipping: weights take a gradient that is not finite",
         versions=CORE,
     ),
     _elsewhere(

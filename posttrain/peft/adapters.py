@@ -30,7 +30,7 @@ class LoRA:
         rslora: multiply by alpha / sqrt(rank) instead (arXiv:2312.03732).
         lora_plus_ratio: learning rate of B over that of A (arXiv:2402.12354); None: the same.
         fused: compute a layer and its adapter as one operation where possible.
-        recompute: with `fused`, compute norms and SwiGLU again in the backward pass instead of keeping their outputs.
+        recompute_norms: with `fused`, compute norms and SwiGLU again in the backward pass; their outputs are not kept.
     """
 
     rank: int = 16
@@ -40,7 +40,7 @@ class LoRA:
     rslora: bool = False
     lora_plus_ratio: float | None = None
     fused: bool = True
-    recompute: bool = True
+    recompute_norms: bool = True
 
     @property
     def effective_alpha(self) -> float:
@@ -62,7 +62,7 @@ class LoRA:
 
         kind = SeededCanonicalLoRA if canonical else SeededLoRA
         built = kind(target_modules=names, lora_A_init_method="kaiming", **settings)
-        built.fused, built.recompute = self.fused, self.recompute
+        built.fused, built.recompute_norms = self.fused, self.recompute_norms
         return built
 
 

@@ -87,9 +87,9 @@ class Seeded:
 
 
 class SeededLoRA(Seeded, LoRA):
-    """One adapter per matrix of Megatron's, fused with it; `fused` and `recompute` are set by the trainer."""
+    """One adapter per matrix of Megatron's, fused with it; `fused` and `recompute_norms` are set by the trainer."""
 
-    fused = recompute = True
+    fused = recompute_norms = True
 
     def __call__(self, model, training: bool = True):
         """Attach the adapters; with them, fuse the MLPs' activations."""
@@ -97,7 +97,7 @@ class SeededLoRA(Seeded, LoRA):
         if self.fused:
             from posttrain.ops.fused_lora import fuse_activations
 
-            fuse_activations(adapted if isinstance(adapted, list) else [adapted], self.recompute)
+            fuse_activations(adapted if isinstance(adapted, list) else [adapted], self.recompute_norms)
         return adapted
 
     def transform(self, module, name=None, prefix=None):

@@ -31,7 +31,7 @@ class PlanSchema:
     gpu: str | None = None
     gpus: int | None = None
     memory_gib: float | None = None
-    count: bool = True
+    read_data: bool = True
     json: bool = False
 
 
@@ -83,7 +83,7 @@ def plan(cfg: DictConfig) -> bool:
         cfg.launch.master_port = 1  # nothing is started
     lines = resolve_auto(cfg, local, cfg.parallelism.memory_gib or gpu.memory_gib)
     checks.check(cfg, local)
-    result = build_plan(cfg, checks.world_size(cfg, local), gpu, options.count)
+    result = build_plan(cfg, checks.world_size(cfg, local), gpu, options.read_data)
     result["gpu"]["assumed"] = not options.gpu and not here
     result["auto"] = "\n".join(lines) or None
     if options.json:

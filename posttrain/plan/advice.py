@@ -78,7 +78,7 @@ def edits(s: RunSpec, gpu: Gpu) -> Iterator[list[Edit]]:
         yield [Edit("data", f"trainer.seq_length={half}", {"length": half})]
     if s.adapters is None:
         adapters = Adapters.of(s.shape, "LoRA", 16, "all-linear", s.transformer_engine)
-        yield [Edit("result", "peft=lora", {"adapters": adapters, "fused": True, "again": True})]
+        yield [Edit("result", "peft=lora", {"adapters": adapters, "fused": True, "recompute_norms": True})]
     if gpu.eight_bit and s.precision == "bf16" and replace(s, precision="fp8").eight_bit_base:
         yield [Edit("format", "precision=fp8", {"precision": "fp8"})]
 

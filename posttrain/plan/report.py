@@ -32,7 +32,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
     """
     setting = resolve_spec(cfg, world)
     stats = None
-    not_counted = "plan.count=false"
+    not_counted = "plan.read_data=false"
     if read_data:
         try:
             stats = estimate_data(cfg)

@@ -62,7 +62,7 @@ def keys(cfg: DictConfig) -> None:
     plain = schema.PeftSchema()
     for name in (field.name for field in fields(plain) if field.name != "_target_"):
         ignored = cfg.peft._target_ is None or (
-            cfg.peft._target_.endswith("DoRA") and name in ("rslora", "fused", "recompute")
+            cfg.peft._target_.endswith("DoRA") and name in ("rslora", "fused", "recompute_norms")
         )
         if ignored and cfg.peft[name] != getattr(plain, name):
             raise UserError(f"`peft.{name}`: has no effect with this `peft=`; choose peft=lora or remove it")
@@ -96,10 +96,10 @@ def trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(
             "`scheduler.lr_warmup_iters`: lr_warmup_fraction is set as well; add scheduler.lr_warmup_fraction=null"
         )
-    if t.loss_spike is not None and t.bad_numbers == "skip":
+    if t.loss_spike_factor is not None and t.on_nonfinite == "skip":
         raise UserError(
-            f"`trainer.loss_spike={t.loss_spike}`: a loss is known after the update, too late to skip it; "
-            "choose trainer.bad_numbers=rollback or stop"
+            f"`trainer.loss_spike_factor={t.loss_spike_factor}`: a loss is known after the update, too late to skip "
+            "it; choose trainer.on_nonfinite=rollback or stop"
         )
     if cfg.optimizer.min_lr > cfg.optimizer.lr:
         raise UserError(f"`optimizer.min_lr={cfg.optimizer.min_lr}`: above optimizer.lr={cfg.optimizer.lr}")
@@ -114,13 +114,14 @@ def trainer(cfg: DictConfig, visible_gpus: int) -> None:
         shape = architecture(cfg.model) or {}
         resolve_spec(cfg, world_size(cfg, visible_gpus), platform.transformer_engine, platform.device, shape).check()
     p = cfg.parallelism
-    if t.generate_every and max(p.pipeline_model_parallel_size, p.context_parallel_size) > 1:
+    if t.generation_interval and max(p.pipeline_model_parallel_size, p.context_parallel_size) > 1:
         raise UserError(
-            f"`trainer.generate_every={t.generate_every}`: needs all layers and whole sequences in one process, not "
-            "pipeline or context parallelism; leave it out, and ask the run's checkpoints: python -m posttrain.generate"
+            f"`trainer.generation_interval={t.generation_interval}`: needs all layers and whole sequences in one "
+            "process, not pipeline or context parallelism; leave it out, and ask the run's checkpoints: "
+            "python -m posttrain.generate"
         )
-    if t.generate_every and not t.samples:
-        raise UserError("`trainer.generate_every`: trainer.samples=0 leaves no prompts to answer")
+    if t.generation_interval and not t.num_generations:
+        raise UserError("`trainer.generation_interval`: trainer.num_generations=0 leaves no prompts to answer")
     if launch.node_rank >= launch.nnodes:
         raise UserError(f"`launch.node_rank={launch.node_rank}`: must be below launch.nnodes={launch.nnodes}")
     if launch.nnodes > 1 and launch.master_port is None:

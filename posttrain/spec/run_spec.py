@@ -69,8 +69,8 @@ class RunSpec:
         squares: mean over tokens of the length of the conversation they are in.
         sequences: conversations in a micro-batch.
         longest: longest conversation of a micro-batch, tokens.
-        fused, again: `peft.fused`, `peft.recompute`.
-        logits, graph: `trainer.trained_logits_only`, `trainer.cuda_graph`.
+        fused, recompute_norms: `peft.fused`, `peft.recompute_norms`.
+        skip_prompt_logits, graph: `trainer.skip_prompt_logits`, `trainer.cuda_graph`.
     """
 
     device: str
@@ -105,9 +105,9 @@ class RunSpec:
     sequences: int = 1
     longest: int | None = None
     fused: bool = True
-    again: bool = True
+    recompute_norms: bool = True
     dropout: float = 0.0
-    logits: bool = True
+    skip_prompt_logits: bool = True
     graph: bool | None = None
 
     @property
@@ -189,7 +189,7 @@ class RunSpec:
 
     def computed_again(self, linear: str) -> bool:
         """Whether what comes before a linear layer, its norm or activation, is not kept (ops/recomputed_norms.py)."""
-        if not (self.one_operation and self.again and self.transformer_engine) or not self.trains(linear):
+        if not (self.one_operation and self.recompute_norms and self.transformer_engine) or not self.trains(linear):
             return False
         mixture = self.experts > 0 and linear in ("linear_fc1", "linear_fc2")
         if linear == "linear_proj" or mixture:
@@ -200,7 +200,7 @@ class RunSpec:
     def supervised_logits_only(self) -> Decision:
         """Whether the output layer sees supervised tokens alone."""
         return unless(
-            (not self.logits, "trainer.trained_logits_only=false"),
+            (not self.skip_prompt_logits, "trainer.skip_prompt_logits=false"),
             (self.tensor > 1, "tensor parallelism divides the vocabulary"),
             (self.context > 1, "context parallelism divides the sequence"),
             (self.softcap, "the logits are soft-capped"),
@@ -249,7 +249,7 @@ class RunSpec:
         found = {"CUDA graph": self.cuda_graph}
         if self.precision == "fp8":
             found["8-bit frozen weights"] = self.eight_bit_base
-        if self.logits:
+        if self.skip_prompt_logits:
             found["logits of supervised tokens only"] = self.supervised_logits_only
         return found
 
@@ -319,8 +319,8 @@ def resolve_spec(
         optimizer=cfg.optimizer.optimizer,
         packing=bool(cfg.data.get("packing", True)),
         fused=adapter is not None and adapter.fused,
-        again=adapter is not None and adapter.recompute,
+        recompute_norms=adapter is not None and adapter.recompute_norms,
         dropout=adapter.dropout if adapter is not None else 0.0,
-        logits=trainer.trained_logits_only,
+        skip_prompt_logits=trainer.skip_prompt_logits,
         graph=trainer.cuda_graph,
     )

@@ -15,7 +15,7 @@ from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 from posttrain.plan import flops
 from posttrain.plan.report import planned_peak
 from posttrain.train.metrics import Metrics
-from posttrain.train.nonfinite import BadNumbers
+from posttrain.train.nonfinite import NonFinitePolicy
 from posttrain.train.rollback import RolledBack
 from posttrain.train.samples import Sampler
 from posttrain.train.validation import from_last_stage, gathered, validate
@@ -38,7 +38,7 @@ class RunCallback(Callback):
         self.sampler = Sampler(trainer)
         self.summary: dict[str, Any] = {"run_dir": str(trainer.run_dir), "steps": trainer.steps}
         self.progress = trainer.progress
-        self.bad_numbers = BadNumbers(trainer)
+        self.nonfinite = NonFinitePolicy(trainer)
         self.heartbeat = trainer.heartbeat
         self.elapsed, self.since_log = 0.0, [0.0] * 7
         trainer.collect = self.collect
@@ -79,7 +79,7 @@ class RunCallback(Callback):
 
             self.profile = Profile(self.trainer.run_dir, self.trainer.platform.device)
         self.frozen = self.fingerprint(context) if self.trainer.peft else None
-        self.bad_numbers.watch(context.optimizer)
+        self.nonfinite.watch(context.optimizer)
         save_on_sigterm(context.state)
         self.trainer.startup.mark("validation, samples")
 
@@ -118,7 +118,7 @@ class RunCallback(Callback):
         logged = step % self.settings.log_interval == 0 or step == self.trainer.steps
         if logged:
             loss = from_last_stage(context.loss_dict.get("lm loss"))  # waits for the device
-        self.bad_numbers.check(
+        self.nonfinite.check(
             step, context.state.train_state.consumed_train_samples, context.skipped_iter,
             loss=loss if logged else None, gradient_norm=context.grad_norm,
         )  # fmt: skip
@@ -147,7 +147,7 @@ class RunCallback(Callback):
             loss = self.validate(context, step)
             if self.metrics and loss is not None and self.trainer.config.sweep.pruner:
                 self.prune(step, loss)
-        every = self.settings.generate_every
+        every = self.settings.generation_interval
         if every and step % every == 0 and step != self.trainer.steps:
             self.sample(context, step, None)
 
@@ -208,10 +208,10 @@ class RunCallback(Callback):
         return loss
 
     def sample(self, context: CallbackContext, step: int, when: str | None) -> None:
-        """Answer the sample prompts; with trainer.generate_every the answers are recorded at `step`."""
+        """Answer the sample prompts; with trainer.generation_interval the answers are recorded at `step`."""
         with gathered(context):
             answers = self.sampler.run(context.model, when)
-        if self.metrics and answers and self.settings.generate_every:
+        if self.metrics and answers and self.settings.generation_interval:
             self.metrics.samples(step, answers)
 
     def totals(self) -> dict[str, Any]:

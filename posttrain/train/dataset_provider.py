@@ -19,13 +19,13 @@ class RowsProvider(DatasetProvider):
 
     Attributes:
         seq_length: tokens per row.
-        trained_logits_only: whether the loss is computed from the logits of trained tokens alone.
+        skip_prompt_logits: whether the loss is computed from the logits of trained tokens alone.
         consumed_samples: rows of this run that earlier processes have trained on; set before the data is opened.
     """
 
     seq_length: int = 0
     consumed_samples: int = 0
-    trained_logits_only: bool = False
+    skip_prompt_logits: bool = False
 
     @classmethod
     def of(cls, trainer: Any) -> "RowsProvider":
@@ -38,7 +38,7 @@ class RowsProvider(DatasetProvider):
             persistent_workers=workers > 0,
             pin_memory=on_gpu,
             seq_length=trainer.settings.seq_length,
-            trained_logits_only=bool(trainer.spec.supervised_logits_only),
+            skip_prompt_logits=bool(trainer.spec.supervised_logits_only),
         )
         provider._trainer = trainer  # not a field: Megatron-Bridge writes the fields to run_config.yaml
         return provider

@@ -43,7 +43,7 @@ def forward_step(
         divided = {key: batch[key] for key in ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens_q")}
         batch |= _partition_packed_batch_for_cp(divided, parallel_state.get_context_parallel_group())
         mask = batch["loss_mask"]
-    elif state.cfg.dataset.trained_logits_only and parallel_state.is_pipeline_last_stage():
+    elif state.cfg.dataset.skip_prompt_logits and parallel_state.is_pipeline_last_stage():
         selection = {"output_processor": trained_losses, "output_processor_context": batch["trained_at"]}
         mask = batch["trained_mask"]
     packed = PackedSeqParams(

@@ -19,8 +19,8 @@ MOST_SKIPPED = 10  # in a row; after that it is the weights, not the batch
 WINDOW, LEAST = 50, 5  # logged losses whose median a spike is measured by: at most, at least
 
 
-class BadNumbers:
-    """The policy `trainer.bad_numbers`, and `trainer.loss_spike`.
+class NonFinitePolicy:
+    """The policy `trainer.on_nonfinite`, and `trainer.loss_spike_factor`.
 
     Args:
         trainer: the run's trainer.
@@ -28,8 +28,8 @@ class BadNumbers:
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.policy = trainer.settings.bad_numbers
-        self.spike = trainer.settings.loss_spike
+        self.policy = trainer.settings.on_nonfinite
+        self.spike = trainer.settings.loss_spike_factor
         # Without a norm nothing else tells a bad gradient before the weights that it made are saved.
         self.look = self.policy == "skip" or (self.policy == "rollback" and not trainer.optimizer.clip_grad)
         self.in_a_row = 0
@@ -82,7 +82,7 @@ class BadNumbers:
         raise UserError(
             f"step {step}: {what}. The batch was rows {self.rows(first_row)} of the training data. The checkpoints "
             "before this step are as they were; go on from them with a lower optimizer.lr, without these rows, or with "
-            "trainer.bad_numbers=rollback"
+            "trainer.on_nonfinite=rollback"
         )
 
     def spikes(self, loss: float) -> list[str]:
@@ -91,7 +91,7 @@ class BadNumbers:
         if self.spike and len(last) >= LEAST and loss > self.spike * median(last):
             return [
                 f"loss is {loss:.4g}, {loss / median(last):.1f} times the median {median(last):.4g} of the last "
-                f"{len(last)} (trainer.loss_spike={self.spike:g})"
+                f"{len(last)} (trainer.loss_spike_factor={self.spike:g})"
             ]
         last.append(loss)
         del last[:-WINDOW]

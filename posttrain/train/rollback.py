@@ -1,4 +1,4 @@
-"""`trainer.bad_numbers=rollback`: a run goes back to its newest checkpoint and leaves out the rows that spoiled it.
+"""`trainer.on_nonfinite=rollback`: a run goes back to its newest checkpoint and leaves out the rows that spoiled it.
 
 The ranks write down which rows, and end; the launcher starts them again, as after a lost rank. No torch here.
 """

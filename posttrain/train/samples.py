@@ -22,7 +22,7 @@ class Sampler:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.records: list[dict[str, str]] = []
-        self.prompts = list(self._prompts(trainer.settings.samples)) if self._possible() else []
+        self.prompts = list(self._prompts(trainer.settings.num_generations)) if self._possible() else []
 
     def _possible(self) -> bool:
         p = self.trainer.parallelism
@@ -62,7 +62,7 @@ class Sampler:
         tokenizer, found = self.trainer.tokenizer, []
         for index, (prompt, reference) in enumerate(self.prompts):
             answer = greedy(
-                model[0], prompt, {reference[-1], tokenizer.eos_token_id}, self.trainer.settings.sample_tokens
+                model[0], prompt, {reference[-1], tokenizer.eos_token_id}, self.trainer.settings.max_new_tokens
             )
             if len(self.records) <= index:
                 self.records.append({

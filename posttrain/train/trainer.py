@@ -166,7 +166,7 @@ class Trainer:
         resume_from = resume.find(self.config, self.run_dir)
         ddp = self.parallelism.ddp(self.platform)
         # Looking into each bucket waits for the device; the gradient's norm tells as much (train/nonfinite.py).
-        ddp.check_for_nan_in_grad = not (self.spec.cuda_graph or self.optimizer.clip_grad or s.bad_numbers != "stop")
+        ddp.check_for_nan_in_grad = not (self.spec.cuda_graph or self.optimizer.clip_grad or s.on_nonfinite != "stop")
         dist = self.parallelism.dist(self.platform)
         dist.distributed_timeout_minutes = max(10, math.ceil(self.config.launch.timeout_s / 60))
         if self.spec.cuda_graph:

@@ -56,7 +56,7 @@ def test_a_changed_configuration_is_refused(tmp_path, cfg, word):
 
 
 @pytest.mark.parametrize("word", ["trainer.max_steps=9", "logger=tensorboard", "launch.max_restarts=3",
-                                  "checkpoint.keep_last=2", "trainer.micro_batch_size=2", "run.name=x",
+                                  "checkpoint.save_total_limit=2", "trainer.micro_batch_size=2", "run.name=x",
                                   "parallelism.nproc_per_node=2", "trainer.export=false", "cache_dir=/x"])  # fmt: skip
 def test_harmless_changes_are_not(tmp_path, cfg, word):
     save(tmp_path, 2, cfg)

@@ -57,23 +57,23 @@ def test_refused_without_repository_or_token(export, monkeypatch):
 
 
 def test_refused_where_others_could_not_trust_or_load_it(export, token, tmp_path):
-    push.check(export, unverified=False)
+    push.check(export, allow_unverified=False)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no finished export"):
         command(f"convert.checkpoint={tmp_path / 'empty'}", "convert.repo=me/model")
     (export / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/my/disk/base"}))
     with pytest.raises(UserError, match="only this machine has; merge it first"):
-        push.check(export, unverified=False)
+        push.check(export, allow_unverified=False)
     (export / "adapter_config.json").unlink()
     for report in ({"logits": {"checked": False, "reason": "x"}}, None):
         file = export / "verification.json"
         file.write_text(json.dumps(report)) if report else file.unlink()
-        with pytest.raises(UserError, match=r"convert\.unverified=true"):
-            push.check(export, unverified=False)
-        push.check(export, unverified=True)
+        with pytest.raises(UserError, match=r"convert\.allow_unverified=true"):
+            push.check(export, allow_unverified=False)
+        push.check(export, allow_unverified=True)
     (export / "README.md").unlink()
     with pytest.raises(UserError, match="no model card"):
-        push.check(export, unverified=True)
+        push.check(export, allow_unverified=True)
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ def test_the_cache_is_used_until_something_changes(tokenizer, tmp_path, monkeypa
     changes = [
         lambda: build(tokenizer, tmp_path, path=path, train_on="all"),
         lambda: build(tokenizer, tmp_path, path=path, max_length=100),
-        lambda: build(tokenizer, tmp_path, path=path, overlong="drop"),
+        lambda: build(tokenizer, tmp_path, path=path, truncation="drop"),
         lambda: build(tokenizer, tmp_path, path=path, format=PromptCompletion(system="prompt")),
         lambda: build(byte_tokenizer(bos="<s>"), tmp_path, path=path),
         lambda: build(
@@ -234,10 +234,10 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize(("keep", "kept", "gone"), [("left", "u0", "u5"), ("right", "u5", "u0")])
-def test_whole_turns_are_kept(tokenizer, tmp_path, keep, kept, gone):
+@pytest.mark.parametrize(("side", "kept", "gone"), [("right", "u0", "u5"), ("left", "u5", "u0")])
+def test_whole_turns_are_kept(tokenizer, tmp_path, side, kept, gone):
     path = write(tmp_path / "a.jsonl", [LONG])
-    splits = build(tokenizer, tmp_path, path=path, format=Messages(), max_length=200, keep=keep)
+    splits = build(tokenizer, tmp_path, path=path, format=Messages(), max_length=200, truncation_side=side)
     (text,) = texts(tokenizer, splits.train)
     assert kept in text and gone not in text and text.startswith("<|im_start|>system\nS<|im_end|>")
     assert text.endswith("<|im_end|>\n") and text.count("user") == text.count("assistant") > 1
@@ -247,20 +247,20 @@ def test_whole_turns_are_kept(tokenizer, tmp_path, keep, kept, gone):
 def test_too_long_is_dropped_or_an_error(tokenizer, tmp_path):
     path = write(tmp_path / "a.jsonl", [LONG, *({"messages": LONG["messages"][:3]} for _ in range(2))])
     options = {"path": path, "format": Messages(), "max_length": 100}
-    splits = build(tokenizer, tmp_path, overlong="drop", **options)
+    splits = build(tokenizer, tmp_path, truncation="drop", **options)
     assert splits.report["rows"]["dropped"] == {"longer than max_length": 1}
     with pytest.raises(UserError, match=r"line 1: \d+ tokens, more than data.max_length=100"):
-        build(tokenizer, tmp_path, overlong="error", **options)
+        build(tokenizer, tmp_path, truncation="error", **options)
     options["max_length"] = 10
     with pytest.raises(UserError, match="nothing is left to train on"):
-        build(tokenizer, tmp_path, overlong="truncate", **options)
+        build(tokenizer, tmp_path, truncation="truncate", **options)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"path": "a", "train_on": "user"}, "data.train_on=user: must be one of assistant, last, all"),
-        ({"path": "a", "overlong": "cut"}, "data.overlong=cut"),
+        ({"path": "a", "truncation": "cut"}, "data.truncation=cut"),
         ({}, "data.path: give the file"),
         ({"path": "a", "sources": [{"path": "b"}]}, "data.path: give the file"),
         ({"path": "a", "validation_fraction": 1.0}, "between 0 and 1"),

@@ -29,7 +29,8 @@ def words(tiny) -> list[str]:
     return [
         "model=hf", f"model.path={tiny}", "data=messages", f"data.path={tiny / 'data.jsonl'}",
         "data.validation_fraction=0.1", "trainer.seq_length=128", "trainer.global_batch_size=4", "trainer.max_steps=4",
-        "trainer.samples=0", "optimizer.lr=1e-2", "scheduler=constant", "peft.target_modules=[q_proj,v_proj,down_proj]",
+        "trainer.num_generations=0", "optimizer.lr=1e-2", "scheduler=constant",
+        "peft.target_modules=[q_proj,v_proj,down_proj]",
     ]  # fmt: skip
 
 

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.nightly
 @pytest.fixture(scope="module")
 def sampled(words):
     """The words of a run with sample answers."""
-    return [*words, "checkpoint.save_interval=4", "data.validation_fraction=0.2", "trainer.samples=2",
-            "trainer.sample_tokens=6"]  # fmt: skip
+    return [*words, "checkpoint.save_interval=4", "data.validation_fraction=0.2", "trainer.num_generations=2",
+            "trainer.max_new_tokens=6"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,11 @@ def test_a_run_its_export_and_its_checkpoint(run, evaluate, tmp_path):
     shutil.copytree(run.run_dir / "checkpoints", trial / "checkpoints")
     shutil.copy(run.run_dir / "config.yaml", trial)
     for what in (run.run_dir, run.run_dir / "adapter", trial / "checkpoints" / "iter_0000004"):
-        found = evaluate(what)["sets"]["data"]
+        found = evaluate(what)["datasets"]["data"]
         assert found["split"] == "validation" and found["loss"] == pytest.approx(expected, rel=1e-5), what
-    trained = evaluate(run.run_dir, "evaluate.split=train")["sets"]["data"]
+    trained = evaluate(run.run_dir, "evaluate.split=train")["datasets"]["data"]
     assert trained["conversations"] == 48 and trained["loss"] != pytest.approx(expected, rel=1e-5)
-    changed = evaluate(run.run_dir, "data.validation_fraction=0.1", "trainer.seq_length=64")["sets"]["data"]
+    changed = evaluate(run.run_dir, "data.validation_fraction=0.1", "trainer.seq_length=64")["datasets"]["data"]
     assert changed["conversations"] == 6
 
 
@@ -76,7 +76,7 @@ def test_answers_during_training_do_not_disturb_it(posttrain, sampled, run):
     """Losses, gradients and weights are equal to the bit; answers are in samples.jsonl and in every tracker."""
     from safetensors.torch import load_file
 
-    more = ["trainer.generate_every=1", "logger=[wandb,tensorboard]", "logger.wandb.mode=offline"]
+    more = ["trainer.generation_interval=1", "logger=[wandb,tensorboard]", "logger.wandb.mode=offline"]
     result = posttrain(*sampled, *more, "peft.dropout=0.0")
     assert result.code == 0, result.err + result.log()
     for key in ("loss", "grad_norm", "val_loss", "batch"):
@@ -109,7 +109,7 @@ def test_answers_during_training_do_not_disturb_it(posttrain, sampled, run):
 
 def test_answers_during_training_over_two_processes(posttrain, sampled, run):
     """Tensor parallel: each process has half of every layer, and the answers are those of one process."""
-    result = posttrain(*sampled, "trainer.generate_every=2", "parallelism=tp2", "parallelism.nproc_per_node=2")
+    result = posttrain(*sampled, "trainer.generation_interval=2", "parallelism=tp2", "parallelism.nproc_per_node=2")
     assert result.code == 0, result.err + result.log()
     lines = [json.loads(line) for line in (result.run_dir / "samples.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 0, 2, 2, 4, 4]

@@ -31,7 +31,7 @@ def steps(result):
 
 def test_kill_9_and_a_flipped_bit(started, posttrain, words):
     """The command is killed while it saves after every step, and the disk spoils its newest checkpoint."""
-    process, run_dir = started(*SAVING, "checkpoint.keep_last=3")
+    process, run_dir = started(*SAVING, "checkpoint.save_total_limit=3")
     process.kill()
     finish(process, run_dir)
     root = run_dir / "checkpoints"
@@ -116,7 +116,7 @@ def test_a_disk_that_takes_no_checkpoint(posttrain, words, tmp_path):
     assert not list((run_dir / "checkpoints").glob("iter_*")) and not (run_dir / "checkpoints" / ".partial").exists()
 
 
-def test_bad_numbers_stop_before_they_are_saved(posttrain, words):
+def test_non_finite_numbers_stop_before_they_are_saved(posttrain, words):
     """A learning rate of 1e30 makes the second step's loss NaN."""
     plain = [word for word in words if not word.startswith(("peft", "optimizer.lr"))]
     result = posttrain(*plain, "peft=none", "optimizer.lr=1e30", *SAVING)
@@ -144,7 +144,7 @@ def test_going_back_from_a_bad_batch(posttrain, words, tiny, tmp_path, monkeypat
     (model / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = posttrain(
         *words, f"model.path={model}", f"data.path={model / 'data.jsonl'}", "data.packing=false", *SAVING,
-        "data.validation_fraction=null", "trainer.bad_numbers=rollback",
+        "data.validation_fraction=null", "trainer.on_nonfinite=rollback",
     )  # fmt: skip
     assert result.code == 0, result.err + result.log()
     assert "step 3: loss is nan and gradient norm is nan; going back to the checkpoint of step 2" in result.err
@@ -160,10 +160,10 @@ def test_going_back_from_a_bad_batch(posttrain, words, tiny, tmp_path, monkeypat
         assert not [path for path in left if secret.encode() in path.read_bytes()] and secret not in result.err
 
 
-def test_bad_numbers_are_skipped_where_asked(posttrain, words):
+def test_non_finite_numbers_are_skipped_where_asked(posttrain, words):
     """Every step after the first has a NaN gradient: none of them changes the weights."""
     plain = [word for word in words if not word.startswith(("peft", "optimizer.lr"))]
-    result = posttrain(*plain, "peft=none", "optimizer.lr=1e30", *SAVING, "trainer.bad_numbers=skip")
+    result = posttrain(*plain, "peft=none", "optimizer.lr=1e30", *SAVING, "trainer.on_nonfinite=skip")
     assert result.code == 0, result.err + result.log()
     assert [line["loss"] is None for line in result.metrics if "loss" in line] == [False, True, True, True]
     first, last = saved(result.run_dir, 1), saved(result.run_dir, 4)

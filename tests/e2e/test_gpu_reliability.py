@@ -77,7 +77,7 @@ def words(model) -> list[str]:
     """The words of a short run."""
     return [
         "model=hf", f"model.path={model}", "data=messages", f"data.path={model / 'good.jsonl'}", "parallelism=single",
-        "trainer.seq_length=256", "trainer.global_batch_size=4", "trainer.max_steps=4", "trainer.samples=0",
+        "trainer.seq_length=256", "trainer.global_batch_size=4", "trainer.max_steps=4", "trainer.num_generations=0",
         "trainer.export=false", "optimizer.lr=1e-3", "scheduler=constant", "peft=none",
     ]  # fmt: skip
 
@@ -94,7 +94,7 @@ def wide(tmp_path_factory, model) -> list[str]:
     return [
         "model=hf", f"model.path={directory}", "model.random_init=true", "data=messages", "parallelism=single",
         f"data.path={model / 'good.jsonl'}", "trainer.seq_length=1024", "trainer.global_batch_size=4",
-        "trainer.samples=0", "trainer.export=false", "scheduler=constant", "optimizer.lr=1e-5", "peft=none",
+        "trainer.num_generations=0", "trainer.export=false", "scheduler=constant", "optimizer.lr=1e-5", "peft=none",
     ]  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def gaps(result, interval):
 def test_a_save_in_the_background_that_is_killed(posttrain, wide, started_with, record_property):
     """SIGKILL while it is written: the one before is whole and loads; what a save costs the training is measured."""
     interval = 6
-    saving = [f"checkpoint.save_interval={interval}", "checkpoint.keep_last=2"]
+    saving = [f"checkpoint.save_interval={interval}", "checkpoint.save_total_limit=2"]
     plain = worked(posttrain(*wide, *saving, "trainer.max_steps=19"))
     process, run_dir = started_with([*wide, *saving, "checkpoint.async_save=true"])
     root = run_dir / "checkpoints"
@@ -170,7 +170,7 @@ def test_a_bad_batch_under_cuda_graphs(policy, posttrain, words, model):
     """One row's loss is NaN: its batch is left out, and everything that is trained stays finite."""
     import torch
 
-    words = [*words, f"data.path={model / 'bad.jsonl'}", "trainer.cuda_graph=true", f"trainer.bad_numbers={policy}",
+    words = [*words, f"data.path={model / 'bad.jsonl'}", "trainer.cuda_graph=true", f"trainer.on_nonfinite={policy}",
              "trainer.max_steps=6", "checkpoint.save_interval=1"]  # fmt: skip
     result = worked(posttrain(*words))
     losses = {line["step"]: line["loss"] for line in result.metrics if "loss" in line}
@@ -188,7 +188,7 @@ def test_a_bad_batch_under_cuda_graphs(policy, posttrain, words, model):
 
 
 def test_a_hang_under_cuda_graphs(started):
-    process, run_dir = started("trainer.cuda_graph=true", "launch.timeout_s=30", "trainer.bad_numbers=skip")
+    process, run_dir = started("trainer.cuda_graph=true", "launch.timeout_s=30", "trainer.on_nonfinite=skip")
     (rank,) = workers(process)
     rank.send_signal(signal.SIGSTOP)
     begun = time.monotonic()

@@ -32,7 +32,7 @@ def save(directory, tiny, kind, **sizes):
     return [
         "model=hf", f"model.path={directory}", "data=messages", f"data.path={tiny / 'data.jsonl'}",
         "data.validation_fraction=0.1", "trainer.seq_length=128", "trainer.global_batch_size=4", "trainer.max_steps=4",
-        "trainer.samples=0", "optimizer.lr=1e-3", "scheduler=constant", *FULL,
+        "trainer.num_generations=0", "optimizer.lr=1e-3", "scheduler=constant", *FULL,
     ]  # fmt: skip
 
 

@@ -8,8 +8,8 @@ from states import same_state, saved
 
 pytestmark = pytest.mark.nightly
 
-SAVED = ("trainer.validation_interval=2", "scheduler=cosine", "scheduler.lr_warmup_fraction=0.25", "trainer.samples=1",
-         "trainer.export=false")  # fmt: skip
+SAVED = ("trainer.validation_interval=2", "scheduler=cosine", "scheduler.lr_warmup_fraction=0.25",
+         "trainer.num_generations=1", "trainer.export=false")  # fmt: skip
 
 
 def same_run(whole, resumed):

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 @pytest.fixture(scope="module")
 def lora(posttrain, words):
     """A LoRA run of one process."""
-    result = posttrain(*words, "trainer.samples=1", "trainer.validation_interval=2", "checkpoint.save_interval=2")
+    saving = ["trainer.validation_interval=2", "checkpoint.save_interval=2"]
+    result = posttrain(*words, "trainer.num_generations=1", *saving)
     assert result.code == 0, result.err + result.log()
     return result
 
@@ -18,7 +19,7 @@ def lora(posttrain, words):
 def full(posttrain, words):
     """A full fine-tuning of one process, which imports while the command composes."""
     plain = [word for word in words if not word.startswith("peft")]
-    result = posttrain(*plain, "peft=none", "launch.early=true")
+    result = posttrain(*plain, "peft=none", "launch.prestart=true")
     assert result.code == 0, result.err + result.log()
     return result
 
@@ -44,7 +45,7 @@ def test_the_screen_shows_results_and_the_log_has_the_noise(lora):
     assert "patches: imports" in lora.log()
 
 
-def test_a_rank_that_was_early_is_a_rank(full, lora):
+def test_a_prestarted_rank_is_a_rank(full, lora):
     assert next(iter(full.summary["startup_s"])) == "compose, import"
     assert next(iter(lora.summary["startup_s"])) == "compose, launch"
     assert "patches: imports" in full.log() and "Warning" not in full.out + full.err
@@ -52,7 +53,7 @@ def test_a_rank_that_was_early_is_a_rank(full, lora):
     assert full.summary["time_to_first_step_s"] == pytest.approx(total, abs=0.1)
 
 
-def test_an_early_rank_ends_with_a_mistaken_command(posttrain):
+def test_a_prestarted_rank_ends_with_a_mistaken_command(posttrain):
     import psutil
 
     def waiting():
@@ -60,7 +61,7 @@ def test_an_early_rank_ends_with_a_mistaken_command(posttrain):
         return [p for p in found if (p.info["cmdline"] or [])[-2:] == ["-m", "posttrain.launch.worker"]]
 
     before = {p.pid for p in waiting()}
-    result = posttrain("trainer.max_stps=3", "launch.early=true")
+    result = posttrain("trainer.max_stps=3", "launch.prestart=true")
     assert result.code == 2 and "trainer.max_steps" in result.err
     psutil.wait_procs(mine := [p for p in waiting() if p.pid not in before], timeout=60)
     assert not [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
@@ -147,7 +148,7 @@ def test_fast_paths_have_the_losses_of_the_plain_ones(posttrain, words):
     """Fused adapters and logits of trained tokens alone, against Megatron-Bridge's own way."""
     words = [word for word in words if not word.startswith("peft")]
     fast = posttrain(*words, "trainer.export=false")
-    plain = posttrain(*words, "trainer.export=false", "peft.fused=false", "trainer.trained_logits_only=false")
+    plain = posttrain(*words, "trainer.export=false", "peft.fused=false", "trainer.skip_prompt_logits=false")
     assert fast.code == plain.code == 0, fast.log() + plain.log()
     assert fast.losses == pytest.approx(plain.losses, rel=1e-5)
     assert fast.summary["val_loss_after"] == pytest.approx(plain.summary["val_loss_after"], rel=1e-5)
@@ -187,7 +188,7 @@ def test_mistakes_found_in_the_worker_are_users_errors_too(posttrain, words):
 def test_default_run_learns(posttrain):
     """`python -m posttrain` on real weights, shortened to three steps."""
     pytest.importorskip("gguf")
-    result = posttrain("trainer.max_steps=3", "trainer.samples=1", "data.max_validation_rows=12")
+    result = posttrain("trainer.max_steps=3", "trainer.num_generations=1", "data.max_validation_rows=12")
     assert result.code == 0, result.err + result.log()
     assert result.summary["val_loss_after"] < 0.8 * result.summary["val_loss_before"]
     assert (result.run_dir / "adapter" / "adapter_model.safetensors").is_file()

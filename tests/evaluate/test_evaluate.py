@@ -30,7 +30,7 @@ def plain_loss(directory, conversations):
 def test_loss_is_that_of_a_plain_loop(evaluate, tiny, questions, batch_tokens, capsys):
     result = evaluate(tiny, PAIRS, f"data.path={questions / 'a.jsonl'}", f"evaluate.batch_tokens={batch_tokens}")
     rows = [json.loads(line) for line in (questions / "a.jsonl").read_text().splitlines()]
-    found = result["sets"]["a"]
+    found = result["datasets"]["a"]
     total, count = plain_loss(tiny, [(row["prompt"], row["completion"]) for row in rows])
     assert found["trained_tokens"] == count and found["conversations"] == 12 and found["split"] == "train"
     assert found["loss"] == pytest.approx(total / count, rel=1e-6)
@@ -47,8 +47,8 @@ def test_several_sets_and_rows_left_out(evaluate, tiny, questions, capsys):
     sets = ",".join(
         f'{name}:"{PAIRS} data.path={questions}/{name}.jsonl data.on_error=skip"' for name in ("a", "b")
     )  # fmt: skip
-    result = evaluate(tiny, f"evaluate.sets={{{sets}}}")
-    a, b = result["sets"]["a"], result["sets"]["b"]
+    result = evaluate(tiny, f"evaluate.datasets={{{sets}}}")
+    a, b = result["datasets"]["a"], result["datasets"]["b"]
     assert b["rows"]["kept"] == 5 and sum(b["rows"]["dropped"].values()) == 1 and "categories" not in b
     pooled = (a["loss"] * a["trained_tokens"] + b["loss"] * b["trained_tokens"]) / result["all"]["trained_tokens"]
     assert result["all"]["loss"] == pytest.approx(pooled) and result["all"]["conversations"] == 17
@@ -58,16 +58,16 @@ def test_several_sets_and_rows_left_out(evaluate, tiny, questions, capsys):
 def test_sources_of_one_set(evaluate, tiny, questions):
     both = f"data.sources=[{{path: {questions}/a.jsonl}},{{path: {questions}/b.jsonl, weight: 2}}]"
     result = evaluate(tiny, PAIRS, both, "data.on_error=skip")
-    found = result["sets"]["data"]
+    found = result["datasets"]["data"]
     assert {name: part["conversations"] for name, part in found["sources"].items()} == {"0": 12, "1": 5}
 
 
 def test_validation_split_is_that_of_training(evaluate, tiny, questions):
     words = [PAIRS, f"data.path={questions / 'a.jsonl'}", "data.validation_fraction=0.25"]
-    held_out = evaluate(tiny, *words)["sets"]["a"]
-    rest = evaluate(tiny, *words, "evaluate.split=train")["sets"]["a"]
+    held_out = evaluate(tiny, *words)["datasets"]["a"]
+    rest = evaluate(tiny, *words, "evaluate.split=train")["datasets"]["a"]
     assert held_out["split"] == "validation" and held_out["conversations"] == 3 and rest["conversations"] == 9
-    whole = evaluate(tiny, PAIRS, f"data.path={questions / 'a.jsonl'}")["sets"]["a"]
+    whole = evaluate(tiny, PAIRS, f"data.path={questions / 'a.jsonl'}")["datasets"]["a"]
     parts = [part["loss"] * part["trained_tokens"] for part in (held_out, rest)]
     assert sum(parts) == pytest.approx(whole["loss"] * whole["trained_tokens"], rel=1e-9)
 
@@ -85,10 +85,10 @@ def test_scores_of_answers(evaluate, tiny, questions, monkeypatch):
     mine = evaluate(tiny, *words, "metric=function", "metric._target_=test_evaluate.score", "+metric.factor=2")
     assert [line["answer"] for line in mine["lines"]] == [line["answer"] for line in single["lines"]]
     assert [line["reference"] for line in mine["lines"]] == [f"it is {i}" for i in range(12)]
-    found = mine["sets"]["a"]
+    found = mine["datasets"]["a"]
     assert found["score"] == pytest.approx(sum(score(x["answer"], x["reference"], 2) for x in mine["lines"]) / 12)
     assert found["answers"] == 12 and found["categories"]["sum"]["answers"] == 4
-    assert single["sets"]["a"]["score"] == 0
+    assert single["datasets"]["a"]["score"] == 0
 
 
 def test_a_model_that_answers_scores(evaluate, tiny, questions, tmp_path):
@@ -105,7 +105,7 @@ def test_a_model_that_answers_scores(evaluate, tiny, questions, tmp_path):
         'metric.extract="so: (\\d+)"',
         "evaluate.max_new_tokens=9",
     ]
-    assert evaluate(tiny, *words)["sets"]["same"]["score"] == 0
+    assert evaluate(tiny, *words)["datasets"]["same"]["score"] == 0
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
     texts = [f"<|im_start|>user\nq {i}<|im_end|>\n<|im_start|>assistant\nso: 42<|im_end|>" for i in range(4)]
     batch = torch.tensor(tokenizer(texts)["input_ids"])
@@ -117,7 +117,7 @@ def test_a_model_that_answers_scores(evaluate, tiny, questions, tmp_path):
     model.save_pretrained(tmp_path / "trained")
     tokenizer.save_pretrained(tmp_path / "trained")
     result = evaluate(tmp_path / "trained", *words)
-    assert result["sets"]["same"]["score"] == 1 and all(line["stopped"] for line in result["lines"])
+    assert result["datasets"]["same"]["score"] == 1 and all(line["stopped"] for line in result["lines"])
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_model_that_answers_scores(evaluate, tiny, questions, tmp_path):
     [
         ([], "data: choose what to evaluate on"),
         (["model.path=DIR", PAIRS, "data.path=x"], "the model to evaluate is the first argument"),
-        (['evaluate.sets={x:"data=alpaca model.path=DIR"}'], "the model to evaluate is the first argument"),
+        (['evaluate.datasets={x:"data=alpaca model.path=DIR"}'], "the model to evaluate is the first argument"),
         (["data=alpca", "data.path=x"], "did you mean `alpaca`"),
         ([PAIRS, "data.path=DIR/none.jsonl"], "there is no such file"),
         ([PAIRS, "data.path=DIR/b.jsonl"], "line 6"),
@@ -135,7 +135,7 @@ def test_a_model_that_answers_scores(evaluate, tiny, questions, tmp_path):
         ([PAIRS, "data.path=DIR/a.jsonl", "metric=exact_match", 'metric.extract="("'], "not a regular expression"),
         ([PAIRS, "data.path=DIR/a.jsonl", "metric=function"], "metric._target_"),
         ([PAIRS, "data.path=DIR/a.jsonl", "metric=function", "metric._target_=os.system"], "not a target"),
-        (['evaluate.sets={x:"data=alpaca data.pth=1"}'], "evaluate.sets.x: `data.pth`"),
+        (['evaluate.datasets={x:"data=alpaca data.pth=1"}'], "evaluate.datasets.x: `data.pth`"),
     ],
 )
 def test_wrong_words(evaluate, tiny, questions, words, message, capsys):

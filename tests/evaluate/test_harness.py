@@ -58,7 +58,7 @@ def test_tasks_from_a_folder(evaluate, tiny, tasks, monkeypatch, tmp_path, capsy
         right += found.index(max(found)) == row["label"]
     assert result["lm_eval"]["tiny_choice"]["acc,none"] == right / 6
     assert result["lm_eval"]["tiny_choice"] == result["lm_eval"]["tiny_function"]
-    assert result["lm_eval"]["tiny_choice"]["samples"] == 6 and result["sets"] == {}
+    assert result["lm_eval"]["tiny_choice"]["samples"] == 6 and result["datasets"] == {}
     assert "tiny_function" in capsys.readouterr().out
 
 

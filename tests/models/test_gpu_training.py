@@ -33,7 +33,7 @@ def directory(tmp_path_factory):
 def results(directory) -> dict[str, dict]:
     """Losses of every case; on a GPU each in a process of its own, since Megatron captures one step per process."""
     cases = [*OTHERS, *LEARNS, *(f"{family}-lora" for family in FAMILIES)]
-    options = ["--device", DEVICE, "--bf16", "--width", WIDTH, "--words", "checkpoint.keep_last=1"]
+    options = ["--device", DEVICE, "--bf16", "--width", WIDTH, "--words", "checkpoint.save_total_limit=1"]
     if DEVICE == "cpu":
         return losses(directory, cases, *options)
 

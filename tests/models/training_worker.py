@@ -57,7 +57,7 @@ def train(model: Path, data: Path, run_dir: Path, words: list[str]):
     cfg = compose([
         "model=hf", f"model.path={model}", "data=messages", f"data.path={data}", "data.validation_fraction=null",
         "template=chatml", f"trainer.seq_length={LENGTH}", f"trainer.global_batch_size={BATCH}",
-        f"trainer.max_steps={STEPS}", "trainer.samples=0", "optimizer.lr=5e-3",
+        f"trainer.max_steps={STEPS}", "trainer.num_generations=0", "optimizer.lr=5e-3",
         f"cache_dir={run_dir / 'cache'}", *words,
     ])  # fmt: skip
     run_dir.mkdir(parents=True)

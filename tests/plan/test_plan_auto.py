@@ -183,7 +183,7 @@ def test_a_job_chooses_on_its_nodes_from_the_frozen_configuration(tmp_path):
 @pytest.mark.parametrize("name", sorted(file.stem for file in (CONF_DIR / "parallelism").glob("*.yaml")))
 def test_every_group_can_be_planned(name, capsys):
     model = "mixtral_8x7b" if name.startswith("ep") else "llama3_8b"
-    cfg = compose([f"parallelism={name}", f"model={model}", "plan.count=false", "plan.json=true", "plan.gpus=16",
+    cfg = compose([f"parallelism={name}", f"model={model}", "plan.read_data=false", "plan.json=true", "plan.gpus=16",
                    "trainer.seq_length=512", "trainer.global_batch_size=32"], config_name="plan")  # fmt: skip
     plan(cfg)
     found = json.loads(capsys.readouterr().out)
@@ -234,7 +234,7 @@ def test_other_micro_batch_sizes(value, said):
 def test_plan_says_how_many_fit(capsys):
     cfg = compose(
         ["data=prompt_completion", "data.path=rows.jsonl", "model=llama32_1b", "trainer.micro_batch_size=auto",
-         "plan.gpu=4090", "plan.count=false", "plan.json=true"], config_name="plan",
+         "plan.gpu=4090", "plan.read_data=false", "plan.json=true"], config_name="plan",
     )  # fmt: skip
     assert plan(cfg)
     assert json.loads(capsys.readouterr().out)["auto"].startswith("trainer.micro_batch_size=auto: 4: needs")

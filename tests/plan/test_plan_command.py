@@ -74,7 +74,8 @@ def test_data_that_cannot_be_counted(capsys, tmp_path):
 
 
 def test_tables(capsys):
-    assert not plan(compose(["model=llama3_8b", "peft=none", "plan.count=false", "plan.gpu=h100"], config_name="plan"))
+    words = ["model=llama3_8b", "peft=none", "plan.read_data=false", "plan.gpu=h100"]
+    assert not plan(compose(words, config_name="plan"))
     out = capsys.readouterr().out
     for text in ("8,030,261,248 trained", "does not fit", "cheapest change that fits", "optimizer", "outside"):
         assert text in out
@@ -92,7 +93,7 @@ def test_tables(capsys):
 )
 def test_mistakes(words, expected):
     with pytest.raises(UserError, match=expected):
-        plan(compose([*words, "plan.count=false"], config_name="plan"))
+        plan(compose([*words, "plan.read_data=false"], config_name="plan"))
 
 
 def test_gpus_of_a_listing():

@@ -14,13 +14,13 @@ PACKED = ["data=prompt_completion", "data.path=x", "trainer.seq_length=4096"]
 # thirds are trained in a row.
 MEASURED = [
     ([ONE_B, "trainer.global_batch_size=4"], 6.5),
-    ([ONE_B, "trainer.global_batch_size=4", "peft.recompute=false"], 8.0),
-    ([ONE_B, "trainer.global_batch_size=4", "trainer.micro_batch_size=4", "peft.recompute=false"], 22.3),
+    ([ONE_B, "trainer.global_batch_size=4", "peft.recompute_norms=false"], 8.0),
+    ([ONE_B, "trainer.global_batch_size=4", "trainer.micro_batch_size=4", "peft.recompute_norms=false"], 22.3),
     ([EIGHT_B, "trainer.global_batch_size=2"], 28.0),
-    ([EIGHT_B, "trainer.global_batch_size=2", "peft.recompute=false"], 33.5),
+    ([EIGHT_B, "trainer.global_batch_size=2", "peft.recompute_norms=false"], 33.5),
     ([EIGHT_B, "trainer.global_batch_size=2", "precision=fp8"], 21.5),
     ([ONE_B, "trainer.global_batch_size=4", "peft=none"], 27.7),
-    ([ONE_B, "peft.fused=false", "trainer.trained_logits_only=false", "trainer.cuda_graph=false"], 10.2),
+    ([ONE_B, "peft.fused=false", "trainer.skip_prompt_logits=false", "trainer.cuda_graph=false"], 10.2),
 ]
 
 
@@ -118,7 +118,7 @@ def test_recomputation_and_what_is_trained_change_activations():
     again = estimate_memory(setting([ONE_B, "trainer.recompute=full"]))
     assert again.parts["activations"] == 16 * plain.detail["layer"]["layer input"]
     assert again.peak < plain.peak - 2.8 * GIB
-    kept = estimate_memory(setting([ONE_B, "peft.recompute=false"]))
+    kept = estimate_memory(setting([ONE_B, "peft.recompute_norms=false"]))
     missing = {"norm before attention", "norm before MLP", "MLP activation"}
     assert kept.detail["layer"].keys() - plain.detail["layer"].keys() == missing
     few = estimate_memory(setting([ONE_B, "peft.target_modules=[q_proj,v_proj]"]))
@@ -146,7 +146,7 @@ def test_logits():
     assert lora == 2048 * 128256 * 2  # one chunk of them
     assert full == rows * 128256 * 6
     assert (
-        estimate_memory(setting([ONE_B, "trainer.trained_logits_only=false"])).detail["loss"]["logits"]
+        estimate_memory(setting([ONE_B, "trainer.skip_prompt_logits=false"])).detail["loss"]["logits"]
         == 4096 * 128256 * 6
     )
     divided = estimate_memory(setting([ONE_B, "parallelism=tp2"], 2)).detail["loss"]["logits"]

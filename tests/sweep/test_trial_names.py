@@ -9,7 +9,7 @@ GRID = ["optimizer.lr=1e-4,2e-4", "peft.rank=8,16", "model=llama3_8b"]
 
 def test_swept_keys_are_those_with_several_values():
     assert swept_keys(GRID, None) == ["optimizer.lr", "peft.rank"]
-    assert swept_keys(["data.path='a,b'", "data.keep=[a,b]"], None) == []
+    assert swept_keys(["data.path='a,b'", "data.truncation_side=[a,b]"], None) == []
     assert swept_keys(["optimizer.lr=tag(log,interval(1e-5,1e-3))"], {"seed": "1,2"}) == ["seed", "optimizer.lr"]
 
 

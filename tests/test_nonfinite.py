@@ -9,7 +9,7 @@ from posttrain.checkpoint.progress import Progress
 from posttrain.errors import UserError
 from posttrain.train import rollback
 from posttrain.train.batches import TrainOrder
-from posttrain.train.nonfinite import LEAST, MOST_SKIPPED, WINDOW, BadNumbers
+from posttrain.train.nonfinite import LEAST, MOST_SKIPPED, WINDOW, NonFinitePolicy
 
 
 def order(skip=()):
@@ -17,8 +17,8 @@ def order(skip=()):
 
 
 def policy(tmp_path, name="stop", spike=None, most=2, skip=()):
-    settings = SimpleNamespace(bad_numbers=name, loss_spike=spike, global_batch_size=4, max_rollbacks=most)
-    return BadNumbers(SimpleNamespace(
+    settings = SimpleNamespace(on_nonfinite=name, loss_spike_factor=spike, global_batch_size=4, max_rollbacks=most)
+    return NonFinitePolicy(SimpleNamespace(
         settings=settings, optimizer=SimpleNamespace(clip_grad=1.0), progress=Progress(), run_dir=tmp_path, rank=0,
         train_order=order(skip),
     ))  # fmt: skip
@@ -50,7 +50,8 @@ def test_a_spike_is_measured_by_the_median_of_the_last(tmp_path):
     for step in range(LEAST - 1):
         look.check(step, 0, False, loss=1.0 if step else 50.0)  # too few to say
     look.check(LEAST, 0, False, loss=1.9)
-    with pytest.raises(UserError, match=r"loss is 2\.1, 2\.1 times the median 1 of the last 5 \(trainer\.loss_spike=2"):
+    message = r"loss is 2\.1, 2\.1 times the median 1 of the last 5 \(trainer\.loss_spike_factor=2"
+    with pytest.raises(UserError, match=message):
         look.check(LEAST + 1, 0, False, loss=2.1)
     for step in range(100):
         look.check(step, 0, False, loss=1.0 + step / 100)

@@ -89,7 +89,7 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
     """
     if run_dir:
         cfg = settings.apply_overrides(settings.with_run(cfg, run_dir), late)
-    sets = choose_sets(cfg, run_dir, overrides)
+    datasets = choose_sets(cfg, run_dir, overrides)
     settings.refuse_model(overrides)
     metric = check_and_build(cfg, datasets, overrides)
     out = Path(cfg.evaluate.out).expanduser()

@@ -3,7 +3,7 @@
     python bench/cpu_step.py [--steps 12] [--repeats 3] [WORDS ...]
 
 WORDS are for `python -m posttrain`. The plain loop is what one writes by hand: PeftModel, one packed row per
-micro-batch, cross entropy of the trained tokens, AdamW, in fp32 with as many threads. Each measurement is a fresh
+micro-batch, cross entropy of the supervised tokens, AdamW, in fp32 with as many threads. Each measurement is a fresh
 process, the two take turns, and the first two steps don't count.
 """
 

@@ -128,7 +128,7 @@ def ours(args: argparse.Namespace) -> None:
     )
     seconds = time.perf_counter() - start
     train = built.report["train"]
-    print(json.dumps(result(seconds, cpu, train["tokens"], train["trained_tokens"], train["bins"])))
+    print(json.dumps(result(seconds, cpu, train["tokens"], train["supervised_tokens"], train["bins"])))
 
 
 def trl(args: argparse.Namespace) -> None:
@@ -167,14 +167,14 @@ def trl(args: argparse.Namespace) -> None:
         )
         trainer = Timed(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
     prepared = trainer.train_dataset.with_format("arrow")
-    tokens = trained = 0
+    tokens = supervised = 0
     for batch in prepared.iter(1000):
         import pyarrow.compute as pc
 
         tokens += len(batch["input_ids"].combine_chunks().flatten())
         labels = batch["labels"].combine_chunks().flatten()
-        trained += pc.sum(pc.not_equal(labels, -100)).as_py()
-    found = result(spent["seconds"], spent["cpu"], tokens, trained, len(prepared))
+        supervised += pc.sum(pc.not_equal(labels, -100)).as_py()
+    found = result(spent["seconds"], spent["cpu"], tokens, supervised, len(prepared))
     print(json.dumps({**found, "cpu_seconds": spent["used"]}))
 
 
@@ -184,12 +184,12 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def result(seconds: float, cpu: float, tokens: int, trained: int, bins: int) -> dict:
+def result(seconds: float, cpu: float, tokens: int, supervised: int, bins: int) -> dict:
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds() - cpu,
         "tokens": tokens,
-        "trained_tokens": trained,
+        "supervised_tokens": supervised,
         "bins": bins,
     }
 
@@ -197,7 +197,7 @@ def result(seconds: float, cpu: float, tokens: int, trained: int, bins: int) -> 
 def report(name: str, rows: int, runs: dict[str, list[dict]]) -> None:
     """Print a Markdown table of one file."""
     print(f"\n### {name}, {rows:,} rows\n")
-    print("| | rows/s | seconds (runs) | CPU seconds | peak memory, GB | tokens | trained | bins |")
+    print("| | rows/s | seconds (runs) | CPU seconds | peak memory, GB | tokens | supervised | bins |")
     print("|---|---|---|---|---|---|---|---|")
     speed = {}
     for side, found in runs.items():
@@ -207,7 +207,7 @@ def report(name: str, rows: int, runs: dict[str, list[dict]]) -> None:
         cpu = statistics.median(run["cpu_seconds"] for run in found)
         peak = max(run["peak_gb"] for run in found)
         last = found[-1]
-        counts = " | ".join(f"{last[key]:,}" for key in ("tokens", "trained_tokens", "bins"))
+        counts = " | ".join(f"{last[key]:,}" for key in ("tokens", "supervised_tokens", "bins"))
         print(f"| {side} | {speed[side]:,.0f} | {each} | {cpu:.1f} | {peak:.2f} | {counts} |")
     best = max(value for side, value in speed.items() if side != "ours")
     print(f"\nours / the better TRL: {speed['ours'] / best:.1f}x", flush=True)

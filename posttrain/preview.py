@@ -4,7 +4,7 @@
     python -m posttrain.preview model=hf model.path=DIR_WITH_A_TOKENIZER data=messages \\
         data.path=chats.jsonl preview.limit=5
 
-Prints conversations with the trained tokens marked, and the statistics of the data as it would be
+Prints conversations with the supervised tokens marked, and the statistics of the data as it would be
 packed; writes them as JSON Lines (`preview.out`) and as a page (`preview.html`). Loads neither
 Megatron nor torch.
 """

@@ -7,8 +7,8 @@ command again, until it finishes. Then weights, optimizer and random states of e
 safetensors and the numbers of each step must be those of the undisturbed run, to the bit. A run is killed one to four
 times; the kills are spread evenly over what a run does: importing, data, loading, steps, saving, validating, exporting.
 
-What has been done is a line of OUT/results.jsonl each, and is not done again: the same command goes on, also with more
-kills. About half a minute for each kill on two cores. Exit code 1 if a run differs.
+What has been done is a line of OUT/results.jsonl each, and is not done again: the same command continues, also with
+more kills. About half a minute for each kill on two cores. Exit code 1 if a run differs.
 """
 
 import argparse
@@ -175,7 +175,7 @@ class Command:
 
 
 def identity(path: Path) -> int | None:
-    """Which file a path leads to; a run that goes on replaces its metrics.jsonl when it is about to train."""
+    """Which file a path leads to; a run that resumes replaces its metrics.jsonl when it is about to train."""
     try:
         return path.stat().st_ino
     except FileNotFoundError:

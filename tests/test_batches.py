@@ -32,12 +32,12 @@ def test_validation_is_filled_up_with_padding():
     assert order[3] is blank and not blank["loss_mask"].any()
 
 
-def row(*lengths, trained=1):
-    """A row of sequences whose last `trained` positions are trained."""
+def row(*lengths, supervised=1):
+    """A row of sequences whose last `supervised` positions are supervised."""
     total = sum(lengths)
     mask = np.zeros(total, np.uint8)
     for end in np.cumsum(lengths):
-        mask[end - trained : end] = 1
+        mask[end - supervised : end] = 1
     return {
         "input_ids": np.arange(total, dtype=np.int32),
         "labels": np.arange(1, total + 1, dtype=np.int32),
@@ -81,11 +81,11 @@ def test_counts_start_again_after_take():
         next(batches)
 
 
-def test_trained_positions_are_listed_and_filled_up():
-    batch = Collate(8, 0, trained=5)([row(3, 2), row(8)])
-    assert batch["trained_at"].tolist() == [2, 4, 15, 0, 0]
-    assert batch["trained_mask"].tolist() == [[1, 1, 1, 0, 0]]
-    assert Collate(8, 0)([row(3, 2), row(8)])["trained_at"].tolist() == [2, 4, 15]
-    assert Collate(8, 0)([blank_row(8, 0)])["trained_mask"].tolist() == [[0]]
+def test_supervised_positions_are_listed_and_filled_up():
+    batch = Collate(8, 0, supervised=5)([row(3, 2), row(8)])
+    assert batch["supervised_at"].tolist() == [2, 4, 15, 0, 0]
+    assert batch["supervised_mask"].tolist() == [[1, 1, 1, 0, 0]]
+    assert Collate(8, 0)([row(3, 2), row(8)])["supervised_at"].tolist() == [2, 4, 15]
+    assert Collate(8, 0)([blank_row(8, 0)])["supervised_mask"].tolist() == [[0]]
     with pytest.raises(ValueError, match="more than the 2"):
-        Collate(8, 0, trained=2)([row(3, 2), row(8)])
+        Collate(8, 0, supervised=2)([row(3, 2), row(8)])

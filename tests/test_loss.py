@@ -1,4 +1,4 @@
-"""The loss of trained tokens alone, against the loss of all of them."""
+"""The loss of supervised tokens alone, against the loss of all of them."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ def torch():
 @pytest.mark.parametrize("tied", [True, False])
 def test_picked_positions_have_the_losses_they_have_among_all(torch, tied):
     """With the output layer's own weight and with the embedding in its place; a filled-up position is repeated."""
-    from posttrain.ops.linear_cross_entropy import trained_losses
+    from posttrain.ops.linear_cross_entropy import supervised_losses
 
     torch.manual_seed(0)
     hidden, weight = torch.randn(7, 1, 5, requires_grad=True), torch.randn(11, 5)
@@ -33,7 +33,7 @@ def test_picked_positions_have_the_losses_they_have_among_all(torch, tied):
         return flat[None]
 
     at = torch.tensor([1, 4, 6, 0])
-    picked = trained_losses(
+    picked = supervised_losses(
         hidden_states=hidden, output_layer=layer, output_weight=weight if tied else None, labels=labels, context=at,
         compute_language_model_loss=reduce, config=SimpleNamespace(), loss_mask=None,
     )  # fmt: skip

@@ -64,36 +64,36 @@ def test_out(words, tmp_path, capsys):
     for row, given in zip(rows, ROWS, strict=False):
         assert len(row["input_ids"]) == len(row["loss_mask"]) and set(row["loss_mask"]) == {0, 1}
         assert tokenizer.decode(row["input_ids"]) == row["text"]
-        trained = [i for i, on in zip(row["input_ids"], row["loss_mask"], strict=True) if on]
-        assert tokenizer.decode(trained) == given["output"] + "<|im_end|>"
+        supervised = [i for i, on in zip(row["input_ids"], row["loss_mask"], strict=True) if on]
+        assert tokenizer.decode(supervised) == given["output"] + "<|im_end|>"
     run(words, "preview.limit=1", f"preview.out={tmp_path / 'one.jsonl'}")
     assert len((tmp_path / "one.jsonl").read_text().splitlines()) == 1
 
 
-class Trained(HTMLParser):
-    """The text within elements of class trained, and of the whole page."""
+class Supervised(HTMLParser):
+    """The text within elements of class supervised, and of the whole page."""
 
     def __init__(self, page):
         super().__init__()
-        self.stack, self.trained, self.tags = [], "", set()
+        self.stack, self.supervised, self.tags = [], "", set()
         self.feed(page)
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
-        self.stack.append("trained" in (dict(attributes).get("class") or ""))
+        self.stack.append("supervised" in (dict(attributes).get("class") or ""))
 
     def handle_endtag(self, tag):
         self.stack and self.stack.pop()
 
     def handle_data(self, data):
         if self.stack and self.stack[-1]:
-            self.trained += data
+            self.supervised += data
 
 
 def test_html(words, tmp_path, capsys):
     run(words, f"preview.html={tmp_path / 'o.html'}")
-    page = Trained((tmp_path / "o.html").read_text())
-    assert "hello <b>wörld</b> 🎉<|im_end|>" in page.trained and "say hello" not in page.trained
+    page = Supervised((tmp_path / "o.html").read_text())
+    assert "hello <b>wörld</b> 🎉<|im_end|>" in page.supervised and "say hello" not in page.supervised
     assert not page.tags & {"script", "link", "img", "b"}
 
 
@@ -103,7 +103,7 @@ def test_html_in_a_browser(words, tmp_path, capsys):
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     url = (tmp_path / "o.html").as_uri()
     dom = subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "hello <b>wörld</b> 🎉<|im_end|>" in Trained(dom).trained
+    assert "hello <b>wörld</b> 🎉<|im_end|>" in Supervised(dom).supervised
     picture = tmp_path / "page.png"
     shot = [*command, f"--screenshot={picture}", "--window-size=800,600", url]
     subprocess.run(shot, capture_output=True, timeout=120, check=True)

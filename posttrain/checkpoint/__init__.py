@@ -29,7 +29,7 @@ class Checkpoint:
         Args:
             directory: where this run's checkpoints go.
             base: Hugging Face directory of the weights before training.
-            resume_from: the checkpoint to go on from.
+            resume_from: the checkpoint to resume from.
             trainer: the run's trainer, for the manager.
         """
         from megatron.bridge.training.config import CheckpointConfig

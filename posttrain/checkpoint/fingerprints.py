@@ -1,6 +1,6 @@
 """What a run reads besides its configuration: training rows, the model's shape, the frozen weights under an adapter.
 
-A run that goes on must find all of it as it was: places in the data mean other rows in another file, and an adapter
+A run that resumes must find all of it as it was: places in the data mean other rows in another file, and an adapter
 belongs to the weights that it was trained on. No torch here.
 """
 

@@ -134,7 +134,7 @@ class Manager(DefaultCheckpointManager):
         if self.rank == 0:
             shutil.rmtree(self.root / directories.PARTIAL, ignore_errors=True)
         kept, _ = directories.newest(self.root)
-        stays = f"{kept} stays; the same command goes on from it" if kept else "there is no earlier checkpoint"
+        stays = f"{kept} stays; the same command resumes from it" if kept else "there is no earlier checkpoint"
         free = shutil.disk_usage(self.root).free / 1e9
         raise UserError(
             f"checkpoint: {self.root} can't be written: {why} ({free:.1f} GB are free there); {stays}"

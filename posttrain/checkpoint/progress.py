@@ -16,7 +16,7 @@ class Progress:
     """Totals over all parts of a run.
 
     Attributes:
-        trained_tokens, tokens: that have been trained on, and that were in the batches.
+        supervised_tokens, tokens: that have been trained on, and that were in the batches.
         seconds: in training steps.
         train_loss: of the last logged step.
         val_loss_before: before the first step.
@@ -26,7 +26,7 @@ class Progress:
         inputs: see posttrain/checkpoint/fingerprints.py.
     """
 
-    trained_tokens: int = 0
+    supervised_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
     train_loss: float | None = None

@@ -1,4 +1,4 @@
-"""From which checkpoint a run goes on, and whether its configuration lets it. No torch here."""
+"""From which checkpoint a run resumes, and whether its configuration lets it. No torch here."""
 
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def none_left(where: Path, skipped: list[str]) -> str:
 
 
 def check(cfg: DictConfig, run_dir: Path) -> None:
-    """Refuse to go on where that can't be meant.
+    """Refuse to resume where that can't be meant.
 
     Raises:
         UserError: run.resume=never and there is a checkpoint, or the configuration differs from the checkpoint's.
@@ -77,7 +77,7 @@ def check(cfg: DictConfig, run_dir: Path) -> None:
         return
     before = frozen.read(found, CONFIG)
     if OmegaConf.select(before, "checkpoint.save_optimizer") is False:
-        raise UserError(f"{found}: was saved with checkpoint.save_optimizer=false, a run can't go on from it")
+        raise UserError(f"{found}: was saved with checkpoint.save_optimizer=false, a run can't resume from it")
     changed = differences(before, OmegaConf.create(frozen.text(cfg)))
     if changed:
         listed = "".join(f"\n  {key}: {old} -> {new}" for key, (old, new) in sorted(changed.items()))

@@ -175,7 +175,7 @@ def check(settings: DictConfig) -> None:
     if settings.sweeper.get("storage") is not None:
         raise UserError(
             "hydra.sweeper.storage: not supported, the sweeper's Optuna 2 doesn't work with SQLAlchemy 2; none is "
-            "needed: the same command proposes the same trials, and goes on after those that are finished"
+            "needed: the same command proposes the same trials, and resumes after those that are finished"
         )
     for place, text in policy.texts(settings.launcher, "hydra.launcher"):
         name = place.removeprefix("hydra.launcher.").partition("[")[0]

@@ -87,7 +87,8 @@ def facts_of(directory: Path, run_dir: Path, cfg: Any) -> dict[str, Any]:
         for root, name in ((directory, progress_file), (run_dir, "summary.json"))
     )
     step = directories.step_of(directory)
-    results = {"steps": step, **{key: progress.get(key) for key in ("train_loss", "val_loss_before", "trained_tokens")}}
+    kept = ("train_loss", "val_loss_before", "supervised_tokens")
+    results = {"steps": step, **{key: progress.get(key) for key in kept}}
     if summary.get("steps") == step:
         results["val_loss_after"] = summary.get("val_loss_after")
     return facts(cfg, results, summary.get("data"))

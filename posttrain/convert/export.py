@@ -63,7 +63,7 @@ def export_model(trainer: Any, model: list[torch.nn.Module], results: dict[str, 
     """Write RUN_DIR/adapter (PEFT) or RUN_DIR/hf (the whole model), tokenizer included; a collective call.
 
     Args:
-        results: of the run, for the model card: losses, steps, trained tokens.
+        results: of the run, for the model card: losses, steps, supervised tokens.
 
     Returns:
         The directory.

@@ -15,7 +15,7 @@ SETTINGS = (
     "precision.name", "seed",
 )  # fmt: skip
 
-RESULTS = ("steps", "val_loss_before", "val_loss_after", "train_loss", "trained_tokens")
+RESULTS = ("steps", "val_loss_before", "val_loss_after", "train_loss", "supervised_tokens")
 
 
 def facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, Any] | None) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def data(node: Any, report: dict[str, Any]) -> dict[str, Any]:
         found["sha256"] = report["sha256"]
     for split in ("train", "validation"):
         if part := report.get(split):
-            found[split] = {key: part[key] for key in ("conversations", "tokens", "trained_tokens")}
+            found[split] = {key: part[key] for key in ("conversations", "tokens", "supervised_tokens")}
     return found
 
 

@@ -39,7 +39,7 @@ class PackedDataset:
 
         Returns:
             input_ids int32[n]; labels int32[n], the next token within the conversation; loss_mask
-            uint8[n], 1 where the label is trained; position_ids int32[n] from 0 in each
+            uint8[n], 1 where the label is supervised; position_ids int32[n] from 0 in each
             conversation; seq_lens int32[k].
         """
         if not 0 <= index < len(self):
@@ -54,18 +54,22 @@ class PackedDataset:
         mask = np.concatenate(all_masks)
         ends = np.cumsum(lengths)
         labels = np.roll(ids, -1)
-        trained = np.roll(mask, -1)
+        supervised = np.roll(mask, -1)
         labels[ends - 1] = ids[ends - 1]  # a conversation's last token predicts nothing
-        trained[ends - 1] = 0
+        supervised[ends - 1] = 0
         starts = np.repeat(ends - lengths, lengths).astype(np.int32)
         positions = np.arange(len(ids), dtype=np.int32) - starts
         return {
             "input_ids": ids,
             "labels": labels,
-            "loss_mask": trained,
+            "loss_mask": supervised,
             "position_ids": positions,
             "seq_lens": lengths,
         }
+
+    def most_supervised(self) -> int:
+        """Supervised tokens of the packed sequence that has most of them."""
+        return int(np.add.reduceat(self.store.supervised[self.order], self.starts[:-1]).max())
 
     def _padded(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask of a conversation, padded to a multiple."""

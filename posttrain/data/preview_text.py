@@ -20,7 +20,7 @@ class Token:
 
     text: str
     id: int
-    trained: bool
+    supervised: bool
     special: bool
 
 
@@ -50,7 +50,7 @@ def to_chat(sample: Sample, tokenizer: "PreTrainedTokenizerBase") -> Chat:
         with_token = core.decode([*context, token_id], skip_special_tokens=False)
         text = with_token[_common_prefix(before, with_token) :].replace("\ufffd", "")
         tokens.append(Token(visible(text), token_id, bool(mask[position]), token_id in special))
-    return Chat(f"{sample.place}: {len(tokens)} tokens, {sum(mask)} trained", tokens)
+    return Chat(f"{sample.place}: {len(tokens)} tokens, {sum(mask)} supervised", tokens)
 
 
 def _common_prefix(one: str, other: str) -> int:
@@ -82,12 +82,12 @@ def format_statistics(report: dict[str, Any]) -> list[tuple[str, str]]:
         lengths = []
         for percentile, tokens in counts["length_percentiles"].items():
             lengths.append(f"{tokens:,} ({percentile}%)")
-        trained = f"{counts['trained_tokens']:,} ({counts['trained_share']:.1%})"
+        supervised = f"{counts['supervised_tokens']:,} ({counts['supervised_share']:.1%})"
         sequences = f"{counts['bins']:,}, {counts['packing_efficiency']:.1%} filled"
         table += [
             (f"{split}: conversations", f"{counts['conversations']:,}"),
             (f"{split}: tokens", f"{counts['tokens']:,}"),
-            (f"{split}: trained tokens", trained),
+            (f"{split}: supervised tokens", supervised),
             (f"{split}: length percentiles", "  ".join(lengths)),
             (f"{split}: sequences", sequences),
         ]
@@ -101,7 +101,7 @@ def format_statistics(report: dict[str, Any]) -> list[tuple[str, str]]:
 def print_chats(chats: Sequence[Chat], report: dict[str, Any]) -> None:
     """Print conversations and statistics.
 
-    Trained tokens are on green, or within ⟦ ⟧ where there is no colour; special tokens are magenta.
+    Supervised tokens are on green, or within ⟦ ⟧ where there is no colour; special tokens are magenta.
     """
     from rich.console import Console
     from rich.text import Text
@@ -113,11 +113,11 @@ def print_chats(chats: Sequence[Chat], report: dict[str, Any]) -> None:
         text = Text()
         within = False
         for token in chat.tokens:
-            if brackets and token.trained != within:
-                text.append("⟦" if token.trained else "⟧")
-                within = token.trained
+            if brackets and token.supervised != within:
+                text.append("⟦" if token.supervised else "⟧")
+                within = token.supervised
             styles = []
-            if token.trained:
+            if token.supervised:
                 styles.append("black on green")
             if token.special:
                 styles.append("bold magenta")
@@ -134,21 +134,21 @@ def print_chats(chats: Sequence[Chat], report: dict[str, Any]) -> None:
 
 
 def _shown_text(token: Token) -> str:
-    """A token's text; trained line ends, which count as much as a word, are made visible."""
-    return token.text.replace("\n", "↵\n") if token.trained else token.text
+    """A token's text; supervised line ends, which count as much as a word, are made visible."""
+    return token.text.replace("\n", "↵\n") if token.supervised else token.text
 
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #d0d7de; border-radius: 6px; padding: 1rem }
 pre span:hover { outline: 1px solid #57606a }
-.trained { background: #b7ebc3 } .special { color: #a40e9c; font-weight: 600 }
+.supervised { background: #b7ebc3 } .special { color: #a40e9c; font-weight: 600 }
 h1 { font-size: 1.3rem; overflow-wrap: anywhere }
 td { padding: .1rem 1.5rem .1rem 0; vertical-align: top } td:first-child { color: #57606a }
 h2 { font-size: 1rem; overflow-wrap: anywhere }
 @media (prefers-color-scheme: dark) {
   body { background: #0d1117; color: #e6edf3 } pre { border-color: #30363d }
-  .trained { background: #14532d } .special { color: #f0abfc } td:first-child { color: #8b949e }
+  .supervised { background: #14532d } .special { color: #f0abfc } td:first-child { color: #8b949e }
 }
 """
 
@@ -160,7 +160,7 @@ def render_page(title: str, chats: Sequence[Chat], report: dict[str, Any]) -> st
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>',
         '<meta name="viewport" content="width=device-width">',
         f"<style>{_STYLE}</style><h1>{title}</h1>",
-        '<p><span class="trained">trained</span> <span class="special">special token</span> ',
+        '<p><span class="supervised">supervised</span> <span class="special">special token</span> ',
         "untrained</p><table>",
     ]
     for name, value in format_statistics(report):
@@ -177,6 +177,6 @@ def render_page(title: str, chats: Sequence[Chat], report: dict[str, Any]) -> st
 
 
 def _render_token(token: Token) -> str:
-    kinds = [name for name in ("trained", "special") if getattr(token, name)]
+    kinds = [name for name in ("supervised", "special") if getattr(token, name)]
     attribute = f' class="{" ".join(kinds)}"' if kinds else ""
     return f'<span{attribute} title="{token.id}">{html.escape(_shown_text(token))}</span>'

@@ -78,15 +78,15 @@ def describe(dataset: PackedDataset, seq_length: int) -> dict[str, Any]:
     """Return what a split holds, and how full its packed sequences are."""
     lengths = dataset.store.lengths[dataset.order]
     tokens = int(lengths.sum())
-    trained = int(dataset.store.trained[dataset.order].sum())
+    supervised = int(dataset.store.supervised[dataset.order].sum())
     percentiles = {}
     for point, length in zip(PERCENTILES, np.percentile(lengths, PERCENTILES, method="nearest"), strict=True):
         percentiles[str(point)] = int(length)
     return {
         "conversations": len(lengths),
         "tokens": tokens,
-        "trained_tokens": trained,
-        "trained_share": trained / tokens,
+        "supervised_tokens": supervised,
+        "supervised_share": supervised / tokens,
         "length_percentiles": percentiles,
         "bins": len(dataset),
         "packing_efficiency": tokens / (len(dataset) * seq_length),

@@ -12,7 +12,7 @@ _SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
         ("mask", pa.list_(pa.uint8())),
-        ("trained", pa.int32()),  # tokens with mask 1, the first one left out
+        ("supervised", pa.int32()),  # tokens with mask 1, the first one left out
         ("digest", pa.int64()),  # of what is said; equal for duplicates
         ("row", pa.int64()),  # index in the file it comes from
         ("category", pa.string()),  # of the row, where it was asked for
@@ -71,7 +71,7 @@ class Store:
 
     Attributes:
         lengths: int64[n], tokens per conversation.
-        trained: int32[n], trained tokens per conversation.
+        supervised: int32[n], supervised tokens per conversation.
         digests: int64[n].
         rows: int64[n], index of the conversation's row in its file.
         sources: int64[n], which of `paths` it is in.
@@ -97,7 +97,7 @@ class Store:
             return np.concatenate([np.empty(0, kind), *(_numpy(batch.column(index), kind) for batch in batches)])
 
         self.lengths = np.concatenate([np.empty(0, np.int64), *map(np.diff, self._offsets)]).astype(np.int64)
-        self.trained, self.digests, self.rows = column(2, np.int32), column(3, np.int64), column(4, np.int64)
+        self.supervised, self.digests, self.rows = column(2, np.int32), column(3, np.int64), column(4, np.int64)
         self._batches = batches
         self.sources = np.repeat(np.array(sources, np.int64), sizes)
 

@@ -20,7 +20,7 @@ class Conversations:
 
     Attributes:
         ids: token ids int32[n] of each conversation.
-        masks: uint8[n] of each conversation, 1 where a token is trained.
+        masks: uint8[n] of each conversation, 1 where a token is supervised.
         categories: of each conversation, None where its row has none.
         sources: of each conversation, the index in data.sources.
         split: which part of the data they are.
@@ -83,15 +83,15 @@ def last_answer(ids: np.ndarray, mask: np.ndarray) -> tuple[list[int], list[int]
     """Split a conversation at its last answer.
 
     Returns:
-        The ids before the last trained span, and the ids of that span; None where nothing is before
+        The ids before the last supervised span, and the ids of that span; None where nothing is before
         it or nothing is trained.
     """
-    trained = np.flatnonzero(mask)
-    if not len(trained):
+    supervised = np.flatnonzero(mask)
+    if not len(supervised):
         return None
-    gaps = np.flatnonzero(np.diff(trained) > 1)
+    gaps = np.flatnonzero(np.diff(supervised) > 1)
     first = gaps[-1] + 1 if len(gaps) else 0
-    start, end = int(trained[first]), int(trained[-1]) + 1
+    start, end = int(supervised[first]), int(supervised[-1]) + 1
     if start == 0:
         return None
     return ids[:start].tolist(), ids[start:end].tolist()

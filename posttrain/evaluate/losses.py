@@ -1,4 +1,4 @@
-"""Losses of conversations by a transformers model, summed over their trained tokens."""
+"""Losses of conversations by a transformers model, summed over their supervised tokens."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -27,11 +27,11 @@ def compute_losses(
     Args:
         model: of transformers, or PEFT's around one.
         ids: token ids int[n] of each conversation.
-        masks: int[n] of each conversation, 1 where a token is trained.
+        masks: int[n] of each conversation, 1 where a token is supervised.
         batch_tokens: most tokens of a batch, padding included; one conversation may be longer.
 
     Yields:
-        (index, sum of the trained tokens' losses in nats, number of trained tokens). The first
+        (index, sum of the supervised tokens' losses in nats, number of supervised tokens). The first
         token is predicted from nothing and never counts.
     """
     base = model.get_base_model() if hasattr(model, "peft_config") else model
@@ -40,14 +40,14 @@ def compute_losses(
         longest = len(ids[chosen[0]])
         tokens = torch.zeros(len(chosen), longest, dtype=torch.long)
         attention_mask = torch.zeros_like(tokens)
-        trained = torch.zeros_like(tokens)  # 1 where the next token is trained
+        supervised = torch.zeros_like(tokens)  # 1 where the next token is supervised
         for row, index in enumerate(chosen):
             size = len(ids[index])
             tokens[row, :size] = torch.from_numpy(ids[index].astype(np.int64))
             attention_mask[row, :size] = 1
-            trained[row, : size - 1] = torch.from_numpy(masks[index][1:].astype(np.int64))
-        # Logits only at positions whose next token is trained in any row: int[p].
-        positions = trained.any(0).nonzero()[:, 0]
+            supervised[row, : size - 1] = torch.from_numpy(masks[index][1:].astype(np.int64))
+        # Logits only at positions whose next token is supervised in any row: int[p].
+        positions = supervised.any(0).nonzero()[:, 0]
         batch = {
             "input_ids": tokens.to(model.device),
             "attention_mask": attention_mask.to(model.device),
@@ -61,7 +61,7 @@ def compute_losses(
             logits = logits[:, positions.to(logits.device)]
         labels = tokens[:, positions + 1].to(logits.device)
         for row, index in enumerate(chosen):
-            selected = trained[row, positions].bool().to(logits.device)
+            selected = supervised[row, positions].bool().to(logits.device)
             losses = cross_entropy(logits[row, selected].float(), labels[row, selected], reduction="none")
             yield index, losses.double().sum().item(), len(losses)
 

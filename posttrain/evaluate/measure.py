@@ -27,13 +27,13 @@ class Results:
     """What was measured, by index of the conversation.
 
     Attributes:
-        losses: sums over the trained tokens, in nats.
-        trained_tokens: their numbers.
+        losses: sums over the supervised tokens, in nats.
+        supervised_tokens: their numbers.
         scores: of the answers, None where none was asked for; None: there is no metric.
     """
 
     losses: list[float]
-    trained_tokens: list[int]
+    supervised_tokens: list[int]
     scores: list[float | None] | None = None
 
 
@@ -66,9 +66,9 @@ def measure_set(
     count = len(conversations.ids)
     results = Results([0.0] * count, [0] * count)
     losses = compute_losses(model, conversations.ids, conversations.masks, options.batch_tokens)
-    for index, loss, trained_tokens in show_progress(losses, f"{name}: loss", count):
+    for index, loss, supervised_tokens in show_progress(losses, f"{name}: loss", count):
         results.losses[index] = loss
-        results.trained_tokens[index] = trained_tokens
+        results.supervised_tokens[index] = supervised_tokens
     seconds = {"loss": round(time.monotonic() - started, 3)}
     lines = []
     if metric is not None:
@@ -95,15 +95,15 @@ def summarize_groups(labels: Sequence[str | int | None], results: Results) -> di
 
 
 def summarize(indices: Iterable[int], results: Results) -> dict[str, Any]:
-    """Return loss per trained token, perplexity and mean score of some conversations."""
+    """Return loss per supervised token, perplexity and mean score of some conversations."""
     indices = list(indices)
-    trained_tokens = sum(results.trained_tokens[index] for index in indices)
-    loss = sum(results.losses[index] for index in indices) / trained_tokens
+    supervised_tokens = sum(results.supervised_tokens[index] for index in indices)
+    loss = sum(results.losses[index] for index in indices) / supervised_tokens
     summary: dict[str, Any] = {
         "loss": loss,
         "perplexity": perplexity(loss),
         "conversations": len(indices),
-        "trained_tokens": trained_tokens,
+        "supervised_tokens": supervised_tokens,
     }
     if results.scores is not None:
         scores = [results.scores[index] for index in indices if results.scores[index] is not None]
@@ -114,13 +114,13 @@ def summarize(indices: Iterable[int], results: Results) -> dict[str, Any]:
 
 def pool(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return several sets' results as if they were one set."""
-    trained_tokens = sum(part["trained_tokens"] for part in parts)
-    loss = sum(part["loss"] * part["trained_tokens"] for part in parts) / trained_tokens
+    supervised_tokens = sum(part["supervised_tokens"] for part in parts)
+    loss = sum(part["loss"] * part["supervised_tokens"] for part in parts) / supervised_tokens
     scored = [part for part in parts if part.get("answers")]
     pooled = {
         "loss": loss,
         "perplexity": perplexity(loss),
-        "trained_tokens": trained_tokens,
+        "supervised_tokens": supervised_tokens,
         "conversations": sum(part["conversations"] for part in parts),
     }
     if scored:
@@ -143,10 +143,10 @@ def score_answers(
     metric: Metric,
     name: str,
 ) -> tuple[list[float | None], list[dict[str, Any]]]:
-    """Generate an answer in place of each conversation's last trained span, and score it.
+    """Generate an answer in place of each conversation's last supervised span, and score it.
 
     Returns:
-        A score per conversation, None where nothing is before the trained span, and the lines of
+        A score per conversation, None where nothing is before the supervised span, and the lines of
         answers.jsonl. For the arguments see `measure_set`.
     """
     pairs: dict[int, tuple[list[int], list[int]]] = {}
@@ -155,7 +155,7 @@ def score_answers(
         if pair is not None:
             pairs[index] = pair
     if not pairs:
-        raise UserError("metric: nothing is before the trained tokens, so there is no prompt; see data.train_on")
+        raise UserError("metric: nothing is before the supervised tokens, so there is no prompt; see data.train_on")
     stop = stop_tokens(model, tokenizer)
     special = set(tokenizer.all_special_ids)
     for _, reference in pairs.values():

@@ -29,7 +29,7 @@ def _loss_table(result: dict[str, Any]) -> Table:
     headings = ["set", "loss", "perplexity"]
     if with_scores:
         headings += ["score", "answers"]
-    headings += ["chats", "trained"]
+    headings += ["chats", "supervised"]
     table = Table(*headings, title=escape(result["model"]), box=box.SIMPLE)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -52,7 +52,7 @@ def _cells(name: str, values: dict[str, Any], with_scores: bool) -> list[str]:
         cells.append("" if score is None else f"{score:.4f}")
         cells.append(f"{values.get('answers', 0):,}")
     cells.append(f"{values['conversations']:,}")
-    cells.append(f"{values['trained_tokens']:,}")
+    cells.append(f"{values['supervised_tokens']:,}")
     return cells
 
 

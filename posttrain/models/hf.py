@@ -31,7 +31,7 @@ class HFModel:
     """Where the weights, the architecture and the tokenizer come from.
 
     Attributes:
-        path: a Hugging Face directory, a hub id, `demo:smollm2_135m`, or a PEFT directory to go on from.
+        path: a Hugging Face directory, a hub id, `demo:smollm2_135m`, or a PEFT directory to continue from.
         tokenizer: directory or hub id of the tokenizer; None: the same as `path`.
         random_init: random weights of the architecture instead of those at `path`.
         trust_remote_code: run Python code that comes with the model.

@@ -1,7 +1,7 @@
-"""The output layer and its loss, for the trained tokens only.
+"""The output layer and its loss, for the supervised tokens only.
 
 A prompt's tokens need no logits. With a vocabulary of 128 k the output layer is a fifth of a 1B
-model's work and most of its memory, so the hidden states of trained positions are selected before
+model's work and most of its memory, so the hidden states of supervised positions are selected before
 it. Where its weight is frozen (LoRA), loss and input gradient are computed together in chunks and
 the logits of more than one chunk never exist; the idea is that of Liger's fused linear cross
 entropy (Hsu et al. 2024, arXiv:2410.10989). Liger's kernel isn't used: importing the package loads
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CHUNK = 2048  # rows of logits held at once: 0.5 GB at a vocabulary of 128 k in bf16; larger is not faster
 
 
-def trained_losses(
+def supervised_losses(
     *,
     hidden_states: torch.Tensor,
     output_layer: torch.nn.Module,

@@ -1,4 +1,4 @@
-"""Do a run's peft settings fit the adapter that it goes on from? Known before anything is loaded; no torch here."""
+"""Do a run's peft settings fit the adapter that it continues from? Known before anything is loaded; no torch here."""
 
 from collections.abc import Iterable
 from pathlib import Path

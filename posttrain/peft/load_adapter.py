@@ -1,4 +1,4 @@
-"""Training that goes on from a PEFT adapter: its weights put into Megatron's adapters."""
+"""Training that continues from a PEFT adapter: its weights put into Megatron's adapters."""
 
 from collections.abc import Callable
 from pathlib import Path

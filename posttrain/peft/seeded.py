@@ -69,7 +69,7 @@ def whole_name(name: str, experts: int | None) -> str:
 class Seeded:
     """Adds the draw to one of Megatron-Bridge's adapter classes; the trainer sets `seed` and `start`.
 
-    `start`: called with the adapted model's parts after the draw; loads an adapter to go on from.
+    `start`: called with the adapted model's parts after the draw; loads an adapter to continue from.
     """
 
     seed = 0

@@ -115,13 +115,13 @@ def loss(s: RunSpec) -> dict[str, float]:
     shape, n = s.shape, s.width
     stream = shape.hidden * n
     vocab = shape.vocab / s.tensor
-    rows = round(s.tokens * (s.trained if s.supervised_logits_only else 1))
+    rows = round(s.tokens * (s.supervised_share if s.supervised_logits_only else 1))
     terms = {"final norm": 2 * s.tokens * stream / (s.tensor if s.sequence_parallel else 1)}
     if s.supervised_logits_only:
-        terms["states of trained tokens"] = rows * stream
+        terms["states of supervised tokens"] = rows * stream
     if s.adapters and s.supervised_logits_only and s.transformer_engine:
         # One chunk after the other, in the number format of the weights; the gradient is put in its place.
-        terms["gradient of trained tokens"] = rows * stream
+        terms["gradient of supervised tokens"] = rows * stream
         terms["logits"] = min(rows, CHUNK) * vocab * n
     else:  # the loss writes the logits' gradient in fp32; local layers keep the fp32 probabilities too
         terms["logits"] = rows * vocab * (n + 4 + (0 if s.transformer_engine else 4))

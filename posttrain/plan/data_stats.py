@@ -27,11 +27,11 @@ class DataStats:
     Attributes:
         conversations: in all.
         tokens: in all.
-        trained: trained tokens in all.
+        supervised_tokens: in all.
         rows: sequences of trainer.seq_length per epoch.
         most_tokens: tokens of a micro-batch, padding included, at most.
-        most_trained: trained tokens of a micro-batch, at most.
-        row_trained: trained tokens of a sequence, at most.
+        most_supervised: supervised tokens of a micro-batch, at most.
+        row_supervised: supervised tokens of a sequence, at most.
         squares: mean over tokens of the length of the conversation they are in.
         sequences: most conversations in a micro-batch.
         longest: tokens of the longest conversation in a micro-batch.
@@ -40,11 +40,11 @@ class DataStats:
 
     conversations: int
     tokens: int
-    trained: int
+    supervised_tokens: int
     rows: int
     most_tokens: int
-    most_trained: int
-    row_trained: int
+    most_supervised: int
+    row_supervised: int
     squares: float
     sequences: int
     longest: int
@@ -54,7 +54,7 @@ class DataStats:
     def from_packing(
         cls,
         lengths: np.ndarray,
-        trained: np.ndarray,
+        supervised: np.ndarray,
         starts: np.ndarray,
         cfg: DictConfig,
         scale: float = 1.0,
@@ -63,7 +63,7 @@ class DataStats:
 
         Args:
             lengths: int[n], tokens of each conversation, in the order of packed sequences.
-            trained: int[n], how many of them are trained.
+            supervised: int[n], how many of them are supervised.
             starts: int[rows + 1]; sequence i holds the conversations starts[i] to starts[i + 1].
             cfg: of the run.
             scale: there are as many times more conversations.
@@ -89,11 +89,11 @@ class DataStats:
         return cls(
             conversations=round(len(lengths) * scale),
             tokens=round(int(lengths.sum()) * scale),
-            trained=round(int(trained.sum()) * scale),
+            supervised_tokens=round(int(supervised.sum()) * scale),
             rows=max(1, round((len(starts) - 1) * scale)),
             most_tokens=most_tokens,
-            most_trained=most(trained),
-            row_trained=int(np.add.reduceat(trained, starts[:-1]).max()),
+            most_supervised=most(supervised),
+            row_supervised=int(np.add.reduceat(supervised, starts[:-1]).max()),
             squares=float((lengths.astype(float) ** 2).sum() / lengths.sum()),
             sequences=sequences,
             longest=int(np.maximum.reduceat(lengths, starts[:-1])[order].max()),
@@ -104,8 +104,8 @@ class DataStats:
     def from_dataset(cls, dataset: "PackedDataset", cfg: DictConfig) -> "DataStats":
         """Sum up a run's data, which are packed."""
         order = dataset.order
-        lengths, trained = dataset.store.lengths[order], dataset.store.trained[order]
-        return cls.from_packing(lengths, trained, dataset.starts, cfg)
+        lengths, supervised = dataset.store.lengths[order], dataset.store.supervised[order]
+        return cls.from_packing(lengths, supervised, dataset.starts, cfg)
 
 
 def estimate_data(cfg: DictConfig) -> DataStats:
@@ -123,14 +123,14 @@ def estimate_data(cfg: DictConfig) -> DataStats:
     seq_length = cfg.trainer.seq_length
     cache = cache_root(cfg.cache_dir)
     samples = data.samples(tokenizer=load_tokenizer(cfg), template=template, seq_length=seq_length, cache_dir=cache)
-    lengths, trained = [], []
+    lengths, supervised = [], []
     complete = True
     limit = data.max_train_rows if data.validation_fraction is None else None
     began = None
     for sample in samples:
         began = began or time.monotonic()  # not before everything is imported
         lengths.append(len(sample.encoded.input_ids))
-        trained.append(int(sample.encoded.mask[1:].sum()))
+        supervised.append(int(sample.encoded.mask[1:].sum()))
         last = sample.place
         if limit and len(lengths) >= limit:
             break
@@ -150,7 +150,7 @@ def estimate_data(cfg: DictConfig) -> DataStats:
         order, starts = packing.pack(sizes, seq_length, cfg.seed)
     else:
         order, starts = packing.one_per_bin(len(sizes))
-    return DataStats.from_packing(sizes[order], np.array(trained)[order], starts, cfg, scale)
+    return DataStats.from_packing(sizes[order], np.array(supervised)[order], starts, cfg, scale)
 
 
 def _estimate_total(data: "SFTData", last: "Place", seen: int, cache: Path) -> float:

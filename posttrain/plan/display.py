@@ -110,13 +110,13 @@ def _run_table(plan: dict[str, Any]) -> Table:
 
 def _data(data: dict[str, Any]) -> str:
     if "not_counted" in data:
-        return f"not counted: {escape(data['not_counted'])}; all tokens taken as trained"
+        return f"not counted: {escape(data['not_counted'])}; all tokens taken as supervised"
     sampled = ""
     if data["read"] < data["conversations"]:
         sampled = f" (by the first {data['read']:,})"
     return (
         f"{data['conversations']:,} conversations{sampled}, {data['tokens']:,} tokens, "
-        f"{data['trained'] / data['tokens']:.0%} trained, {data['rows']:,} sequences"
+        f"{data['supervised_tokens'] / data['tokens']:.0%} supervised, {data['rows']:,} sequences"
     )
 
 

@@ -68,7 +68,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
         "steps": steps,
         "tokens_per_step": round(tokens),
         "tokens": round(tokens * steps) if steps else None,
-        "trained_share_assumed": None if stats else setting.trained,
+        "supervised_share_assumed": None if stats else setting.supervised_share,
         "speed": _speed(estimate_speed(setting, gpu, tokens), steps),
     }
 
@@ -93,15 +93,15 @@ def planned_peak(spec: RunSpec, cfg: DictConfig, rows: PackedDataset) -> float |
 
 def with_data(setting: RunSpec, stats: DataStats) -> RunSpec:
     """Return the setting with what was counted in the data."""
-    most_trained = stats.most_trained
+    most_supervised = stats.most_supervised
     if setting.cuda_graph:
-        # In a CUDA graph every micro-batch has room for as many trained tokens as the fullest
+        # In a CUDA graph every micro-batch has room for as many supervised tokens as the fullest
         # sequences have.
-        most_trained = setting.micro_batch * stats.row_trained
+        most_supervised = setting.micro_batch * stats.row_supervised
     return replace(
         setting,
         length=stats.most_tokens / setting.micro_batch,
-        trained=min(1.0, most_trained / stats.most_tokens),
+        supervised_share=min(1.0, most_supervised / stats.most_tokens),
         squares=stats.squares,
         sequences=stats.sequences,
         longest=stats.longest,

@@ -25,7 +25,7 @@ NUMBERS = {
     "val_loss_after": "val loss",
     "train_loss": "train loss",
     "tokens_per_second": "tok/s",
-    "trained_tokens_per_second": "trained tok/s",
+    "supervised_tokens_per_second": "supervised tok/s",
     "peak_memory_gib": "GiB",
     "train_seconds": "seconds",
 }

@@ -65,7 +65,7 @@ class RunSpec:
         sequence_parallel: where there is tensor parallelism, activations between matrices are divided as well.
         max_steps, epochs, validation_batches: as in `trainer`.
         length: tokens of a packed sequence; unpacked, of the rows of the largest micro-batch on average.
-        trained: share of the tokens that are trained, at most in any micro-batch.
+        supervised_share: of the tokens, at most in any micro-batch.
         squares: mean over tokens of the length of the conversation they are in.
         sequences: conversations in a micro-batch.
         longest: longest conversation of a micro-batch, tokens.
@@ -100,7 +100,7 @@ class RunSpec:
     recompute: str
     optimizer: str
     packing: bool = True
-    trained: float = 1.0
+    supervised_share: float = 1.0
     squares: float | None = None
     sequences: int = 1
     longest: int | None = None

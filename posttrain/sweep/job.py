@@ -79,7 +79,7 @@ class Job:
         else:
             error = (
                 f"stopped by its time limit or a preemption; was queued again {self.max_requeues} times "
-                "(hydra.launcher.max_requeues); the same command goes on"
+                "(hydra.launcher.max_requeues); the same command resumes it"
             )
             launcher.record(cfg, run_dir, {"state": "stopped", "error": error})
 

@@ -31,9 +31,9 @@ TURN = ("None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit")  # Sl
 ENDS = {
     "TIMEOUT": "reached its time limit before it could save; hydra.launcher.signal_delay_s may be too short",
     "OUT_OF_MEMORY": "used more memory than it asked for; set hydra.launcher.mem_gb",
-    "NODE_FAIL": "lost its node; the same command goes on",
-    "PREEMPTED": "was preempted and not queued again; the same command goes on",
-    "CANCELLED": "was cancelled; the same command goes on",
+    "NODE_FAIL": "lost its node; the same command resumes it",
+    "PREEMPTED": "was preempted and not queued again; the same command resumes it",
+    "CANCELLED": "was cancelled; the same command resumes it",
     "FAILED": "failed",
 }
 

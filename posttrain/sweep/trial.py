@@ -62,7 +62,7 @@ class Trial:
     def already_finished(self) -> bool:
         """Whether its directory holds the finished run of this very configuration, whose value is then taken.
 
-        A pruned trial has finished as long as trials are pruned; without, it goes on.
+        A pruned trial has finished as long as trials are pruned; without, it resumes.
 
         Raises:
             UserError: the directory was made with another configuration.

@@ -77,7 +77,7 @@ class ValidationOrder(Dataset):
 
 
 def blank_row(length: int, pad_id: int) -> dict[str, np.ndarray]:
-    """A row of `length` padding tokens, none of them trained."""
+    """A row of `length` padding tokens, none of them supervised."""
     ids = np.full(length, pad_id, np.int32)
     zeros = np.zeros(length, np.uint8)
     position = np.arange(length, dtype=np.int32)
@@ -94,23 +94,23 @@ class Collate:
         multiple: the whole is padded to a multiple of this (tensor x context parallel size).
         sequences: fill the boundaries up to this many sequences, the last ones empty; None: as many as there are.
             With `length` every batch then has the same shapes, which a CUDA graph needs.
-        trained: fill the trained positions up to this many; None: as many as there are.
+        supervised: fill the supervised positions up to this many; None: as many as there are.
     """
 
     def __init__(
         self, length: int | None, pad_id: int, multiple: int = 1, sequences: int | None = None,
-        trained: int | None = None,
+        supervised: int | None = None,
     ) -> None:  # fmt: skip
         self.length, self.pad_id, self.multiple = length, pad_id, multiple
-        self.sequences, self.trained = sequences, trained
+        self.sequences, self.supervised = sequences, supervised
 
     def __call__(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         """Collate.
 
         Returns:
             tokens, labels, position_ids int64[1, t]; loss_mask float32[1, t]; cu_seqlens_q int32[n + 1]; max_seqlen an
-            int; trained_at int64[k], positions with loss_mask 1, filled up with position 0; trained_mask float32[1, k],
-            0 where filled up; counts, see Counted.
+            int; supervised_at int64[k], positions with loss_mask 1, filled up with position 0; supervised_mask
+            float32[1, k], 0 where filled up; counts, see Counted.
         """
         import torch
 
@@ -118,18 +118,18 @@ class Collate:
 
         batch = collate_items(rows, self.length, self.pad_id, pad_multiple=self.multiple)
         lengths = np.concatenate([row["seq_lens"] for row in rows]).astype(np.int64)
-        trained = int(sum(int(row["loss_mask"].sum()) for row in rows))
+        supervised = int(sum(int(row["loss_mask"].sum()) for row in rows))
         ends, longest = batch["cu_seqlens"], int(batch["max_seqlen"])
         if self.sequences is not None:
             ends = torch.cat([ends, ends[-1:].expand(self.sequences + 1 - len(ends))])
             longest = self.length
         at = batch["loss_mask"][0].nonzero()[:, 0]
         # Never none: a micro-batch of padding still has to pass through the output layer on every rank.
-        fill = max(self.trained or 0, 1) if self.trained is not None or not len(at) else len(at)
+        fill = max(self.supervised or 0, 1) if self.supervised is not None or not len(at) else len(at)
         if len(at) > fill:
-            raise ValueError(f"a micro-batch has {len(at)} trained tokens, more than the {fill} that were counted")
-        trained_at = torch.zeros(fill, dtype=torch.int64)
-        trained_at[: len(at)] = at
+            raise ValueError(f"a micro-batch has {len(at)} supervised tokens, more than the {fill} that were counted")
+        supervised_at = torch.zeros(fill, dtype=torch.int64)
+        supervised_at[: len(at)] = at
         return {
             "tokens": batch["tokens"],
             "labels": batch["labels"],
@@ -137,10 +137,12 @@ class Collate:
             "position_ids": batch["position_ids"],
             "cu_seqlens_q": ends,
             "max_seqlen": longest,
-            "trained_at": trained_at,
-            "trained_mask": (torch.arange(fill) < len(at)).float()[None],
+            "supervised_at": supervised_at,
+            "supervised_mask": (torch.arange(fill) < len(at)).float()[None],
             # Counts stay on the host: reading them must not wait for the device. A row of padding is no work.
-            "counts": [trained, int(lengths.sum()) if trained else 0, int((lengths**2).sum()) if trained else 0,
+            "counts": [supervised,
+                       int(lengths.sum()) if supervised else 0,
+                       int((lengths**2).sum()) if supervised else 0,
                        int(batch["tokens"].numel()),
                        sum(zlib.crc32(row["input_ids"].tobytes()) for row in rows if row["loss_mask"].any())],
         }  # fmt: skip
@@ -154,12 +156,12 @@ class Counted:
         beat: called for each, as a sign of life.
 
     Attributes:
-        totals: trained, real and all tokens, the sum of squared sequence lengths, and the sum of the rows' checksums,
-            which tells one global batch from another however it is divided, and the seconds that the training process
-            waited for them; since the last `take`.
+        totals: supervised, real and all tokens, the sum of squared sequence lengths, and the sum of the rows'
+            checksums, which tells one global batch from another however it is divided, and the seconds that the
+            training process waited for them; since the last `take`.
     """
 
-    names = ("trained_tokens", "tokens", "squared_lengths", "padded_tokens", "checksum", "waited_seconds")
+    names = ("supervised_tokens", "tokens", "squared_lengths", "padded_tokens", "checksum", "waited_seconds")
 
     def __init__(self, batches: Iterator[dict[str, Any]], beat: Callable[[], None] | None = None) -> None:
         self.batches, self.totals, self.beat = batches, [0.0] * len(self.names), beat

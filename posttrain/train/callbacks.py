@@ -44,7 +44,7 @@ class RunCallback(Callback):
         trainer.collect = self.collect
 
     def on_data_init_start(self, context: CallbackContext) -> None:
-        """The checkpoint is loaded: the data goes on from its place."""
+        """The checkpoint is loaded: the data resumes from its place."""
         self.trainer.startup.mark("weights, optimizer")
         context.state.cfg.dataset.consumed_samples = context.state.train_state.consumed_train_samples
 
@@ -156,7 +156,7 @@ class RunCallback(Callback):
         counts = self.reduce([*self.trainer.counted.take(), self.elapsed])
         self.elapsed = 0.0
         self.since_log = [a + b for a, b in zip(self.since_log, counts, strict=True)]
-        self.progress.trained_tokens += int(counts[0])
+        self.progress.supervised_tokens += int(counts[0])
         self.progress.tokens += int(counts[1])
 
     def on_train_end(self, context: CallbackContext) -> None:
@@ -173,7 +173,7 @@ class RunCallback(Callback):
 
             try:
                 results = {"steps": trainer.steps, "val_loss_after": self.summary["val_loss_after"]}
-                wanted = ("val_loss_before", "train_loss", "trained_tokens")
+                wanted = ("val_loss_before", "train_loss", "supervised_tokens")
                 results |= {key: value for key, value in self.totals().items() if key in wanted}
                 self.summary["export"] = str(export_model(trainer, context.model, results))
             except ExportRefused as error:
@@ -197,7 +197,7 @@ class RunCallback(Callback):
             raise refused
 
     def validate(self, context: CallbackContext, step: int) -> float | None:
-        """Loss per trained token of the validation split, None without one."""
+        """Loss per supervised token of the validation split, None without one."""
         if not self.trainer.validation_steps:
             return None
         self.heartbeat.begin()
@@ -220,9 +220,9 @@ class RunCallback(Callback):
         return {
             "train_loss": done.train_loss,
             "val_loss_before": done.val_loss_before,
-            "trained_tokens": done.trained_tokens,
+            "supervised_tokens": done.supervised_tokens,
             "tokens": done.tokens,
-            "trained_tokens_per_second": round(done.trained_tokens / done.seconds, 1) if done.seconds else None,
+            "supervised_tokens_per_second": round(done.supervised_tokens / done.seconds, 1) if done.seconds else None,
             "tokens_per_second": round(done.tokens / done.seconds, 1) if done.seconds else None,
             "train_seconds": round(done.seconds, 2),
         }

@@ -67,7 +67,7 @@ class Screen:
         """Move the progress line, or print one now and then."""
         norm = f"  norm {values['grad_norm']:.2f}" if values.get("grad_norm") is not None else ""
         mfu = f"  MFU {values['mfu']:.0%}" if values.get("mfu") is not None else ""
-        speed = f"{values['trained_tokens_per_second']:,.0f} trained tok/s of {values['tokens_per_second']:,.0f}"
+        speed = f"{values['supervised_tokens_per_second']:,.0f} supervised tok/s of {values['tokens_per_second']:,.0f}"
         text = f"loss {values['loss']:.4f}  lr {values['lr']:.2e}{norm}  {speed}{mfu}"
         if self.progress:
             self.progress.update(self.task, completed=step, description=text)
@@ -102,11 +102,11 @@ class Screen:
         if after is not None:
             drop = f"{before:.4f} -> " if before is not None else ""
             self.print(f"validation loss {drop}[bold]{after:.4f}[/]")
-        if summary.get("trained_tokens_per_second"):
+        if summary.get("supervised_tokens_per_second"):
             trained = "time_to_first_step_s" in summary  # not by a run that had ended when it was started again
             self.print(
-                f"{summary['trained_tokens']:,} trained tokens, {summary['trained_tokens_per_second']:,.0f} per "
-                f"second; peak memory {summary['peak_memory_gib']:.1f} GiB"
+                f"{summary['supervised_tokens']:,} supervised tokens, {summary['supervised_tokens_per_second']:,.0f} "
+                f"per second; peak memory {summary['peak_memory_gib']:.1f} GiB"
                 + (f"; first step after {summary['time_to_first_step_s']:.0f} s" if trained else "")
             )
         self.print(f"run directory: {shown(summary['run_dir'])}")

@@ -19,7 +19,7 @@ class RowsProvider(DatasetProvider):
 
     Attributes:
         seq_length: tokens per row.
-        skip_prompt_logits: whether the loss is computed from the logits of trained tokens alone.
+        skip_prompt_logits: whether the loss is computed from the logits of supervised tokens alone.
         consumed_samples: rows of this run that earlier processes have trained on; set before the data is opened.
     """
 
@@ -85,14 +85,14 @@ class RowsProvider(DatasetProvider):
         """Return rows -> micro-batch, of one shape for all where a CUDA graph needs that."""
         t = self._trainer
         multiple = t.spec.micro_batch_multiple
-        size, sequences, trained = t.settings.micro_batch_size, None, None
+        size, sequences, supervised = t.settings.micro_batch_size, None, None
         if t.spec.cuda_graph:
             splits = [rows for rows in (t.splits.train, t.splits.validation) if rows]
             most = max(int(np.diff(rows.starts).max()) for rows in splits)
             sequences = _up(size * (most + 1), 16)  # each row's padding is a sequence
-            most = max(int(np.add.reduceat(rows.store.trained[rows.order], rows.starts[:-1]).max()) for rows in splits)
-            trained = _up(size * most, 128)
-        return Collate(self.seq_length if t.data.packing else None, self.pad_id, multiple, sequences, trained)
+            most = max(rows.most_supervised() for rows in splits)
+            supervised = _up(size * most, 128)
+        return Collate(self.seq_length if t.data.packing else None, self.pad_id, multiple, sequences, supervised)
 
 
 def _up(value: int, multiple: int) -> int:

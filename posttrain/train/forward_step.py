@@ -14,15 +14,15 @@ from megatron.bridge.training.state import GlobalState
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from posttrain.ops.linear_cross_entropy import trained_losses
+from posttrain.ops.linear_cross_entropy import supervised_losses
 
-ON_DEVICE = ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens_q", "trained_at", "trained_mask")
+ON_DEVICE = ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens_q", "supervised_at", "supervised_mask")
 
 
 def forward_step(
     state: GlobalState, data_iterator: Iterator[dict[str, Any]], model: Any, return_schedule_plan: bool = False
 ) -> tuple[torch.Tensor, partial]:
-    """Per-token losses of one micro-batch, and the function that sums them over the trained tokens.
+    """Per-token losses of one micro-batch, and the function that sums them over the supervised tokens.
 
     Args:
         state: Megatron-Bridge's global state.
@@ -30,8 +30,8 @@ def forward_step(
         model: this pipeline stage's part of the model.
 
     Returns:
-        The stage's output (losses [1, k] of the trained tokens on the last stage) and
-        (output) -> (sum, number of trained tokens, report).
+        The stage's output (losses [1, k] of the supervised tokens on the last stage) and
+        (output) -> (sum, number of supervised tokens, report).
     """
     batch = next(data_iterator)
     batch = {key: batch[key].cuda(non_blocking=True) for key in ON_DEVICE} | {"max_seqlen": batch["max_seqlen"]}
@@ -44,8 +44,8 @@ def forward_step(
         batch |= _partition_packed_batch_for_cp(divided, parallel_state.get_context_parallel_group())
         mask = batch["loss_mask"]
     elif state.cfg.dataset.skip_prompt_logits and parallel_state.is_pipeline_last_stage():
-        selection = {"output_processor": trained_losses, "output_processor_context": batch["trained_at"]}
-        mask = batch["trained_mask"]
+        selection = {"output_processor": supervised_losses, "output_processor_context": batch["supervised_at"]}
+        mask = batch["supervised_mask"]
     packed = PackedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=ends,

@@ -29,7 +29,7 @@ class Metrics:
         """Announce the run, with the peak memory that is planned for it (GiB), and start the trackers."""
         t, self.flops = self.trainer, flops
         self.last_seconds = t.progress.seconds
-        rundir.remove(t.run_dir, "summary.json")  # a pruned trial's that goes on
+        rundir.remove(t.run_dir, "summary.json")  # left from a pruned trial that is being resumed
         kept = {name: self.keep(name, first_step) for name in (METRICS, SAMPLES)}
         self.file = os.fdopen(rundir.append(t.run_dir, METRICS), "a", encoding="utf-8")
         run = t.config.run.name or t.run_dir.name
@@ -43,7 +43,7 @@ class Metrics:
         where = "CPU" if t.platform.device == "cpu" else f"{t.world} GPU" + ("s" if t.world > 1 else "")
         train = t.splits.report["train"]
         self.screen.print(f"[bold]{shown(t.config.model.path)}[/]  {trainable}  {precision}  {where}")
-        share, full = f"{train['trained_share']:.0%}", f"{train['packing_efficiency']:.1%}"
+        share, full = f"{train['supervised_share']:.0%}", f"{train['packing_efficiency']:.1%}"
         self.screen.print(
             f"{train['conversations']} conversations, {train['tokens']:,} tokens, {share} trained, "
             f"in {len(t.splits.train)} rows of {t.settings.seq_length} ({full} full)"
@@ -58,7 +58,7 @@ class Metrics:
         if back and back[0]["to"] == first_step and f'"rolled_back_from": {back[0]["step"]},' not in kept[METRICS]:
             self.write(first_step, {"rolled_back_from": back[0]["step"]}, why=back[0]["why"])
         if first_step:
-            self.screen.print(f"going on after step {first_step}")
+            self.screen.print(f"resuming after step {first_step}")
         self.screen.start(first_step, t.steps)
 
     def keep(self, name: str, first_step: int) -> str:
@@ -86,7 +86,7 @@ class Metrics:
             "lr": lr,
             "grad_norm": float(grad_norm) if grad_norm is not None else None,
             "tokens_per_second": round(tokens / took, 1),
-            "trained_tokens_per_second": round(trained / took, 1),
+            "supervised_tokens_per_second": round(trained / took, 1),
             "padding": round(1 - tokens / padded, 4) if padded else 0.0,
             "data_wait": round(waited / steps_took, 4) if steps_took else 0.0,
             "mfu": self.flops.mfu(tokens, squared, took),
@@ -128,7 +128,7 @@ class Metrics:
 
 
 def kept_lines(text: str, first_step: int, steps: int) -> str:
-    """The lines of an earlier process's file that a run going on after `first_step` won't write again.
+    """The lines of an earlier process's file that a run resuming after `first_step` won't write again.
 
     What came after the checkpoint was lost with the process, and so is a line that it was writing when it ended.
     """

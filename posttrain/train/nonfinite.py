@@ -81,8 +81,8 @@ class NonFinitePolicy:
             self.roll_back(step, first_row, what)
         raise UserError(
             f"step {step}: {what}. The batch was rows {self.rows(first_row)} of the training data. The checkpoints "
-            "before this step are as they were; go on from them with a lower optimizer.lr, without these rows, or with "
-            "trainer.on_nonfinite=rollback"
+            "before this step are as they were; resume from them with a lower optimizer.lr, without these rows, or "
+            "with trainer.on_nonfinite=rollback"
         )
 
     def spikes(self, loss: float) -> list[str]:
@@ -112,7 +112,7 @@ class NonFinitePolicy:
         if len(before) >= t.settings.max_rollbacks:
             raise UserError(
                 f"step {step}: {what}, after {len(before)} rollbacks (trainer.max_rollbacks). The batch was rows "
-                f"{self.rows(first_row)} of the training data; go on with a lower optimizer.lr, or look at these rows"
+                f"{self.rows(first_row)} of the training data; resume with a lower optimizer.lr, or look at these rows"
             )
         newest, _ = directories.newest(t.run_dir / "checkpoints")
         to = directories.step_of(newest) if newest else 0

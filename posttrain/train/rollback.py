@@ -40,7 +40,7 @@ def record(run_dir: Path, before: list[dict[str, Any]], step: int, to: int, why:
 
     Args:
         step: whose numbers were bad.
-        to: the step that the run goes on after.
+        to: the step that the run resumes after.
         why: in words.
         skip: first places, in the order of the rows, of the global batches that are left out.
     """

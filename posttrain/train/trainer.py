@@ -88,7 +88,7 @@ class Trainer:
             raise UserError(out_of_memory.of_trainer(self, error)) from error
 
     def start_from(self, directory: Path) -> None:
-        """Go on from a PEFT adapter.
+        """Continue from a PEFT adapter.
 
         Raises:
             UserError: this run has no adapter, or one of another kind or scale.
@@ -233,7 +233,7 @@ class Trainer:
         provider.fp16 = False
         provider.seq_length = self.settings.seq_length
         provider.use_cpu_initialization = self.platform.device == "cpu"
-        provider.calculate_per_token_loss = True  # the sum over all trained tokens, divided by their number, once
+        provider.calculate_per_token_loss = True  # the sum over all supervised tokens, divided by their number, once
         provider.variable_seq_lengths = not self.data.packing and provider.pipeline_model_parallel_size > 1
         provider.deterministic_mode = self.settings.deterministic and self.platform.device == "cuda"
         if self.settings.recompute != "none":

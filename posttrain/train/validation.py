@@ -41,7 +41,7 @@ def gathered(context: CallbackContext) -> Iterator[None]:
 
 
 def validate(context: CallbackContext) -> float:
-    """Mean loss per trained token over the validation split; the same on every rank. A collective call."""
+    """Mean loss per supervised token over the validation split; the same on every rank. A collective call."""
     model, cfg = context.model, context.state.cfg
     # A graph for the few steps of a validation would hold its memory for the whole run.
     graph, cfg.model.cuda_graph_impl = cfg.model.cuda_graph_impl, "none"

@@ -1,4 +1,4 @@
-"""A run that goes on finds the rows and weights that it was trained with, or is refused."""
+"""A run that resumes finds the rows and weights that it was trained with, or is refused."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""From where a run goes on, what may change, and which lines of its metrics stay."""
+"""From where a run resumes, what may change, and which lines of its metrics stay."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_where_a_run_goes_on(tmp_path, cfg):
     newest = save(theirs, 4, cfg)
     assert resume.find(other, ours) == newest
     assert resume.find(cfg, ours) is None
-    own = save(ours, 3, cfg)  # a run that began from another's goes on from its own
+    own = save(ours, 3, cfg)  # a run that began from another's resumes from its own
     assert resume.find(other, ours) == resume.find(cfg, ours) == own
     with pytest.raises(UserError, match="resume=never"):
         resume.check(compose(["trainer.max_steps=4", "run.resume=never"]), ours)
@@ -76,7 +76,7 @@ def test_totals_come_back(tmp_path):
     progress.write(tmp_path)
     again = Progress()
     again.read(tmp_path)
-    assert (again.trained_tokens, again.tokens, again.seconds, again.train_loss) == (5, 6, 1.25, 0.5)
+    assert (again.supervised_tokens, again.tokens, again.seconds, again.train_loss) == (5, 6, 1.25, 0.5)
     assert again.val_loss_before is None and again.samples == progress.samples
 
 

@@ -1,4 +1,4 @@
-"""Going on from a PEFT adapter."""
+"""Continuing from a PEFT adapter."""
 
 import pytest
 import torch

@@ -96,7 +96,7 @@ def test_report(tokenizer, tmp_path):
     train = splits.report["train"]
     items = [splits.train[i] for i in range(len(splits.train))]
     assert train["tokens"] == sum(len(item["input_ids"]) for item in items)
-    assert train["trained_tokens"] == sum(int(item["loss_mask"].sum()) for item in items)
+    assert train["supervised_tokens"] == sum(int(item["loss_mask"].sum()) for item in items)
     json.dumps(splits.report)
 
 

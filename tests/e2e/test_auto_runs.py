@@ -1,4 +1,4 @@
-"""`parallelism=auto` in a whole command: the run's files know plain sizes, and the same command may go on."""
+"""`parallelism=auto` in a whole command: the run's files know plain sizes, and the same command may resume it."""
 
 import pytest
 from omegaconf import OmegaConf

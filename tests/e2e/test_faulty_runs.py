@@ -1,4 +1,4 @@
-"""Faults during a run: what it says, what is left, and that it goes on from there. See docs/reliability.md."""
+"""Faults during a run: what it says, what is left, and that it resumes from there. See docs/reliability.md."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def test_kill_9_and_a_flipped_bit(started, posttrain, words):
     again = posttrain(*words, *SAVING, f"trainer.max_steps={last}", run_dir=run_dir)
     assert again.code == 0, again.err + again.log()
     assert f"skipped {newest}: the content of {shard.name} has changed" in again.out
-    assert f"going on after step {directories.step_of(used)}" in again.out
+    assert f"resuming after step {directories.step_of(used)}" in again.out
     assert steps(again) == list(range(1, last + 1))
     assert directories.newest(root, hashes=True) == (directories.directory(root, last), [])
 
@@ -149,7 +149,7 @@ def test_going_back_from_a_bad_batch(posttrain, words, tiny, tmp_path, monkeypat
     assert result.code == 0, result.err + result.log()
     assert "step 3: loss is nan and gradient norm is nan; going back to the checkpoint of step 2" in result.err
     left_out = ", ".join(str(order.row_at(index)) for index in range(8, 12))
-    assert f"on without rows {left_out} of the training data" in result.err and "going on after step 2" in result.out
+    assert f"on without rows {left_out} of the training data" in result.err and "resuming after step 2" in result.out
     assert steps(result) == [1, 2, 3, 4] and all(math.isfinite(loss) for loss in result.losses)
     assert [line["rolled_back_from"] for line in result.metrics if "rolled_back_from" in line] == [3]
     (one,) = json.loads((result.run_dir / "status.json").read_text())["rollbacks"]

@@ -109,7 +109,7 @@ def test_a_resumed_run_is_the_whole_run_to_the_bit(posttrain, words, model, tmp_
              "checkpoint.save_interval=2"]  # fmt: skip
     whole = worked(posttrain(*words))
     again = worked(posttrain(*words, run_dir=cut(whole, tmp_path / "run", 4, tmp_path)))
-    assert "going on after step 4" in again.out
+    assert "resuming after step 4" in again.out
     same_run(whole, again)
     one, other = saved(again.run_dir, 8), saved(whole.run_dir, 8)
     assert one.keys() == other.keys() and not [name for name in one if not equal(one[name], other[name])]
@@ -121,7 +121,7 @@ def test_zero1_goes_on_with_transformer_engine(posttrain, words, tmp_path):
              "parallelism.nproc_per_node=1", "trainer.max_steps=8", "checkpoint.save_interval=4", *SAVED]  # fmt: skip
     whole = worked(posttrain(*words, "data.validation_fraction=0.1"))
     again = worked(posttrain(*words, "data.validation_fraction=0.1", run_dir=cut(whole, tmp_path / "run", 4, tmp_path)))
-    assert "going on after step 4" in again.out
+    assert "resuming after step 4" in again.out
     for key in ("step", "batch", "lr"):
         assert [line.get(key) for line in again.metrics] == [line.get(key) for line in whole.metrics], key
     off = max(abs(a - b) / b for a, b in zip(again.losses, whole.losses, strict=True))
@@ -161,7 +161,7 @@ def test_a_save_in_the_background_that_is_killed(posttrain, wide, started_with, 
     again = worked(
         posttrain(*wide, *saving, "checkpoint.async_save=true", f"trainer.max_steps={last}", run_dir=run_dir)
     )
-    assert f"going on after step {directories.step_of(newest)}" in again.out
+    assert f"resuming after step {directories.step_of(newest)}" in again.out
     assert directories.newest(root, hashes=True) == (directories.directory(root, last), [])
 
 

@@ -43,7 +43,7 @@ def test_a_grid_with_a_failing_trial_then_again(posttrain, words, tmp_path):
     assert time.monotonic() - began < 30  # nothing was run; a few seconds on an idle machine
     assert (good / "metrics.jsonl").read_bytes() == before
 
-    whole = posttrain(*grid)  # without a pruner the pruned trial goes on
+    whole = posttrain(*grid)  # without a pruner the pruned trial resumes
     assert whole.code == 0 and "1 of 2 trials are finished already" in whole.err, whole.err
     assert [line["step"] for line in metrics(poor) if "loss" in line] == [1, 2, 3, 4]
     assert json.loads((poor / "status.json").read_text())["state"] == "finished"

@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on is the run that was not stopped: batches, learning rates, losses, weights."""
+"""A run that was stopped and resumed is the run that was not stopped: batches, learning rates, losses, weights."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ def same_run(whole, resumed):
     """Compare two runs' steps and sums."""
     for key in ("step", "batch", "lr", "loss", "grad_norm", "val_loss", "epoch"):
         assert [line.get(key) for line in resumed.metrics] == [line.get(key) for line in whole.metrics], key
-    for key in ("trained_tokens", "tokens", "val_loss_before", "val_loss_after", "train_loss", "steps"):
+    for key in ("supervised_tokens", "tokens", "val_loss_before", "val_loss_after", "train_loss", "steps"):
         assert resumed.summary[key] == whole.summary[key], key
     samples = [json.loads((run.run_dir / "samples.json").read_text()) for run in (whole, resumed)]
     assert samples[0] == samples[1]
@@ -57,7 +57,7 @@ def test_resumed_run_is_the_whole_run(posttrain, whole, tmp_path):
     assert len({line["batch"] for line in result.metrics if "batch" in line}) == 8
     again = posttrain(*words, run_dir=cut(result, tmp_path / "run", 4, tmp_path))
     assert again.code == 0, again.err + again.log()
-    assert "going on after step 4" in again.out
+    assert "resuming after step 4" in again.out
     same_run(result, again)
     same_state(saved(again.run_dir, 8), saved(result.run_dir, 8))
 

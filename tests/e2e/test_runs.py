@@ -30,8 +30,8 @@ def test_what_a_run_leaves_behind(lora):
             "logs"} <= left  # fmt: skip
     assert json.loads((lora.run_dir / "status.json").read_text())["state"] == "finished"
     summary = lora.summary
-    for key in ("train_loss", "val_loss_before", "val_loss_after", "steps", "trained_tokens", "run_dir",
-                "trained_tokens_per_second", "time_to_first_step_s", "peak_memory_gib"):  # fmt: skip
+    for key in ("train_loss", "val_loss_before", "val_loss_after", "steps", "supervised_tokens", "run_dir",
+                "supervised_tokens_per_second", "time_to_first_step_s", "peak_memory_gib"):  # fmt: skip
         assert summary[key] is not None, key
     assert summary["val_loss_after"] < summary["val_loss_before"]
     assert summary["steps"] == 4 and len(lora.losses) == 4
@@ -133,7 +133,7 @@ def test_two_processes_have_the_losses_of_one(posttrain, words, lora, layout):
     assert result.code == 0, result.err + result.log()
     assert result.losses == pytest.approx(lora.losses, rel=1e-5)
     assert result.summary["val_loss_after"] == pytest.approx(lora.summary["val_loss_after"], rel=1e-5)
-    assert result.summary["trained_tokens"] == lora.summary["trained_tokens"]
+    assert result.summary["supervised_tokens"] == lora.summary["supervised_tokens"]
 
 
 def test_accumulation_and_packing_do_not_change_the_loss(posttrain, words, full):
@@ -145,7 +145,7 @@ def test_accumulation_and_packing_do_not_change_the_loss(posttrain, words, full)
 
 
 def test_fast_paths_have_the_losses_of_the_plain_ones(posttrain, words):
-    """Fused adapters and logits of trained tokens alone, against Megatron-Bridge's own way."""
+    """Fused adapters and logits of supervised tokens alone, against Megatron-Bridge's own way."""
     words = [word for word in words if not word.startswith("peft")]
     fast = posttrain(*words, "trainer.export=false")
     plain = posttrain(*words, "trainer.export=false", "peft.fused=false", "trainer.skip_prompt_logits=false")

@@ -224,7 +224,7 @@ def test_a_grid_of_two_rank_trials_gives_what_runs_here_give(start, ask, posttra
         assert found.summary["world_size"] == 2
     assert (tmp_path / "grid/report.html").exists()
     assert (tmp_path / "grid/best").resolve().parent in good
-    assert "trained tok/s" in (good[0] / "logs/console.log").read_text()
+    assert "supervised tok/s" in (good[0] / "logs/console.log").read_text()
     before = [(trial / "metrics.jsonl").read_bytes() for trial in good]
     pruner = ["sweep.pruner=median", "sweep.pruner_startup_trials=2", "sweep.pruner_warmup_steps=2"]
     again = finish(start(*grid, "optimizer.lr=1e-2,1e-9", "peft.rank=4,8", *pruner), good[0])
@@ -248,7 +248,7 @@ def test_a_run_on_two_nodes_reaches_its_time_limit_is_preempted_and_ends(start, 
     result = finish(process, run_dir)
     assert result.code == 0 and status(run_dir)["state"] == "finished"
     console = (run_dir / "logs/console.log").read_text()
-    assert console.count("stopped by SIGUSR2 after saving") == console.count("going on after step") == 2
+    assert console.count("stopped by SIGUSR2 after saving") == console.count("resuming after step") == 2
     assert steps(result) == list(range(1, 201))
 
 
@@ -267,7 +267,7 @@ def test_left_told_to_save_too_often_and_cancelled(start, ask, tmp_path):
     ask("scancel", "--signal=USR2", job(run_dir))
     result = finish(second, run_dir)
     assert "already" in result.err and result.code == 1
-    assert "was queued again 0 times (hydra.launcher.max_requeues); the same command goes on" in result.err
+    assert "was queued again 0 times (hydra.launcher.max_requeues); the same command resumes it" in result.err
     assert status(run_dir)["state"] == "stopped"
 
     trained = len(steps(result))
@@ -276,7 +276,7 @@ def test_left_told_to_save_too_often_and_cancelled(start, ask, tmp_path):
     ask("scancel", job(run_dir))
     result = finish(third, run_dir)
     assert result.code == 1 and status(run_dir)["state"] == "stopped"
-    assert "going on after step" in (run_dir / "logs/console.log").read_text()
+    assert "resuming after step" in (run_dir / "logs/console.log").read_text()
 
 
 def test_a_node_goes_away(start, ask, slurm, tmp_path):
@@ -297,8 +297,8 @@ def test_a_node_goes_away(start, ask, slurm, tmp_path):
     assert result.code == 0 and [status(run_dir)["state"] for run_dir in (lost, other)] == ["finished"] * 2
     assert steps(result) == steps(Result(0, "", "", other)) == list(range(1, 101))
     assert "lr=0.001: waits in the queue" in result.err and f"lr=0.001: runs on {left}" in result.err
-    assert "going on after step" in (lost / "logs/console.log").read_text()
-    assert "going on after step" not in (other / "logs/console.log").read_text()
+    assert "resuming after step" in (lost / "logs/console.log").read_text()
+    assert "resuming after step" not in (other / "logs/console.log").read_text()
     assert "Restarts=1" in ask("scontrol", "show", "job", job(lost))
     assert not ask("squeue", "-h") and not ranks(lost) and not ranks(other)
 

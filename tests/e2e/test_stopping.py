@@ -1,4 +1,4 @@
-"""Signals, dead ranks, and going on afterwards."""
+"""Signals, dead ranks, and resuming afterwards."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(started, posttrain, words):
 
     again = posttrain(*words, f"trainer.max_steps={done + 2}", "run.resume=auto", run_dir=run_dir)
     assert again.code == 0, again.err + again.log()
-    assert f"going on after step {done}" in again.out
+    assert f"resuming after step {done}" in again.out
     assert [line["step"] for line in again.metrics if "loss" in line] == list(range(1, done + 3))
 
 

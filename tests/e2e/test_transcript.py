@@ -24,7 +24,7 @@ def test_the_readme_shows_what_the_commands_print(shared, monkeypatch):
     [
         ("loss 2.2213  eta 3 s", "loss 2.2301  eta 11 s", True),
         ("loss 2.2213", "loss 2.3213", False),
-        ("1,368 trained tok/s of 12,992", "9 trained tok/s of 50", True),
+        ("1,368 supervised tok/s of 12,992", "9 supervised tok/s of 50", True),
         ("peak memory 1.9 GiB", "peak memory 2.4 GiB", True),
         ("export: outputs/a/adapter", "export: outputs/b/adapter", False),
         ("a\nb", "a", False),

@@ -10,7 +10,7 @@ PAIRS = "data=prompt_completion"
 
 
 def plain_loss(directory, conversations):
-    """(sum of losses, trained tokens) of [(question, answer)] by transformers and its own rendering."""
+    """(sum of losses, supervised tokens) of [(question, answer)] by transformers and its own rendering."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,14 +32,14 @@ def test_loss_is_that_of_a_plain_loop(evaluate, tiny, questions, batch_tokens, c
     rows = [json.loads(line) for line in (questions / "a.jsonl").read_text().splitlines()]
     found = result["datasets"]["a"]
     total, count = plain_loss(tiny, [(row["prompt"], row["completion"]) for row in rows])
-    assert found["trained_tokens"] == count and found["conversations"] == 12 and found["split"] == "train"
+    assert found["supervised_tokens"] == count and found["conversations"] == 12 and found["split"] == "train"
     assert found["loss"] == pytest.approx(total / count, rel=1e-6)
     assert found["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
     assert set(found["categories"]) == {"sum", "word", "(none)"}
     for name, part in found["categories"].items():
         chosen = [row for row in rows if (row["category"] or "(none)") == name]
         total, count = plain_loss(tiny, [(row["prompt"], row["completion"]) for row in chosen])
-        assert part["loss"] == pytest.approx(total / count, rel=1e-6) and part["trained_tokens"] == count
+        assert part["loss"] == pytest.approx(total / count, rel=1e-6) and part["supervised_tokens"] == count
     assert "a, train" in capsys.readouterr().out
 
 
@@ -50,7 +50,8 @@ def test_several_sets_and_rows_left_out(evaluate, tiny, questions, capsys):
     result = evaluate(tiny, f"evaluate.datasets={{{sets}}}")
     a, b = result["datasets"]["a"], result["datasets"]["b"]
     assert b["rows"]["kept"] == 5 and sum(b["rows"]["dropped"].values()) == 1 and "categories" not in b
-    pooled = (a["loss"] * a["trained_tokens"] + b["loss"] * b["trained_tokens"]) / result["all"]["trained_tokens"]
+    total = a["loss"] * a["supervised_tokens"] + b["loss"] * b["supervised_tokens"]
+    pooled = total / result["all"]["supervised_tokens"]
     assert result["all"]["loss"] == pytest.approx(pooled) and result["all"]["conversations"] == 17
     assert "dropped: 1" in capsys.readouterr().out
 
@@ -68,8 +69,8 @@ def test_validation_split_is_that_of_training(evaluate, tiny, questions):
     rest = evaluate(tiny, *words, "evaluate.split=train")["datasets"]["a"]
     assert held_out["split"] == "validation" and held_out["conversations"] == 3 and rest["conversations"] == 9
     whole = evaluate(tiny, PAIRS, f"data.path={questions / 'a.jsonl'}")["datasets"]["a"]
-    parts = [part["loss"] * part["trained_tokens"] for part in (held_out, rest)]
-    assert sum(parts) == pytest.approx(whole["loss"] * whole["trained_tokens"], rel=1e-9)
+    parts = [part["loss"] * part["supervised_tokens"] for part in (held_out, rest)]
+    assert sum(parts) == pytest.approx(whole["loss"] * whole["supervised_tokens"], rel=1e-9)
 
 
 def score(answer: str, reference: str, factor: float = 1.0) -> float:

@@ -1,4 +1,4 @@
-"""A run that goes on from an adapter: what doesn't fit is named before anything is loaded."""
+"""A run that continues from an adapter: what doesn't fit is named before anything is loaded."""
 
 import json
 

@@ -36,7 +36,7 @@ def test_default_run_without_torch():
     found = json.loads(done.stdout)
     assert found["parameters"]["model"] == 134_515_008 and found["parameters"]["trainable"] == 30 * 16 * 8448
     assert found["data"]["conversations"] == 2400 and found["steps"] == 10
-    assert 0.4 < found["data"]["trained"] / found["data"]["tokens"] < 0.5
+    assert 0.4 < found["data"]["supervised_tokens"] / found["data"]["tokens"] < 0.5
     assert found["fits"] and found["memory_gib"]["peak"] == pytest.approx(
         sum(found["memory_gib"]["parts"].values()), abs=0.01
     )
@@ -58,7 +58,7 @@ def test_steps_and_tokens(capsys, tmp_path):
     assert data["rows"] == math.ceil(40 / (512 // (data["tokens"] // 40)))
     assert found["steps"] == math.ceil(3 * data["rows"] / 4)
     assert found["tokens_per_step"] == round(data["tokens"] / data["rows"] * 4)
-    assert data["trained"] == 40 * 100  # the answer and its end
+    assert data["supervised_tokens"] == 40 * 100  # the answer and its end
     half = planned(capsys, *words, "trainer.epochs=3", "data.validation_fraction=0.5")
     assert half["data"]["rows"] == data["rows"] / 2
     unpacked = planned(capsys, *words, "data.packing=false")

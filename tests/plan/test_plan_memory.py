@@ -11,7 +11,7 @@ from posttrain.spec.run_spec import resolve_spec
 ONE_B, EIGHT_B = "model=llama32_1b", "model=llama3_8b"
 PACKED = ["data=prompt_completion", "data.path=x", "trainer.seq_length=4096"]
 # peak_memory_gib of summary.json on one H200 (bench/README.md): GSM8K packed to 4,096 tokens, of which at most two
-# thirds are trained in a row.
+# thirds are supervised in a row.
 MEASURED = [
     ([ONE_B, "trainer.global_batch_size=4"], 6.5),
     ([ONE_B, "trainer.global_batch_size=4", "peft.recompute_norms=false"], 8.0),
@@ -25,7 +25,7 @@ MEASURED = [
 
 
 def setting(words, world=1, **more):
-    return replace(resolve_spec(compose([*PACKED, *words]), world), **{"trained": 0.66, **more})
+    return replace(resolve_spec(compose([*PACKED, *words]), world), **{"supervised_share": 0.66, **more})
 
 
 @pytest.mark.parametrize("words, gib", MEASURED)
@@ -34,16 +34,16 @@ def test_measured_peaks(words, gib):
 
 
 OTHERS = [  # bench/memory.py: what is counted in the data, and the peak
-    (["model=qwen25_0b5", "peft=none", "trainer.micro_batch_size=2"], {"trained": 0.604}, 23.70),
-    (["model=gemma_2b"], {"trained": 0.604}, 18.58),
+    (["model=qwen25_0b5", "peft=none", "trainer.micro_batch_size=2"], {"supervised_share": 0.604}, 23.70),
+    (["model=gemma_2b"], {"supervised_share": 0.604}, 18.58),
     (
         ["model=smollm2_135m", "precision=fp32", "data.packing=false", "trainer.micro_batch_size=4"],
-        {"trained": 584 / 1001, "length": 1001 / 4, "sequences": 4, "longest": 364},
+        {"supervised_share": 584 / 1001, "length": 1001 / 4, "sequences": 4, "longest": 364},
         2.525,
     ),
     (
         ["model=pythia_1b", "peft=none", "trainer.seq_length=2048", "trainer.micro_batch_size=2"],
-        {"trained": 0.577},
+        {"supervised_share": 0.577},
         21.51,
     ),
 ]

@@ -90,7 +90,7 @@ def test_a_target(place, refused):
 
 MEGATRON = {
     "a checkpoint with pickles": ("checkpoint", "pretrained_checkpoint", "elsewhere"),
-    "a checkpoint to go on from": ("checkpoint", "load", "elsewhere"),
+    "a checkpoint to resume from": ("checkpoint", "load", "elsewhere"),
     "another manager of checkpoints": ("checkpoint", "custom_manager_class", "payload.fire"),
     "a folder to save in": ("checkpoint", "save", "elsewhere"),
     "a tokenizer": ("tokenizer", "tokenizer_model", "elsewhere"),

@@ -63,7 +63,7 @@ class Kill:
 
 @dataclass
 class Outcome:
-    """A run that was killed and went on until it finished; a line of results.jsonl."""
+    """A run that was killed and resumed until it finished; a line of results.jsonl."""
 
     seed: int
     number: int

@@ -351,7 +351,7 @@ class NodeRun:
             by = "{}" if self.signals else "a signal to another of its commands"
             trial = (self.run_dir.parent / "multirun.yaml").exists()  # of a grid, whose command knows its directories
             words = "the same command" if trial else f"the same command with hydra.run.dir={self.run_dir}"
-            again = f" after saving; {words} goes on" if saved else ""
+            again = f" after saving; {words} resumes it" if saved else ""
             return stopped((self.signals or [signal.SIGTERM])[0], f"stopped by {by}{again}")
         if first:
             where = self.run_dir / "logs" / f"rank{first['rank']}.log"

@@ -28,7 +28,7 @@ class PrestartedRank:
 
     def __init__(self, command: list[str], env: dict[str, str], ui_fd: str, preexec) -> None:
         self.monitor, ui = Monitor(0), os.dup(1)
-        self.output = tempfile.TemporaryFile()  # noqa: SIM115  (goes on in the rank's log, which is not known yet)
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115  (it becomes the rank's log, which is not known yet)
         try:
             self.process = subprocess.Popen(
                 command,

@@ -74,7 +74,7 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
 def run_jobs(trials: list[Trial], folder: Path) -> None:
     """Submit what is not in the queue yet and wait for all; their `value` and `error` are filled in.
 
-    Trials whose options Slurm refuses have failed, and the others go on.
+    Trials whose options Slurm refuses have failed, and the others continue.
 
     Args:
         trials: to run, with their configurations.
@@ -82,7 +82,7 @@ def run_jobs(trials: list[Trial], folder: Path) -> None:
 
     Raises:
         UserError: there is no Slurm here, or it refuses all jobs.
-        KeyboardInterrupt: the command was told to stop. The jobs go on.
+        KeyboardInterrupt: the command was told to stop. The jobs continue.
     """
     if shutil.which("sbatch") is None:
         raise UserError(f"{LAUNCHER}: there is no Slurm on this machine (no sbatch); use hydra/launcher=local")
@@ -223,7 +223,7 @@ def wait(waiting: dict[str, Trial], poll_s: float) -> None:
                 time.sleep(poll_s)
     except KeyboardInterrupt:
         numbers = " ".join(left)
-        tell(f"{len(left)} jobs go on; the same command waits for them again, `scancel {numbers}` ends them")
+        tell(f"{len(left)} jobs keep running; the same command waits for them again, `scancel {numbers}` ends them")
         raise
 
 

@@ -13,13 +13,13 @@ from typing import Any
 from posttrain.report.trials import read_series
 from posttrain.utils import rundir
 
-REDUCTION = 4  # of the trials at one rung, one in so many goes on to the next, which is so many times as far
+REDUCTION = 4  # of the trials at one rung, one in so many moves on to the next, which is so many times as far
 
 Curve = dict[int, float]  # step -> validation loss
 
 
 def verdict(run_dir: Path, sweep: Any) -> str | None:
-    """Why the trial in `run_dir` should end now, None if it should go on.
+    """Why the trial in `run_dir` should end now, None if it should continue.
 
     Args:
         run_dir: of a trial that has just validated; its neighbours are the other trials.

@@ -113,7 +113,7 @@ def check_options(cfg: DictConfig) -> None:
         UserError: an option is wrong or missing.
     """
     targets.check(cfg)
-    checks.ranges(cfg)
+    checks.check_ranges(cfg)
     options = cfg.preview
     if options.limit < 0:
         raise UserError(f"`preview.limit={options.limit}`: must be 0 (all) or more")

@@ -99,9 +99,9 @@ def test_every_choice_composes_and_is_allowed(word):
     own = word.startswith("metric=")  # a group of one command
     cfg = compose(words, "evaluate" if own else "config")
     targets.check(cfg)
-    checks.ranges(cfg)
+    checks.check_ranges(cfg)
     if not own:
-        checks.keys(cfg)
+        checks.check_keys(cfg)
 
 
 def options(path):

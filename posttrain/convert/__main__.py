@@ -115,7 +115,7 @@ def run(cfg: DictConfig, repo_said: bool = True) -> None:
     if c.command == "import":
         if OmegaConf.is_missing(cfg.model, "path"):
             raise UserError("`model.path`: has no value; give a Hugging Face directory or a hub id")
-        checks.model(cfg)
+        checks.check_model(cfg)
         import_(cfg, out)
     elif c.checkpoint is None:
         raise UserError("`checkpoint`: has no value; give a run directory, or one of its checkpoints")

@@ -172,7 +172,7 @@ def check_and_build(cfg: DictConfig, datasets: dict[str, DictConfig], overrides:
     """Check everything that can be checked before a model is loaded, and return the metric."""
     for one in (cfg, *datasets.values()):
         targets.check(one)
-        checks.ranges(one, settings.EvaluateConfig)
+        checks.check_ranges(one, settings.EvaluateConfig)
     for name, set_cfg in datasets.items():
         try:
             check_data(set_cfg)

@@ -268,7 +268,7 @@ def import_bridges(fields: Mapping[str, Any]) -> None:
             need(architecture)
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Return `value` with OmegaConf's containers as dicts and lists, which transformers can serialise."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

@@ -110,7 +110,7 @@ def resolve_auto(cfg: DictConfig, local: int, memory_gib: float) -> list[str]:
     choose_batch = cfg.trainer.micro_batch_size == auto.AUTO
     lines = []
     if choose_split or choose_batch:
-        checks.settings(cfg, local)
+        checks.check_settings(cfg, local)
     if choose_batch:
         cfg.trainer.micro_batch_size = 1
     if choose_split:

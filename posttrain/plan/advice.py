@@ -8,6 +8,7 @@ from typing import Any
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import estimate_speed
+from posttrain.spec.parallel_sizes import Counts
 from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.shape import Adapters
 
@@ -77,7 +78,7 @@ def edits(s: RunSpec, gpu: Gpu) -> Iterator[list[Edit]]:
         half = int(s.length) // 2
         yield [Edit("data", f"trainer.seq_length={half}", {"length": half})]
     if s.adapters is None:
-        adapters = Adapters.of(s.shape, "LoRA", 16, "all-linear", s.transformer_engine)
+        adapters = Adapters.from_targets(s.known_shape, "LoRA", 16, "all-linear", s.transformer_engine)
         yield [Edit("result", "peft=lora", {"adapters": adapters, "fused": True, "recompute_norms": True})]
     if gpu.eight_bit and s.precision == "bf16" and replace(s, precision="fp8").eight_bit_base:
         yield [Edit("format", "precision=fp8", {"precision": "fp8"})]
@@ -85,14 +86,14 @@ def edits(s: RunSpec, gpu: Gpu) -> Iterator[list[Edit]]:
 
 def _tensor_edits(s: RunSpec) -> Iterator[Edit]:
     """Larger tensor-parallel sizes, with more GPUs where there are too few."""
-    # Query heads and key groups are divided by the same rule as in posttrain.spec.checks.
-    groups = s.shape.key * s.shape.heads // s.shape.query
+    shape = s.known_shape
+    counts = Counts(heads=shape.heads, groups=shape.key * shape.heads // shape.query)
     for size in (2, 4, 8):
-        if size <= s.tensor or s.shape.heads % size or groups % size or s.length % size:
+        divided = replace(s, tensor=size)
+        if size <= s.tensor or any(counts.undivided(divided)) or s.length % divided.micro_batch_multiple:
             continue
-        model_parallel = size * s.pipeline * s.context
-        world = max(s.world, model_parallel)
-        kind = "speed" if world == s.world and world % model_parallel == 0 else "gpus"
+        world = max(s.world, divided.model_parallel)
+        kind = "speed" if world == s.world and world % divided.model_parallel == 0 else "gpus"
         override = f"parallelism.tensor_model_parallel_size={size}"
         yield Edit(kind, override, {"tensor": size, "world": world})
 
@@ -111,14 +112,14 @@ def changes(s: RunSpec, gpu: Gpu, together: int = 1) -> list[Change]:
     return sorted(possible, key=lambda change: change.cost)
 
 
-def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], before: float) -> Change | None:
+def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], before: float | None) -> Change | None:
     """The change of several edits; None where they are not possible together.
 
     Args:
         s: the run.
         gpu: what it runs on.
         chosen: the edits.
-        before: seconds of a step without them.
+        before: seconds of a step without them; None: not known.
     """
     fields: dict[str, Any] = {}
     for edit in chosen:

@@ -16,16 +16,11 @@ from posttrain.plan import advice, gpus
 from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.spec import checks
+from posttrain.spec.parallel_sizes import KEYS
 from posttrain.spec.run_spec import RunSpec, resolve_spec
 
 SIZES = (1, 2, 4, 8, 16)
 AUTO = "auto"
-FIELDS = {
-    "tensor": "tensor_model_parallel_size",
-    "pipeline": "pipeline_model_parallel_size",
-    "context": "context_parallel_size",
-    "expert": "expert_model_parallel_size",
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class Choice:
 def format_sizes(s: RunSpec) -> list[str]:
     """The model-parallel sizes above 1, as "tensor 2"."""
     sizes = []
-    for name in FIELDS:
+    for name in KEYS:
         size = getattr(s, name)
         if size > 1:
             sizes.append(f"{name} {size}")
@@ -106,7 +101,7 @@ def resolve(
     choose_batch = cfg.trainer.micro_batch_size == AUTO
     if not choose_split and not choose_batch:
         return None
-    checks.settings(cfg, visible)
+    checks.check_settings(cfg, visible)
     if choose_batch:
         cfg.trainer.micro_batch_size = 1
     if not visible:
@@ -168,7 +163,7 @@ def fill_memory(cfg: DictConfig, world: int, memory_gib: float, transformer_engi
 
 def apply_choice(cfg: DictConfig, choice: Choice) -> None:
     """Write a choice into the configuration."""
-    for name, key in FIELDS.items():
+    for name, key in KEYS.items():
         cfg.parallelism[key] = getattr(choice.setting, name)
     cfg.parallelism.distributed_optimizer = choice.setting.distributed_optimizer
     cfg.parallelism.nproc_per_node = choice.local
@@ -199,7 +194,7 @@ def choose(cfg: DictConfig, visible: int, memory_gib: float, transformer_engine:
                 continue
             apply_choice(part, choice)
             try:
-                checks.divisibility(part, visible)
+                checks.check_parallelism(part, visible)
             except UserError as error:
                 first_error = first_error or error
                 if fits and not refused:
@@ -223,12 +218,13 @@ def splits(given: RunSpec) -> Iterator[RunSpec]:
     where that is required.
     """
     contexts = SIZES if given.transformer_engine else (1,)
-    experts = SIZES if given.shape.experts else (1,)
+    experts = SIZES if given.experts else (1,)
     sharding = (True,) if given.distributed_optimizer else (False, True)
     possible = []
     for tensor, pipeline, context, expert, sharded in itertools.product(SIZES, SIZES, contexts, experts, sharding):
-        sizes = {"tensor": tensor, "pipeline": pipeline, "context": context, "expert": expert}
-        if any(size < getattr(given, name) for name, size in sizes.items()):
+        if tensor < given.tensor or pipeline < given.pipeline:
+            continue
+        if context < given.context or expert < given.expert:
             continue
         groups, rest = divmod(given.world, tensor * pipeline * context)
         if rest or not groups or groups * context % expert:
@@ -239,7 +235,15 @@ def splits(given: RunSpec) -> Iterator[RunSpec]:
         if sharded and not given.transformer_engine and not given.distributed_optimizer:
             continue
         rank = (tensor * pipeline * context, pipeline * context, context, expert, sharded)
-        possible.append((rank, replace(given, **sizes, distributed_optimizer=sharded)))
+        setting = replace(
+            given,
+            tensor=tensor,
+            pipeline=pipeline,
+            context=context,
+            expert=expert,
+            distributed_optimizer=sharded,
+        )
+        possible.append((rank, setting))
     for _, setting in sorted(possible, key=lambda item: item[0]):
         yield setting
 

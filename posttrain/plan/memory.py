@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from posttrain.plan import activations
 from posttrain.spec.run_spec import RunSpec
-from posttrain.spec.shape import Linear
+from posttrain.spec.shape import Adapters, Linear
 
 GIB = 2**30
 # In torch's allocator: workspaces of 32 MiB, cuBLAS' and Transformer Engine's.
@@ -55,12 +55,12 @@ def stage_memory(s: RunSpec, index: int) -> Memory:
     """Return the memory of a GPU of the pipeline stage `index`, from 0."""
     first = index == 0
     last = index == s.pipeline - 1
-    layers = s.shape.layers / s.pipeline
-    saved = activations.kept(s)
+    layers = s.known_shape.layers / s.pipeline
+    saved = activations.saved_activations(s)
     saved_bytes = sum(saved.values())  # per token and layer
-    loss = activations.loss(s) if last else {}
+    loss = activations.loss_workspace(s) if last else {}
     loss_bytes = sum(loss.values())
-    backward_bytes = s.tokens * activations.passing(s) + _weight_gradients(s, first and last)
+    backward_bytes = s.tokens * activations.backward_workspace(s) + _weight_gradients(s, first and last)
     if s.recompute == "full":
         backward_bytes += s.tokens * saved_bytes  # of the layer that is computed again
         saved_bytes = saved["layer input"]
@@ -94,12 +94,12 @@ def _state(s: RunSpec, index: int) -> dict[str, float]:
     if s.width == 2:
         state += 4  # fp32 copies of 16-bit weights
     parts = {
-        "weights": _bytes_of_weights(s, weights + expert_weights, s.shape.layers / s.pipeline),
+        "weights": _bytes_of_weights(s, weights + expert_weights, s.known_shape.layers / s.pipeline),
         "gradients": 4.0 * (trained + expert_trained),  # summed in fp32
         "optimizer": state * (trained / divided + expert_trained / experts_divided),
     }
     if s.fsdp:  # divided as well; two layers are gathered at a time
-        layer = (weights + expert_weights) / max(1, s.shape.layers // s.pipeline)
+        layer = (weights + expert_weights) / max(1, s.known_shape.layers // s.pipeline)
         parts["weights"] = parts["weights"] / shards + 2 * s.width * layer
         parts["gradients"] /= shards
         if s.adapters is None:
@@ -113,7 +113,7 @@ def parameters(s: RunSpec, index: int) -> tuple[float, float, float, float]:
     Returns:
         All and trained ones outside of experts, all and trained ones of experts.
     """
-    shape = s.shape
+    shape = s.known_shape
     layers = shape.layers / s.pipeline
     dense = experts = 0.0  # of a layer
     for linear in shape.linears:
@@ -132,17 +132,17 @@ def parameters(s: RunSpec, index: int) -> tuple[float, float, float, float]:
             weights += embedding
     if s.adapters is None:
         return weights, weights, expert_weights, expert_weights
-    trained, expert_trained = _adapter_parameters(s)
+    trained, expert_trained = _adapter_parameters(s, s.adapters)
     return weights + trained + expert_trained, trained, expert_weights, expert_trained
 
 
-def _adapter_parameters(s: RunSpec) -> tuple[float, float]:
+def _adapter_parameters(s: RunSpec, adapters: Adapters) -> tuple[float, float]:
     """Parameters of one GPU's adapters, outside of experts and of experts."""
     trained = expert_trained = 0.0
-    for linear in s.shape.linears:
-        layers, size = s.adapters.sizes.get(linear.name, (0, 0))
+    for linear in s.known_shape.linears:
+        layers, size = adapters.sizes.get(linear.name, (0, 0))
         count = layers / s.pipeline * size / s.tensor
-        shared_size = s.adapters.rank * (linear.inputs + linear.outputs)
+        shared_size = adapters.rank * (linear.inputs + linear.outputs)
         if linear.experts and size > shared_size:  # an adapter for each expert
             expert_trained += count / s.expert
         else:
@@ -169,7 +169,7 @@ def _bytes_of_weights(s: RunSpec, count: float, layers: float) -> float:
     if not s.eight_bit_base:
         return s.width * count
     matrices = scales = 0.0  # bytes saved and added in a layer
-    for linear in s.shape.linears:
+    for linear in s.known_shape.linears:
         share = s.trains(linear.name)
         matrices += linear.inputs * linear.outputs * share
         scales += 4 * linear.outputs * share
@@ -187,7 +187,7 @@ def _weight_gradients(s: RunSpec, has_embedding: bool) -> float:
     """
     if s.adapters is not None:
         return 0.0
-    shape = s.shape
+    shape = s.known_shape
     largest = max(linear.inputs * linear.outputs for linear in shape.linears)
     size = s.width * largest / s.tensor
     if shape.tied and has_embedding:

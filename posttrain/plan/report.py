@@ -119,7 +119,7 @@ def _steps(cfg: DictConfig, spec: RunSpec, stats: DataStats | None) -> tuple[int
 
 
 def _parameters(setting: RunSpec) -> dict[str, int]:
-    model = setting.shape.parameters
+    model = setting.known_shape.parameters
     if setting.adapters is None:
         return {"total": model, "model": model, "trainable": model}
     trainable = setting.adapters.parameters
@@ -143,7 +143,7 @@ def _in_gib(memory: Memory) -> dict[str, Any]:
 def _speed(speed: Speed, steps: int | None) -> dict[str, Any]:
     """Speeds and times, None where the GPU's rate is not known."""
     rounded: dict[str, Any] = dict.fromkeys(("mfu", "tokens_per_second", "step_s", "total_s"))
-    if speed.step_s:
+    if speed.step_s and speed.mfu and speed.tokens_per_second:
         rounded["mfu"] = round(speed.mfu, 3)
         rounded["tokens_per_second"] = round(speed.tokens_per_second)
         rounded["step_s"] = round(speed.step_s, 4)

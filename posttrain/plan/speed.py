@@ -36,7 +36,7 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     """Estimate the time of a step with `tokens` tokens; communication is not counted."""
     if gpu.tflops is None:
         return Speed(None, None, None, "unknown")
-    shape = s.shape
+    shape = s.known_shape
     peak = gpu.tflops * 1e12 * s.world
     if s.precision == "fp32":
         peak *= 0.5

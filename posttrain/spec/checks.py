@@ -3,7 +3,9 @@
 Each check raises `UserError` naming the key, the value, and what would be right.
 """
 
+import operator
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from posttrain import patches
 from posttrain.config import schema, secrets, targets
+from posttrain.config.instantiate import built
 from posttrain.data import checks as data
 from posttrain.errors import UserError
 from posttrain.models.families import experts_of, family_of, learned_positions_of
-from posttrain.models.families.family import ModelFamily
 from posttrain.models.headers import read_json
 from posttrain.models.hf import check_trust
 from posttrain.models.hf_adapter import is_adapter, read_adapter
-from posttrain.peft import adapter_checks as settings_of_adapter
+from posttrain.peft import adapter_checks
 from posttrain.peft.adapters import resolve
+from posttrain.spec.parallel_sizes import KEYS, Counts, ParallelSizes, model_parallel_sizes
 from posttrain.spec.run_spec import resolve_spec
+
+# Limit of a schema field -> how a message says it, and the comparison.
+COMPARISONS = {
+    "ge": ("at least", operator.ge),
+    "gt": ("greater than", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("less than", operator.lt),
+}
 
 
 def check(cfg: DictConfig, visible_gpus: int) -> None:
@@ -34,44 +45,44 @@ def check(cfg: DictConfig, visible_gpus: int) -> None:
     Raises:
         UserError: the first thing found wrong.
     """
-    settings(cfg, visible_gpus)
-    divisibility(cfg, visible_gpus)
+    check_settings(cfg, visible_gpus)
+    check_parallelism(cfg, visible_gpus)
 
 
-def settings(cfg: DictConfig, visible_gpus: int) -> None:
+def check_settings(cfg: DictConfig, visible_gpus: int) -> None:
     """Every check but that of the parallel sizes; see `check`."""
     patches.check(patches.Platform.detect("cuda" if visible_gpus else "cpu"))
-    keys(cfg)
+    check_keys(cfg)
     targets.check(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"`{missing[0]}`: has no value; give it on the command line or in your configuration")
     secrets.check(cfg)
-    ranges(cfg)
+    check_ranges(cfg)
     data.check(cfg)
-    trainer(cfg, visible_gpus)
-    model(cfg)
+    check_trainer(cfg, visible_gpus)
+    check_model(cfg)
 
 
-def keys(cfg: DictConfig) -> None:
+def check_keys(cfg: DictConfig) -> None:
     """Nothing appended beside the known groups, and no setting that the chosen group ignores."""
     known = {field.name for field in fields(schema.Config)}
     unknown = sorted(set(map(str, cfg)) - known - {"hydra"})
     if unknown:
         raise UserError(f"`{unknown[0]}`: there is no such group; known: {', '.join(sorted(known))}")
     plain = schema.PeftSchema()
-    for name in (field.name for field in fields(plain) if field.name != "_target_"):
-        ignored = cfg.peft._target_ is None or (
-            cfg.peft._target_.endswith("DoRA") and name in ("rslora", "fused", "recompute_norms")
-        )
-        if ignored and cfg.peft[name] != getattr(plain, name):
+    ignored = set()
+    if cfg.peft._target_ is None:
+        ignored = {field.name for field in fields(plain)} - {"_target_"}
+    elif cfg.peft._target_.endswith("DoRA"):
+        ignored = {"rslora", "fused", "recompute_norms"}
+    for name in sorted(ignored):
+        if cfg.peft[name] != getattr(plain, name):
             raise UserError(f"`peft.{name}`: has no effect with this `peft=`; choose peft=lora or remove it")
 
 
-def ranges(cfg: DictConfig, config: type = schema.Config) -> None:
+def check_ranges(cfg: DictConfig, config: type = schema.Config) -> None:
     """Every value inside the limits that its schema field states."""
-    words = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
-    tests = {"ge": lambda v, m: v >= m, "gt": lambda v, m: v > m, "le": lambda v, m: v <= m, "lt": lambda v, m: v < m}
     for path, limits in schema.limits(config).items():
         value = OmegaConf.select(cfg, path)
         word = limits.get("word")
@@ -82,12 +93,12 @@ def ranges(cfg: DictConfig, config: type = schema.Config) -> None:
         choices = limits.get("choices")
         if choices and value not in choices:
             raise UserError(f"`{path}={value}`: must be one of {', '.join(map(str, choices))}")
-        for name, word in words.items():
-            if name in limits and not tests[name](value, limits[name]):
-                raise UserError(f"`{path}={value}`: must be {word} {limits[name]}")
+        for name, (phrase, holds) in COMPARISONS.items():
+            if name in limits and not holds(value, limits[name]):
+                raise UserError(f"`{path}={value}`: must be {phrase} {limits[name]}")
 
 
-def trainer(cfg: DictConfig, visible_gpus: int) -> None:
+def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
     """Settings of the loop that exclude or need each other."""
     t, s, launch = cfg.trainer, cfg.scheduler, cfg.launch
     if t.max_steps is not None and t.epochs is not None:
@@ -128,7 +139,7 @@ def trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError("`launch.master_port`: needs a number when launch.nnodes > 1, the same on every machine")
 
 
-def model(cfg: DictConfig) -> None:
+def check_model(cfg: DictConfig) -> None:
     """A local model directory must be one; a hub id must look like one."""
     path = cfg.model.path
     if cfg.model.trust_remote_code:
@@ -141,7 +152,7 @@ def model(cfg: DictConfig) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local and ":" not in path and not Path(path).expanduser().is_dir():
         raise UserError(f"`model.path={path}`: there is no such directory")
-    data.built(cfg.model)  # importing a user's own class makes its family known
+    built(cfg.model)  # importing a user's own class makes its family known
     if "peft" not in cfg:  # generation and the like
         return
     shape = architecture(cfg.model) or {}
@@ -155,79 +166,94 @@ def model(cfg: DictConfig) -> None:
     if is_adapter(Path(path)):
         if cfg.peft._target_ is None:
             raise UserError(f"`model.path={path}`: is an adapter; choose peft=lora, or merge it first")
-        settings_of_adapter.check(read_adapter(Path(path)), data.built(cfg.peft), Path(path))
+        adapter_checks.check(read_adapter(Path(path)), built(cfg.peft), Path(path))
 
 
-def divisibility(cfg: DictConfig, visible_gpus: int) -> None:
+def check_parallelism(cfg: DictConfig, visible_gpus: int) -> None:
     """Batch by data-parallel size, and the model's shape by the parallel sizes."""
-    p = cfg.parallelism
-    tp, pp, cp = p.tensor_model_parallel_size, p.pipeline_model_parallel_size, p.context_parallel_size
-    ep = p.expert_model_parallel_size
-    if not visible_gpus and cp > 1:
+    chosen, t = cfg.parallelism, cfg.trainer
+    nproc = nproc_per_node(cfg, visible_gpus)
+    sizes = ParallelSizes(world=nproc * cfg.launch.nnodes, **model_parallel_sizes(cfg))
+    if not visible_gpus and sizes.context > 1:
         raise UserError(
-            f"`parallelism.context_parallel_size={cp}`: its attention is Transformer Engine's, which needs GPUs; "
-            "use tensor or pipeline parallelism"
+            f"`parallelism.context_parallel_size={sizes.context}`: its attention is Transformer Engine's, which needs "
+            "GPUs; use tensor or pipeline parallelism"
         )
-    if not visible_gpus and p.fsdp:
+    if not visible_gpus and chosen.fsdp:
         raise UserError("`parallelism=fsdp`: Megatron-FSDP needs GPUs; use parallelism=zero1")
-    world = world_size(cfg, visible_gpus)
-    if visible_gpus and world // cfg.launch.nnodes > visible_gpus:
+    if visible_gpus and nproc > visible_gpus:
+        raise UserError(f"`parallelism.nproc_per_node={nproc}`: this machine has {visible_gpus} visible GPUs")
+    if sizes.world % sizes.model_parallel:
         raise UserError(
-            f"`parallelism.nproc_per_node={world // cfg.launch.nnodes}`: this machine has {visible_gpus} visible GPUs"
+            f"`parallelism`: {sizes.world} processes can't be divided into groups of tensor x pipeline x context = "
+            f"{sizes.tensor} x {sizes.pipeline} x {sizes.context} = {sizes.model_parallel}; change "
+            "parallelism.nproc_per_node or launch.nnodes"
         )
-    if world % (tp * pp * cp):
-        raise UserError(
-            f"`parallelism`: {world} processes can't be divided into groups of tensor x pipeline x context = "
-            f"{tp} x {pp} x {cp} = {tp * pp * cp}; change parallelism.nproc_per_node or launch.nnodes"
-        )
-    dp = world // (tp * pp * cp)
-    t = cfg.trainer
-    if t.global_batch_size % (t.micro_batch_size * dp):
+    at_once = t.micro_batch_size * sizes.data_parallel
+    if t.global_batch_size % at_once:
         raise UserError(
             f"`trainer.global_batch_size={t.global_batch_size}`: must be a multiple of micro_batch_size x "
-            f"data-parallel size = {t.micro_batch_size} x {dp} = {t.micro_batch_size * dp}"
+            f"data-parallel size = {t.micro_batch_size} x {sizes.data_parallel} = {at_once}"
         )
-    if (dp * cp * tp) % ep:  # experts are whole: the processes of tensor parallelism hold different ones
+    # Experts are whole: the processes of tensor parallelism hold different ones.
+    holders = sizes.world // sizes.pipeline
+    if holders % sizes.expert:
         raise UserError(
-            f"`parallelism.expert_model_parallel_size={ep}`: must divide data x context x tensor parallel size "
-            f"{dp * cp * tp}"
+            f"`parallelism.expert_model_parallel_size={sizes.expert}`: must divide data x context x tensor parallel "
+            f"size {holders}"
         )
-    if t.seq_length % (tp * cp * (2 if cp > 1 else 1)):
-        raise UserError(
-            f"`trainer.seq_length={t.seq_length}`: must be a multiple of tensor x 2 x context parallel size"
-            if cp > 1
-            else f"`trainer.seq_length={t.seq_length}`: must be a multiple of tensor_model_parallel_size={tp}"
-        )
+    if t.seq_length % sizes.micro_batch_multiple:
+        multiple = f"tensor_model_parallel_size={sizes.tensor}"
+        if sizes.context > 1:
+            multiple = "tensor x 2 x context parallel size"
+        raise UserError(f"`trainer.seq_length={t.seq_length}`: must be a multiple of {multiple}")
     shape = architecture(cfg.model)
     if shape is not None:
-        family = family_of(shape)
-        if family is not None:
-            _shape(family, shape, tp, pp, ep, pipeline_ends(cfg))
-        elif max(tp, pp, ep) > 1:
-            kind = shape.get("model_type")
-            print(
-                f"posttrain: model_type {kind!r} is not known here, so only Megatron can tell whether its layers, "
-                "heads and experts can be divided by the parallel sizes",
-                file=sys.stderr,
-            )
-        positions = learned_positions_of(shape)
-        if positions is not None and t.seq_length > positions:
-            raise UserError(
-                f"`trainer.seq_length={t.seq_length}`: this model has learned positions for {positions} tokens only"
-            )
-        if experts_of(shape) and tp > 1 and p.sequence_parallel is False:
-            raise UserError(
-                "`parallelism.sequence_parallel=false`: a mixture of experts with tensor parallelism needs it; "
-                "set it to null"
-            )
+        _check_shape(cfg, shape, sizes)
 
 
-def architecture(model: DictConfig) -> Any:
+def _check_shape(cfg: DictConfig, shape: Mapping[str, Any], sizes: ParallelSizes) -> None:
+    """What the architecture, fields of its config.json, says against the parallel sizes and the sequences' length."""
+    family = family_of(shape)
+    if family is not None:
+        _check_counts(Counts.from_config(family, shape, pipeline_ends(cfg)), sizes)
+    elif max(sizes.tensor, sizes.pipeline, sizes.expert) > 1:
+        kind = shape.get("model_type")
+        print(
+            f"posttrain: model_type {kind!r} is not known here, so only Megatron can tell whether its layers, "
+            "heads and experts can be divided by the parallel sizes",
+            file=sys.stderr,
+        )
+    positions = learned_positions_of(shape)
+    length = cfg.trainer.seq_length
+    if positions is not None and length > positions:
+        raise UserError(f"`trainer.seq_length={length}`: this model has learned positions for {positions} tokens only")
+    if experts_of(shape) and sizes.tensor > 1 and cfg.parallelism.sequence_parallel is False:
+        raise UserError(
+            "`parallelism.sequence_parallel=false`: a mixture of experts with tensor parallelism needs it; "
+            "set it to null"
+        )
+
+
+def _check_counts(counts: Counts, sizes: ParallelSizes) -> None:
+    """The architecture's counts by the parallel sizes."""
+    for what, count, name in counts.undivided(sizes):
+        possible = [str(size) for size in range(1, 65) if count % size == 0]
+        raise UserError(
+            f"`parallelism.{KEYS[name]}={getattr(sizes, name)}`: the model's {count} {what} can't be divided by it; "
+            f"possible: {', '.join(possible)}"
+        )
+    if sizes.expert > 1 and counts.experts is None:
+        raise UserError(f"`parallelism.expert_model_parallel_size={sizes.expert}`: this model has no experts")
+
+
+def architecture(model: DictConfig) -> Mapping[str, Any] | None:
     """config.json fields of the config group `model`: those of a local directory, else as configured; None: unknown."""
     config = Path(model.path or "").expanduser() / "config.json"
     if config.is_file() and not (model.random_init and model.architecture is not None):
         return read_json(config)
-    return model.architecture
+    configured: DictConfig | None = model.architecture
+    return configured
 
 
 def pipeline_ends(cfg: DictConfig) -> int:
@@ -235,41 +261,25 @@ def pipeline_ends(cfg: DictConfig) -> int:
     options = cfg.trainer.megatron.get("model")
     if not isinstance(options, DictConfig):
         return 0
-    return sum(bool(options.get(f"account_for_{end}_in_pipeline_split")) for end in ("embedding", "loss"))
-
-
-def _shape(family: ModelFamily, shape: Any, tp: int, pp: int, ep: int, ends: int) -> None:
-    """The architecture's counts by the parallel sizes; keys as in Hugging Face's config.json."""
-    heads, groups = family.value("heads", shape), family.value("groups", shape)
-    layers, experts = family.value("layers", shape), family.value("experts", shape)
-    for what, count, size, key in (
-        ("attention heads", heads, tp, "tensor_model_parallel_size"),
-        ("key-value groups", groups, tp, "tensor_model_parallel_size"),
-        ("layers", layers and layers + ends, pp, "pipeline_model_parallel_size"),
-        ("experts", experts, ep, "expert_model_parallel_size"),
-    ):
-        if count is not None and count % size:
-            fits = [n for n in range(1, 65) if count % n == 0]
-            raise UserError(
-                f"`parallelism.{key}={size}`: the model's {count} {what} can't be divided by it; "
-                f"possible: {', '.join(map(str, fits))}"
-            )
-    if ep > 1 and experts is None:
-        raise UserError(f"`parallelism.expert_model_parallel_size={ep}`: this model has no experts")
+    embedding = bool(options.get("account_for_embedding_in_pipeline_split"))
+    loss = bool(options.get("account_for_loss_in_pipeline_split"))
+    return embedding + loss
 
 
 def nproc_per_node(cfg: DictConfig, visible_gpus: int) -> int:
     """Processes on this machine: as told, else one per visible GPU, else the fewest that the parallel sizes need."""
-    p = cfg.parallelism
-    if p.nproc_per_node is not None:
-        return p.nproc_per_node
+    given: int | None = cfg.parallelism.nproc_per_node
+    if given is not None:
+        return given
     if visible_gpus:
         return visible_gpus
-    least = max(p.tensor_model_parallel_size * p.context_parallel_size, p.expert_model_parallel_size)
-    least *= p.pipeline_model_parallel_size
-    return max(1, least // cfg.launch.nnodes)
+    nnodes: int = cfg.launch.nnodes
+    sizes = ParallelSizes(world=1, **model_parallel_sizes(cfg))
+    least = sizes.pipeline * max(sizes.tensor * sizes.context, sizes.expert)
+    return max(1, least // nnodes)
 
 
 def world_size(cfg: DictConfig, visible_gpus: int) -> int:
     """Processes over all machines."""
-    return nproc_per_node(cfg, visible_gpus) * cfg.launch.nnodes
+    nnodes: int = cfg.launch.nnodes
+    return nproc_per_node(cfg, visible_gpus) * nnodes

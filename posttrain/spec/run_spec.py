@@ -15,6 +15,7 @@ from posttrain.config.instantiate import built
 from posttrain.errors import UserError
 from posttrain.models.families import experts_of, family_of, softcap_of
 from posttrain.peft.adapters import DoRA, LoRA
+from posttrain.spec.parallel_sizes import ParallelSizes, model_parallel_sizes
 from posttrain.spec.shape import Adapters, Shape, config_of
 
 
@@ -45,8 +46,8 @@ def unless(*obstacles: tuple[bool, str], on: str) -> Decision:
     return Decision(True, on)
 
 
-@dataclass(frozen=True)
-class RunSpec:
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(ParallelSizes):
     """One run.
 
     Attributes:
@@ -60,8 +61,6 @@ class RunSpec:
         adapters: its sizes; None: there is none, or `shape` is None.
         every_layer_fused: each linear layer of a dense model is one operation with its adapter.
         precision: bf16, fp32 or fp8.
-        world: processes of the run.
-        tensor, pipeline, context, expert: model-parallel sizes.
         sequence_parallel: where there is tensor parallelism, activations between matrices are divided as well.
         max_steps, epochs, validation_batches: as in `trainer`.
         length: tokens of a packed sequence; unpacked, of the rows of the largest micro-batch on average.
@@ -83,11 +82,6 @@ class RunSpec:
     adapters: Adapters | None
     every_layer_fused: bool
     precision: str
-    world: int
-    tensor: int
-    pipeline: int
-    context: int
-    expert: int
     sequence_parallel: bool
     distributed_optimizer: bool
     fsdp: bool
@@ -111,9 +105,15 @@ class RunSpec:
     graph: bool | None = None
 
     @property
-    def data_parallel(self) -> int:
-        """Processes that see different data."""
-        return max(1, self.world // (self.tensor * self.pipeline * self.context))
+    def known_shape(self) -> Shape:
+        """The model's sizes, for estimates; a run of a family that is not known has none.
+
+        Raises:
+            ValueError: it is one.
+        """
+        if self.shape is None:
+            raise ValueError("the sizes of the model are not known")
+        return self.shape
 
     @property
     def micro_batches(self) -> int:
@@ -124,16 +124,6 @@ class RunSpec:
     def tokens(self) -> int:
         """Tokens of a micro-batch that one process holds."""
         return math.ceil(self.micro_batch * self.length / self.context)
-
-    @property
-    def conversation_multiple(self) -> int:
-        """What a conversation is padded to a multiple of: context parallelism gives each process two pieces of it."""
-        return 2 * self.context if self.context > 1 else 1
-
-    @property
-    def micro_batch_multiple(self) -> int:
-        """What a micro-batch is padded to a multiple of: tensor-parallel processes divide the tokens too."""
-        return self.tensor * self.conversation_multiple
 
     def steps(self, rows: int | None) -> int | None:
         """Optimizer steps of the whole run; a started last batch of an epoch counts.
@@ -194,7 +184,7 @@ class RunSpec:
         mixture = self.experts > 0 and linear in ("linear_fc1", "linear_fc2")
         if linear == "linear_proj" or mixture:
             return False
-        return linear != "linear_fc2" or self.shape.family.gate == "silu"
+        return linear != "linear_fc2" or self.known_shape.family.gate == "silu"
 
     @property
     def supervised_logits_only(self) -> Decision:
@@ -242,16 +232,17 @@ class RunSpec:
         """Share of the layers in which the linear layer `linear` is trained or adapted."""
         if self.adapters is None:
             return 1.0
-        return self.adapters.sizes.get(linear, (0, 0))[0] / self.shape.layers
+        layers, _ = self.adapters.sizes.get(linear, (0, 0))
+        return layers / self.known_shape.layers
 
     def decisions(self) -> dict[str, Decision]:
         """What a user may want to know the reason of, by name; on a GPU."""
-        found = {"CUDA graph": self.cuda_graph}
+        decisions = {"CUDA graph": self.cuda_graph}
         if self.precision == "fp8":
-            found["8-bit frozen weights"] = self.eight_bit_base
+            decisions["8-bit frozen weights"] = self.eight_bit_base
         if self.skip_prompt_logits:
-            found["logits of supervised tokens only"] = self.supervised_logits_only
-        return found
+            decisions["logits of supervised tokens only"] = self.supervised_logits_only
+        return decisions
 
 
 def resolve_spec(
@@ -276,14 +267,14 @@ def resolve_spec(
     """
     fields = config_of(built(cfg.model)) if config is None else config
     family = family_of(fields)
-    shape = Shape.of(fields) if family is not None or config is None else None
+    shape = Shape.from_config(fields) if family is not None or config is None else None
     experts = experts_of(fields)
     trainer, sizes = cfg.trainer, cfg.parallelism
     adapter: LoRA | None = built(cfg.peft) if cfg.peft._target_ else None
     adapters = None
     if adapter is not None and shape is not None:
         kind = "DoRA" if isinstance(adapter, DoRA) else "LoRA"
-        adapters = Adapters.of(shape, kind, adapter.rank, adapter.target_modules, transformer_engine)
+        adapters = Adapters.from_targets(shape, kind, adapter.rank, adapter.target_modules, transformer_engine)
     sequence_parallel = sizes.sequence_parallel
     if sequence_parallel is None:  # Megatron trains experts under tensor parallelism with it only
         sequence_parallel = transformer_engine or experts > 0
@@ -302,10 +293,7 @@ def resolve_spec(
         every_layer_fused=adapter is not None and adapter.every_layer_fused,
         precision=built(cfg.precision).resolve(device),
         world=world,
-        tensor=sizes.tensor_model_parallel_size,
-        pipeline=sizes.pipeline_model_parallel_size,
-        context=sizes.context_parallel_size,
-        expert=sizes.expert_model_parallel_size,
+        **model_parallel_sizes(cfg),
         sequence_parallel=bool(sequence_parallel),
         distributed_optimizer=sizes.distributed_optimizer,
         fsdp=sizes.fsdp,

@@ -9,6 +9,8 @@ from typing import Any
 from posttrain.errors import UserError
 from posttrain.models.families import families, family_of, softcap_of
 from posttrain.models.families.family import ModelFamily, is_set
+from posttrain.models.headers import read_json
+from posttrain.models.hf import DEMO, HFModel, fetch, plain
 from posttrain.peft.adapters import FUSED, resolve
 
 
@@ -40,7 +42,10 @@ class Linear:
     @property
     def weights(self) -> int:
         """Parameters of all copies in one layer."""
-        return max(self.experts, 1) * (self.inputs * self.outputs + (self.outputs if self.bias else 0))
+        one = self.inputs * self.outputs
+        if self.bias:
+            one += self.outputs
+        return max(self.experts, 1) * one
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Shape:
     parallel_residual: bool
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Shape":
+    def from_config(cls, config: Mapping[str, Any]) -> "Shape":
         """Read the fields of a config.json.
 
         Raises:
@@ -87,9 +92,11 @@ class Shape:
             kind = config.get("model_type")
             known = ", ".join(known.model_type for known in families())
             raise UserError(f"model: the sizes of model_type {kind!r} are not known; known: {known}")
+        positions = 0
         try:
             sizes = family.dimensions(config)
-            positions = family.size("learned_positions", config) if family.fields.learned_positions else 0
+            if family.fields.learned_positions:
+                positions = family.size("learned_positions", config)
         except ValueError as error:
             raise UserError(f"model: its config.json lacks a size ({error})") from error
         dropout = family.value("dropout", config)
@@ -116,7 +123,7 @@ class Shape:
     def linears(self) -> tuple[Linear, ...]:
         """The four linear layers of a transformer layer."""
         h = self.hidden
-        fc1 = (("linear_fc1", self.ffn),)
+        fc1: tuple[tuple[str, int], ...] = (("linear_fc1", self.ffn),)
         if self.family.gate:
             fc1 = (("linear_fc1_gate", self.ffn), ("linear_fc1_up", self.ffn))
         qkv = (("linear_q", self.query), ("linear_k", self.key), ("linear_v", self.key))
@@ -130,26 +137,33 @@ class Shape:
     @property
     def norm(self) -> int:
         """Parameters of one norm over the residual stream."""
-        return self.hidden * (2 if self.family.norm_bias else 1)
+        return 2 * self.hidden if self.family.norm_bias else self.hidden
 
     @property
     def layer_others(self) -> int:
         """Parameters of a layer outside its linear layers, which tensor parallelism does not divide."""
-        head = self.query // self.heads
-        return self.family.norms * self.norm + (2 * head if self.family.qk_norm else 0) + self.experts * self.hidden
+        router = self.experts * self.hidden
+        others = self.family.norms * self.norm + router
+        if self.family.qk_norm:
+            others += 2 * (self.query // self.heads)
+        return others
 
     @property
     def parameters(self) -> int:
         """All parameters, tied embeddings counted once."""
         layer = sum(linear.weights for linear in self.linears) + self.layer_others
-        embeddings = (1 if self.tied else 2) * self.vocab * self.hidden + self.positions * self.hidden
-        return self.layers * layer + embeddings + self.norm
+        embeddings = self.vocab + self.positions  # rows
+        if not self.tied:
+            embeddings += self.vocab
+        return self.layers * layer + embeddings * self.hidden + self.norm
 
     @property
     def products(self) -> int:
         """Parameters that a token meets in matrix products, experts by how many it visits; the output layer too."""
-        visited = self.chosen or 1
-        per_layer = sum(linear.inputs * linear.outputs * (visited if linear.experts else 1) for linear in self.linears)
+        per_layer = 0
+        for linear in self.linears:
+            visited = (self.chosen or 1) if linear.experts else 1
+            per_layer += visited * linear.inputs * linear.outputs
         return self.layers * per_layer + self.hidden * self.vocab
 
 
@@ -170,11 +184,15 @@ class Adapters:
     canonical: bool
 
     @classmethod
-    def of(cls, shape: Shape, kind: str, rank: int, targets: str | Iterable[str], grouped: bool) -> "Adapters":
+    def from_targets(
+        cls, shape: Shape, kind: str, rank: int, targets: str | Iterable[str], grouped: bool
+    ) -> "Adapters":
         """Count them as Megatron-Bridge attaches them.
 
         Args:
+            shape: of the model.
             kind: "LoRA" or "DoRA".
+            rank: of the products.
             targets: as `peft.target_modules`.
             grouped: experts are one layer with one adapter for all of them (Transformer Engine), not one each.
 
@@ -185,12 +203,18 @@ class Adapters:
         sizes = {}
         for linear in shape.linears:
             pieces = linear.parts if canonical else ((linear.name, linear.outputs),)
-            adapted, trained = 0, 0
+            copies = 1 if grouped else max(linear.experts, 1)
+            adapted = trained = 0
             for layer in range(shape.layers):
-                chosen = [size for piece, size in pieces if _named(names, linear, piece, layer)]
-                one = sum(rank * (linear.inputs + size) + (size if kind == "DoRA" else 0) for size in chosen)
-                adapted += bool(chosen)
-                trained = max(trained, one * (1 if grouped else max(linear.experts, 1)))
+                in_layer = 0
+                for piece, outputs in pieces:
+                    if _is_named(names, linear, piece, layer):
+                        in_layer += rank * (linear.inputs + outputs)
+                        if kind == "DoRA":
+                            in_layer += outputs
+                if in_layer:
+                    adapted += 1
+                    trained = max(trained, copies * in_layer)
             if adapted:
                 sizes[linear.name] = adapted, trained
         if not sizes:
@@ -203,32 +227,28 @@ class Adapters:
         return sum(layers * size for layers, size in self.sizes.values())
 
 
-def _named(names: list[str], linear: Linear, piece: str, layer: int) -> bool:
+def _is_named(names: list[str], linear: Linear, piece: str, layer: int) -> bool:
     """Whether one of Megatron-Bridge's patterns means this piece: by its name, or by its path with wildcards."""
     path = f"decoder.layers.{layer}.{linear.path.rpartition('.')[0]}.{piece}"
-    return any(
-        name == piece or re.fullmatch(name.replace(".", r"\.").replace("*", ".*"), path) is not None for name in names
-    )
+    for name in names:
+        pattern = name.replace(".", r"\.").replace("*", ".*")
+        if name == piece or re.fullmatch(pattern, path):
+            return True
+    return False
 
 
-def config_of(model: Any) -> dict[str, Any]:
+def config_of(model: HFModel) -> dict[str, Any]:
     """config.json fields of the config group `model`, from its directory where there is one, else as configured.
-
-    Args:
-        model: a posttrain.models.HFModel.
 
     Raises:
         UserError: neither is at hand.
     """
-    from posttrain.models.headers import read_json
-    from posttrain.models.hf import DEMO, fetch, plain
-
-    given = plain(model.architecture) if model.architecture is not None else None
     path = Path(model.base)
-    if path.is_dir() and not (model.random_init and given):
+    if path.is_dir() and not (model.random_init and model.architecture):
         return read_json(path / "config.json")
-    if given:
-        return given
+    if model.architecture:
+        fields: dict[str, Any] = plain(model.architecture)
+        return fields
     if model.base.startswith(DEMO):
         raise UserError(f"model.path={model.base}: give model.architecture as well")
     return read_json(fetch(model.base, ["config.json"]) / "config.json")

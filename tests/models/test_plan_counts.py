@@ -43,10 +43,10 @@ def test_counts(family, kind, saved, megatron):
     directory = saved(family)
     adapter, targets = KINDS[kind]
     targets = targets or NAMES.get(family, [*ATTENTION, "up_proj", "down_proj"])
-    shape = Shape.of(json.loads((directory / "config.json").read_text()))
+    shape = Shape.from_config(json.loads((directory / "config.json").read_text()))
     lora = adapter(rank=3, target_modules=targets).build() if adapter else None
     _, parts, _ = build(directory, lora=lora)
     sizes = [(p.numel(), p.requires_grad) for part in parts for p in part.parameters()]
-    planned = Adapters.of(shape, adapter.__name__, 3, targets, grouped=False).parameters if adapter else 0
+    planned = Adapters.from_targets(shape, adapter.__name__, 3, targets, grouped=False).parameters if adapter else 0
     assert sum(size for size, _ in sizes) == shape.parameters + planned
     assert sum(size for size, trained in sizes if trained) == (planned or shape.parameters)

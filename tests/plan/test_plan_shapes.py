@@ -24,7 +24,7 @@ def test_parameters_are_those_of_transformers(name):
     fields = plain(compose([f"model={name}"]).model.architecture)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
-    assert Shape.of(fields).parameters == model.num_parameters()
+    assert Shape.from_config(fields).parameters == model.num_parameters()
 
 
 def test_every_model_of_conf_is_known():
@@ -32,7 +32,7 @@ def test_every_model_of_conf_is_known():
 
     for name in sorted(file.stem for file in (CONF_DIR / "model").glob("*.yaml") if file.stem != "hf"):
         model = compose([f"model={name}"], config_name="convert").model
-        assert Shape.of(model.architecture).parameters > 7e7, name
+        assert Shape.from_config(model.architecture).parameters > 7e7, name
 
 
 def test_directory_comes_before_the_configured_architecture(tmp_path):
@@ -55,22 +55,22 @@ def test_directory_comes_before_the_configured_architecture(tmp_path):
 )
 def test_unknown_shapes(config, expected):
     with pytest.raises(UserError, match=expected):
-        Shape.of(config)
+        Shape.from_config(config)
 
 
 def test_unknown_layers():
     shape = resolve_spec(compose(["model=llama32_1b"]), 1).shape
     with pytest.raises(UserError, match="unknown module 'q_prod'"):
-        Adapters.of(shape, "LoRA", 8, ["q_prod"], True)
+        Adapters.from_targets(shape, "LoRA", 8, ["q_prod"], True)
     with pytest.raises(UserError, match="no layer of this model has such a name"):
-        Adapters.of(shape, "LoRA", 8, ["decoder.layers.99.self_attention.linear_qkv"], True)
+        Adapters.from_targets(shape, "LoRA", 8, ["decoder.layers.99.self_attention.linear_qkv"], True)
 
 
 def test_names_choose_layers():
     shape = resolve_spec(compose(["model=llama32_1b"]), 1).shape
-    whole = Adapters.of(shape, "LoRA", 16, "all-linear", True)
+    whole = Adapters.from_targets(shape, "LoRA", 16, "all-linear", True)
     assert whole.parameters == 16 * 16 * (2048 + 3072 + 2048 + 2048 + 2048 + 16384 + 8192 + 2048)
-    parts = Adapters.of(shape, "LoRA", 16, ["q_proj", "v_proj"], True)
+    parts = Adapters.from_targets(shape, "LoRA", 16, ["q_proj", "v_proj"], True)
     assert parts.canonical and parts.sizes == {"linear_qkv": (16, 16 * (2048 + 2048 + 2048 + 512))}
-    one = Adapters.of(shape, "LoRA", 16, ["*.layers.3.mlp.linear_fc1"], True)
+    one = Adapters.from_targets(shape, "LoRA", 16, ["*.layers.3.mlp.linear_fc1"], True)
     assert one.sizes == {"linear_fc1": (1, 16 * (2048 + 16384))}

@@ -2,11 +2,10 @@
 
 import json
 import os
-import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from posttrain.errors import UserError
 
@@ -16,9 +15,25 @@ COMPARED = 1 << 22  # bytes at a time
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 MAX_JSON = 200 << 20  # bytes; the largest tokenizer.json known is a tenth of it
 BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
-    "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
-}  # fmt: skip
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+    "C64": 64,
+    "F32": 32,
+    "I32": 32,
+    "U32": 32,
+    "BF16": 16,
+    "F16": 16,
+    "I16": 16,
+    "U16": 16,
+    "I8": 8,
+    "U8": 8,
+    "BOOL": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F4": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -41,17 +56,33 @@ def read_headers(directory: Path) -> dict[str, Tensor]:
         UserError: pickled weights instead of safetensors, no weights, a shard that the index names and that is not
             there, a file that is cut short or damaged, or a tensor that the index promises and no file holds.
     """
-    index = directory / INDEX
-    promised = read_json(index).get("weight_map") if index.is_file() else None
-    if index.is_file() and not _names_files(promised):
-        raise UserError(f"{index}: damaged: weight_map must say for each tensor in which file beside it it is")
-    files = sorted(set(promised.values())) if promised else sorted(f.name for f in directory.glob("*.safetensors"))
+    indexed = _read_index(directory / INDEX)
+    files = sorted(set(indexed.values()))
+    if not files:
+        files = sorted(file.name for file in directory.glob("*.safetensors"))
     if not files:
         raise UserError(no_weights(directory))
-    tensors = {name: tensor for file in files for name, tensor in read_header(directory / file).items()}
-    if missing := sorted(set(promised or ()) - set(tensors)):
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= read_header(directory / file)
+    missing = sorted(set(indexed) - set(tensors))
+    if missing:
         raise UserError(f"{directory}: {INDEX} lists {missing[0]} (and {len(missing) - 1} more), which no file holds")
     return tensors
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Tensor -> file beside the index; empty where there is no index.
+
+    Raises:
+        UserError: it maps something else.
+    """
+    if not index.is_file():
+        return {}
+    weight_map = read_json(index).get("weight_map")
+    if not _names_files(weight_map):
+        raise UserError(f"{index}: damaged: weight_map must say for each tensor in which file beside it it is")
+    return weight_map
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
@@ -60,8 +91,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: this shard is missing; download the model again")
     size = file.stat().st_size
     with open(file, "rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        length = int.from_bytes(stream.read(8), "little")  # of a shorter file: more than it has
         if not 2 <= length <= min(MAX_HEADER, size - 8):
             raise UserError(f"{file}: not a safetensors file, or cut short ({size} bytes); download it again")
         try:
@@ -98,12 +128,14 @@ def same_content(one: Tensor, other: Tensor) -> bool:
     return True
 
 
-def _names_files(weight_map: Any) -> bool:
+def _names_files(weight_map: object) -> TypeGuard[dict[str, str]]:
     """Whether an index's map is one from tensors to plain names of safetensors files."""
-    return isinstance(weight_map, dict) and all(
-        isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
-        for name in weight_map.values()
-    )
+    if not isinstance(weight_map, dict):
+        return False
+    for name in weight_map.values():
+        if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
+            return False
+    return True
 
 
 def _length(header: dict[str, Any]) -> int:
@@ -127,11 +159,14 @@ def _length(header: dict[str, Any]) -> int:
 
 def no_weights(directory: Path) -> str:
     """Say what to do about a model directory without safetensors."""
-    pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
+    pickles: list[str] = []
+    for pattern in PICKLES:
+        pickles += [file.name for file in directory.glob(pattern)]
     if not pickles:
         return f"{directory}: no *.safetensors in it; give a directory with weights, or set model.random_init=true"
+    pickle = min(pickles)
     return (
-        f"{directory}: {pickles[0]} is a pickle, which can run code when it is read, so only safetensors are accepted. "
+        f"{directory}: {pickle} is a pickle, which can run code when it is read, so only safetensors are accepted. "
         'If you trust its source, convert it once: python -c "from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained('{directory}', dtype='auto').save_pretrained('NEW_DIR')\""
     )
@@ -158,7 +193,8 @@ def own_file(file: Path, folder: bool = False) -> bool:
     if folder and target.is_dir():
         return True
     if folder or not target.is_file():
-        raise UserError(f"{file}: is not a {'folder' if folder else 'regular file'}")
+        kind = "folder" if folder else "regular file"
+        raise UserError(f"{file}: is not a {kind}")
     if target.stat().st_size > MAX_JSON:
         raise UserError(f"{file}: has {target.stat().st_size} bytes, more than the {MAX_JSON >> 20} MiB of such a file")
     return True
@@ -172,17 +208,17 @@ def _blobs(directory: Path) -> Path | None:
     return None
 
 
-def read_json(file: Path) -> dict:
+def read_json(file: Path) -> dict[str, Any]:
     """Return the JSON object in `file`; a UserError where it is not there, not a JSON object, or no file of its own."""
     try:
         own_file(file)
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: not found; model.path must be a Hugging Face model directory") from None
     except OSError as error:
         raise UserError(f"{file}: can't be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: not valid: expected a JSON object, found {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not valid: expected a JSON object, found {type(content).__name__}")
+    return content

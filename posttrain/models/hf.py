@@ -18,6 +18,8 @@ from posttrain.models.vocabulary import grown, is_vocabulary
 
 if TYPE_CHECKING:
     import torch
+    from megatron.bridge import AutoBridge
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 DEMO = "demo:"
@@ -49,7 +51,10 @@ class HFModel:
     rows: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if self.adapter and (saved := saved_vocabulary(self.adapter)):
+        if self.adapter is None:
+            return
+        saved = saved_vocabulary(self.adapter)
+        if saved:
             self.rows = max(tensor.shape[0] for tensor in saved.values())
 
     @property
@@ -93,7 +98,8 @@ class HFModel:
     @property
     def file_rows(self) -> int:
         """Rows of the embedding in the files."""
-        return self._hf_config().vocab_size
+        rows: int = self._hf_config().vocab_size
+        return rows
 
     def grow(self, tokens: int) -> None:
         """See that the embedding, and the output matrix with it, has a row for each of `tokens` tokens."""
@@ -114,15 +120,14 @@ class HFModel:
         """
         if self.rows is None or not is_vocabulary(name):
             return weight
-        saved = saved_vocabulary(self.adapter) if self.adapter else {}
-        if name in saved:
+        if self.adapter and name in saved_vocabulary(self.adapter):
             from safetensors import safe_open
 
             with safe_open(self.adapter / WEIGHTS, framework="pt") as file:
                 weight = file.get_tensor(PREFIX + name).to(weight.dtype)
         return grown(weight, self.rows)
 
-    def hf_config(self):
+    def hf_config(self) -> "PretrainedConfig":
         """Return the transformers config: of `path`, or of `architecture` where the weights are random.
 
         Raises:
@@ -133,14 +138,14 @@ class HFModel:
             config.vocab_size = self.rows
         return config
 
-    def _hf_config(self):
+    def _hf_config(self) -> "PretrainedConfig":
         from transformers import AutoConfig
 
         try:
             if self.random_init and self.architecture is not None:
                 fields = plain(self.architecture)
                 return AutoConfig.for_model(fields.pop("model_type"), **fields)
-            directory = fetch(self.path, [*CONFIG_FILES, *self._code]) if self.random_init else self.directory
+            directory = self.directory if not self.random_init else fetch(self.path, [*CONFIG_FILES, *self._code])
             import_bridges(read_json(directory / "config.json"))
             return AutoConfig.from_pretrained(directory, trust_remote_code=self._trusted())
         except UserError:
@@ -149,7 +154,7 @@ class HFModel:
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"model.path={self.path}: transformers cannot read its configuration: {reason}") from error
 
-    def load_tokenizer(self):
+    def load_tokenizer(self) -> "PreTrainedTokenizerFast":
         """Return the fast tokenizer.
 
         Raises:
@@ -171,7 +176,7 @@ class HFModel:
         check_loaded(tokenizer.backend_tokenizer, Path(path))
         return tokenizer
 
-    def bridge(self):
+    def bridge(self) -> "AutoBridge":
         """Return the `megatron.bridge.AutoBridge` of this model, with its weights unless they are random.
 
         Raises:
@@ -195,9 +200,11 @@ class HFModel:
             bridge.hf_pretrained.config = config
             source = bridge.hf_pretrained.state.source
             load = source.load_tensors
-            source.load_tensors = lambda names: {
-                name: self.vocabulary(name, weight) for name, weight in load(names).items()
-            }
+
+            def load_grown(names: list[str]) -> "dict[str, torch.Tensor]":
+                return {name: self.vocabulary(name, weight) for name, weight in load(names).items()}
+
+            source.load_tensors = load_grown
         return bridge
 
     @property
@@ -245,14 +252,16 @@ def fetch(path: str, patterns: list[str]) -> Path:
     except RepositoryNotFoundError:
         reason = "is neither a directory here nor a model on the hub (private ones need HF_TOKEN)"
     except LocalEntryNotFoundError:
-        offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
+        offline = "the hub cannot be reached"
+        if os.environ.get("HF_HUB_OFFLINE"):
+            offline = "HF_HUB_OFFLINE is set"
         reason = f"is not a directory here nor in the hub's cache, and {offline}; set model.path to a directory"
     except (HfHubHTTPError, OSError) as error:
         reason = f"cannot be downloaded: {error}"
     raise UserError(f"model.path={path}: {reason}")
 
 
-def has_bridge(config) -> bool:
+def has_bridge(config: "PretrainedConfig") -> bool:
     """Whether one of the config's architectures has a registered bridge."""
     from megatron.bridge import AutoBridge
 

@@ -23,11 +23,33 @@ MODULE = re.compile(r"\w+(\.\w+)*")
 # Keys of adapter_config.json that change nothing about the model that base and tensors make: how it was trained, which
 # modules (the tensors say so), the settings of an initialisation (`init_lora_weights` says whether that matters).
 HARMLESS = {
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "inference_mode", "r",
-    "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora", "use_dora",
-    "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "init_lora_weights", "runtime_config",
-    "ensure_weight_tying", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
-}  # fmt: skip
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_dora",
+    "use_rslora",
+}
 # The others have to be off, in these words.
 OFF: dict[str, tuple[Any, ...]] = {"bias": ("none",), "megatron_core": ("megatron.core",)}
 # Initialisations that leave the base's weights as they are; PEFT would change them again for each of the others.
@@ -40,7 +62,7 @@ SECONDS = 5.0  # for matching an adapter's patterns with its modules
 class Pair:
     """The tensors of one adapted module; names in the file. A [rank, in], B [out, rank], magnitude [out] for DoRA.
 
-    `scale` is what B A is multiplied by, reckoned from `alpha` and `rank`.
+    `scale` is what B A is multiplied by, computed from `alpha` and `rank`.
     """
 
     tensors: dict[str, str] = field(default_factory=dict)
@@ -71,7 +93,9 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Pair], dict
     config = read_json(directory / CONFIG)
     if not (directory / WEIGHTS).is_file():
         pickled = sorted(file.name for file in directory.glob("*.bin"))
-        reason = f"{pickled[0]} is a pickle, which can run code; save it as safetensors" if pickled else "it is missing"
+        reason = "it is missing"
+        if pickled:
+            reason = f"{pickled[0]} is a pickle, which can run code; save it as safetensors"
         raise UserError(f"{directory / WEIGHTS}: {reason}")
     check_config(config, directory / CONFIG)
     tensors = read_header(directory / WEIGHTS)
@@ -79,26 +103,38 @@ def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Pair], dict
     for name in tensors:
         if name.startswith(PREFIX) and is_vocabulary(name):
             continue
-        end = next((end for end in KINDS if name.endswith(f".{end}")), None)
-        module = name[len(PREFIX) : -len(end) - 1] if end else ""
+        module, kind = _split(name)
         if not name.startswith(PREFIX) or not MODULE.fullmatch(module):
             raise UserError(f"{directory / WEIGHTS}: {name[:200]} is not a weight of LoRA or DoRA on a linear layer")
-        pairs.setdefault(module, Pair()).tensors[KINDS[end]] = name
+        pairs.setdefault(module, Pair()).tensors[kind] = name
     if not pairs:
         raise UserError(f"{directory / WEIGHTS}: holds no tensor")
-    wanted = {"a", "b", "magnitude"} if config.get("use_dora") else {"a", "b"}
+    required = {"a", "b"}
+    if config.get("use_dora"):
+        required.add("magnitude")
     ends = time.monotonic() + SECONDS
     for module, pair in pairs.items():
-        if missing := sorted(wanted - set(pair.tensors)):
+        missing = sorted(required - set(pair.tensors))
+        if missing:
             raise UserError(f"{directory / WEIGHTS}: {module} lacks its {missing[0]}; the adapter is incomplete")
         shape = tensors[pair.tensors["a"]].shape
         if len(shape) != 2 or shape[0] < 1:
             raise UserError(f"{directory / WEIGHTS}: {module}: its lora_A has the shape {list(shape)}")
-        pair.rank, pair.alpha = shape[0], alpha(config, module)
-        pair.scale = pair.alpha / (pair.rank**0.5 if config.get("use_rslora") else pair.rank)
+        pair.rank = shape[0]
+        pair.alpha = find_alpha(config, module)
+        divisor = math.sqrt(pair.rank) if config.get("use_rslora") else pair.rank
+        pair.scale = pair.alpha / divisor
         if time.monotonic() > ends:
             raise UserError(f"{directory / CONFIG}: alpha_pattern: takes too long to match with the modules' names")
     return config, pairs, tensors
+
+
+def _split(name: str) -> tuple[str, str]:
+    """(module, kind) of a tensor's name, see KINDS; empty where it has none."""
+    for end, kind in KINDS.items():
+        if name.endswith(f".{end}"):
+            return name[len(PREFIX) : -len(end) - 1], kind
+    return "", ""
 
 
 def check_config(config: Mapping[str, Any], file: Path) -> None:
@@ -163,17 +199,22 @@ def check_patterns(patterns: Any, name: str) -> None:
         except (re.error, RecursionError, OverflowError) as error:
             raise UserError(f"{name}: {pattern[:60]!r} is not a regular expression: {str(error)[:80]}") from None
         odd = re.search(r"\)[*+?{]|\(\?|\\\d", pattern)
-        counts = len(re.findall(r"[*+?{]", pattern)), pattern.count("("), pattern.count("|")
-        if len(pattern) > 200 or odd or counts[0] > 2 or counts[1] > 3 or counts[2] > 12:
+        repetitions = len(re.findall(r"[*+?{]", pattern))
+        too_many = repetitions > 2 or pattern.count("(") > 3 or pattern.count("|") > 12
+        if len(pattern) > 200 or odd or too_many:
             raise UserError(f"{name}: {pattern[:60]!r}: too complicated to be a module's name")
         if not is_number(value):
             raise UserError(f"{name}: {pattern!r}: {str(value)[:80]!r} is not a number")
 
 
-def alpha(config: Mapping[str, Any], module: str) -> float:
+def find_alpha(config: Mapping[str, Any], module: str) -> float:
     """The alpha of a module, as PEFT finds it."""
-    patterns = config.get("alpha_pattern") or {}
-    return next((a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config["lora_alpha"])
+    alpha: float = config["lora_alpha"]
+    for pattern, own in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = own
+            break
+    return alpha
 
 
 def check_against(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], tensors: Mapping[str, Tensor]) -> None:
@@ -184,7 +225,8 @@ def check_against(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], tensors
             raise UserError(f"adapter: {module} is not in the base model; it was trained on another one")
         if weight.dtype not in UNQUANTISED:
             raise UserError(f"adapter: {module} of the base model is quantised ({weight.dtype}); give its full weights")
-        a, b = (tensors[pair.tensors[key]].shape for key in "ab")
+        a = tensors[pair.tensors["a"]].shape
+        b = tensors[pair.tensors["b"]].shape
         if sorted(weight.shape) != sorted((b[0], a[1])) or a[0] != b[1]:
             raise UserError(
                 f"adapter: {module} fits a matrix of {[b[0], a[1]]}, the base model's is {list(weight.shape)}; "

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from megatron.bridge.models import gpt_provider
 from megatron.bridge.models.gpt_provider import GPTModelProvider, default_layer_spec
@@ -23,7 +24,7 @@ from posttrain.ops.attention import SDPAAttention
 # Core's local module -> the one that stands for it.
 REPLACED = {DotProductAttention: SDPAAttention, WrappedTorchNorm: SequenceParallelNorm}
 
-Specification = ModuleSpec | TransformerBlockSubmodules
+type Specification = ModuleSpec | TransformerBlockSubmodules
 
 
 def uses_te(config: GPTModelProvider) -> bool:
@@ -45,7 +46,7 @@ def layer_spec(config: GPTModelProvider, vp_stage: int | None = None) -> Specifi
 
 def local_layer(config: GPTModelProvider) -> ModuleSpec:
     """One layer without Transformer Engine; with norms that know zero-centred gains where the model has them."""
-    spec = replaced(gpt_provider.local_layer_spec(config))
+    spec = complete(gpt_provider.local_layer_spec(config))
     if config.layernorm_zero_centered_gamma:
         spec.submodules.input_layernorm = ZeroCenteredRMSNorm
         spec.submodules.pre_mlp_layernorm = ZeroCenteredRMSNorm
@@ -56,21 +57,21 @@ def block(config: GPTModelProvider, layer: ModuleSpec, vp_stage: int | None = No
     """All layers of this pipeline stage, with a final norm like theirs; core chooses it with Transformer Engine."""
     if uses_te(config):
         return layer
-    norm = replaced(transformer_block.LayerNormImpl)
+    norm = complete(transformer_block.LayerNormImpl)
     if config.layernorm_zero_centered_gamma:
         norm = ZeroCenteredRMSNorm
     return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config, vp_stage), norm)
 
 
-def replaced[Part](part: Part) -> Part:
-    """A part of a specification with what local layers lack; a dataclass is changed in place."""
+def complete(part: Any) -> Any:
+    """A part of a specification, of whatever type, with what local layers lack; a dataclass is changed in place."""
     if isinstance(part, type):
         return REPLACED.get(part, part)
     if isinstance(part, list):
-        return [replaced(item) for item in part]
+        return [complete(item) for item in part]
     if dataclasses.is_dataclass(part):
         for field in dataclasses.fields(part):
-            setattr(part, field.name, replaced(getattr(part, field.name)))
+            setattr(part, field.name, complete(getattr(part, field.name)))
     return part
 
 
@@ -88,7 +89,7 @@ def family_layer_spec(
         spec = of_family(config, vp_stage=vp_stage)
     else:
         spec = of_family(config)
-    spec = replaced(spec)
+    spec = complete(spec)
     if isinstance(spec, TransformerBlockSubmodules):
         return spec
     return block(config, spec, vp_stage)
@@ -104,7 +105,7 @@ def use_local_layers(provider: GPTModelProvider) -> None:
     elif callable(chosen):
         provider.transformer_layer_spec = partial(family_layer_spec, chosen)
     else:
-        provider.transformer_layer_spec = replaced(chosen)
+        provider.transformer_layer_spec = complete(chosen)
     provider.moe_grouped_gemm = False
     provider.moe_permute_fusion = False
     provider.gradient_accumulation_fusion = False

@@ -6,6 +6,8 @@ import torch
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+SEQUENCE_PARALLEL = "sequence_parallel"  # the attribute by which core knows weights whose gradients it has to sum
+
 
 class ZeroCenteredRMSNorm(torch.nn.Module):
     """x / rms(x) * (1 + weight), in fp32 and cast back, as Hugging Face's GemmaRMSNorm.
@@ -20,7 +22,7 @@ class ZeroCenteredRMSNorm(torch.nn.Module):
         super().__init__()
         self.eps = eps
         self.weight = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel
+        setattr(self.weight, SEQUENCE_PARALLEL, config.sequence_parallel)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension of x."""
@@ -35,7 +37,7 @@ class SequenceParallelNorm(WrappedTorchNorm):
     are summed over the tensor-parallel ranks, which core does for parameters that are marked.
     """
 
-    def __new__(
+    def __new__(  # type: ignore[misc]
         cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: object
     ) -> torch.nn.Module:
         """Return the norm of the last dimension, of length `hidden_size`."""
@@ -44,5 +46,5 @@ class SequenceParallelNorm(WrappedTorchNorm):
         norm = super().__new__(cls, undivided, hidden_size, eps)
         if config.sequence_parallel:
             for parameter in norm.parameters():
-                parameter.sequence_parallel = True
+                setattr(parameter, SEQUENCE_PARALLEL, True)
         return norm

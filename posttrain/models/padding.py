@@ -1,10 +1,15 @@
 """Tensor parallelism fills the vocabulary up to a multiple of its size; what it adds must not count as tokens."""
 
+from collections.abc import Callable
+
 import torch
 from megatron.core import parallel_state
+from megatron.core.transformer.module import MegatronModule
+
+type WithBias = tuple[torch.Tensor, torch.Tensor | None]
 
 
-def hide_padding(parts: list[torch.nn.Module], vocabulary: int) -> None:
+def hide_padding(parts: list[MegatronModule], vocabulary: int) -> None:
     """Give the logits beyond `vocabulary` the lowest value, so that they take no part in the softmax.
 
     Their rows are zeros, and a logit of 0 is the largest where the model's own are negative, as GPT-2's are.
@@ -18,13 +23,13 @@ def hide_padding(parts: list[torch.nn.Module], vocabulary: int) -> None:
             if getattr(module, "output_layer", None) is not None and hasattr(module, "vocab_size"):
                 rows = module.vocab_size // parallel_state.get_tensor_model_parallel_world_size()
                 first = rows * parallel_state.get_tensor_model_parallel_rank()
-                module.output_layer.register_forward_hook(_hook(rows, max(0, vocabulary - first), vocabulary))
+                module.output_layer.register_forward_hook(_mask_rows(rows, max(0, vocabulary - first), vocabulary))
 
 
-def _hook(rows: int, own: int, vocabulary: int):
+def _mask_rows(rows: int, own: int, vocabulary: int) -> Callable[[torch.nn.Module, object, WithBias], WithBias]:
     """A forward hook of an output layer with `rows` rows here, of which `own` are tokens."""
 
-    def hide(layer, inputs, output):
+    def hide(layer: torch.nn.Module, inputs: object, output: WithBias) -> WithBias:
         logits, bias = output
         used = own if logits.size(-1) == rows else vocabulary  # gathered from all processes
         if used >= logits.size(-1):

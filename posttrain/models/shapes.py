@@ -90,16 +90,18 @@ def check_layers(directory: Path, family: ModelFamily, tensors: Mapping[str, Ten
     """Raise a UserError unless there are `count` layers and each holds what the first holds."""
     layers: dict[int, set[str]] = {}
     for name in tensors:
-        found = family.layer_of(name)
-        if found is not None and not family.is_buffer(name):
-            number, inside = found
+        place = family.layer_of(name)
+        if place is not None and not family.is_buffer(name):
+            number, inside = place
             layers.setdefault(number, set()).add(inside)
     if len(layers) != count or set(layers) != set(range(len(layers))):
         raise UserError(f"{directory}: the weights have {len(layers)} layers, config.json says {count}")
     for number, names in sorted(layers.items()):
         if names != layers[0]:
-            name = sorted(names ^ layers[0])[0]
-            holder, other = (number, 0) if name in names else (0, number)
+            name = min(names ^ layers[0])
+            holder, other = 0, number
+            if name in names:
+                holder, other = number, 0
             raise UserError(
                 f"{directory}: layer {holder} has {name}, layer {other} has not; the weights are incomplete"
             )

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from posttrain.config.instantiate import built
 from posttrain.errors import UserError
+from posttrain.models.hf import HFModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
 
 def load_tokenizer(cfg: DictConfig) -> "PreTrainedTokenizerBase":
     """Load the model's tokenizer without torch, whose import takes longer than all the rest."""
-    model = built(cfg.model)
+    model: HFModel = built(cfg.model)
     if model.path is None and model.tokenizer is None:
         raise UserError("`model.path`: requires a folder with a tokenizer, or a hub id")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # one says that torch is missing
     _ = model.tokenizer_path  # the demo model is converted here, with torch
     hidden = "torch" not in sys.modules
     if hidden:
-        sys.modules["torch"] = None  # to transformers it is not installed
+        sys.modules["torch"] = None  # type: ignore[assignment]  # to transformers it is not installed
     try:
         return model.load_tokenizer()
     finally:

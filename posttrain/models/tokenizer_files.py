@@ -114,21 +114,23 @@ def growth(part: Json) -> float:
 def _own_growth(part: dict[str, Json]) -> float:
     kind = part.get("type")
     if kind == "Replace":
-        return _replaced(part.get("pattern"), str(part.get("content")))
+        return _replacement_growth(part.get("pattern"), str(part.get("content")))
     if kind == "Prepend":
         return 1.0 + len(str(part.get("prepend")))  # of a text of one character
     if kind in ("Metaspace", "ByteLevel"):
         return 2.0  # a mark before each word; two characters for a byte beyond ASCII
     if kind == "TemplateProcessing":
         single = part.get("single")
-        pieces = single if isinstance(single, list) else []
-        return max(1.0, sum(isinstance(piece, dict) and "Sequence" in piece for piece in pieces))
+        if not isinstance(single, list):
+            return 1.0
+        texts = [piece for piece in single if isinstance(piece, dict) and "Sequence" in piece]
+        return max(1.0, len(texts))
     if kind == "Precompiled":
         return _longest_entry(str(part.get("precompiled_charsmap")))
     return 1.0
 
 
-def _replaced(pattern: Json, content: str) -> float:
+def _replacement_growth(pattern: Json, content: str) -> float:
     literal = pattern.get("String") if isinstance(pattern, dict) else None
     if isinstance(literal, str) and literal:
         return max(1.0, len(content) / len(literal))

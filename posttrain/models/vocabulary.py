@@ -37,7 +37,8 @@ def grown(weight: "torch.Tensor", rows: int) -> "torch.Tensor":
     old, width = weight.shape
     if rows <= old:
         return weight
-    total, squares = (torch.zeros(width, dtype=torch.float64) for _ in range(2))
+    total = torch.zeros(width, dtype=torch.float64)
+    squares = torch.zeros_like(total)
     for chunk in weight.split(CHUNK):
         values = chunk.double().cpu()
         total += values.sum(0)

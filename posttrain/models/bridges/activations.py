@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from megatron.core.activations import fast_gelu
 
 from posttrain.errors import UserError
 
-ACTIVATIONS = {
+type Activation = Callable[[torch.Tensor], torch.Tensor]
+
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": F.gelu,
     "gelu_new": fast_gelu,
     "gelu_fast": fast_gelu,
@@ -17,7 +20,7 @@ ACTIVATIONS = {
 }
 
 
-def activation(name: str) -> Callable:
+def activation(name: str) -> Activation:
     """Return the function.
 
     Raises:

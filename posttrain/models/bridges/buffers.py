@@ -1,9 +1,12 @@
 """Buffers that old published checkpoints hold beside the weights: kept on export, so that no tensor is lost."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.conversion.model_bridge import WeightConversionTask
 
 
 class KeepsBuffers:
@@ -20,11 +23,17 @@ class KeepsBuffers:
     BUFFERS: ClassVar[tuple[str, ...]]
 
     def maybe_modify_converted_hf_weight(
-        self, task, converted_weights_dict: dict[str, torch.Tensor], hf_state_dict: Mapping[str, torch.Tensor]
+        self,
+        task: "WeightConversionTask",
+        converted_weights_dict: dict[str, torch.Tensor],
+        hf_state_dict: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """Add the layer's buffers to its norm's weight, as they are in the source."""
         for name in list(converted_weights_dict):
-            if name.endswith(self.NORM):
-                keys = [name.removesuffix(self.NORM) + end for end in self.BUFFERS]
-                converted_weights_dict |= {key: hf_state_dict[key] for key in keys if key in hf_state_dict}
+            if not name.endswith(self.NORM):
+                continue
+            for end in self.BUFFERS:
+                buffer = name.removesuffix(self.NORM) + end
+                if buffer in hf_state_dict:
+                    converted_weights_dict[buffer] = hf_state_dict[buffer]
         return converted_weights_dict

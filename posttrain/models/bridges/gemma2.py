@@ -6,6 +6,7 @@ the linear layers, so that a LoRA adapter on them is added after the norm and no
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from megatron.bridge.models.conversion.auto_bridge import transformers
@@ -20,11 +21,17 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-from posttrain.models.local_spec import block, local_layer, uses_te
+from posttrain.models.local_spec import Specification, block, local_layer, uses_te
 from posttrain.models.norms import ZeroCenteredRMSNorm
 from posttrain.ops.attention import SDPAAttention
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
+
+
+type WithBias = tuple[torch.Tensor, torch.Tensor | None]
+type Add = Callable[[WithBias, torch.Tensor, float], torch.Tensor]
 
 
 class PostNormAdd(MegatronModule):
@@ -35,27 +42,29 @@ class PostNormAdd(MegatronModule):
         norm: builder of the norm.
     """
 
-    def __init__(self, config: Gemma2ModelProvider, norm: Callable) -> None:
+    def __init__(self, config: Gemma2ModelProvider, norm: Callable[..., torch.nn.Module]) -> None:
         super().__init__(config)
         self.post_layernorm = norm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
 
-    def forward(self, training: bool, fused: bool) -> Callable:
+    def forward(self, training: bool, fused: bool) -> Add:
         """Return the function that core calls with ((x, bias), residual, dropout probability)."""
         add = get_bias_dropout_add(training, fused)
 
-        def normed_add(x_with_bias: tuple[torch.Tensor, torch.Tensor | None], residual: torch.Tensor, dropout: float):
+        def normed_add(x_with_bias: WithBias, residual: torch.Tensor, dropout: float) -> torch.Tensor:
             x, bias = x_with_bias
-            return add((self.post_layernorm(x if bias is None else x + bias), None), residual, dropout)
+            if bias is not None:
+                x = x + bias
+            return add((self.post_layernorm(x), None), residual, dropout)
 
         return normed_add
 
 
-def gemma2_layer_spec(
-    config: "PackedGemma2ModelProvider", vp_stage: int | None = None
-) -> ModuleSpec | TransformerBlockSubmodules:
+def gemma2_layer_spec(config: "PackedGemma2ModelProvider", vp_stage: int | None = None) -> Specification:
     """The usual layer of this platform, with norms after attention and MLP and an attention that knows soft caps."""
-    layer = default_layer_spec(config) if uses_te(config) else local_layer(config)
-    norm = TENorm if uses_te(config) else ZeroCenteredRMSNorm
+    if uses_te(config):
+        layer, norm = default_layer_spec(config), TENorm
+    else:
+        layer, norm = local_layer(config), ZeroCenteredRMSNorm
     add = ModuleSpec(module=PostNormAdd, params={"config": config, "norm": norm})
     layer.submodules.self_attention.submodules.core_attention = SDPAAttention
     layer.submodules.self_attn_bda = layer.submodules.mlp_bda = add
@@ -66,7 +75,7 @@ def gemma2_layer_spec(
 class PackedGemma2ModelProvider(Gemma2ModelProvider):
     """Gemma 2 of layers that take packed sequences, with or without Transformer Engine."""
 
-    transformer_layer_spec: ModuleSpec | Callable = gemma2_layer_spec
+    transformer_layer_spec: ModuleSpec | Callable[..., Specification] = gemma2_layer_spec
     window_attn_skip_freq: int | list[int] | None = 2  # every second layer has no window
 
 
@@ -77,7 +86,7 @@ class PackedGemma2ModelProvider(Gemma2ModelProvider):
 class PackedGemma2Bridge(Gemma2Bridge):
     """Gemma2ForCausalLM <-> GPTModel."""
 
-    def provider_bridge(self, hf_pretrained) -> PackedGemma2ModelProvider:
+    def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> PackedGemma2ModelProvider:
         """Convert the config."""
         provider = super().provider_bridge(hf_pretrained)
         provider.softmax_scale = provider.query_pre_attn_scalar**-0.5
@@ -90,5 +99,7 @@ class PackedGemma2Bridge(Gemma2Bridge):
             AutoMapping(f"{layer}self_attn_bda.post_layernorm.weight", f"{here}post_attention_layernorm.weight"),
             AutoMapping(f"{layer}mlp_bda.post_layernorm.weight", f"{here}post_feedforward_layernorm.weight"),
         ]
-        upstream = super().mapping_registry().get_all_mappings()
-        return MegatronMappingRegistry(*ours, *(m for m in upstream if ".post_layernorm." not in m.megatron_param))
+        for mapping in super().mapping_registry().get_all_mappings():
+            if ".post_layernorm." not in mapping.megatron_param:
+                ours.append(mapping)
+        return MegatronMappingRegistry(*ours)

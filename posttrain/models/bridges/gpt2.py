@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.bridge.models.conversion import auto_bridge
@@ -19,6 +20,10 @@ from posttrain.models.bridges.activations import activation
 from posttrain.models.bridges.buffers import KeepsBuffers
 from posttrain.models.families.gpt2 import FAMILY
 
+if TYPE_CHECKING:
+    from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
+    from megatron.core.transformer.module import MegatronModule
+
 # AutoBridge takes an architecture for a causal model by the end of its name; GPT-2's is older than that convention.
 if GPT2LMHeadModel.__name__ not in auto_bridge.SUPPORTED_HF_ARCHITECTURES:
     auto_bridge.SUPPORTED_HF_ARCHITECTURES += (GPT2LMHeadModel.__name__,)
@@ -32,9 +37,12 @@ class GPT2ModelProvider(GPTModelProvider):
         n_positions: rows of the position embedding: the longest sequence, tokens.
     """
 
+    seq_length: int = 1024
     n_positions: int = 1024
 
-    def provide(self, pre_process=None, post_process=None, vp_stage=None) -> GPTModel:
+    def provide(
+        self, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
+    ) -> GPTModel:
         """Build the model.
 
         Raises:
@@ -66,7 +74,7 @@ class QKVMapping(AutoMapping):
         heads: attention heads.
     """
 
-    def __init__(self, megatron_param: str, hf_param: str, heads: int | None) -> None:
+    def __init__(self, megatron_param: str, hf_param: str, heads: int) -> None:
         super().__init__(megatron_param, hf_param)
         self.heads = heads
 
@@ -76,15 +84,22 @@ class QKVMapping(AutoMapping):
         by_head = rows.unflatten(0, (3, self.heads, -1)).transpose(0, 1).flatten(0, 2)
         return super().hf_to_megatron(by_head.contiguous(), megatron_module)
 
-    def megatron_to_hf(self, megatron_weights, megatron_module) -> dict[str, torch.Tensor]:
+    def megatron_to_hf(
+        self, megatron_weights: torch.Tensor | None, megatron_module: torch.nn.Module | None
+    ) -> dict[str, torch.Tensor]:
         """Gather, order by kind, transpose."""
-        converted = super().megatron_to_hf(megatron_weights, megatron_module)
-        rows = {name: side_by_side(weight, self.heads) for name, weight in converted.items()}
-        return {name: (weight.T if weight.dim() == 2 else weight).contiguous() for name, weight in rows.items()}
+        converted = {}
+        for name, weight in super().megatron_to_hf(megatron_weights, megatron_module).items():
+            rows = side_by_side(weight, self.heads)
+            if rows.dim() == 2:
+                rows = rows.T
+            converted[name] = rows.contiguous()
+        return converted
 
     def resolve(self, captures: tuple[str, ...]) -> "QKVMapping":
         """Return the mapping of one layer."""
-        return type(self)(*self._resolve_names(captures), self.heads)
+        megatron, hf = self._resolve_names(captures)
+        return type(self)(megatron, hf, self.heads)
 
 
 @MegatronModelBridge.register_bridge(
@@ -110,15 +125,19 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
         ("tie_word_embeddings", "share_embeddings_and_output_weights"),
     )
 
-    def provider_bridge(self, hf_pretrained) -> GPT2ModelProvider:
+    def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> GPT2ModelProvider:
         """Convert the config.
 
         Raises:
             UserError: an option of GPT-2's config that no published model uses and Megatron does not have.
         """
         config = hf_pretrained.config
-        for name, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False),
-                            ("add_cross_attention", False)):  # fmt: skip
+        required = {
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
+        }
+        for name, usual in required.items():
             if getattr(config, name) != usual:
                 raise UserError(f"config.json: {name}={getattr(config, name)} is not supported for GPT-2")
         provider = super().provider_bridge(hf_pretrained)
@@ -129,7 +148,7 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
         return provider
 
     @classmethod
-    def megatron_to_hf_config(cls, provider: GPT2ModelProvider) -> dict:
+    def megatron_to_hf_config(cls, provider: GPT2ModelProvider) -> dict[str, Any]:
         """Convert the provider back into the fields of a config.json."""
         config = super().megatron_to_hf_config(provider)
         config.pop("hidden_act", None)
@@ -138,7 +157,7 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
     def mapping_registry(self) -> MegatronMappingRegistry:
         """Names in Megatron (those of fused norms; the registry adds the separate ones) <-> names in Hugging Face."""
         root = self._root()
-        heads = getattr(self.hf_config, "n_head", None)  # None where only the names are asked for
+        heads = getattr(self.hf_config, "n_head", 0)  # 0 where only the names are asked for
         layer, here = "decoder.layers.*.", f"{root}h.*."
         plain = {
             "embedding.word_embeddings.weight": f"{root}wte.weight",
@@ -157,17 +176,18 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
             f"{layer}mlp.linear_fc1.weight": f"{here}mlp.c_fc.weight",
             f"{layer}mlp.linear_fc2.weight": f"{here}mlp.c_proj.weight",
         }
+        qkv = f"{layer}self_attention.linear_qkv."
         return MegatronMappingRegistry(
             ReplicatedMapping("embedding.position_embeddings.weight", f"{root}wpe.weight"),
-            *(
-                QKVMapping(f"{layer}self_attention.linear_qkv.{kind}", f"{here}attn.c_attn.{kind}", heads)
-                for kind in ("weight", "bias")
-            ),
+            QKVMapping(f"{qkv}weight", f"{here}attn.c_attn.weight", heads),
+            QKVMapping(f"{qkv}bias", f"{here}attn.c_attn.bias", heads),
             *(AutoMapping(megatron, hf) for megatron, hf in plain.items()),
             *(AutoMapping(megatron, hf, permute_dims=(1, 0)) for megatron, hf in transposed.items()),
         )
 
-    def stream_adapter_weights_megatron_to_hf(self, megatron_model, *args, **kwargs) -> Iterator[HFWeightTuple]:
+    def stream_adapter_weights_megatron_to_hf(
+        self, megatron_model: "list[MegatronModule]", *args: object, **kwargs: object
+    ) -> Iterator[HFWeightTuple]:
         """As upstream's, with the rows of c_attn's B side by side as Hugging Face has q, k and v."""
         for name, weight in super().stream_adapter_weights_megatron_to_hf(megatron_model, *args, **kwargs):
             if name.endswith("c_attn.lora_B.weight"):
@@ -175,7 +195,10 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
             yield HFWeightTuple(name, weight)
 
     def _merge_lora_adapter_weights(
-        self, megatron_model, converted_weights_dict: dict[str, torch.Tensor], adapter_weights: list[AdapterWeight]
+        self,
+        megatron_model: "list[MegatronModule]",
+        converted_weights_dict: dict[str, torch.Tensor],
+        adapter_weights: list[AdapterWeight],
     ) -> dict[str, torch.Tensor]:
         """As upstream's, on weights turned as a Linear's and back."""
         for name in converted_weights_dict:
@@ -189,5 +212,8 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
 
     def _root(self) -> str:
         """What the names start with: the hub's first GPT-2 files hold the inner model's names."""
-        source = getattr(getattr(getattr(self, "hf_pretrained", None), "state", None), "source", None)
-        return "" if source is not None and "wte.weight" in source.get_all_keys() else "transformer."
+        state = getattr(getattr(self, "hf_pretrained", None), "state", None)
+        source = getattr(state, "source", None)
+        if source is not None and "wte.weight" in source.get_all_keys():
+            return ""
+        return "transformer."

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
@@ -11,7 +12,6 @@ from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.models.gpt_provider import GPTModelProvider, default_layer_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from transformers import GPTNeoXForCausalLM
 
@@ -19,13 +19,19 @@ from posttrain.errors import UserError
 from posttrain.models.bridges.activations import activation
 from posttrain.models.bridges.buffers import KeepsBuffers
 from posttrain.models.families.gpt_neox import FAMILY
-from posttrain.models.local_spec import block, local_layer, uses_te
+from posttrain.models.local_spec import Specification, block, local_layer, uses_te
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
+    from transformers import PretrainedConfig
 
 
 class ParallelResidualLayer(TransformerLayer):
     """x + attention(norm1(x)) + mlp(norm2(x)), where core's layer is sequential and has no switch."""
 
-    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run both halves on the layer's input [s, b, h]; the same arguments and results as core's layer."""
         self._after_attention, context = self._forward_attention(hidden_states, *args, **kwargs)
         output = self._forward_mlp(
@@ -33,15 +39,15 @@ class ParallelResidualLayer(TransformerLayer):
         )
         return output, context
 
-    def _forward_post_mlp(self, mlp_output_with_bias, residual: torch.Tensor) -> torch.Tensor:
+    def _forward_post_mlp(
+        self, mlp_output_with_bias: tuple[torch.Tensor, torch.Tensor | None], residual: torch.Tensor
+    ) -> torch.Tensor:
         """Add the MLP's output to what attention left, not to the layer's input."""
         after_attention, self._after_attention = self._after_attention, None
         return super()._forward_post_mlp(mlp_output_with_bias, after_attention)
 
 
-def neox_layer_spec(
-    config: "GPTNeoXModelProvider", vp_stage: int | None = None
-) -> ModuleSpec | TransformerBlockSubmodules:
+def neox_layer_spec(config: "GPTNeoXModelProvider", vp_stage: int | None = None) -> Specification:
     """The usual layer of this platform, its halves in parallel where the model has them so."""
     layer = default_layer_spec(config) if uses_te(config) else local_layer(config)
     if config.use_parallel_residual:
@@ -58,7 +64,7 @@ class GPTNeoXModelProvider(GPTModelProvider):
     """
 
     use_parallel_residual: bool = True
-    transformer_layer_spec: ModuleSpec | Callable = neox_layer_spec
+    transformer_layer_spec: ModuleSpec | Callable[..., Specification] = neox_layer_spec
 
 
 @MegatronModelBridge.register_bridge(
@@ -84,7 +90,7 @@ class GPTNeoXBridge(KeepsBuffers, MegatronModelBridge):
         ("use_parallel_residual", "use_parallel_residual"),
     )
 
-    def provider_bridge(self, hf_pretrained) -> GPTNeoXModelProvider:
+    def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> GPTNeoXModelProvider:
         """Convert the config.
 
         Raises:
@@ -104,14 +110,14 @@ class GPTNeoXBridge(KeepsBuffers, MegatronModelBridge):
         provider.add_bias_linear = True
         return provider
 
-    def hf_config_to_provider_kwargs(self, hf_config) -> dict:
+    def hf_config_to_provider_kwargs(self, hf_config: "PretrainedConfig") -> dict[str, Any]:
         """As upstream's, which knows fewer activations: ours is set afterwards."""
         known = copy.copy(hf_config)
         known.hidden_act = "gelu"
         return super().hf_config_to_provider_kwargs(known)
 
     @classmethod
-    def megatron_to_hf_config(cls, provider: GPTNeoXModelProvider) -> dict:
+    def megatron_to_hf_config(cls, provider: GPTNeoXModelProvider) -> dict[str, Any]:
         """Convert the provider back into the fields of a config.json."""
         config = super().megatron_to_hf_config(provider)
         return config | {"rotary_pct": provider.rotary_percent, "rotary_emb_base": provider.rotary_base}
@@ -131,5 +137,6 @@ class GPTNeoXBridge(KeepsBuffers, MegatronModelBridge):
         return MegatronMappingRegistry(
             AutoMapping("embedding.word_embeddings.weight", "gpt_neox.embed_in.weight"),
             AutoMapping("output_layer.weight", "embed_out.weight"),
-            *(AutoMapping(m + kind, hf + kind) for m, hf in modules.items() for kind in ("weight", "bias")),
+            *(AutoMapping(f"{megatron}weight", f"{hf}weight") for megatron, hf in modules.items()),
+            *(AutoMapping(f"{megatron}bias", f"{hf}bias") for megatron, hf in modules.items()),
         )

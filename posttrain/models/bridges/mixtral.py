@@ -1,5 +1,7 @@
 """Mixtral: Mistral's attention, and a mixture of gated experts in every layer."""
 
+from typing import TYPE_CHECKING, Any
+
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, GatedMLPMapping, QKVMapping
@@ -11,12 +13,15 @@ from transformers import MixtralForCausalLM
 from posttrain.models.bridges.experts import SeparateExperts
 from posttrain.models.bridges.mixture import set_mixture
 
+if TYPE_CHECKING:
+    from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
+
 
 @MegatronModelBridge.register_bridge(source=MixtralForCausalLM, target=GPTModel, model_type="mixtral")
 class MixtralBridge(SeparateExperts, MegatronModelBridge):
     """MixtralForCausalLM <-> GPTModel."""
 
-    def provider_bridge(self, hf_pretrained) -> GPTModelProvider:
+    def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> GPTModelProvider:
         """Convert the config."""
         config = hf_pretrained.config
         provider = super().provider_bridge(hf_pretrained)
@@ -35,11 +40,14 @@ class MixtralBridge(SeparateExperts, MegatronModelBridge):
         return provider
 
     @classmethod
-    def megatron_to_hf_config(cls, provider: GPTModelProvider) -> dict:
+    def megatron_to_hf_config(cls, provider: GPTModelProvider) -> dict[str, Any]:
         """Convert the provider back into the fields of a config.json."""
         config = super().megatron_to_hf_config(provider)
         window = mcore_to_hf_window_size(provider.window_size)
-        return config | {"intermediate_size": provider.moe_ffn_hidden_size, "sliding_window": window}
+        return config | {
+            "intermediate_size": provider.moe_ffn_hidden_size,
+            "sliding_window": window,
+        }
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         """Names in Megatron (grouped experts and one by one) <-> names in Hugging Face."""
@@ -57,11 +65,14 @@ class MixtralBridge(SeparateExperts, MegatronModelBridge):
             f"{experts}local_experts.*.linear_fc2.weight": f"{expert}w2.weight",
         }
         gated = (f"{experts}linear_fc1.weight*", f"{experts}local_experts.*.linear_fc1.weight")
+        qkv = QKVMapping(
+            f"{layer}self_attention.linear_qkv.weight",
+            q=f"{here}self_attn.q_proj.weight",
+            k=f"{here}self_attn.k_proj.weight",
+            v=f"{here}self_attn.v_proj.weight",
+        )
         return MegatronMappingRegistry(
             *(AutoMapping(megatron, hf) for megatron, hf in plain.items()),
             *(GatedMLPMapping(name, gate=f"{expert}w1.weight", up=f"{expert}w3.weight") for name in gated),
-            QKVMapping(
-                f"{layer}self_attention.linear_qkv.weight",
-                **{name: f"{here}self_attn.{name}_proj.weight" for name in "qkv"},
-            ),
+            qkv,
         )

@@ -38,8 +38,11 @@ def family_of(config: Mapping[str, Any]) -> ModelFamily | None:
     if kind is not None:
         return _known.get(str(kind))
     architectures = config.get("architectures")
-    for architecture in architectures if isinstance(architectures, Sequence) else ():
-        if family := family_with(architecture):
+    if not isinstance(architectures, Sequence):
+        return None
+    for architecture in architectures:
+        family = family_with(architecture)
+        if family is not None:
             return family
     return None
 
@@ -66,12 +69,13 @@ def possible_families(config: Mapping[str, Any]) -> tuple[ModelFamily, ...]:
 
 def experts_of(config: Mapping[str, Any]) -> int:
     """Experts of a layer of a model with this config.json, 0 in a dense one."""
-    return _first("experts", config) or 0
+    return int(_first_value("experts", config) or 0)
 
 
 def softcap_of(config: Mapping[str, Any]) -> float | None:
     """What a model with this config.json squashes its output logits to; None: nothing."""
-    return _first("softcap", config)
+    softcap: float | None = _first_value("softcap", config)
+    return softcap
 
 
 def learned_positions_of(config: Mapping[str, Any]) -> int | None:
@@ -79,13 +83,15 @@ def learned_positions_of(config: Mapping[str, Any]) -> int | None:
     family = family_of(config)
     if family is None:
         return None
-    return family.value("learned_positions", config)
+    positions: int | None = family.value("learned_positions", config)
+    return positions
 
 
-def _first(size: str, config: Mapping[str, Any]) -> Any:
+def _first_value(size: str, config: Mapping[str, Any]) -> Any:
     for family in possible_families(config):
-        if found := family.value(size, config):
-            return found
+        value = family.value(size, config)
+        if value:
+            return value
     return None
 
 

@@ -245,9 +245,9 @@ class ModelFamily:
             As it stands there, whatever that is; None where it says nothing.
         """
         for name in getattr(self.fields, size):
-            found = config.get(name)
-            if found is not None:
-                return found
+            value = config.get(name)
+            if value is not None:
+                return value
         return None
 
     def size(self, size: str, config: Mapping[str, Any], default: int | None = None) -> int:
@@ -256,14 +256,14 @@ class ModelFamily:
         Raises:
             ValueError: it is not, or it is missing and there is no default.
         """
-        found = self.value(size, config)
-        if found is None:
-            found = default
-        if found is None:
+        value = self.value(size, config)
+        if value is None:
+            value = default
+        if value is None:
             raise ValueError(f"{getattr(self.fields, size)[0]} is missing")
-        if type(found) is not int or found < 1:
-            raise ValueError(f"{found!r} is not a size: a positive whole number is required")
-        return found
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{value!r} is not a size: a positive whole number is required")
+        return value
 
     def dimensions(self, config: Mapping[str, Any]) -> Dimensions:
         """All sizes of a model.
@@ -280,7 +280,7 @@ class ModelFamily:
         head = self.size("head", config, hidden // heads)
         inner = self.size("inner", config, 4 * hidden)
 
-        def size_if_said(size: str) -> int | None:
+        def size_if_given(size: str) -> int | None:
             return self.size(size, config) if self.value(size, config) else None
 
         return Dimensions(
@@ -293,9 +293,9 @@ class ModelFamily:
             layers=self.size("layers", config),
             heads=heads,
             groups=groups,
-            experts=size_if_said("experts") or 0,
-            chosen=size_if_said("chosen") or 0,
-            positions=size_if_said("positions"),
+            experts=size_if_given("experts") or 0,
+            chosen=size_if_given("chosen") or 0,
+            positions=size_if_given("positions"),
         )
 
     def has_bias(self, whole: str, config: Mapping[str, Any]) -> bool:
@@ -315,10 +315,10 @@ class ModelFamily:
 
     def layer_of(self, tensor: str) -> tuple[int, str] | None:
         """(number of its layer, name inside it) of a tensor; None where it is outside the layers."""
-        found = self._in_layer.match(tensor)
-        if found is None:
+        match = self._in_layer.match(tensor)
+        if match is None:
             return None
-        return int(found[2]), found[3]
+        return int(match[2]), match[3]
 
     @cached_property
     def _in_layer(self) -> re.Pattern[str]:
@@ -341,11 +341,11 @@ class ModelFamily:
     @cached_property
     def projections(self) -> dict[str, str]:
         """Last part of a linear layer's name -> its component; without those that two of its layers share."""
-        found: dict[str, str] = {}
+        components: dict[str, str] = {}
         shared = set()
         for matrix in self.adapted:
             name = matrix.name.rpartition(".")[2]
-            if name in found:
+            if name in components:
                 shared.add(name)
-            found[name] = matrix.component
-        return {name: component for name, component in found.items() if name not in shared}
+            components[name] = matrix.component or ""
+        return {name: component for name, component in components.items() if name not in shared}

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class PreviewSchema:
     """conf/preview.yaml."""
 
-    limit: int = 3
+    limit: int = schema.ranged(3, ge=0, le=10**9)
     out: str | None = None
     html: str | None = None
 
@@ -113,10 +113,8 @@ def check_options(cfg: DictConfig) -> None:
         UserError: an option is wrong or missing.
     """
     targets.check(cfg)
-    checks.check_ranges(cfg)
+    checks.check_ranges(cfg, PreviewConfig)
     options = cfg.preview
-    if options.limit < 0:
-        raise UserError(f"`preview.limit={options.limit}`: must be 0 (all) or more")
     for key in ("out", "html"):
         path = options[key]
         if path is not None and not Path(path).expanduser().absolute().parent.is_dir():

@@ -50,6 +50,41 @@ def test_refused_wherever_it_stands(target, place):
         targets.check(OmegaConf.create(place(target)))
 
 
+SHIPPED = {
+    "model": "posttrain.models.HFModel",
+    "peft": "posttrain.peft.LoRA",
+    "data": "posttrain.data.SFTData",
+    "data.format": "posttrain.data.formats.Messages",
+    "template": "posttrain.data.templates.ChatTemplate",
+    "parallelism": "posttrain.train.parallelism.Parallelism",
+    "optimizer": "megatron.bridge.training.config.OptimizerConfig",
+    "scheduler": "megatron.bridge.training.config.SchedulerConfig",
+    "trainer": "posttrain.train.trainer.Trainer",
+    "precision": "posttrain.train.precision.Precision",
+    "checkpoint": "posttrain.checkpoint.Checkpoint",
+    "logger.x": "posttrain.train.trackers.Wandb",
+    "metric": "posttrain.evaluate.ExactMatch",
+    "trainer.megatron.comm_overlap.x": "megatron.bridge.training.comm_overlap.CommOverlapConfig",
+}
+
+
+@pytest.mark.parametrize("place", SHIPPED)
+def test_each_group_builds_its_own_classes_alone(place, monkeypatch):
+    def composed(target):
+        cfg = OmegaConf.create()
+        OmegaConf.update(cfg, place, {"_target_": target}, force_add=True)
+        return cfg
+
+    for target in [*SHIPPED.values(), "posttrain.data.Splits"]:
+        if target == SHIPPED[place] or (place.startswith("trainer.megatron") and target.startswith("megatron")):
+            targets.check(composed(target))
+            continue
+        with pytest.raises(UserError, match=f"{place}._target_={target}: not a target that a configuration may name"):
+            targets.check(composed(target))
+    monkeypatch.setenv(targets.ENVIRONMENT, "mine")
+    targets.check(composed("mine.Own"))
+
+
 def test_interpolated_target_is_seen():
     cfg = OmegaConf.create({"name": "os.system", "peft": {"_target_": "${name}"}})
     with pytest.raises(UserError, match=r"os\.system"):

@@ -5,6 +5,7 @@ configuration, before a program sees any of it, and any file of a configuration 
 configuration is looked at where Hydra composes it, and compared with what the command line alone gives (policy.py).
 """
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain.config import expansion, policy, secrets, targets, yaml_file
+from posttrain.config import expansion, policy, schema, secrets, targets, yaml_file
 from posttrain.errors import UserError
 from posttrain.patches.elsewhere import HYDRA_GUARD
 from posttrain.patches.registry import require
@@ -168,7 +169,7 @@ def check(settings: DictConfig) -> None:
             if not isinstance(target, str) or not targets.allowed_in_hydra(target):
                 raise UserError(f"{path}={target}: not a target that a configuration may name")
     space = settings.sweeper.get("custom_search_space")
-    if space is not None and not (targets.allowed(str(space)) and targets.is_own(str(space))):
+    if space is not None and not (targets.allowed_by_user(str(space)) and targets.is_own(str(space))):
         raise UserError(
             f"hydra.sweeper.custom_search_space={space}: a configuration may not name code; see {targets.ENVIRONMENT}"
         )
@@ -177,6 +178,7 @@ def check(settings: DictConfig) -> None:
             "hydra.sweeper.storage: not supported, the sweeper's Optuna 2 doesn't work with SQLAlchemy 2; none is "
             "needed: the same command proposes the same trials, and resumes after those that are finished"
         )
+    _check_numbers(settings)
     for place, text in policy.texts(settings.launcher, "hydra.launcher"):
         name = place.removeprefix("hydra.launcher.").partition("[")[0]
         if policy.CONTROL.search(text) and name not in COMMANDS:
@@ -190,3 +192,18 @@ def check(settings: DictConfig) -> None:
     subdir = settings.output_subdir
     if subdir is not None and (Path(subdir).name != subdir or subdir in (".", "..")):
         raise UserError(f"hydra.output_subdir={subdir}: must be a plain name within the run directory")
+
+
+def _check_numbers(settings: DictConfig) -> None:
+    """Numbers of the launcher, the sweeper and its sampler within their limits."""
+    if settings.launcher.get("_target_") == schema.SlurmSchema._target_:
+        limits = {field.name: dict(field.metadata) for field in fields(schema.SlurmSchema) if field.metadata}
+        schema.check(settings.launcher, limits, "hydra.launcher.")
+    schema.check(settings.sweeper, schema.SWEEPER, "hydra.sweeper.")
+    sampler = settings.sweeper.get("sampler")
+    if isinstance(sampler, DictConfig):
+        limits = {}
+        for key, value in sampler.items():
+            if type(value) in (int, float):
+                limits[str(key)] = schema.SAMPLER_SEED if key == "seed" else schema.SAMPLER
+        schema.check(sampler, limits, "hydra.sweeper.sampler.")

@@ -4,14 +4,29 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
-from posttrain.config import targets
+from posttrain.config import targets, value_types
 from posttrain.errors import UserError
 
 
-def built(node: Any) -> Any:
-    """Instantiate a group; what its class says against a value is raised as it was said, without Hydra's wrapping."""
+def built(node: Any, key: str = "") -> Any:
+    """Instantiate a group; what its class says against a value is raised as it was said, without Hydra's wrapping.
+
+    Args:
+        node: the group.
+        key: its key path, for the error where `node` has none of its own because it is no mapping.
+
+    Raises:
+        UserError: it is no mapping with a `_target_`, a value has another type than its class says, or the class
+            refuses it.
+    """
+    if not isinstance(node, DictConfig) or node.get("_target_") is None:
+        where = key or getattr(node, "_get_full_key", lambda _: "")(None)
+        raise UserError(f"`{where}`: must be a mapping with a `_target_`, as the files of this group in conf/ have it")
     targets.require_own(node)
+    if OmegaConf.get_type(node) is dict:  # the schema has no types for it
+        value_types.check(node)
     try:
         return instantiate(node)
     except InstantiationException as error:

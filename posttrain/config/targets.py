@@ -17,25 +17,37 @@ from posttrain.errors import UserError
 
 ENVIRONMENT = "POSTTRAIN_ALLOW_TARGETS"
 
-# Upstream names are classes directly in the named modules: `[A-Z]\w*` keeps module attributes such as
-# `megatron.bridge.training.config.os` out of reach.
-ALLOWED = [
-    re.compile(pattern)
-    for pattern in (
-        r"posttrain\.models\.HFModel",
-        r"posttrain\.data\.[A-Z]\w*",
-        r"posttrain\.data\.(formats|templates)(\.\w+)?\.[A-Z]\w*",
-        r"posttrain\.demo\.[A-Z]\w*",
-        r"posttrain\.peft\.[A-Z]\w*",
-        r"posttrain\.train\.parallelism\.Parallelism",
-        r"posttrain\.train\.precision\.Precision",
-        r"posttrain\.checkpoint\.Checkpoint",
-        r"posttrain\.train\.trackers\.[A-Z]\w*",
-        r"posttrain\.train\.trainer\.Trainer",
-        r"posttrain\.evaluate\.[A-Z]\w*",
-        r"megatron\.bridge\.training\.config\.[A-Z]\w*Config",
-        r"megatron\.bridge\.training\.comm_overlap\.[A-Z]\w*Config",
-        r"megatron\.bridge\.peft\.(lora|dora|canonical_lora)\.[A-Z]\w*",
+# Where a `_target_` may stand, by its key path, and what it may be there. Upstream names are classes directly in the
+# named modules: `[A-Z]\w*` keeps module attributes such as `megatron.bridge.training.config.os` out of reach.
+PLACES = [
+    (re.compile(place), re.compile(target), words)
+    for place, target, words in (
+        (r"model", r"posttrain\.models\.HFModel", "posttrain.models.HFModel"),
+        (r"peft", r"posttrain\.peft\.[A-Z]\w*", "a class of posttrain.peft"),
+        (r"data", r"posttrain\.data\.[A-Z]\w*Data", "a class of posttrain.data"),
+        (
+            r"data\.(sources\[\d+\]\.)?format",
+            r"posttrain\.data\.formats(\.\w+)?\.[A-Z]\w*",
+            "a class of posttrain.data.formats",
+        ),
+        (r"template", r"posttrain\.data\.templates\.[A-Z]\w*", "a class of posttrain.data.templates"),
+        (
+            r"parallelism",
+            r"posttrain\.train\.parallelism\.Parallelism",
+            "posttrain.train.parallelism.Parallelism",
+        ),
+        (r"optimizer", r"megatron\.bridge\.training\.config\.OptimizerConfig", "Megatron-Bridge's OptimizerConfig"),
+        (r"scheduler", r"megatron\.bridge\.training\.config\.SchedulerConfig", "Megatron-Bridge's SchedulerConfig"),
+        (r"trainer", r"posttrain\.train\.trainer\.Trainer", "posttrain.train.trainer.Trainer"),
+        (
+            r"trainer\.megatron\..*",
+            r"megatron\.bridge\.training\.(config|comm_overlap)\.[A-Z]\w*Config",
+            "a class of Megatron-Bridge's configuration",
+        ),
+        (r"precision", r"posttrain\.train\.precision\.Precision", "posttrain.train.precision.Precision"),
+        (r"checkpoint", r"posttrain\.checkpoint\.Checkpoint", "posttrain.checkpoint.Checkpoint"),
+        (r"logger\.[^.]+", r"posttrain\.train\.trackers\.[A-Z]\w*", "a class of posttrain.train.trackers"),
+        (r"metric", r"posttrain\.evaluate\.[A-Z]\w*", "a class of posttrain.evaluate"),
     )
 ]
 
@@ -79,9 +91,16 @@ def walk(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from walk(value, f"{path}[{index}]")
 
 
-def allowed(target: str) -> bool:
-    """Whether `target` may be built."""
-    return any(pattern.fullmatch(target) for pattern in ALLOWED) or allowed_by_user(target)
+def allowed(path: str, target: str) -> bool:
+    """Whether `target` may be built where the key path `path`, which ends with `._target_`, says so."""
+    place = path.removesuffix("._target_")
+    shipped = any(where.fullmatch(place) and what.fullmatch(target) for where, what, _ in PLACES)
+    return shipped or allowed_by_user(target)
+
+
+def listed(target: str) -> bool:
+    """Whether `target` may be built in one place or another, whatever the environment variable allows."""
+    return any(what.fullmatch(target) for _, what, _ in PLACES)
 
 
 def allowed_by_user(target: str) -> bool:
@@ -99,7 +118,7 @@ def require_own(node: Any) -> None:
         UserError: naming the target.
     """
     for path, target in walk(node):
-        if any(pattern.fullmatch(target) for pattern in ALLOWED):
+        if listed(target):
             continue
         if not is_own(target):
             raise UserError(
@@ -152,10 +171,10 @@ def check(cfg: Any) -> None:
     except RecursionError:
         raise UserError("the configuration refers to itself without end (an interpolation like a: ${a})") from None
     for path, target in found:
-        if not isinstance(target, str) or not allowed(target):
+        if not isinstance(target, str) or not allowed(path, target):
             raise UserError(
-                f"{path}={target}: not a target that a configuration may name. Code of your own: put it on PYTHONPATH "
-                f"and allow its module with the environment variable {ENVIRONMENT}=your_module."
+                f"{path}={target}: not a target that a configuration may name{_instead(path)}. Code of your own: put "
+                f"it on PYTHONPATH and allow its module with the environment variable {ENVIRONMENT}=your_module."
             )
     for group in {re.split(r"[.\[]", path)[0] for path, _ in found}:
         values = cfg[group]
@@ -163,7 +182,7 @@ def check(cfg: Any) -> None:
         for where, text in policy.texts(plain, group):
             if "${" in text:
                 raise UserError(f"`{where}`: holds ${{...}} as text, which would be filled in where it is used")
-    passed = OmegaConf.select(cfg, "trainer.megatron")
+    passed = None if OmegaConf.is_missing(cfg, "trainer") else OmegaConf.select(cfg, "trainer.megatron")
     for section, values in passed.items() if isinstance(passed, DictConfig) else ():
         if section not in SECTIONS:
             raise UserError(
@@ -171,3 +190,10 @@ def check(cfg: Any) -> None:
             )
         for key in filter(NOT_SET.fullmatch, map(str, values if isinstance(values, DictConfig) else ())):
             raise UserError(f"trainer.megatron.{section}.{key}: names files or code, so it may not be set")
+
+
+def _instead(path: str) -> str:
+    """What may stand there, in words to go on with."""
+    place = path.removesuffix("._target_")
+    names = [words for where, _, words in PLACES if where.fullmatch(place)]
+    return f" here, where {names[0]} is expected" if names else ""

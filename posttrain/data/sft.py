@@ -24,6 +24,8 @@ _CHOICES = {
     "on_error": ("error", "skip"),
 }
 
+MOST_PASSES = 10_000  # over a source in an epoch; each is an index in memory for each conversation
+
 
 @dataclass
 class Splits:
@@ -191,9 +193,15 @@ class SFTData:
                 raise UserError(
                     f"data.sources[{index}]: needs `path`, may have `format` and `weight`; found {list(source)}"
                 )
+            path = source["path"]
+            several = isinstance(path, list | tuple) and all(isinstance(one, str) for one in path)
+            if not isinstance(path, str) and not several:
+                raise UserError(f"data.sources[{index}].path={path}: must be text or a list of text")
             weight = source.get("weight", 1.0)
-            if not isinstance(weight, int | float) or weight < 0:
-                raise UserError(f"data.sources[{index}].weight={weight}: must be a number of passes, 0 or more")
+            if not isinstance(weight, int | float) or not 0 <= weight <= MOST_PASSES:
+                raise UserError(
+                    f"data.sources[{index}].weight={weight}: must be a number of passes, 0 to {MOST_PASSES}"
+                )
             found.append({"path": source["path"], "format": source.get("format", self.format), "weight": weight})
         return found
 
@@ -201,6 +209,14 @@ class SFTData:
         """Every path of this configuration, with the key it is from."""
         found = [(source["path"], "data.path") for source in self._sources()]
         return found + ([(self.validation_path, "data.validation_path")] if self.validation_path is not None else [])
+
+    def formats(self) -> list[tuple[Any, str]]:
+        """Every format of this configuration, with the key it is from."""
+        found = [(self.format, "data.format")]
+        for index, source in enumerate(self.sources):
+            if "format" in source:
+                found.append((source["format"], f"data.sources[{index}].format"))
+        return found
 
     def rules(self, seq_length: int) -> "Rules":
         """What to do with each conversation.

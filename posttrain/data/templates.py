@@ -58,6 +58,8 @@ class ChatTemplate:
             raise UserError(f"template.file={self.file}: {error.strerror or error}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"template.file={self.file}: not UTF-8 text: {error}") from None
+        except ValueError as error:  # a zero byte in the name
+            raise UserError(f"template.file={self.file!r}: {error}") from None
 
     def source(self, tokenizer) -> str:
         """The Jinja text for `tokenizer`; what `tokenizer.chat_template` has to be for the trained model.

@@ -29,11 +29,11 @@ class EvaluateSchema:
     split: str = schema.ranged("auto", choices=["auto", "validation", "train"])
     datasets: Any = None  # name -> overrides
     group_by: str | None = "category"
-    limit: int | None = schema.ranged(None, ge=1)
-    batch_tokens: int = schema.ranged(4096, ge=1)
-    batch_size: int = schema.ranged(8, ge=1)
-    max_new_tokens: int = schema.ranged(256, ge=1)
-    temperature: float = schema.ranged(0.0, ge=0)
+    limit: int | None = schema.ranged(None, ge=1, le=10**12)
+    batch_tokens: int = schema.ranged(4096, ge=1, le=schema.TOKENS)
+    batch_size: int = schema.ranged(8, ge=1, le=65_536)
+    max_new_tokens: int = schema.ranged(256, ge=1, le=1_048_576)
+    temperature: float = schema.ranged(0.0, ge=0, le=1e3)
     top_p: float = schema.ranged(1.0, gt=0, le=1)
     out: str = MISSING
 
@@ -45,9 +45,9 @@ class LMEvalSchema:
     tasks: list[str] = field(default_factory=list)
     include_path: str | None = None
     trust_include_path: bool = False
-    num_fewshot: int | None = schema.ranged(None, ge=0)
-    limit: int | None = schema.ranged(None, ge=1)
-    batch_size: int = schema.ranged(8, ge=1)
+    num_fewshot: int | None = schema.ranged(None, ge=0, le=1_000)
+    limit: int | None = schema.ranged(None, ge=1, le=10**12)
+    batch_size: int = schema.ranged(8, ge=1, le=65_536)
     chat_template: bool = False
 
 

@@ -17,7 +17,6 @@ from omegaconf import DictConfig, open_dict
 
 from posttrain.cli import command
 from posttrain.config import schema
-from posttrain.errors import UserError
 from posttrain.plan import auto, gpus
 from posttrain.plan.report import build_plan
 from posttrain.spec import checks
@@ -29,8 +28,8 @@ class PlanSchema:
     """conf/plan.yaml."""
 
     gpu: str | None = None
-    gpus: int | None = None
-    memory_gib: float | None = None
+    gpus: int | None = schema.ranged(None, ge=1, le=1_024)
+    memory_gib: float | None = schema.ranged(None, gt=0, le=1e5)
     read_data: bool = True
     json: bool = False
 
@@ -64,12 +63,10 @@ def plan(cfg: DictConfig) -> bool:
     Raises:
         UserError: as training would for the same overrides, or an unknown GPU.
     """
+    checks.check_ranges(cfg, PlanConfig)
     options = cfg.plan
     with open_dict(cfg):
         del cfg["plan"]
-    for key, value in (("gpus", options.gpus), ("memory_gib", options.memory_gib)):
-        if value is not None and value <= 0:
-            raise UserError(f"`plan.{key}={value}`: must be more than 0")
     here = [] if options.gpu else gpus.detect_gpus()
     if here:
         gpu = here[0]

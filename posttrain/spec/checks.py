@@ -3,7 +3,6 @@
 Each check raises `UserError` naming the key, the value, and what would be right.
 """
 
-import operator
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,7 +16,7 @@ from posttrain.config import schema, secrets, targets
 from posttrain.config.instantiate import built
 from posttrain.data import checks as data
 from posttrain.errors import UserError
-from posttrain.models.families import experts_of, family_of, learned_positions_of
+from posttrain.models.families import experts_of, family_of, learned_positions_of, possible_families
 from posttrain.models.headers import read_json
 from posttrain.models.hf import check_trust
 from posttrain.models.hf_adapter import is_adapter, read_adapter
@@ -26,13 +25,7 @@ from posttrain.peft.adapters import resolve
 from posttrain.spec.parallel_sizes import KEYS, Counts, ParallelSizes, model_parallel_sizes
 from posttrain.spec.run_spec import resolve_spec
 
-# Limit of a schema field -> how a message says it, and the comparison.
-COMPARISONS = {
-    "ge": ("at least", operator.ge),
-    "gt": ("greater than", operator.gt),
-    "le": ("at most", operator.le),
-    "lt": ("less than", operator.lt),
-}
+SIZES = ("layers", "heads", "groups", "experts", "learned_positions")  # fields of a config.json that are computed with
 
 
 def check(cfg: DictConfig, visible_gpus: int) -> None:
@@ -70,6 +63,12 @@ def check_keys(cfg: DictConfig) -> None:
     unknown = sorted(set(map(str, cfg)) - known - {"hydra"})
     if unknown:
         raise UserError(f"`{unknown[0]}`: there is no such group; known: {', '.join(sorted(known))}")
+    for name, tracker in cfg.logger.items():
+        if not isinstance(tracker, DictConfig) or tracker.get("_target_") is None:
+            raise UserError(
+                f"`logger.{name}`: is no tracker, which is a mapping with a `_target_`; choose one with "
+                "logger=[wandb,tensorboard]"
+            )
     plain = schema.PeftSchema()
     ignored = set()
     if cfg.peft._target_ is None:
@@ -83,19 +82,7 @@ def check_keys(cfg: DictConfig) -> None:
 
 def check_ranges(cfg: DictConfig, config: type = schema.Config) -> None:
     """Every value inside the limits that its schema field states."""
-    for path, limits in schema.limits(config).items():
-        value = OmegaConf.select(cfg, path)
-        word = limits.get("word")
-        if value is None or (word and value == word):
-            continue
-        if word and type(value) is not int:
-            raise UserError(f"`{path}={value}`: must be a whole number or {word}")
-        choices = limits.get("choices")
-        if choices and value not in choices:
-            raise UserError(f"`{path}={value}`: must be one of {', '.join(map(str, choices))}")
-        for name, (phrase, holds) in COMPARISONS.items():
-            if name in limits and not holds(value, limits[name]):
-                raise UserError(f"`{path}={value}`: must be {phrase} {limits[name]}")
+    schema.check(cfg, schema.limits(config))
 
 
 def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
@@ -248,12 +235,31 @@ def _check_counts(counts: Counts, sizes: ParallelSizes) -> None:
 
 
 def architecture(model: DictConfig) -> Mapping[str, Any] | None:
-    """config.json fields of the config group `model`: those of a local directory, else as configured; None: unknown."""
+    """config.json fields of the config group `model`: those of a local directory, else as configured; None: unknown.
+
+    Raises:
+        UserError: one that a check computes with is no size.
+    """
     config = Path(model.path or "").expanduser() / "config.json"
     if config.is_file() and not (model.random_init and model.architecture is not None):
-        return read_json(config)
+        shape = read_json(config)
+        _check_sizes(shape, f"{config}: ")
+        return shape
     configured: DictConfig | None = model.architecture
+    if configured is not None:
+        _check_sizes(configured, "model.architecture.")
     return configured
+
+
+def _check_sizes(shape: Mapping[str, Any], source: str) -> None:
+    """Fields that are computed with are numbers; `source` begins the error."""
+    for family in possible_families(shape):
+        for size in SIZES:
+            for name in getattr(family.fields, size):
+                value = shape.get(name)
+                whole = type(value) is int and value >= 0
+                if value is not None and not whole:
+                    raise UserError(f"{source}{name}={value}: must be a positive whole number")
 
 
 def pipeline_ends(cfg: DictConfig) -> int:

@@ -85,8 +85,8 @@ def test_tables(capsys):
     "words, expected",
     [
         (["plan.gpu=h1000"], "not known; did you mean h100"),
-        (["plan.gpus=0"], "must be more than 0"),
-        (["plan.memory_gib=-1"], "must be more than 0"),
+        (["plan.gpus=0"], "must be (greater than 0|at least 1)"),
+        (["plan.memory_gib=-1"], "must be (greater than 0|at least 1)"),
         (["optimizer.lr=-1"], "`optimizer.lr=-1.0`: must be greater than 0"),
         (["model=llama3_8b", "parallelism=tp8", "parallelism.tensor_model_parallel_size=16", "plan.gpus=16"], "groups"),
     ],

@@ -190,9 +190,9 @@ def write_adapter(source: Source, scratch: Path) -> None:
     hub = model.random_init or not (Path(model.base).is_dir() or model.base.startswith(DEMO))
     base = model.base if hub else str(model.directory.resolve())
     source.bridge.save_hf_adapter(source.parts, scratch, source.peft, base_model_name_or_path=base, show_progress=False)
-    from posttrain.peft.magnitudes import magnitudes
+    from posttrain.peft.magnitudes import export_magnitudes
 
-    found = magnitudes(source.bridge, source.parts)
+    found = export_magnitudes(source.bridge, source.parts)
     if torch.distributed.get_rank() != 0:
         return
     family = family_of(model.hf_config().to_dict())

@@ -9,7 +9,7 @@ import torch
 
 from posttrain.errors import RunFailed
 from posttrain.models.headers import read_headers
-from posttrain.peft.attach import attach
+from posttrain.peft.attach import attach_adapter
 
 
 class ExportRefused(RunFailed):
@@ -63,7 +63,7 @@ def reference(directory: Path, model: Any, adapter: bool, tokens: torch.Tensor, 
             raise ExportRefused(f"export refused: transformers reports {kind.replace('_', ' ')}: {names[0]}")
     hf = hf.to(device)
     if adapter:
-        hf = attach(hf, directory, device)
+        hf = attach_adapter(hf, directory, device)
     hf.eval()
     tokens = tokens.to(device)
     logits = []

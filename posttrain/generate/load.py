@@ -15,7 +15,7 @@ from posttrain.models import HFModel
 from posttrain.models.headers import own_file, read_headers
 from posttrain.models.hf import DEMO
 from posttrain.models.hf_adapter import check_against, is_adapter, read_adapter
-from posttrain.peft.attach import attach
+from posttrain.peft.attach import attach_adapter
 from posttrain.utils import rundir
 from posttrain.utils.gpus import visible_gpus
 from posttrain.utils.stop import FULL_ERROR
@@ -134,5 +134,5 @@ def load(directory: Path, dtype: str | None = None) -> tuple[Any, Any]:
             f"{directory}: transformers can't read it: {(str(error).strip() or repr(error)).splitlines()[0]}"
         ) from error
     if source.adapter:
-        model = attach(model, directory)
+        model = attach_adapter(model, directory)
     return model.to(device).eval(), source.load_tokenizer()

@@ -71,6 +71,9 @@ class Pair:
     scale: float = 1.0
 
 
+type Adapter = tuple[dict[str, Any], dict[str, Pair], dict[str, Tensor]]
+
+
 def is_adapter(directory: Path) -> bool:
     """Whether `directory` is a PEFT adapter."""
     return (directory / CONFIG).is_file()
@@ -84,7 +87,7 @@ def base_of(directory: Path) -> str:
     return base
 
 
-def read_adapter(directory: Path) -> tuple[dict[str, Any], dict[str, Pair], dict[str, Tensor]]:
+def read_adapter(directory: Path) -> Adapter:
     """Return its configuration, module name -> Pair, and the tensors' headers.
 
     Raises:

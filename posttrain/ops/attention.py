@@ -7,7 +7,7 @@ softmax scale, sliding windows and logit soft-capping (Gemma 2).
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ class SDPAAttention(MegatronModule):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: "ProcessGroupCollection | None" = None,
-        **unused: Any,
+        **unused: object,
     ) -> None:
         super().__init__(config=config)
         if config.context_parallel_size != 1:
@@ -103,9 +103,8 @@ class SDPAAttention(MegatronModule):
             [s, b, heads * d], or packed [t, heads, d].
         """
         if packed_seq_params is None:
-            out = self._attend(
-                query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)
-            )  # [b, heads, s, d]
+            # [s, b, heads, d] -> [b, heads, s, d]
+            out = self._attend(query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3))
             return out.permute(2, 0, 1, 3).flatten(2)
         lengths = sequence_lengths(packed_seq_params, query.size(0))
         parts = []
@@ -127,31 +126,53 @@ class SDPAAttention(MegatronModule):
         dropout = self.dropout if self.training else 0.0
         queries = q.size(2)
         keys = k.size(2)
+        window = self.window
+        if window is not None and keys <= window + 1:
+            window = None
+        if self.softcap is not None:
+            return self._attend_softcapped(q, k, v, self.softcap, _visible(queries, keys, window, q.device))
         mask = None
         causal = queries == keys
-        windowed = self.window is not None and keys > self.window + 1
-        if windowed or self.softcap is not None or 1 < queries < keys:
-            query_positions = torch.arange(keys - queries, keys, device=q.device)[:, None]
-            distance = query_positions - torch.arange(keys, device=q.device)[None]
-            mask = distance >= 0
+        if window is not None or 1 < queries < keys:
+            mask = _visible(queries, keys, window, q.device)
             causal = False
-            if windowed:
-                mask = mask & (distance <= self.window)
-        if self.softcap is None:
-            return F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                is_causal=causal,
-                dropout_p=dropout,
-                scale=self.softmax_scale,
-                enable_gqa=q.size(1) != k.size(1),
-            )
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=causal,
+            dropout_p=dropout,
+            scale=self.softmax_scale,
+            enable_gqa=q.size(1) != k.size(1),
+        )
+
+    def _attend_softcapped(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softcap: float, visible: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention whose scores are squashed to +-softcap, to the keys that are `visible` [queries, keys]."""
         groups = q.size(1) // k.size(1)
         k = k.repeat_interleave(groups, dim=1)
         v = v.repeat_interleave(groups, dim=1)
         scores = (q @ k.transpose(-1, -2)).float() * self.softmax_scale
-        scores = self.softcap * torch.tanh(scores / self.softcap)
-        probs = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(q.dtype)
+        scores = softcap * torch.tanh(scores / softcap)
+        probs = scores.masked_fill(~visible, float("-inf")).softmax(-1).to(q.dtype)
+        dropout = self.dropout if self.training else 0.0
         return F.dropout(probs, dropout, self.training) @ v
+
+
+def _visible(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """bool[queries, keys]: which keys each query sees, the queries being the last positions.
+
+    Args:
+        queries: their number.
+        keys: their number.
+        window: how many earlier keys a query sees besides its own; None: all.
+        device: of the result.
+    """
+    query_positions = torch.arange(keys - queries, keys, device=device)[:, None]
+    distance = query_positions - torch.arange(keys, device=device)[None]
+    visible = distance >= 0
+    if window is not None:
+        visible = visible & (distance <= window)
+    return visible

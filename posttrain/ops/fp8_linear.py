@@ -23,13 +23,17 @@ class Weight:
         """x W^T: [t, in] -> [t, out]."""
         if self.scale is None:
             return x @ self.data.t()
-        if not x.is_cuda:
-            return _dequantised(*quantise(x), x.dtype) @ _dequantised(self.data, self.scale, x.dtype).t()
         eight, scale = quantise(x)
+        if not x.is_cuda:
+            return _dequantise(eight, scale, x.dtype) @ _dequantise(self.data, self.scale, x.dtype).t()
         return torch._scaled_mm(
-            eight, self.data.t(), scale_a=scale[:, None], scale_b=self.scale[None], out_dtype=x.dtype,
+            eight,
+            self.data.t(),
+            scale_a=scale[:, None],
+            scale_b=self.scale[None],
+            out_dtype=x.dtype,
             use_fast_accum=True,
-        )  # fmt: skip
+        )
 
     def gradient(self, upstream: torch.Tensor) -> torch.Tensor:
         """upstream W: [t, out] -> [t, in]."""
@@ -37,15 +41,19 @@ class Weight:
             return upstream @ self.data
         eight, scale = quantise(upstream, self.scale)
         if not upstream.is_cuda:
-            return _dequantised(eight, scale, upstream.dtype) @ self.data.to(upstream.dtype)
+            return _dequantise(eight, scale, upstream.dtype) @ self.data.to(upstream.dtype)
         from posttrain.ops.triton_kernels import transpose
 
         # Hopper's 8-bit products want both operands along the sum: a transposed copy, for this product alone.
         one = torch.ones(1, self.data.size(1), device=upstream.device)
         return torch._scaled_mm(
-            eight, transpose(self.data).t(), scale_a=scale[:, None], scale_b=one, out_dtype=upstream.dtype,
+            eight,
+            transpose(self.data).t(),
+            scale_a=scale[:, None],
+            scale_b=one,
+            out_dtype=upstream.dtype,
             use_fast_accum=True,
-        )  # fmt: skip
+        )
 
 
 def quantise(values: torch.Tensor, columns: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,10 +62,12 @@ def quantise(values: torch.Tensor, columns: torch.Tensor | None = None) -> tuple
         from posttrain.ops import triton_kernels
 
         return triton_kernels.quantise(values.contiguous(), columns)
-    values = values.float() if columns is None else values.float() * columns
+    values = values.float()
+    if columns is not None:
+        values = values * columns
     scale = values.abs().amax(1).clamp_min(1e-30) / E4M3_MAX
     return (values / scale[:, None]).to(torch.float8_e4m3fn), scale
 
 
-def _dequantised(eight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _dequantise(eight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (eight.float() * scale[:, None]).to(dtype)

@@ -6,24 +6,36 @@ applied to the rank-r product, and both sums happen in the matrix products thems
 layer, its norm or the MLP's activation, belongs to the operation too and is computed again in the backward pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.bridge.peft.lora_layers import LoRALinear
 from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from posttrain.ops.fp8_linear import Weight, quantise
 from posttrain.ops.recomputed_norms import Norm, SwiGLU
+
+type Context = Any  # of torch.autograd.Function, which takes whatever attributes it is given
 
 
 class FrozenLinearWithLoRA(torch.autograd.Function):
     """y = f(x) W^T + scale (f(x) A^T) B^T with W and f frozen; f is computed again in the backward pass."""
 
     @staticmethod
-    def forward(ctx, x, weight: torch.Tensor, weight_scale: torch.Tensor | None, a, b, scale: float, before=None):
-        """x [..., in'], weight [out, in], a [rank, in], b [out, rank], before: f, see inputs.py -> [..., out]."""
+    def forward(
+        ctx: Context,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        weight_scale: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+        before: Norm | SwiGLU | None = None,
+    ) -> torch.Tensor:
+        """x [..., in'], weight [out, in], a [rank, in], b [out, rank], before: f -> [..., out]."""
         flat = x.reshape(-1, x.size(-1))
         y = before(flat) if before else flat
         low = y @ a.t()
@@ -31,25 +43,32 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         out = Weight(weight, weight_scale).product(y)
         out.addmm_(low, b.t())
         ctx.save_for_backward(flat, weight, weight_scale, a, b, low)
-        ctx.scale, ctx.shape, ctx.before = scale, x.shape, before
+        ctx.scale = scale
+        ctx.shape = x.shape
+        ctx.before = before
         return out.view(*x.shape[:-1], weight.size(0))
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(
+        ctx: Context, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, None, None, torch.Tensor, torch.Tensor, None, None]:
         """Gradients of x, A and B."""
         flat, weight, weight_scale, a, b, low = ctx.saved_tensors
         upstream = upstream.reshape(-1, upstream.size(-1))
         down = upstream @ b
         down *= ctx.scale
         grad_b = upstream.t() @ low
-        grad_x, y = None, flat
+        grad_x: torch.Tensor | None = None
+        y = flat
         if ctx.needs_input_grad[0]:
             grad_x = Weight(weight, weight_scale).gradient(upstream)
             grad_x.addmm_(down, a)
         if ctx.before:
             grad_x, y = ctx.before.backward(grad_x, flat)
         grad_a = down.t() @ y
-        return grad_x if grad_x is None else grad_x.view(ctx.shape), None, None, grad_a, grad_b, None, None
+        if grad_x is not None:
+            grad_x = grad_x.view(ctx.shape)
+        return grad_x, None, None, grad_a, grad_b, None, None
 
 
 class FusedLoRALinear(LoRALinear):
@@ -61,22 +80,28 @@ class FusedLoRALinear(LoRALinear):
 
     recompute = True
 
-    def forward(self, x, *args, **kwargs):
+    def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As LoRALinear: (output, bias that the caller adds or None)."""
         if not self.fusable():
             return super().forward(x, *args, **kwargs)
         before = norm_of(self.to_wrap)
-        if before and not (self.recompute and not before.gamma.requires_grad):
-            x, before = before(x), None
+        if before and (before.gamma.requires_grad or not self.recompute):
+            x = before(x)
+            before = None
         return self.apply_fused(x, before)
 
-    def apply_fused(self, x: torch.Tensor, before: Callable | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def apply_fused(self, x: torch.Tensor, before: Norm | SwiGLU | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The operation on x, with `before` applied first; see FrozenLinearWithLoRA."""
         base, adapter = self.to_wrap, self.adapter
         y = FrozenLinearWithLoRA.apply(
-            x, base.weight, getattr(base, "weight_scale", None), adapter.linear_in.weight, adapter.linear_out.weight,
-            adapter.alpha / adapter.dim, before,
-        )  # fmt: skip
+            x,
+            base.weight,
+            getattr(base, "weight_scale", None),
+            adapter.linear_in.weight,
+            adapter.linear_out.weight,
+            adapter.alpha / adapter.dim,
+            before,
+        )
         bias = getattr(base, "bias", None)
         if bias is None or not bias.numel():
             return y, None
@@ -108,22 +133,29 @@ class FusedLoRALinear(LoRALinear):
 class FusedMLP(MLP):
     """Megatron's MLP, its SwiGLU part of the second layer's operation."""
 
-    def forward(self, hidden_states, per_token_scale=None, **kwargs):
+    def forward(
+        self, hidden_states: torch.Tensor, per_token_scale: torch.Tensor | None = None, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As MLP: (output, bias that the caller adds or None)."""
         last = self.linear_fc2
         if per_token_scale is not None or not last.fusable():
             return super().forward(hidden_states, per_token_scale, **kwargs)
         both, bias = self.linear_fc1(hidden_states)
-        return last.apply_fused(both if bias is None else both + bias, SwiGLU())
+        if bias is not None:
+            both = both + bias
+        return last.apply_fused(both, SwiGLU())
 
 
-def norm_of(base: torch.nn.Module) -> Norm | None:
-    """The norm that Transformer Engine has in one module with the layer, None where there is none."""
+def norm_of(base: Any) -> Norm | None:
+    """The norm that Transformer Engine has in one module with the layer `base`, None where there is none."""
     gamma = getattr(base, "layer_norm_weight", None)
     if gamma is None:
         return None
-    shift = base.layer_norm_bias if base.normalization != "RMSNorm" else None
-    return Norm(gamma + 1 if base.zero_centered_gamma else gamma, base.eps, base.normalization == "RMSNorm", shift)
+    if base.zero_centered_gamma:
+        gamma = gamma + 1
+    if base.normalization == "RMSNorm":
+        return Norm(gamma, base.eps)
+    return Norm(gamma, base.eps, rms=False, shift=base.layer_norm_bias)
 
 
 def fuse(module: torch.nn.Module) -> torch.nn.Module:
@@ -137,22 +169,32 @@ def fuse(module: torch.nn.Module) -> torch.nn.Module:
 
 def fuse_activations(model: list[torch.nn.Module], recompute: bool) -> None:
     """Make each plain SwiGLU MLP with a fused second layer a FusedMLP; without `recompute` none."""
-    for module in (module for part in model for module in part.modules()):
+    for module in modules_of(model):
         if isinstance(module, FusedLoRALinear):
             module.recompute = recompute
         if not recompute or type(module) is not MLP or type(module.linear_fc2) is not FusedLoRALinear:
             continue
-        config = module.config
-        if (
-            config.gated_linear_unit
-            and module.activation_func is F.silu
-            and not config.use_te_activation_func
-            and not config.glu_linear_offset
-            and config.activation_func_clamp_value is None
-        ):
+        if module.activation_func is F.silu and is_plain_gate(module.config):
             module.__class__ = FusedMLP
 
 
-def fused_layers(model: list[Any]) -> list[FusedLoRALinear]:
+def is_plain_gate(config: TransformerConfig) -> bool:
+    """Whether an MLP's gate is multiplied as it is."""
+    return (
+        config.gated_linear_unit
+        and not config.use_te_activation_func
+        and not config.glu_linear_offset
+        and config.activation_func_clamp_value is None
+    )
+
+
+def fused_layers(model: list[torch.nn.Module]) -> list[FusedLoRALinear]:
     """The layers of a model's parts that are computed as one operation."""
-    return [m for part in model for m in part.modules() if isinstance(m, FusedLoRALinear) and m.fusable()]
+    layers = [module for module in modules_of(model) if isinstance(module, FusedLoRALinear)]
+    return [layer for layer in layers if layer.fusable()]
+
+
+def modules_of(model: list[torch.nn.Module]) -> Iterator[torch.nn.Module]:
+    """Every module of a model's parts."""
+    for part in model:
+        yield from part.modules()

@@ -28,7 +28,7 @@ def supervised_losses(
     context: torch.Tensor,
     compute_language_model_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     config: "TransformerConfig",
-    **unused: Any,
+    **unused: object,
 ) -> torch.Tensor:
     """Return the losses of the positions in `context`; the output processor of Megatron's GPTModel.
 
@@ -54,12 +54,15 @@ def supervised_losses(
     return compute_language_model_loss(labels, logits)
 
 
+type Context = Any  # of torch.autograd.Function, which takes whatever attributes it is given
+
+
 class FrozenLinearCrossEntropy(torch.autograd.Function):
     """cross_entropy(hidden @ weight.T, labels) per row, with the gradient of `hidden` alone."""
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Context,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         labels: torch.Tensor,
@@ -68,21 +71,22 @@ class FrozenLinearCrossEntropy(torch.autograd.Function):
         from posttrain.ops.triton_kernels import cross_entropy_
 
         losses = torch.empty(hidden.size(0), dtype=torch.float32, device=hidden.device)
-        needs_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if needs_gradient else None
+        gradient: torch.Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            gradient = torch.empty_like(hidden)
         for start in range(0, hidden.size(0), LOGIT_ROWS):
             rows = slice(start, start + LOGIT_ROWS)
             logits = hidden[rows] @ weight.t()
             # Afterwards the logits hold their own gradient.
-            cross_entropy_(logits, labels[rows], losses[rows], needs_gradient)
-            if needs_gradient:
+            cross_entropy_(logits, labels[rows], losses[rows], gradient is not None)
+            if gradient is not None:
                 torch.mm(logits, weight, out=gradient[rows])
             del logits  # before the next chunk's are made
         ctx.save_for_backward(gradient)
         return losses
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Scale each row with its own upstream gradient."""
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[:, None].to(gradient.dtype), None, None

@@ -55,4 +55,5 @@ class SwiGLU:
             return swiglu_backward(upstream, both)
         gate, up = both.chunk(2, dim=-1)
         silu = F.silu(gate)
-        return torch.cat([torch.ops.aten.silu_backward(upstream * up, gate), upstream * silu], dim=-1), silu * up
+        gradient = torch.cat([torch.ops.aten.silu_backward(upstream * up, gate), upstream * silu], dim=-1)
+        return gradient, silu * up

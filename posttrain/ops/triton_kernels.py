@@ -7,8 +7,6 @@ import torch
 import triton
 import triton.language as tl
 
-E4M3_MAX = 448.0
-
 
 @triton.jit
 def _swiglu(both, out, width, BLOCK: tl.constexpr):
@@ -44,7 +42,7 @@ def _quantise(values, columns, out, scales, width, COLUMNS: tl.constexpr, BLOCK:
     x = tl.load(values + row * width + column, inside, 0).to(tl.float32)
     if COLUMNS:
         x *= tl.load(columns + column, inside, 0)
-    scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-30) / 448.0
+    scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-30) / 448.0  # the largest number of E4M3
     tl.store(scales + row, scale)
     tl.store(out + row * width + column, (x / scale).to(out.dtype.element_ty), inside)
 

@@ -45,8 +45,12 @@ class LoRA:
     @property
     def effective_alpha(self) -> float:
         """The alpha that gives this adapter's scale when divided by rank."""
-        alpha = 2.0 * self.rank if self.alpha is None else float(self.alpha)
-        return alpha * math.sqrt(self.rank) if self.rslora else alpha
+        alpha = 2.0 * self.rank
+        if self.alpha is not None:
+            alpha = float(self.alpha)
+        if self.rslora:
+            alpha *= math.sqrt(self.rank)
+        return alpha
 
     @property
     def every_layer_fused(self) -> bool:
@@ -56,14 +60,19 @@ class LoRA:
 
     def build(self) -> Any:
         """Return Megatron-Bridge's LoRA, or CanonicalLoRA for Hugging Face names."""
-        canonical, names = resolve(self.target_modules)
-        settings = {"dim": self.rank, "alpha": self.effective_alpha, "dropout": self.dropout}
         from posttrain.peft.seeded import SeededCanonicalLoRA, SeededLoRA
 
-        kind = SeededCanonicalLoRA if canonical else SeededLoRA
-        built = kind(target_modules=names, lora_A_init_method="kaiming", **settings)
-        built.fused, built.recompute_norms = self.fused, self.recompute_norms
-        return built
+        canonical, names = resolve(self.target_modules)
+        adapter = (SeededCanonicalLoRA if canonical else SeededLoRA)(
+            target_modules=names,
+            dim=self.rank,
+            alpha=self.effective_alpha,
+            dropout=self.dropout,
+            lora_A_init_method="kaiming",
+        )
+        adapter.fused = self.fused
+        adapter.recompute_norms = self.recompute_norms
+        return adapter
 
 
 @dataclass
@@ -83,9 +92,12 @@ class DoRA(LoRA):
         from posttrain.peft.seeded import SeededDoRA
 
         return SeededDoRA(
-            target_modules=names, dim=self.rank, alpha=self.effective_alpha, dropout=self.dropout,
+            target_modules=names,
+            dim=self.rank,
+            alpha=self.effective_alpha,
+            dropout=self.dropout,
             lora_A_init_method="kaiming",
-        )  # fmt: skip
+        )
 
 
 def hf_names() -> tuple[dict[str, str], dict[str, str]]:

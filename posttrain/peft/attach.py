@@ -1,14 +1,18 @@
 """A PEFT adapter put on a transformers model by PEFT itself, with a configuration of our own instead of the file's."""
 
-from collections import Counter
 from pathlib import Path
-from typing import Any
+from statistics import mode
+from typing import TYPE_CHECKING
 
 from posttrain.errors import UserError
 from posttrain.models.hf_adapter import CONFIG, read_adapter, saved_vocabulary
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
-def attach(model: Any, directory: Path, device: str | None = None) -> Any:
+
+def attach_adapter(model: "PreTrainedModel", directory: Path, device: str | None = None) -> "PeftModel":
     """The PeftModel of a transformers model and the adapter in `directory`.
 
     PEFT gets each adapted module by its name with the rank of its tensors, so that nothing in adapter_config.json is
@@ -25,15 +29,20 @@ def attach(model: Any, directory: Path, device: str | None = None) -> Any:
     from peft import LoraConfig, PeftModel
 
     config, pairs, _ = read_adapter(directory)
-    [(rank, _)] = Counter(pair.rank for pair in pairs.values()).most_common(1)
-    [(alpha, _)] = Counter(pair.alpha for pair in pairs.values()).most_common(1)
+    rank = mode(pair.rank for pair in pairs.values())
+    alpha = mode(pair.alpha for pair in pairs.values())
     ours = LoraConfig(
-        task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, target_modules=sorted(pairs), inference_mode=True,
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=sorted(pairs),
+        inference_mode=True,
         rank_pattern={f"^{module}": pair.rank for module, pair in pairs.items() if pair.rank != rank},
         alpha_pattern={f"^{module}": pair.alpha for module, pair in pairs.items() if pair.alpha != alpha},
-        use_rslora=bool(config.get("use_rslora")), use_dora=bool(config.get("use_dora")),
+        use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
         fan_in_fan_out=config.get("fan_in_fan_out") is True,
-    )  # fmt: skip
+    )
     rows = max((tensor.shape[0] for tensor in saved_vocabulary(directory).values()), default=0)
     if rows > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(rows, mean_resizing=False)  # PEFT fills them

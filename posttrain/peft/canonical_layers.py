@@ -5,6 +5,8 @@ and values by the head count of the whole model, which mixes tokens under tensor
 an adapter adds nothing, and the interleaving follows the query groups that this process holds.
 """
 
+from typing import Any
+
 import torch
 from megatron.bridge.peft.canonical_lora import LoRALinearSplitFC1UpGate, LoRALinearSplitQKV, ModuleDict
 
@@ -15,9 +17,14 @@ GATE_UP = ("adapter_gate", "adapter_up")
 class AdapterParts(ModuleDict):
     """The adapters of one matrix by the projection's name; None where a projection has none."""
 
-    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """What a distributed checkpoint holds of the adapters that are there."""
-        sharded = {}
+        sharded: dict[str, Any] = {}
         for name, layer in self.items():
             if layer is not None:
                 sharded |= layer.sharded_state_dict(f"{prefix}{name}.", sharded_offsets, metadata)
@@ -27,7 +34,7 @@ class AdapterParts(ModuleDict):
 class SplitQKV(LoRALinearSplitQKV):
     """`linear_qkv` with an adapter for each of q, k and v, or for some of them."""
 
-    def forward(self, x: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x [..., in] -> [..., groups here * (heads per group + 2) * head size], and a bias that the caller adds."""
         output, bias, hidden = self.base_linear_forward(x, *args, **kwargs)
         if not self._adapter_enabled:
@@ -51,7 +58,7 @@ class SplitQKV(LoRALinearSplitQKV):
 class SplitGateUp(LoRALinearSplitFC1UpGate):
     """`linear_fc1` of a gated MLP with an adapter for each of gate and up, or for one of them."""
 
-    def forward(self, x: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x [..., in] -> [..., 2 * half], gate first, and a bias that the caller adds."""
         output, bias, hidden = self.base_linear_forward(x, *args, **kwargs)
         if not self._adapter_enabled:
@@ -68,12 +75,10 @@ class SplitGateUp(LoRALinearSplitFC1UpGate):
         return output + torch.cat(parts, dim=-1), bias
 
 
-OURS = {LoRALinearSplitQKV: SplitQKV, LoRALinearSplitFC1UpGate: SplitGateUp}
-
-
-def with_missing_parts(module: torch.nn.Module) -> torch.nn.Module:
+def with_missing_parts(module: Any) -> torch.nn.Module:
     """`module`, as the layer above that stands for it if Megatron-Bridge has just wrapped it as one of its own."""
-    ours = OURS.get(type(module))
-    if ours is None:
-        return module
-    return ours(module.to_wrap, AdapterParts(module.adapter.items()))
+    if type(module) is LoRALinearSplitQKV:
+        return SplitQKV(module.to_wrap, AdapterParts(module.adapter.items()))
+    if type(module) is LoRALinearSplitFC1UpGate:
+        return SplitGateUp(module.to_wrap, AdapterParts(module.adapter.items()))
+    return module

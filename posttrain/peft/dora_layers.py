@@ -6,6 +6,8 @@ each process's part, so the processes scale the same output differently and drif
 most magnitudes.
 """
 
+from typing import Any
+
 import torch
 from megatron.bridge.peft.dora_layers import DoRALinear, ParallelLinearDoRAAdapter
 from megatron.core import parallel_state
@@ -53,16 +55,19 @@ class WholeNormDoRALinear(DoRALinear):
             return out, bias
         dropout = self.adapter.dropout
         scale = self.adapter.get_weight_magnitude() / self._get_weight_norm()  # [out]
-        added = getattr(self.to_wrap, "bias", None) if bias is None else None  # the bias that is in `out` already
+        added = None  # the bias that is in `out` already
+        if bias is None:
+            added = getattr(self.to_wrap, "bias", None)
         if added is None or not added.numel():
             added = 0.0
         result = scale * (out + self.adapter(hidden.contiguous())) + (1 - scale) * added
         if self.training and getattr(dropout, "p", 0.0) > 0:  # W sees x without dropout
-            result = result + (scale - 1) * (self.base_linear_forward(dropout(hidden) - hidden)[0] - added)
+            difference, *_ = self.base_linear_forward(dropout(hidden) - hidden)
+            result = result + (scale - 1) * (difference - added)
         return result, bias
 
 
-def with_whole_norm(module: torch.nn.Module) -> torch.nn.Module:
+def with_whole_norm(module: Any) -> torch.nn.Module:
     """`module`, as the layer above if Megatron-Bridge has just wrapped it as its own DoRA layer."""
     if type(module) is DoRALinear:
         return WholeNormDoRALinear(module.to_wrap, module.adapter)

@@ -23,4 +23,5 @@ class LoRAPlus(OptimizerConfigOverrideProvider):
         """Megatron-Bridge's own overrides and ours."""
         optimizer = context.optimizer_config
         faster = ParamGroupOverride(max_lr=optimizer.lr * self.ratio, min_lr=optimizer.min_lr * self.ratio)
-        return {**(super().build_config_overrides(context) or {}), ParamKey(name="*linear_out.weight"): faster}
+        overrides = super().build_config_overrides(context) or {}
+        return {**overrides, ParamKey(name="*linear_out.weight"): faster}

@@ -9,6 +9,8 @@ as Hugging Face's PEFT does.
 import hashlib
 import math
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from megatron.bridge.peft.canonical_lora import CanonicalLoRA
@@ -17,33 +19,58 @@ from megatron.bridge.peft.lora import LoRA
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
+from posttrain.ops.fused_lora import fuse, fuse_activations
 from posttrain.peft.canonical_layers import with_missing_parts
 from posttrain.peft.dora_layers import with_whole_norm
+
+if TYPE_CHECKING:
+    from megatron.bridge.peft.base import PEFT as Adapter  # a mixin; at run time upstream's class comes after it
+else:
+    Adapter = object
+
+type Model = torch.nn.Module | list[torch.nn.Module]
+
+
+def parts_of(model: Model) -> list[torch.nn.Module]:
+    """The chunks of this process."""
+    return model if isinstance(model, list) else [model]
 
 
 def draw(model: list[torch.nn.Module], seed: int) -> None:
     """Fill every adapter's A of `model` (chunks of this process) in place."""
     for chunk in model:
-        for layer in (module for module in chunk.modules() if isinstance(module, BaseTransformerLayer)):
+        for layer in chunk.modules():
+            if not isinstance(layer, BaseTransformerLayer):
+                continue
             for name, parameter in layer.named_parameters():
-                if not (parameter.requires_grad and name.endswith("linear_in.weight")):
-                    continue
-                tp_size, tp_rank = divided_by(name)
-                split = (
-                    getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", 0) else -1
-                )
-                shape = list(parameter.shape)  # [rank, in], either divided over the processes or not at all
-                if split >= 0:
-                    shape[split] *= tp_size
-                text = f"{seed}/{layer.layer_number}/{whole_name(name, layer.config.num_moe_experts)}"
-                number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
-                bound = 1.0 / math.sqrt(shape[-1])
-                whole = torch.empty(shape, device="cpu").uniform_(
-                    -bound, bound, generator=torch.Generator("cpu").manual_seed(number)
-                )
-                part = whole.chunk(tp_size, dim=split)[tp_rank] if split >= 0 else whole
-                with torch.no_grad():
-                    parameter.copy_(part)
+                if parameter.requires_grad and name.endswith("linear_in.weight"):
+                    whole = whole_name(name, layer.config.num_moe_experts)
+                    _draw_part(parameter, divided_by(name), f"{seed}/{layer.layer_number}/{whole}")
+
+
+@torch.no_grad()
+def _draw_part(parameter: torch.nn.Parameter, place: tuple[int, int], seed: str) -> None:
+    """Fill an A, [rank, in], either divided over the processes or not at all.
+
+    Args:
+        parameter: of this process.
+        place: processes that it may be divided over, and the place of this one among them.
+        seed: what its values depend on.
+    """
+    processes, rank = place
+    split = -1
+    if getattr(parameter, "tensor_model_parallel", False):
+        split = getattr(parameter, "partition_dim", -1)
+    shape = list(parameter.shape)
+    if split >= 0:
+        shape[split] *= processes
+    number = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=7).digest(), "big")
+    generator = torch.Generator("cpu").manual_seed(number)
+    bound = 1.0 / math.sqrt(shape[-1])
+    whole = torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=generator)
+    if split >= 0:
+        whole = whole.chunk(processes, dim=split)[rank]
+    parameter.copy_(whole)
 
 
 def divided_by(name: str) -> tuple[int, int]:
@@ -63,23 +90,23 @@ def whole_name(name: str, experts: int | None) -> str:
     """
     here = (experts or 0) // parallel_state.get_expert_model_parallel_world_size()
     first = here * parallel_state.get_expert_model_parallel_rank()
-    return re.sub(r"(?<=local_experts\.)\d+", lambda found: str(first + int(found[0])), name)
+    return re.sub(r"(?<=local_experts\.)\d+", lambda match: str(first + int(match[0])), name)
 
 
-class Seeded:
+class Seeded(Adapter):
     """Adds the draw to one of Megatron-Bridge's adapter classes; the trainer sets `seed` and `start`.
 
     `start`: called with the adapted model's parts after the draw; loads an adapter to continue from.
     """
 
     seed = 0
-    start = None
+    start: Callable[[list[torch.nn.Module]], None] | None = None
 
-    def __call__(self, model, training: bool = True):
+    def __call__(self, model: Model, training: bool = True) -> Model:
         """Attach the adapters and draw their A."""
-        adapted = super().__call__(model, training=training)
+        adapted: Model = super().__call__(model, training=training)
         if training:
-            parts = adapted if isinstance(adapted, list) else [adapted]
+            parts = parts_of(adapted)
             draw(parts, self.seed)
             if self.start:
                 self.start(parts)
@@ -89,21 +116,18 @@ class Seeded:
 class SeededLoRA(Seeded, LoRA):
     """One adapter per matrix of Megatron's, fused with it; `fused` and `recompute_norms` are set by the trainer."""
 
-    fused = recompute_norms = True
+    fused = True
+    recompute_norms = True
 
-    def __call__(self, model, training: bool = True):
+    def __call__(self, model: Model, training: bool = True) -> Model:
         """Attach the adapters; with them, fuse the MLPs' activations."""
         adapted = super().__call__(model, training=training)
         if self.fused:
-            from posttrain.ops.fused_lora import fuse_activations
-
-            fuse_activations(adapted if isinstance(adapted, list) else [adapted], self.recompute_norms)
+            fuse_activations(parts_of(adapted), self.recompute_norms)
         return adapted
 
-    def transform(self, module, name=None, prefix=None):
+    def transform(self, module: torch.nn.Module, name: str | None = None, prefix: str | None = None) -> torch.nn.Module:
         """Attach an adapter to one module where it is a target."""
-        from posttrain.ops.fused_lora import fuse
-
         adapted = super().transform(module, name, prefix)
         return fuse(adapted) if self.fused else adapted
 

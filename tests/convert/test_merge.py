@@ -68,14 +68,14 @@ def test_what_peft_makes(family, settings, base, peft_adapter, tmp_path):
     from peft import PeftModel
 
     from posttrain.convert.merge import merge
-    from posttrain.peft.attach import attach
+    from posttrain.peft.attach import attach_adapter
 
     directory = base(family)
     adapter, model = peft_adapter(directory, **settings)
     merge(adapter, tmp_path / "merged")
     assert (unpacked_logits(model) - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
     assert (unpacked_logits(model) - unpacked_logits(load(directory))).abs().max() > 0.1
-    attached = attach(load(directory), adapter).eval()
+    attached = attach_adapter(load(directory), adapter).eval()
     assert unpacked_logits(attached).equal(unpacked_logits(PeftModel.from_pretrained(load(directory), adapter).eval()))
 
 

@@ -219,12 +219,12 @@ def test_peft_searches_for_nothing_that_an_adapter_names(key, tmp_path):
     """Expressions that never end, ranks that fill the memory: the tensors say which modules and which rank."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from posttrain.peft.attach import attach
+    from posttrain.peft.attach import attach_adapter
 
     config = LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "architectures"})
     huge = {"r": 2_000_000_000, "rank_pattern": {"q_proj": 500_000_000}, "layers_to_transform": [0]}
     adapter = write_adapter(tmp_path / "adapter", **{key: r"((\w|\.)+)+!"}, **huge)
-    model = attach(LlamaForCausalLM(config), adapter)
+    model = attach_adapter(LlamaForCausalLM(config), adapter)
     layer = model.base_model.model.model.layers[0].self_attn
     assert layer.q_proj.lora_A["default"].weight.shape == (2, 8) and layer.q_proj.scaling["default"] == 2
     assert not hasattr(layer.k_proj, "lora_A")

@@ -16,7 +16,7 @@ from posttrain import patches
 from posttrain.cli import command, help_screen
 from posttrain.config import compose
 from posttrain.errors import RunFailed, UserError
-from posttrain.launch import launcher, nodes
+from posttrain.launch import launcher, nodes, prestart
 from posttrain.patches.registry import versions_of
 from posttrain.plan import auto
 from posttrain.spec import checks
@@ -116,7 +116,7 @@ def main() -> None:
         sys.argv[1:] = slurm.with_launcher(nodes.agree_on_directory(sys.argv[1:]))
     except UserError as error:
         stop.fail(str(error))
-    launcher.start_early(sys.argv[1:])
+    prestart.start(sys.argv[1:])
     command.run(task, check=before)
 
 

@@ -2,15 +2,22 @@
 
 import errno
 
-# What the system says of a place that a person has named, not of a mistake in this program.
-PLACE = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+# Errors of a file or folder that a person has named, not of a mistake in this program.
+LOCATION_ERRORS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
     errno.ENAMETOOLONG,
-)  # fmt: skip
+)
 
 
 class UserError(Exception):
-    """A wrong key, file or combination that the user can mend.
+    """A wrong key, file or combination that the user can fix.
 
     Args:
         message: what is wrong, naming the configuration key or the file, and what to do about it.
@@ -42,8 +49,10 @@ class Pruned(RunFailed):
     restartable = False
 
 
-def of_place(error: OSError) -> str | None:
+def location_error(error: OSError) -> str | None:
     """A line about a file or folder that can't be written or read; None: the error is about something else."""
     if "No usable temporary directory" in str(error):
         return f"TMPDIR: no folder for temporary files can be written to ({error.strerror}); name one that can"
-    return f"{error.filename}: {error.strerror}" if error.filename and error.errno in PLACE else None
+    if not error.filename or error.errno not in LOCATION_ERRORS:
+        return None
+    return f"{error.filename}: {error.strerror}"

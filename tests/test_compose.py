@@ -8,7 +8,7 @@ import time
 import pytest
 
 from posttrain.config.compose import CONF_DIR, compose, flatten
-from posttrain.errors import UserError, of_place
+from posttrain.errors import UserError, location_error
 
 
 def test_default_configuration_is_the_demo():
@@ -116,7 +116,7 @@ def test_only_errors_about_places_are():
         (OSError(errno.EIO, "Input/output error", "x"), None),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), None),
     ):
-        assert of_place(error) == said
+        assert location_error(error) == said
 
 
 def test_rerun_of_a_pickle_is_refused():

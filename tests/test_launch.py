@@ -17,8 +17,8 @@ import pytest
 
 from posttrain.config.compose import compose
 from posttrain.errors import RunFailed, UserError
-from posttrain.launch import launcher
-from posttrain.launch.signals import Relay
+from posttrain.launch import launcher, node_run, nodes
+from posttrain.launch.signals import SignalRelay
 
 COMMON = """
     import json, os, signal, subprocess, sys, time
@@ -39,12 +39,12 @@ def ranks(tmp_path, monkeypatch):
         python = tmp_path / "python"
         python.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
         python.chmod(0o755)
-        monkeypatch.setattr(launcher.sys, "executable", str(python))
+        monkeypatch.setattr(sys, "executable", str(python))
         (tmp_path / "logs").mkdir(exist_ok=True)
         cfg = compose([f"parallelism.nproc_per_node={count}", *words])
-        return launcher.NodeRun(cfg, tmp_path, 0, relay)
+        return node_run.NodeRun(cfg, tmp_path, 0, relay)
 
-    with Relay() as relay:
+    with SignalRelay() as relay:
         yield start
 
 
@@ -127,14 +127,14 @@ def test_a_signal_after_the_ranks_have_ended_changes_nothing(ranks):
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(RunFailed, match=r"rank \d failed: connection closed by peer") as failed:
         run.wait()
-    assert run.told_late and not failed.value.stopped
+    assert run.signalled_after_end and not failed.value.stopped
 
 
 def test_a_signal_between_two_starts_is_for_the_second(ranks):
     for process in (first := ranks("os._exit(0)")).processes:
         process.wait()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert first.told_late
+    assert first.signalled_after_end
     second = ranks("""
         time.sleep(120)
     """)
@@ -144,7 +144,7 @@ def test_a_signal_between_two_starts_is_for_the_second(ranks):
 
 
 def test_a_signal_before_there_are_ranks_ends_the_command():
-    with pytest.raises(RunFailed, match="stopped by SIGUSR2 before it began") as failed, Relay():
+    with pytest.raises(RunFailed, match="stopped by SIGUSR2 before it began") as failed, SignalRelay():
         os.kill(os.getpid(), signal.SIGUSR2)
         time.sleep(5)
     assert failed.value.stopped and failed.value.exit_code == 128 + signal.SIGUSR2
@@ -152,7 +152,7 @@ def test_a_signal_before_there_are_ranks_ends_the_command():
 
 def test_a_reserved_port_is_the_ranks_alone():
     """A rank listens on it seconds later (as torch's store does, with SO_REUSEADDR); nobody else gets it meanwhile."""
-    with launcher.reserve_port() as held, socket.socket() as other, socket.socket() as rank:
+    with nodes.reserve_port() as held, socket.socket() as other, socket.socket() as rank:
         port = held.getsockname()[1]
         with pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))

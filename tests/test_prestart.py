@@ -2,7 +2,7 @@
 
 import pytest
 
-from posttrain.launch.prestart import wanted
+from posttrain.launch.prestart import is_wanted
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ from posttrain.launch.prestart import wanted
     ],
 )
 def test_one_run_here(words, gpus, expected):
-    assert wanted(words, gpus) is expected
+    assert is_wanted(words, gpus) is expected

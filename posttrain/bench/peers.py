@@ -154,7 +154,7 @@ def bridge(workload: Workload, steps: int) -> dict[str, Any]:
     from megatron.bridge.training.pretrain import pretrain
     from transformers import AutoConfig
 
-    from posttrain.launch.launcher import reserve_port
+    from posttrain.launch.nodes import reserve_port
 
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     os.environ.update(alone | {"CUDA_DEVICE_MAX_CONNECTIONS": "1"})

@@ -16,7 +16,7 @@ from posttrain import sweep
 from posttrain.cli.precheck import precheck
 from posttrain.config import compose as config
 from posttrain.config import hydra_guard
-from posttrain.errors import RunFailed, UserError, of_place
+from posttrain.errors import RunFailed, UserError, location_error
 from posttrain.recipes import layer
 from posttrain.sweep.optuna import set_defaults as set_optuna_defaults
 from posttrain.utils import stop
@@ -89,7 +89,7 @@ def run(
             raise
         fail(config.explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")], config_name))
     except OSError as error:
-        if full or (place := of_place(error)) is None:
+        if full or (place := location_error(error)) is None:
             raise
         fail(place)
     except KeyboardInterrupt as error:

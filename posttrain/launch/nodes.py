@@ -26,7 +26,9 @@ def local_ranks(processes: int) -> list[int]:
     Args:
         processes: ranks of the run on this machine.
     """
-    return [int(os.environ["LOCAL_RANK"])] if torchrun() else list(range(processes))
+    if torchrun():
+        return [int(os.environ["LOCAL_RANK"])]
+    return list(range(processes))
 
 
 def first(cfg: DictConfig) -> bool:
@@ -35,22 +37,24 @@ def first(cfg: DictConfig) -> bool:
 
 
 def adopt(cfg: DictConfig) -> None:
-    """Under torchrun, take over its machines and processes; else leave `cfg` as it is.
+    """Under torchrun, set `cfg` to its machines and processes; else leave it as it is.
 
     Raises:
         UserError: the configuration asks for another number of processes than torchrun has started.
     """
     if not torchrun():
         return
-    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    if cfg.parallelism.nproc_per_node not in (None, local):
+    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
+    if cfg.parallelism.nproc_per_node not in (None, local_size):
         raise UserError(
-            f"`parallelism.nproc_per_node={cfg.parallelism.nproc_per_node}`: torchrun has started {local} processes; "
+            f"`parallelism.nproc_per_node={cfg.parallelism.nproc_per_node}`: torchrun has started {local_size} processes; "
             "leave it out"
         )
-    cfg.parallelism.nproc_per_node = local
-    cfg.launch.nnodes, cfg.launch.node_rank = world // local, int(os.environ["RANK"]) // local
-    cfg.launch.master_addr, cfg.launch.master_port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    cfg.parallelism.nproc_per_node = local_size
+    cfg.launch.nnodes = int(os.environ["WORLD_SIZE"]) // local_size
+    cfg.launch.node_rank = int(os.environ["RANK"]) // local_size
+    cfg.launch.master_addr = os.environ["MASTER_ADDR"]
+    cfg.launch.master_port = int(os.environ["MASTER_PORT"])
 
 
 def agree_on_directory(argv: list[str]) -> list[str]:
@@ -63,15 +67,20 @@ def agree_on_directory(argv: list[str]) -> list[str]:
         return argv
     if {"-m", "--multirun"} & set(argv):
         raise UserError("--multirun: a sweep starts its own processes; leave torchrun out")
-    more = []
-    if not any(arg.lstrip("+").startswith(f"{RUN_DIR}=") for arg in argv):
-        name = os.environ["TORCHELASTIC_RUN_ID"]
-        if name == "none":
+    added = []
+    if not names_directory(argv):
+        run_id = os.environ["TORCHELASTIC_RUN_ID"]
+        if run_id == "none":
             raise UserError(f"{RUN_DIR}: give a directory, or torchrun an --rdzv-id: its ranks must use the same one")
-        more.append(f"{RUN_DIR}=outputs/torchrun-{name}")
+        added.append(f"{RUN_DIR}=outputs/torchrun-{run_id}")
     if os.environ["RANK"] != "0":
-        more.append("hydra.output_subdir=null")  # Hydra's own record is written once
-    return [*argv, *more]
+        added.append("hydra.output_subdir=null")  # Hydra's own record is written once
+    return [*argv, *added]
+
+
+def names_directory(argv: list[str]) -> bool:
+    """Whether a command line says where the run's files go."""
+    return any(arg.lstrip("+").startswith(f"{RUN_DIR}=") for arg in argv)
 
 
 def check_directory(cfg: DictConfig, argv: list[str]) -> None:
@@ -80,7 +89,7 @@ def check_directory(cfg: DictConfig, argv: list[str]) -> None:
     Raises:
         UserError: in that case.
     """
-    if cfg.launch.nnodes > 1 and not any(arg.lstrip("+").startswith(f"{RUN_DIR}=") for arg in argv):
+    if cfg.launch.nnodes > 1 and not names_directory(argv):
         raise UserError(f"{RUN_DIR}: with launch.nnodes > 1 give a directory, the same on every machine")
 
 
@@ -99,6 +108,18 @@ def check_port(cfg: DictConfig) -> None:
             probe.bind(("", port))
         except OSError as error:
             raise UserError(f"`launch.master_port={port}`: {error.strerror}; choose another port") from None
+
+
+def reserve_port() -> socket.socket:
+    """A TCP port that the system gives to nobody else while the returned socket is open, and on which a child listens.
+
+    Seconds pass until a rank does. Linux lets it (both have SO_REUSEADDR, this one doesn't listen), and keeps such a
+    port from outgoing connections and from those who ask for any port.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("", 0))
+    return reserved
 
 
 def port_of_job(job: int) -> int:

@@ -1,6 +1,6 @@
 """A rank that imports while its command still composes the configuration.
 
-Importing torch and Megatron is most of a run's start and asks nothing of the configuration. The first local rank is
+Importing torch and Megatron is most of a run's start and needs nothing of the configuration. The first local rank is
 started before it is composed, imports, and waits for its orders on its standard input. A command that ends without any,
 because of a mistake in it, takes the waiting process with it. No torch here.
 """
@@ -11,8 +11,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from posttrain.launch.rank_process import base_environment, start_process
 from posttrain.utils import heartbeat
+from posttrain.utils.gpus import visible_gpus
 from posttrain.utils.heartbeat import Monitor
+from posttrain.utils.rank_environment import UI_FD
 
 OPTION = "launch.prestart="
 
@@ -21,46 +24,66 @@ class PrestartedRank:
     """A process of `posttrain.launch.worker` without a run.
 
     Args:
-        command: how to start a worker.
         env: its whole environment as far as it is known.
-        preexec: called in the child.
     """
 
-    def __init__(self, command: list[str], env: dict[str, str], ui_fd: str, preexec) -> None:
-        self.monitor, ui = Monitor(0), os.dup(1)
-        self.output = tempfile.TemporaryFile()  # noqa: SIM115  (it becomes the rank's log, which is not known yet)
+    def __init__(self, env: dict[str, str]) -> None:
+        self.monitor = Monitor(0)
+        terminal = os.dup(1)
+        env = {**env, UI_FD: str(terminal), heartbeat.FD: str(self.monitor.inherited)}
+        inherited = [self.monitor.inherited, terminal]
         try:
-            self.process = subprocess.Popen(
-                command,
-                env={**env, ui_fd: str(ui), heartbeat.FD: str(self.monitor.inherited)},
-                stdin=subprocess.PIPE, stdout=self.output, stderr=subprocess.STDOUT, text=True,
-                pass_fds=(self.monitor.inherited, ui), start_new_session=True, preexec_fn=preexec,
-            )  # fmt: skip
+            with tempfile.TemporaryFile() as output:  # the rank copies it to its log, which is not known yet
+                self.process = start_process([], env, subprocess.PIPE, output, inherited)
         finally:
-            os.close(ui)
+            os.close(terminal)
         self.monitor.started()
 
-    def give(self, rank: int, run_dir: Path, log: str, env: dict[str, str]) -> bool:
+    def assign(self, rank: int, run_dir: Path, log: str, env: dict[str, str]) -> bool:
         """Make it rank `rank` of the run in `run_dir`, with the log of that name there; whether it could be."""
         self.monitor.rank = rank
         orders = {"run_dir": str(run_dir), "log": log, "env": env}
+        assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps(orders) + "\n")
+            self.process.stdin.write(json.dumps(orders).encode() + b"\n")
             self.process.stdin.close()
         except OSError:
             return False
         return self.process.poll() is None
 
     def end(self) -> None:
-        """It isn't needed."""
+        """Kill the pre-started process."""
         self.process.kill()
         self.process.wait()
         self.monitor.close()
 
 
-def wanted(words: list[str], gpus: int) -> bool:
-    """Whether the command line `words` is one run here: on a GPU, where it pays most, unless launch.prestart is set."""
-    if any(word.startswith(("-", "hydra/", "launch.submit=true")) for word in words):
-        return False
-    said = [word.removeprefix(OPTION) for word in words if word.startswith(OPTION)]
-    return said[-1].lower() == "true" if said and said[-1] != "null" else gpus > 0
+_waiting: PrestartedRank | None = None
+
+
+def start(overrides: list[str]) -> None:
+    """Start the first local rank's process now, if the command line `overrides` is that of one run here."""
+    global _waiting
+    gpus = visible_gpus()
+    if is_wanted(overrides, gpus):
+        _waiting = PrestartedRank(base_environment(gpus, local_size=1))
+
+
+def take() -> PrestartedRank | None:
+    """The process that waits for its orders, once."""
+    global _waiting
+    rank = _waiting
+    _waiting = None
+    return rank
+
+
+def is_wanted(overrides: list[str], gpus: int) -> bool:
+    """Whether a command line is one run here: on a GPU, where it pays most, unless launch.prestart is set."""
+    wanted = gpus > 0
+    for override in overrides:
+        if override.startswith(("-", "hydra/", "launch.submit=true")):
+            return False
+        if override.startswith(OPTION):
+            value = override.removeprefix(OPTION).lower()
+            wanted = gpus > 0 if value == "null" else value == "true"
+    return wanted

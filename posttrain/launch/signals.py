@@ -2,7 +2,8 @@
 
 import signal
 import threading
-from typing import Any
+from types import FrameType
+from typing import Protocol, Self
 
 from posttrain.errors import RunFailed
 
@@ -14,32 +15,49 @@ def nohup() -> bool:
     return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
-class Relay:
-    """Context manager: from before there are ranks until what became of them is written down, it takes the signals.
-
-    Before there are ranks a signal ends the command. Then it is `run.on_signal`'s, which tells the ranks; once they
-    have all ended, how they ended stands: Slurm signals every node of a job when one of them has failed.
+class Receiver(Protocol):
+    """The ranks of a run, as far as signals go.
 
     Attributes:
-        run: the running or ended NodeRun, or None.
+        signalled_after_end: whether a signal came when all ranks had ended.
+    """
+
+    signalled_after_end: bool
+
+    def on_signal(self, number: int) -> None:
+        """Act on a signal."""
+
+
+class SignalRelay:
+    """Context manager that takes the signals from before there are ranks until their end has been recorded.
+
+    Before there are ranks, a signal ends the command. Then it is passed to `run.on_signal`, which tells the ranks. Once
+    they have all ended, a signal changes nothing: Slurm signals every node of a job when one of them has failed.
+
+    Attributes:
+        run: the running or ended ranks, or None.
 
     Raises:
         RunFailed: in the main thread, at a signal before there are ranks.
     """
 
-    run = None
+    run: Receiver | None = None
 
-    def __enter__(self) -> "Relay":
-        main = threading.current_thread() is threading.main_thread()
-        taken = [number for number in FORWARDED if main and not (number == signal.SIGHUP and nohup())]
-        self._before = {number: signal.signal(number, self._on_signal) for number in taken}
+    def __enter__(self) -> Self:
+        self._previous = {}
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for number in FORWARDED:
+            if number == signal.SIGHUP and nohup():
+                continue
+            self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        for number, handler in self._before.items():
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.run is None:
             raise stopped(number, "stopped by {} before it began")
         self.run.on_signal(number)
@@ -48,5 +66,7 @@ class Relay:
 def stopped(number: int, message: str) -> RunFailed:
     """The error of a run that signal `number` has stopped; `{}` in the message becomes the signal's name."""
     error = RunFailed(message.format(signal.Signals(number).name))
-    error.stopped, error.restartable, error.exit_code = True, False, 128 + number
+    error.stopped = True
+    error.restartable = False
+    error.exit_code = 128 + number
     return error

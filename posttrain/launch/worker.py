@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 
 from posttrain import patches
-from posttrain.errors import RunFailed, UserError, of_place
+from posttrain.errors import RunFailed, UserError, location_error
 from posttrain.train.rollback import RolledBack
 from posttrain.utils import rundir
 
@@ -134,7 +134,7 @@ def main() -> None:
         # or another code when it gives up; a run that is done returns.
         raise SystemExit(RunFailed.STOPPED if stop.code == 0 else 1) from None
     except BaseException as error:
-        place = of_place(error) if isinstance(error, OSError) else None
+        place = location_error(error) if isinstance(error, OSError) else None
         user_error = isinstance(error, UserError) or place is not None
         message = place or (str(error) if user_error else f"{type(error).__name__}: {error}")
         found = {"rank": rank, "time": time.time(), "user_error": user_error, "message": message}

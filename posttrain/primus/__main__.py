@@ -20,7 +20,7 @@ from pathlib import Path
 from posttrain.cli.command import compose
 from posttrain.config.compose import CONF_DIR
 from posttrain.config.overrides import format_override
-from posttrain.errors import UserError, of_place
+from posttrain.errors import UserError, location_error
 from posttrain.primus import experiment
 from posttrain.primus.read import Primus, read
 from posttrain.primus.translate import Translation, translate_primus
@@ -47,7 +47,7 @@ def main() -> None:
     except UserError as error:
         fail(str(error))
     except OSError as error:
-        message = of_place(error)
+        message = location_error(error)
         if message is None:
             raise
         fail(message)

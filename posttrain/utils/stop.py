@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from posttrain.errors import UserError, of_place
+from posttrain.errors import UserError, location_error
 from posttrain.utils import limits
 from posttrain.utils.escape import visible
 
@@ -88,7 +88,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             limits.suffice()
             main()
         except (UserError, OSError) as error:  # that the command has left to us
-            message = of_place(error) if isinstance(error, OSError) else str(error)
+            message = location_error(error) if isinstance(error, OSError) else str(error)
             if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             print(f"posttrain: {visible(message)}", file=sys.stderr)

@@ -17,7 +17,7 @@ from states import equal, saved
 from transformers import AutoTokenizer
 
 from posttrain.checkpoint import directories
-from posttrain.launch import launcher
+from posttrain.launch import node_run
 from posttrain.train.batches import TrainOrder
 
 pytestmark = pytest.mark.nightly
@@ -94,7 +94,7 @@ def test_a_second_ctrl_c_stops_at_once(started):
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
     result = finish(process, run_dir)
-    assert time.monotonic() - begun < launcher.GRACE_S - 5
+    assert time.monotonic() - begun < node_run.GRACE_S - 5
     assert result.code == 128 + signal.SIGINT and "Traceback" not in result.err
     assert json.loads((run_dir / "status.json").read_text())["state"] == "stopped"
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from commands import ROOT, Result, environment
 
-from posttrain.launch.launcher import reserve_port
+from posttrain.launch.nodes import reserve_port
 
 pytestmark = pytest.mark.nightly
 

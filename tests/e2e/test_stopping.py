@@ -10,7 +10,7 @@ import time
 import pytest
 from commands import environment, finish, workers
 
-from posttrain.launch.launcher import reserve_port
+from posttrain.launch.nodes import reserve_port
 
 pytestmark = pytest.mark.nightly
 

@@ -48,7 +48,8 @@ def train(model: Path, data: Path, run_dir: Path, words: list[str]):
     """Run the product's trainer; return it, and its metrics by step. An adapter's start is kept in RUN_DIR/start."""
     from posttrain.config.compose import compose
     from posttrain.convert.export import Source, write_adapter
-    from posttrain.launch.launcher import prepare, reserve_port
+    from posttrain.launch.launcher import prepare
+    from posttrain.launch.nodes import reserve_port
     from posttrain.launch.worker import build
     from posttrain.train.callbacks import RunCallback
 

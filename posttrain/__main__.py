@@ -3,7 +3,7 @@
 from posttrain.utils import stop
 
 if __name__ == "__main__":
-    stop.at_once()  # before the imports below, which take most of a second
+    stop.exit_on_signals()  # before the imports below, which take most of a second
 
 import sys
 from pathlib import Path
@@ -65,7 +65,7 @@ def submit(cfg: DictConfig, run_dir: Path) -> float | None:
     """
     with_hydra = cfg.copy()
     with open_dict(with_hydra):
-        with_hydra.hydra = HydraConfig.instance().cfg.hydra
+        with_hydra.hydra = HydraConfig.get()
     trial = Trial(run_dir.name, run_dir, with_hydra)
     slurm.run_jobs([trial], run_dir / ".submitit")
     if trial.error:

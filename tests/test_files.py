@@ -44,4 +44,6 @@ def test_a_full_disk_is_said_with_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as refused:
         atomic_files.write_text(tmp_path / "a", "x")
-    assert location_error(refused.value) == f"{tmp_path / 'a'}: No space left on device" and not list(tmp_path.iterdir())
+    assert location_error(refused.value) == f"{tmp_path / 'a'}: No space left on device" and not list(
+        tmp_path.iterdir()
+    )

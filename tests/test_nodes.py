@@ -7,7 +7,7 @@ import pytest
 from posttrain.config.compose import compose
 from posttrain.errors import UserError
 from posttrain.launch import nodes
-from posttrain.sweep.job import place
+from posttrain.sweep.job import set_launch
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "seven", "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4",
             "MASTER_ADDR": "a", "MASTER_PORT": "1234"}  # fmt: skip
@@ -56,14 +56,14 @@ def test_machines_by_hand_need_a_directory_to_agree_on():
 
 def test_slurm_places_a_task():
     cfg = compose()
-    place(cfg, {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_ID": "20003"}, "n7")
+    set_launch(cfg, {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_ID": "20003"}, "n7")
     assert (cfg.launch.nnodes, cfg.launch.node_rank, cfg.launch.master_addr) == (2, 1, "n7")
     assert cfg.launch.master_port == nodes.port_of_job(20003) != nodes.port_of_job(20004)
     chosen = compose(["launch.master_port=1234"])
-    place(chosen, {"SLURM_NNODES": "2", "SLURM_NODEID": "0", "SLURM_JOB_ID": "20003"}, "n7")
+    set_launch(chosen, {"SLURM_NNODES": "2", "SLURM_NODEID": "0", "SLURM_JOB_ID": "20003"}, "n7")
     assert chosen.launch.master_port == 1234
     alone = compose()
-    place(alone, {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_ID": "20003"}, "n7")
+    set_launch(alone, {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_ID": "20003"}, "n7")
     assert alone.launch.master_port is None  # a free one
 
 

@@ -58,7 +58,8 @@ class LocalLauncher(Launcher):
         from posttrain.utils.stop import Stopped
 
         total = self.config.hydra.sweeper.get("n_trials") or len(trials)
-        if number := run_trials(trials, self._run, self.config.sweep.parallel, total):
+        number = run_trials(trials, self._run, self.config.sweep.parallel, total)
+        if number is not None:
             raise Stopped(number)
 
     def _trial(self, overrides: Sequence[str], number: int):
@@ -109,10 +110,10 @@ class SlurmLauncher(LocalLauncher):
         pass
 
     def _run_all(self, trials: list) -> None:
-        from posttrain.sweep import tell
+        from posttrain.sweep import log_stderr
         from posttrain.sweep.slurm import run_jobs
 
         todo = [trial for trial in trials if not trial.already_finished()]
         if len(todo) < len(trials):
-            tell(f"{len(trials) - len(todo)} of {len(trials)} trials are finished already")
+            log_stderr(f"{len(trials) - len(todo)} of {len(trials)} trials have already finished")
         run_jobs(todo, Path(self.config.hydra.sweep.dir, ".submitit"))

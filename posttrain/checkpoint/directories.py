@@ -17,7 +17,8 @@ from posttrain.errors import UserError
 from posttrain.utils import rundir
 from posttrain.utils.atomic_files import ASIDE, write_bytes, write_json, write_text
 
-PARTIAL, SEAL = ".partial", "complete.json"
+PARTIAL = ".partial"
+SEAL = "complete.json"
 NAME = re.compile(r"iter_(\d{7,})")
 REMOVING = re.compile(rf"\.removing-{NAME.pattern}")
 TRACKERS = ("latest_train_state.pt", "latest_checkpointed_iteration.txt")
@@ -30,14 +31,15 @@ def directory(root: Path, step: int) -> Path:
 
 def step_of(checkpoint: Path) -> int:
     """The step after which `checkpoint` was saved."""
-    return int(NAME.fullmatch(checkpoint.name)[1])
+    return int(checkpoint.name.removeprefix("iter_"))
 
 
 def checkpoints(root: Path) -> list[Path]:
     """Published checkpoints below `root`, whole or damaged or links (see `problem`), the newest first."""
     if not root.is_dir():
         return []
-    return sorted((path for path in root.iterdir() if NAME.fullmatch(path.name)), key=step_of, reverse=True)
+    published = [path for path in root.iterdir() if NAME.fullmatch(path.name)]
+    return sorted(published, key=step_of, reverse=True)
 
 
 def finish(root: Path, step: int, keep: int | None = None) -> None:
@@ -65,10 +67,14 @@ def publish(partial: Path, final: Path) -> None:
     Raises:
         OSError: the disk refused; `final` is as it was.
     """
-    paths = _files(partial)
-    for path in [*paths, *(path for path in partial.rglob("*") if path.is_dir()), partial]:
-        _flush(path)
-    write_json(partial / SEAL, {"version": 1, "files": _hashes(partial, paths)})
+    files = []
+    for path in sorted(partial.rglob("*")):
+        if path.is_file():
+            files.append(path)
+        if path.is_file() or path.is_dir():
+            _flush(path)
+    _flush(partial)
+    write_json(partial / SEAL, {"version": 1, "files": _hashes(partial, files)})
     _flush(partial)
     if os.path.lexists(final):
         remove(final)
@@ -85,47 +91,50 @@ def problem(checkpoint: Path, hashes: bool = False) -> str | None:
     """
     try:
         rundir.check_tree(checkpoint.parent, checkpoint.name)
-        sealed = rundir.read_json(checkpoint, SEAL)["files"]
-        wanted = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in sealed.items()}
+        sealed = {}
+        for name, entry in rundir.read_json(checkpoint, SEAL)["files"].items():
+            sealed[name] = (int(entry["size"]), str(entry["sha256"]))
     except FileNotFoundError:
         return f"{SEAL} is missing"
     except UserError as error:  # a link, a pipe, a device
         return str(error).removeprefix(str(checkpoint)).lstrip("/: ")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{SEAL} can't be read"
-    if not wanted or any(Path(name).is_absolute() or ".." in Path(name).parts for name in wanted):
+    if not sealed or any(Path(name).is_absolute() or ".." in Path(name).parts for name in sealed):
         return f"{SEAL} can't be read"
-    for name, (size, _) in wanted.items():
+    for name, (size, _) in sealed.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    if hashes:
-        try:
-            found = _hashes(checkpoint, [checkpoint / name for name in wanted])
-        except OSError as error:
-            return f"can't be read: {error}"
-        changed = [name for name, (_, digest) in wanted.items() if found[name]["sha256"] != digest]
-        if changed:
-            return f"the content of {changed[0]} has changed"
+    if not hashes:
+        return None
+    try:
+        current = _hashes(checkpoint, [checkpoint / name for name in sealed])
+    except OSError as error:
+        return f"can't be read: {error}"
+    for name, (_, digest) in sealed.items():
+        if current[name]["sha256"] != digest:
+            return f"the content of {name} has changed"
     return None
 
 
 def newest(root: Path, hashes: bool = False) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and what was passed over on the way, in words."""
-    skipped = []
+    """The newest whole checkpoint, and which newer ones were skipped and why."""
+    skipped: list[str] = []
     for checkpoint in checkpoints(root):
-        why = problem(checkpoint, hashes)
-        if why is None:
+        damage = problem(checkpoint, hashes)
+        if damage is None:
             return checkpoint, skipped
-        skipped.append(f"{checkpoint}: {why}")
+        skipped.append(f"{checkpoint}: {damage}")
     return None, skipped
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove whole checkpoints beyond the `keep` newest; damaged ones neither count nor go."""
-    for checkpoint in [path for path in checkpoints(root) if problem(path) is None][keep:]:
+    """Remove whole checkpoints beyond the `keep` newest; damaged ones neither count nor are removed."""
+    whole = [path for path in checkpoints(root) if problem(path) is None]
+    for checkpoint in whole[keep:]:
         remove(checkpoint)
 
 
@@ -157,18 +166,14 @@ def _remove(path: Path, ignore_errors: bool = False) -> None:
         path.unlink()
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
 def _hashes(folder: Path, paths: list[Path]) -> dict[str, dict[str, int | str]]:
-    """Size and SHA-256 of every file, in threads: hashing lets go of the interpreter's lock."""
+    """Size and SHA-256 of every file, in threads: hashing releases the interpreter's lock."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         digests = list(pool.map(_sha256, paths))
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(paths, digests, strict=True)
-    }
+    entries: dict[str, dict[str, int | str]] = {}
+    for path, digest in zip(paths, digests, strict=True):
+        entries[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
+    return entries
 
 
 def _sha256(path: Path) -> str:

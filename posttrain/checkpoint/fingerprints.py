@@ -1,6 +1,6 @@
 """What a run reads besides its configuration: training rows, the model's shape, the frozen weights under an adapter.
 
-A run that resumes must find all of it as it was: places in the data mean other rows in another file, and an adapter
+A resumed run must find all of it unchanged: positions in the data mean other rows in another file, and an adapter
 belongs to the weights that it was trained on. No torch here.
 """
 
@@ -10,8 +10,10 @@ from typing import Any
 
 from posttrain.errors import UserError
 
-BLOCK, BLOCKS = 1 << 16, 16  # bytes, and how many of them stand for a file of weights: training changes every tensor
-WHAT = {
+# So many blocks of so many bytes stand for a file of weights: training changes every tensor.
+BLOCKS = 16
+BLOCK_BYTES = 1 << 16
+INPUTS = {
     "data": "the training rows of data.path",
     "config": "config.json of model.path",
     "weights": "the weights of model.path, which the adapter was trained on,",
@@ -33,15 +35,15 @@ def of(trainer: Any) -> dict[str, str]:
 
 def weights(directory: Path) -> str:
     """A digest of each safetensors file's size, beginning (with the tensors' names and shapes) and some of the rest."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(directory.glob("*.safetensors")):
         size = path.stat().st_size
-        found.update(f"{path.name} {size} ".encode())
+        digest.update(f"{path.name} {size} ".encode())
         with open(path, "rb") as file:
             for index in range(BLOCKS):
-                file.seek(index * max(0, size - BLOCK) // (BLOCKS - 1))
-                found.update(file.read(BLOCK))
-    return found.hexdigest()
+                file.seek(index * max(0, size - BLOCK_BYTES) // (BLOCKS - 1))
+                digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def check(before: dict[str, str], now: dict[str, str], checkpoint: Path) -> None:
@@ -50,7 +52,10 @@ def check(before: dict[str, str], now: dict[str, str], checkpoint: Path) -> None
     Raises:
         UserError: something has changed.
     """
-    changed = [what for name, what in WHAT.items() if name in before and name in now and before[name] != now[name]]
+    changed = []
+    for name, description in INPUTS.items():
+        if name in before and name in now and before[name] != now[name]:
+            changed.append(description)
     if changed:
         raise UserError(
             f"{checkpoint}: {' and '.join(changed)} changed since it was saved; put back what was there, or choose "

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
@@ -87,19 +87,19 @@ def allowed(module: str, name: str) -> bool:
 
 
 def _from_a_peer() -> bool:
-    """Whether it is another rank's word that is being unpickled: torch's collectives for objects pickle them."""
+    """Whether what is unpickled comes from another rank: torch's collectives for objects pickle them."""
     code = sys._getframe(2).f_code  # this function, `_look`, then whoever called the unpickler
     return code.co_name == "_tensor_to_object" and code.co_filename.endswith("torch/distributed/distributed_c10d.py")
 
 
-def _no_torchscript(archive: Any) -> bool:
+def _no_torchscript(archive: object) -> bool:
     """False, or a refusal, in place of torch's own question about an archive that torch.load is to read."""
     if _is_torchscript(archive):
         _refuse_torchscript()
     return False
 
 
-def _refuse_torchscript(*_: Any, **__: Any) -> NoReturn:
+def _refuse_torchscript(*_: object, **__: object) -> NoReturn:
     _refused.append(
         f"{_reading[-1]}: holds a TorchScript archive, which is a program; a checkpoint needs no such thing, so it was "
         "not read"
@@ -107,7 +107,7 @@ def _refuse_torchscript(*_: Any, **__: Any) -> NoReturn:
     raise UserError(_refused[-1])
 
 
-def _look(event: str, arguments: tuple) -> None:
+def _look(event: str, arguments: tuple[object, ...]) -> None:
     if event != "pickle.find_class" or not _reading or _from_a_peer():
         return
     module, name = arguments[-2:]

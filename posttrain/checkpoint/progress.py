@@ -48,8 +48,10 @@ class Progress:
             raise UserError(f"{checkpoint / FILE}: can't be read: {error}") from None
         if not isinstance(values, dict):
             raise UserError(f"{checkpoint / FILE}: can't be read: it is no JSON object")
-        for name in (item.name for item in fields(self)):
-            value, kind = values.get(name, getattr(self, name)), type(getattr(self, name))
-            if not isinstance(value, kind if kind in (list, dict) else int | float | None):
-                raise UserError(f"{checkpoint / FILE}: can't be read: `{name}` is of another kind")
-            setattr(self, name, value)
+        for item in fields(self):
+            default = getattr(self, item.name)
+            value = values.get(item.name, default)
+            expected = type(default) if isinstance(default, list | dict) else int | float | None
+            if not isinstance(value, expected):
+                raise UserError(f"{checkpoint / FILE}: can't be read: `{item.name}` has the wrong type")
+            setattr(self, item.name, value)

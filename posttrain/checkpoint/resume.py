@@ -1,4 +1,4 @@
-"""From which checkpoint a run resumes, and whether its configuration lets it. No torch here."""
+"""From which checkpoint a run resumes, and whether its configuration allows it. No torch here."""
 
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,42 @@ CONFIG = "config.yaml"  # the frozen configuration, kept in each checkpoint
 
 # What may differ from the run that saved: nothing here changes which batches are trained on, or how.
 HARMLESS = (
-    "logger", "launch", "run", "sweep", "recipe", "checkpoint", "cache_dir",
-    "parallelism.nproc_per_node", "parallelism.sequence_parallel", "parallelism.overlap", "parallelism.auto",
-    "parallelism.memory_gib", "peft.fused", "peft.recompute_norms",
-    *(f"trainer.{key}" for key in (
-        "max_steps", "epochs", "micro_batch_size", "log_interval", "validation_interval", "validation_batches",
-        "num_generations", "max_new_tokens", "generation_interval", "recompute", "on_nonfinite",
-        "max_rollbacks", "loss_spike_factor", "num_workers", "deterministic", "cuda_graph", "skip_prompt_logits",
-        "profile", "export", "license", "verify",
-    )),
-)  # fmt: skip
+    "logger",
+    "launch",
+    "run",
+    "sweep",
+    "recipe",
+    "checkpoint",
+    "cache_dir",
+    "parallelism.nproc_per_node",
+    "parallelism.sequence_parallel",
+    "parallelism.overlap",
+    "parallelism.auto",
+    "parallelism.memory_gib",
+    "peft.fused",
+    "peft.recompute_norms",
+    "trainer.max_steps",
+    "trainer.epochs",
+    "trainer.micro_batch_size",
+    "trainer.log_interval",
+    "trainer.validation_interval",
+    "trainer.validation_batches",
+    "trainer.num_generations",
+    "trainer.max_new_tokens",
+    "trainer.generation_interval",
+    "trainer.recompute",
+    "trainer.on_nonfinite",
+    "trainer.max_rollbacks",
+    "trainer.loss_spike_factor",
+    "trainer.num_workers",
+    "trainer.deterministic",
+    "trainer.cuda_graph",
+    "trainer.skip_prompt_logits",
+    "trainer.profile",
+    "trainer.export",
+    "trainer.license",
+    "trainer.verify",
+)
 
 
 def root(cfg: DictConfig, run_dir: Path) -> Path | None:
@@ -50,12 +76,12 @@ def find(cfg: DictConfig, run_dir: Path) -> Path | None:
     where = root(cfg, run_dir)
     if where is None:
         return None
-    found, skipped = directories.newest(where)
-    if found is None and skipped:
+    checkpoint, skipped = directories.newest(where)
+    if checkpoint is None and skipped:
         raise UserError(none_left(where, skipped))
-    if found is None:
+    if checkpoint is None:
         raise UserError(f"run.resume={cfg.run.resume}: there is no finished checkpoint in {where}")
-    return found
+    return checkpoint
 
 
 def none_left(where: Path, skipped: list[str]) -> str:
@@ -65,49 +91,56 @@ def none_left(where: Path, skipped: list[str]) -> str:
 
 
 def check(cfg: DictConfig, run_dir: Path) -> None:
-    """Refuse to resume where that can't be meant.
+    """Refuse to resume where that can't be intended.
 
     Raises:
         UserError: run.resume=never and there is a checkpoint, or the configuration differs from the checkpoint's.
     """
     if cfg.run.resume == "never" and directories.checkpoints(run_dir / "checkpoints"):
         raise UserError(f"run.resume=never: {run_dir} has a checkpoint; choose another hydra.run.dir or resume=auto")
-    found = find(cfg, run_dir)
-    if found is None:
+    checkpoint = find(cfg, run_dir)
+    if checkpoint is None:
         return
-    before = frozen.read(found, CONFIG)
+    before = frozen.read(checkpoint, CONFIG)
     if OmegaConf.select(before, "checkpoint.save_optimizer") is False:
-        raise UserError(f"{found}: was saved with checkpoint.save_optimizer=false, a run can't resume from it")
-    changed = differences(before, OmegaConf.create(frozen.text(cfg)))
+        raise UserError(f"{checkpoint}: was saved with checkpoint.save_optimizer=false, a run can't resume from it")
+    after = OmegaConf.create(frozen.text(cfg))  # as it will be read
+    assert isinstance(after, DictConfig)
+    changed = differences(before, after)
     if changed:
         listed = "".join(f"\n  {key}: {old} -> {new}" for key, (old, new) in sorted(changed.items()))
         raise UserError(
-            f"{found}: was trained with another configuration; take these changes back, or choose another "
+            f"{checkpoint}: was trained with another configuration; take these changes back, or choose another "
             f"hydra.run.dir{listed}"
         )
 
 
 def differences(before: DictConfig, after: DictConfig) -> dict[str, tuple[Any, Any]]:
     """Key path -> (old, new) of what differs and isn't harmless; keys that one of them lacks count as None."""
-    old, new = _leaves(before), _leaves(after)
-    return {
-        key: (old.get(key), new.get(key))
-        for key in old.keys() | new.keys()
-        if old.get(key) != new.get(key)
-        and not any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
-    }
+    old = _leaves(before)
+    new = _leaves(after)
+    changed = {}
+    for key in old.keys() | new.keys():
+        if old.get(key) != new.get(key) and not is_harmless(key):
+            changed[key] = (old.get(key), new.get(key))
+    return changed
+
+
+def is_harmless(key: str) -> bool:
+    """Whether a key may differ from the run that saved."""
+    return any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
 
 
 def _leaves(cfg: DictConfig) -> dict[str, Any]:
     """Key path -> value; lists and empty mappings are values."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
 
-    def walk(node: Any, path: str) -> None:
+    def walk(node: object, path: str) -> None:
         if isinstance(node, dict) and node:
             for key, value in node.items():
                 walk(value, f"{path}.{key}" if path else str(key))
         else:
-            found[path] = node
+            leaves[path] = node
 
     walk(OmegaConf.to_container(cfg, resolve=True), "")
-    return found
+    return leaves

@@ -54,9 +54,9 @@ def run(
         fail("--experimental-rerun: refused, it unpickles the file it is given; use the run directory's config.yaml")
     if any(arg.startswith(("--config-p", "-cp")) for arg in sys.argv[1:]):
         fail("--config-path: refused, files of your own go beside the shipped ones: --config-dir FOLDER")
-    for word in sys.argv[1:]:
-        if UNDECODED.search(word):
-            fail(f"{word}: is not UTF-8; rename the file. If it is, and the locale is another: set PYTHONUTF8=1")
+    for arg in sys.argv[1:]:
+        if UNDECODED.search(arg):
+            fail(f"{arg}: is not UTF-8; rename the file. If it is, and the locale is another: set PYTHONUTF8=1")
     before = os.environ.get(FULL_ERROR)
     full = before == "1"
     # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.
@@ -74,10 +74,10 @@ def run(
         try:
             single = not {"-m", "--multirun"} & set(sys.argv[1:])
             with_hydra = hydra.main(version_base="1.3", config_path=str(config.CONF_DIR), config_name=config_name)
-            spoken: list[Exception] = []
-            with_hydra(_kept_from_hydra(task, spoken) if single else task)()
-            if spoken:
-                raise spoken[0]
+            errors: list[Exception] = []
+            with_hydra(_collecting(task, errors) if single else task)()
+            if errors:
+                raise errors[0]
         finally:
             sweep.summarize()
     except (UserError, RunFailed) as error:
@@ -89,9 +89,10 @@ def run(
             raise
         fail(config.explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")], config_name))
     except OSError as error:
-        if full or (place := location_error(error)) is None:
+        message = location_error(error)
+        if full or message is None:
             raise
-        fail(place)
+        fail(message)
     except KeyboardInterrupt as error:
         stop.exit_for(error)
     finally:
@@ -100,15 +101,15 @@ def run(
             os.environ[FULL_ERROR] = before
 
 
-def _kept_from_hydra(task: Callable[[DictConfig], Any], spoken: list[Exception]) -> Callable[[DictConfig], Any]:
-    """`task` with our own errors put into `spoken`: Hydra would print a line about them before we do."""
+def _collecting(task: Callable[[DictConfig], Any], errors: list[Exception]) -> Callable[[DictConfig], Any]:
+    """`task` with our own errors appended to `errors`: Hydra would print a line about them before we do."""
 
     @functools.wraps(task)
     def quiet(cfg: DictConfig) -> Any:
         try:
             return task(cfg)
         except (UserError, RunFailed, OSError) as error:
-            spoken.append(error)
+            errors.append(error)
             return None
 
     return quiet

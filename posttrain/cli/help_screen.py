@@ -51,7 +51,7 @@ def render(conf: Path, package: Path) -> str:
     """
     lines = [HEAD]
     for group in groups(conf):
-        names = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+        names = option_names(conf / group)
         if group == "model":
             names = _by_family(names)
         lines += _wrap(group, " ".join(names) + REMARKS.get(group, ""))
@@ -65,14 +65,19 @@ def render(conf: Path, package: Path) -> str:
     return "\n".join(lines)
 
 
+def option_names(group: Path) -> list[str]:
+    """The choices of a config group."""
+    return sorted(path.stem for path in group.glob("*.yaml"))
+
+
 def groups(conf: Path) -> list[str]:
     """The config groups, those of training first."""
     names = []
     for folder in sorted(conf.iterdir()):
         if any(folder.glob("*.yaml")) and folder.name != "hydra":
             names.append(folder.name)
-    first = [name for name in ORDER if name in names]
-    return first + [name for name in names if name not in ORDER]
+    order = {name: position for position, name in enumerate(ORDER)}
+    return sorted(names, key=lambda name: order.get(name, len(ORDER)))
 
 
 def commands(package: Path) -> Iterator[tuple[str, str]]:

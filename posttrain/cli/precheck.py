@@ -1,5 +1,6 @@
 """Check what a command would run before Hydra makes a directory for it: every trial of a grid, not just the first."""
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 
@@ -23,29 +24,35 @@ def precheck(compose: Callable[[list[str]], DictConfig], check: Callable[[DictCo
     args = get_args_parser().parse_args(sys.argv[1:])
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion or args.config_name:
         return
-    extra = [f"hydra.searchpath=[file://{args.config_dir}]"] if args.config_dir else []
+    extra = []
+    if args.config_dir:
+        extra.append(f"hydra.searchpath=[file://{args.config_dir}]")
+    own = [item for item in args.overrides if not item.lstrip("+~").startswith("hydra.")]
     # Of Hydra's own settings only the launcher's, which say where a run is to run.
-    mine = [item for item in args.overrides if not item.lstrip("+~").startswith("hydra.")]
     launcher = [item for item in args.overrides if item.lstrip("+~").startswith("hydra.launcher.")]
-    overrides = [*mine, *launcher]
-    for trial in trials(overrides) if args.multirun else [overrides]:
+    overrides = [*own, *launcher]
+    if not args.multirun:
+        check(compose([*overrides, *extra]))
+        return
+    for trial in trials(overrides):
         try:
             check(compose([*trial, *extra]))
         except UserError as error:
-            changed = [item for item in trial if item not in overrides]
-            raise (UserError(f"trial {' '.join(changed)}: {error}") if changed else error) from error
+            swept = [item for item in trial if item not in overrides]
+            if not swept:
+                raise
+            raise UserError(f"trial {' '.join(swept)}: {error}") from error
 
 
 def trials(overrides: list[str]) -> Iterator[list[str]]:
     """The override lists of a grid's first trials; a search's ranges (`interval(...)`) are left to the sweeper."""
-    import itertools
-
     parsed = OverridesParser.create().parse_overrides(overrides)
     axes: list[list[str]] = []
-    for item in parsed:
+    for override, item in zip(overrides, parsed, strict=True):
         if not item.is_sweep_override():
-            axes.append([item.input_line])
+            axes.append([override])
         elif item.is_discrete_sweep() and item.type is not OverrideType.DEL:
             key = item.get_key_element()
             axes.append([f"{key}={value}" for value in item.sweep_string_iterator()])
-    yield from (list(point) for point in itertools.islice(itertools.product(*axes), MOST_TRIALS))
+    for point in itertools.islice(itertools.product(*axes), MOST_TRIALS):
+        yield list(point)

@@ -70,7 +70,7 @@ def measure_set(
         results.losses[index] = loss
         results.supervised_tokens[index] = supervised_tokens
     seconds = {"loss": round(time.monotonic() - started, 3)}
-    lines = []
+    lines: list[dict[str, Any]] = []
     if metric is not None:
         started = time.monotonic()
         results.scores, lines = score_answers(model, tokenizer, conversations, options, metric, name)
@@ -106,7 +106,11 @@ def summarize(indices: Iterable[int], results: Results) -> dict[str, Any]:
         "supervised_tokens": supervised_tokens,
     }
     if results.scores is not None:
-        scores = [results.scores[index] for index in indices if results.scores[index] is not None]
+        scores: list[float] = []
+        for index in indices:
+            score = results.scores[index]
+            if score is not None:
+                scores.append(score)
         summary["score"] = sum(scores) / len(scores) if scores else None
         summary["answers"] = len(scores)
     return summary

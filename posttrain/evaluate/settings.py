@@ -15,6 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.config import compose, frozen, schema
+from posttrain.config.containers import as_dict
 from posttrain.errors import UserError
 from posttrain.utils import rundir
 
@@ -127,10 +128,11 @@ def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     for item in parsed:
         if (compose.CONF_DIR / item.key_or_group).is_dir():
             groups.add(item.key_or_group)
-    of_groups, of_values = [], []
-    for item in parsed:
+    of_groups = []
+    of_values = []
+    for override, item in zip(overrides, parsed, strict=True):
         if item.key_or_group.partition(".")[0] in groups:
-            of_groups.append(item.input_line)
+            of_groups.append(override)
         else:
             of_values.append(item)
     merged = cfg.copy()
@@ -165,7 +167,7 @@ def configure_sets(cfg: DictConfig) -> dict[str, DictConfig]:
             'evaluate.datasets={a:"data=alpaca data.path=a.json"}'
         )
     configs = {}
-    for name, text in cfg.evaluate.datasets.items():
+    for name, text in as_dict(cfg.evaluate.datasets).items():
         if not isinstance(text, str):
             raise UserError(
                 f'evaluate.datasets.{name}: put the overrides in quotes, {name}:"data=alpaca data.path=a.json"'
@@ -173,7 +175,7 @@ def configure_sets(cfg: DictConfig) -> dict[str, DictConfig]:
         try:
             overrides = shlex.split(text)
             refuse_model(overrides)
-            configs[str(name)] = apply_overrides(cfg, overrides)
+            configs[name] = apply_overrides(cfg, overrides)
         except (UserError, ValueError) as error:
             raise UserError(f"evaluate.datasets.{name}: {error}") from None
     return configs

@@ -87,7 +87,9 @@ def max_positions(model: "PreTrainedModel") -> int | None:
     return learned_positions_of(model.config.to_dict())
 
 
-def check_fits(model: "PreTrainedModel", sequences: Iterable[Sequence[int]], new_tokens: int = 0) -> None:
+def check_fits(
+    model: "PreTrainedModel", sequences: Iterable["Sequence[int] | np.ndarray"], new_tokens: int = 0
+) -> None:
     """Check that a model can read token sequences, and `new_tokens` tokens after each.
 
     Raises:

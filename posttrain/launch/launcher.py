@@ -12,7 +12,7 @@ import time
 from io import BufferedWriter
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from posttrain.checkpoint import resume
 from posttrain.config import frozen
@@ -89,7 +89,9 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     rundir.make(run_dir, "logs")
     # Every machine of a run writes the same text, whichever comes last.
-    text = frozen.text(OmegaConf.merge(cfg, {"launch": {"node_rank": 0}}))
+    shared = cfg.copy()
+    shared.launch.node_rank = 0
+    text = frozen.text(shared)
     rundir.write_text(run_dir, "config.yaml", text)
     return run_dir / "config.yaml"
 

@@ -47,8 +47,8 @@ def adopt(cfg: DictConfig) -> None:
     local_size = int(os.environ["LOCAL_WORLD_SIZE"])
     if cfg.parallelism.nproc_per_node not in (None, local_size):
         raise UserError(
-            f"`parallelism.nproc_per_node={cfg.parallelism.nproc_per_node}`: torchrun has started {local_size} processes; "
-            "leave it out"
+            f"`parallelism.nproc_per_node={cfg.parallelism.nproc_per_node}`: torchrun has started {local_size} "
+            "processes; leave it out"
         )
     cfg.parallelism.nproc_per_node = local_size
     cfg.launch.nnodes = int(os.environ["WORLD_SIZE"]) // local_size

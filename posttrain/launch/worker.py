@@ -17,11 +17,22 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.utils import instantiate
 
 from posttrain import patches
+from posttrain.config import frozen, targets
+from posttrain.config.instantiate import built
 from posttrain.errors import RunFailed, UserError, location_error
+from posttrain.launch.failure import RankError, error_file
 from posttrain.train.rollback import RolledBack
+from posttrain.train.startup_clock import Startup
 from posttrain.utils import rundir
+from posttrain.utils.rank_environment import DEVICE, STARTED
+
+if TYPE_CHECKING:
+    from posttrain.train.trainer import Trainer
 
 log = logging.getLogger("posttrain")
 
@@ -38,6 +49,7 @@ USED = (
     "posttrain.train.trainer",
 )
 GROUPS = ("model", "peft", "data", "template", "parallelism", "optimizer", "scheduler", "precision", "checkpoint")
+COPIED_BYTES = 1 << 16  # at a time
 
 
 def import_all() -> patches.Platform:
@@ -47,8 +59,6 @@ def import_all() -> patches.Platform:
         The platform.
     """
     import torch  # noqa: F401  (before Transformer Engine, which needs torch's NCCL loaded)
-
-    from posttrain.utils.rank_environment import DEVICE
 
     device = os.environ.get(DEVICE, "cpu")
     if device == "cuda":
@@ -64,32 +74,25 @@ def wake_gpu() -> None:
     """Create the device's context and load cuBLAS while this process imports; both wait for the driver."""
     import torch
 
-    with contextlib.suppress(Exception):  # it is asked again, and its error shown, where it is used
+    with contextlib.suppress(Exception):  # the same error is raised where the device is used
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         ones = torch.ones(256, 256, dtype=torch.bfloat16, device=device)
         (ones @ ones).sum().item()
 
 
-def build(run_dir: Path):
+def build(run_dir: Path) -> "Trainer":
     """The trainer of the run in `run_dir`, with everything it is composed of."""
-    from posttrain.train.startup_clock import Startup
-    from posttrain.utils.rank_environment import STARTED
-
     startup = Startup(float(os.environ.get(STARTED, time.time())))
     startup.mark("compose, import" if "posttrain.train.trainer" in sys.modules else "compose, launch")
-    from posttrain.config import frozen, targets
-
     cfg = frozen.read(run_dir)
     targets.check(cfg)
     platform = import_all()
     applied = ", ".join(patches.apply(platform))
     log.info("device %s, Transformer Engine %s, patches: %s", platform.device, platform.transformer_engine, applied)
 
-    from hydra.utils import instantiate
-
-    from posttrain.config.instantiate import built
-
-    parts = {name: built(cfg[name]) if cfg[name].get("_target_") else None for name in GROUPS}
+    parts = {}
+    for name in GROUPS:
+        parts[name] = built(cfg[name]) if cfg[name].get("_target_") else None
     trackers = [built(tracker) for tracker in cfg.logger.values()]
     # Partial: Hydra would turn the instantiated objects among its arguments into configuration again.
     targets.require_own(cfg.trainer)
@@ -100,7 +103,7 @@ def build(run_dir: Path):
 
 def await_orders() -> str | None:
     """Import what every run needs, then wait; the run directory, None where there will be no run."""
-    with contextlib.suppress(Exception):  # it comes again in the run, where somebody is told
+    with contextlib.suppress(Exception):  # the same error is raised and reported when the run starts
         import_all()
     line = sys.stdin.readline()
     if not line:
@@ -110,20 +113,40 @@ def await_orders() -> str | None:
     log = rundir.append(Path(orders["run_dir"]), orders["log"])
     sys.stdout.flush()
     os.lseek(1, 0, os.SEEK_SET)
-    while text := os.read(1, 1 << 16):
-        os.write(log, text)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
+    printed = os.read(1, COPIED_BYTES)
+    while printed:
+        os.write(log, printed)
+        printed = os.read(1, COPIED_BYTES)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     return orders["run_dir"]
+
+
+def describe(error: BaseException) -> RankError:
+    """An error of this rank, for the launcher."""
+    location = location_error(error) if isinstance(error, OSError) else None
+    description: RankError = {
+        "rank": int(os.environ["RANK"]),
+        "time": time.time(),
+        "user_error": isinstance(error, UserError) or location is not None,
+        "message": f"{type(error).__name__}: {error}",
+    }
+    if location is not None:
+        description["message"] = location
+    elif isinstance(error, UserError | RolledBack):
+        description["message"] = str(error)
+    if isinstance(error, RolledBack):
+        description["rolled_back"] = True
+    return description
 
 
 def main() -> None:
     """Train; on an error leave RUN_DIR/logs/rankN.error.json for the launcher and exit with its code."""
-    given = sys.argv[1] if len(sys.argv) > 1 else await_orders()
-    if given is None:
+    location = sys.argv[1] if len(sys.argv) > 1 else await_orders()
+    if location is None:
         return
-    run_dir, rank = Path(given), int(os.environ["RANK"])
+    run_dir = Path(location)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the launcher asks a run that hangs where it is
@@ -134,18 +157,13 @@ def main() -> None:
         # or another code when it gives up; a run that is done returns.
         raise SystemExit(RunFailed.STOPPED if stop.code == 0 else 1) from None
     except BaseException as error:
-        place = location_error(error) if isinstance(error, OSError) else None
-        user_error = isinstance(error, UserError) or place is not None
-        message = place or (str(error) if user_error else f"{type(error).__name__}: {error}")
-        found = {"rank": rank, "time": time.time(), "user_error": user_error, "message": message}
-        if isinstance(error, RolledBack):
-            found |= {"rolled_back": True, "message": str(error)}
+        description = describe(error)
         with contextlib.suppress(OSError):  # the disk is full
-            rundir.write_json(run_dir, f"logs/rank{rank}.error.json", found)
+            rundir.write_json(run_dir, error_file(description["rank"]), description)
             traceback.print_exc()
             sys.stdout.flush()
         # Not sys.exit: peers may be in a collective with us, and tearing down process groups would wait for them.
-        os._exit(UserError.exit_code if user_error else 1)
+        os._exit(UserError.exit_code if description["user_error"] else 1)
 
 
 if __name__ == "__main__":

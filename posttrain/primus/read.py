@@ -85,7 +85,7 @@ def read(path: Path) -> Primus:
     return primus
 
 
-def _modules(modules: Any, primus: Primus) -> None:
+def _modules(modules: object, primus: Primus) -> None:
     """The form with `modules`: the module that trains after pre-training, and what it overrides."""
     module = modules.get("post_trainer") if isinstance(modules, dict) else None
     if not isinstance(module, dict):

@@ -44,7 +44,9 @@ def version() -> str:
 
 def root() -> Path:
     """The folder of the recipes."""
-    return Path(importlib.util.find_spec("megatron.bridge").origin).parent / "recipes"
+    spec = importlib.util.find_spec("megatron.bridge")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "recipes"
 
 
 @cache

@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain.config.compose import CONF_DIR
+from posttrain.config.containers import as_dict
 from posttrain.errors import UserError
 from posttrain.recipes import catalog, resolve
 from posttrain.recipes.translate import Translation, translate_recipe
@@ -63,15 +64,16 @@ def apply(overrides: list[str], config_name: str) -> Layered:
         return Layered(others, config_name)
     recipe = catalog.find(str(recipe_name))
 
-    main = OmegaConf.load(CONF_DIR / "config.yaml")
-    defaults = OmegaConf.to_container(main.pop("defaults"))
+    body = _read("config")
+    defaults = body.pop("defaults")
     overridden = {item.key_or_group: item for item in parsed}
     chosen = [group for group in _groups(defaults) if group in overridden]
-    cache_dir = overridden["cache_dir"].value() if "cache_dir" in overridden else None
+    cache_dir = None
+    if "cache_dir" in overridden:
+        cache_dir = str(overridden["cache_dir"].value())
     resolved = resolve.resolve_recipe(recipe, cache_dir)
     translation = translate_recipe(recipe.name, resolved, "model" in chosen)
 
-    body: dict[str, Any] = OmegaConf.to_container(main)
     for key, value in translation.values.items():
         if key.partition(".")[0] not in chosen:
             _set(body, key, value)
@@ -139,13 +141,20 @@ def describe(name: str, translation: Translation, chosen: list[str]) -> str:
     )
 
 
+def _read(config_name: str) -> dict[str, Any]:
+    """A file of conf/, with its defaults list."""
+    cfg = OmegaConf.load(CONF_DIR / f"{config_name}.yaml")
+    assert isinstance(cfg, DictConfig)
+    return as_dict(cfg, resolve=False)
+
+
 def _key(override: str) -> str:
     return override.partition("=")[0]
 
 
 def _groups(defaults: list[Any]) -> list[str]:
     """The groups of a defaults list, in its order."""
-    groups = []
+    groups: list[str] = []
     for item in defaults:
         if isinstance(item, dict):
             groups += item
@@ -154,7 +163,7 @@ def _groups(defaults: list[Any]) -> list[str]:
 
 def _store_including(config_name: str, name: str) -> str:
     """Store `config_name`, which includes conf/config.yaml, with `name` in its stead."""
-    body = OmegaConf.to_container(OmegaConf.load(CONF_DIR / f"{config_name}.yaml"))
+    body = _read(config_name)
     if "config" not in body["defaults"]:
         raise UserError(f"`recipe.name`: posttrain.{config_name} composes no run, so it takes no recipe")
     body["defaults"] = [name if item == "config" else item for item in body["defaults"]]
@@ -162,7 +171,7 @@ def _store_including(config_name: str, name: str) -> str:
     return f"{config_name}_{name}"
 
 
-def _set(body: dict[str, Any], path: str, value: Any) -> None:
+def _set(body: dict[str, Any], path: str, value: object) -> None:
     """body[a][b][c] = value for the path a.b.c."""
     *parents, last = path.split(".")
     for parent in parents:

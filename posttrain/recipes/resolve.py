@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config.compose import CONF_DIR, compose
 from posttrain.errors import RunFailed, UserError
 from posttrain.recipes import catalog
+from posttrain.utils.cache import build_once, cache_root
 
 if TYPE_CHECKING:
     from megatron.bridge.models.gpt_provider import GPTModelProvider
@@ -46,8 +47,6 @@ def resolve_recipe(recipe: catalog.Recipe, cache_dir: str | None = None) -> dict
         UserError: the recipe itself raises an error.
         RunFailed: Megatron-Bridge could not be loaded.
     """
-    from posttrain.utils.cache import build_once, cache_root
-
     folder = cache_folder(recipe, cache_root(cache_dir))
     build_once(folder, lambda scratch: run_recipes(scratch, [recipe.name]))
     resolved = json.loads((folder / f"{recipe.name}.json").read_text(encoding="utf-8"))
@@ -126,13 +125,13 @@ class Hub:
         self.provider: GPTModelProvider | None = None
         self.trusted = False
 
-    def open(self, path: str, trust_remote_code: bool = False, **options: Any) -> "Hub":
+    def open(self, path: str, trust_remote_code: bool = False, **options: object) -> "Hub":
         """Remember the id, as `AutoBridge.from_hf_pretrained`."""
         self.requested = str(path)
         self.trusted = trust_remote_code
         return self
 
-    def to_megatron_provider(self, load_weights: bool = False, **options: Any) -> "GPTModelProvider":
+    def to_megatron_provider(self, load_weights: bool = False, **options: object) -> "GPTModelProvider":
         """Return the provider of the model that was requested, without its weights."""
         self.provider = self._build_provider(option_of(self.requested))
         return copy.deepcopy(self.provider)

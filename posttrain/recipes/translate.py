@@ -153,7 +153,7 @@ def translate_recipe(name: str, recipe: dict[str, Any], model_chosen: bool = Fal
     return done
 
 
-def null_instead_of_zero(path: str, value: Any) -> Any:
+def null_instead_of_zero(path: str, value: object) -> object:
     """Return `value` for the key `path`, null where Megatron says "never" with a zero."""
     if path in NULL_INSTEAD_OF_ZERO and not value:
         return None

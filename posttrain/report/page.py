@@ -7,10 +7,10 @@ from typing import Any
 
 import plotly.colors
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from omegaconf import OmegaConf
 from plotly.offline import get_plotlyjs
 
 from posttrain.config.compose import compose
+from posttrain.config.containers import as_dict
 from posttrain.config.trial_names import flatten, is_place
 from posttrain.report import figures
 from posttrain.report.table import NUMBERS, columns, format_value, numbers_of
@@ -24,8 +24,8 @@ NOT_CURVES = ("time",)
 MOST_HUES = 10  # trials told apart by hue; more are coloured by rank
 
 
-def _spelt_out(value: Any) -> Any:
-    """A text of a run's with its control characters made visible; what is markup already is left."""
+def _escaped(value: object) -> object:
+    """A text of a run with its control characters made visible; markup is left as it is."""
     return visible(value) if type(value) is str else value
 
 
@@ -36,7 +36,7 @@ def render(trials: list[Trial], title: str) -> str:
         trials: best first.
         title: what is compared, for the heading.
     """
-    defaults = flatten(OmegaConf.to_container(compose(), resolve=True))
+    defaults = flatten(as_dict(compose()))
     curves = curve_names(trials)
     rows, curves_by_trial = [], []
     for trial, color in zip(trials, colors(trials), strict=True):
@@ -46,7 +46,7 @@ def render(trials: list[Trial], title: str) -> str:
         curves_by_trial.append({"name": trial.name, "color": color, "series": series})
     data = {"trials": curves_by_trial, "curves": curves, "figures": draw_figures(trials)}
     environment = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_spelt_out
+        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_escaped
     )
     return environment.get_template("page.html.j2").render(
         title=title,

@@ -1,7 +1,5 @@
 """The trials as a table in the terminal."""
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -77,7 +75,7 @@ def numbers_of(trials: list[Trial]) -> list[str]:
     return [name for name in NUMBERS if any(name in trial.summary for trial in trials)]
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """The text of a cell: floats with four significant digits, nothing for None."""
     if value is None:
         return ""

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from posttrain.config import frozen, yaml_file
 from posttrain.config.trial_names import flatten, is_place
@@ -91,9 +91,9 @@ def read_trials(directory: Path) -> list[Trial]:
 
 def read_trial(path: Path, root: Path) -> Trial:
     """Read one run directory; what is missing, or being written at this moment, is left out."""
-    status = _json(path, "status.json", {})
-    samples = _json(path, "samples.json", [])
-    overrides = _yaml(path, ".hydra/overrides.yaml", [])
+    status: dict[str, Any] = _json(path, "status.json", {})
+    samples: list[Any] = _json(path, "samples.json", [])
+    overrides: list[Any] = _yaml(path, ".hydra/overrides.yaml", [])
     return Trial(
         name=str(path.relative_to(root)) if path != root else path.resolve().name,
         path=path,
@@ -155,7 +155,7 @@ def _run_directories(directory: Path) -> Iterator[Path]:
                 left.append(child)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value of JSON is a number that can be shown: neither NaN nor an integer of hundreds of digits."""
     return isinstance(value, int | float) and abs(value) < LARGEST
 
@@ -200,7 +200,7 @@ def _json[T](run_dir: Path, name: str, default: T) -> T:
     """The content of a file, or `default` if the content is not of its type.
 
     Raises:
-        UserError: it is a link, or no plain file.
+        UserError: it is a link, or not a plain file.
     """
     try:
         content = rundir.read_json(run_dir, name)
@@ -213,7 +213,7 @@ def _yaml[T](run_dir: Path, name: str, default: T) -> T:
     """As `_json`, for YAML.
 
     Raises:
-        UserError: it is no plain file, isn't YAML, or would fill the memory.
+        UserError: it is not a plain file, isn't YAML, or would fill the memory.
     """
     path = run_dir / name
     try:

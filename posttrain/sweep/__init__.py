@@ -11,14 +11,14 @@ launched: set[Path] = set()  # directories of the sweeps that this command has l
 def summarize() -> None:
     """Table, page and link to the best of what was launched, however it ended; a launcher may be called many times."""
     while launched:
-        from posttrain.report import write_report
+        from posttrain.report import write_report  # lists and tables for a terminal, which a run doesn't need
 
         try:
-            tell(f"report: {write_report(launched.pop())}")
+            log_stderr(f"report: {write_report(launched.pop())}")
         except UserError as error:  # a sweep is not spoiled by a report that can't be made
-            tell(str(error))
+            log_stderr(str(error))
 
 
-def tell(text: str) -> None:
+def log_stderr(text: str) -> None:
     """One line on stderr."""
     print(f"posttrain: {text}", file=sys.stderr, flush=True)

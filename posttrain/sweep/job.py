@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from omegaconf import DictConfig
 
@@ -39,16 +39,16 @@ class Job:
         """Run this node's ranks in the run directory `directory`; leaves by sys.exit unless all went well."""
         run_dir = Path(directory)
         redirect(run_dir, int(os.environ.get("SLURM_NODEID", 0)))
-        for number in (signal.SIGTERM, signal.SIGHUP, SAVE):  # until there are ranks to tell
+        for number in (signal.SIGTERM, signal.SIGHUP, SAVE):  # until there are ranks, which get them
             signal.signal(number, _stop)
         try:
             cfg = frozen.read(run_dir)
-            place(cfg, os.environ, first_host())
+            set_launch(cfg, os.environ, first_host())
             gpus = visible_gpus()
             line = auto.resolve(cfg, gpus)
             if line:
                 print(line, flush=True)
-            for number in (signal.SIGTERM, SAVE):  # from here they are launch's, and afterwards nobody's
+            for number in (signal.SIGTERM, SAVE):  # launch installs its own handlers; ignored afterwards
                 signal.signal(number, signal.SIG_IGN)
             launcher.launch(cfg, run_dir, gpus)
         except RunFailed as error:
@@ -58,7 +58,7 @@ class Job:
             sys.exit(error.exit_code)
         except UserError as error:
             print(f"posttrain: {error}", file=sys.stderr, flush=True)
-            # Found before the run began, which would have told: a busy port, GPUs that aren't there.
+            # Before the run began, which would have recorded it: a busy port, GPUs that aren't there.
             if rundir.read_json(run_dir, "status.json")["state"] == "queued":
                 launcher.record(cfg, run_dir, {"state": "failed", "error": str(error), "exit_code": error.exit_code})
             sys.exit(error.exit_code)
@@ -101,7 +101,7 @@ def first_host() -> str:
     return SlurmJobEnvironment().hostnames[0]
 
 
-def place(cfg: DictConfig, environment: Mapping[str, str], host: str) -> None:
+def set_launch(cfg: DictConfig, environment: Mapping[str, str], host: str) -> None:
     """Set `launch` to what Slurm's variables say about this task, so that the nodes find each other."""
     cfg.launch.nnodes = int(environment["SLURM_NNODES"])
     cfg.launch.node_rank = int(environment["SLURM_NODEID"])
@@ -110,5 +110,5 @@ def place(cfg: DictConfig, environment: Mapping[str, str], host: str) -> None:
         cfg.launch.master_port = cfg.launch.master_port or nodes.port_of_job(int(environment["SLURM_JOB_ID"]))
 
 
-def _stop(number: int, frame: Any) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:
     raise stopped(number, "stopped by {} before it began")

@@ -4,13 +4,14 @@ import os
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import wait
+from types import FrameType
 from typing import Any
 
 from omegaconf import DictConfig
 
 from posttrain.errors import UserError
 from posttrain.launch.signals import nohup
-from posttrain.sweep import tell
+from posttrain.sweep import log_stderr
 from posttrain.sweep.trial import Share, Trial
 from posttrain.utils.gpus import visible_gpus
 
@@ -27,7 +28,7 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
         total: trials of the whole sweep, of which a search proposes a few at a time.
 
     Returns:
-        The signal that ended it early, or None. Running trials were told, and have saved and left.
+        The signal that ended it early, or None. Running trials got it as well, saved and ended.
 
     Raises:
         UserError: more at once than there are GPUs, or a trial's directory holds other settings.
@@ -35,35 +36,37 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
     todo = [trial for trial in trials if not trial.already_finished()]
     free = shares(min(parallel, len(todo)) or 1, visible_gpus())
     if len(todo) < len(trials):
-        tell(f"{len(trials) - len(todo)} of {len(trials)} trials are finished already")
-    queue, running = list(todo), {}
+        log_stderr(f"{len(trials) - len(todo)} of {len(trials)} trials have already finished")
+    queue = list(todo)
+    running: dict[object, tuple[Trial, Share]] = {}  # by the sentinel of the trial's process
     received: list[int] = []
 
-    def on_signal(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for trial, _ in running.values():
-            os.kill(trial.process.pid, number)
+            trial.send_signal(number)
 
-    taken = [number for number in SIGNALS if not (number == signal.SIGHUP and nohup())]
-    before = {number: signal.signal(number, on_signal) for number in taken}
+    console = "logs/console.log" if parallel > 1 else None
+    handled = [number for number in SIGNALS if not (number == signal.SIGHUP and nohup())]
+    previous = {number: signal.signal(number, on_signal) for number in handled}
     try:
         while running or (queue and not received):
             while queue and free and not received:
-                trial, share = queue.pop(0), free.pop(0)
-                console = "logs/console.log" if parallel > 1 else None
-                tell(f"trial {trial.config.hydra.job.num + 1} of {total}: {trial.name}")
-                trial.start(run, share, console)
-                running[trial.process.sentinel] = trial, share
+                trial = queue.pop(0)
+                share = free.pop(0)
+                log_stderr(f"trial {trial.config.hydra.job.num + 1} of {total}: {trial.name}")
+                running[trial.start(run, share, console)] = trial, share
             for sentinel in wait(list(running)):
                 trial, share = running.pop(sentinel)
                 trial.finish()
                 free.append(share)
-                tell(f"{trial.name}: {trial.outcome()}")
+                log_stderr(f"{trial.name}: {trial.outcome()}")
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
     for trial in queue:
-        trial.error, trial.stopped = "not started", True
+        trial.error = "not started"
+        trial.stopped = True
     return received[0] if received else None
 
 
@@ -73,15 +76,20 @@ def shares(count: int, gpus: int) -> list[Share]:
     Raises:
         UserError: there are GPUs, but fewer than trials.
     """
-    cores = sorted(os.sched_getaffinity(0))
     if gpus and count > gpus:
         raise UserError(f"`sweep.parallel={count}`: there are {gpus} GPUs; a trial needs at least one")
-    named = [n for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n] or [str(i) for i in range(gpus)]
-    return [
-        Share(
-            gpus=named[i * gpus // count : (i + 1) * gpus // count] if gpus else None,
-            # At least one core each: with more trials than cores they take turns.
-            cores=set(cores[i * len(cores) // count : (i + 1) * len(cores) // count]) or {cores[i % len(cores)]},
-        )
-        for i in range(count)
-    ]
+    cores = sorted(os.sched_getaffinity(0))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = [device for device in visible.split(",") if device] or list(map(str, range(gpus)))
+    divided = []
+    for index in range(count):
+        # At least one core each: with more trials than cores they take turns.
+        own_cores = set(_part(cores, index, count)) or {cores[index % len(cores)]}
+        own_devices = _part(devices[:gpus], index, count) if gpus else None
+        divided.append(Share(own_devices, own_cores))
+    return divided
+
+
+def _part[T](items: list[T], index: int, count: int) -> list[T]:
+    """One of `count` consecutive parts of `items`, as equal in length as they can be."""
+    return items[index * len(items) // count : (index + 1) * len(items) // count]

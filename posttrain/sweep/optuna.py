@@ -1,7 +1,7 @@
 """`hydra/sweeper=optuna`: a search instead of a grid, by Hydra's own plugin with defaults that suit training runs.
 
 With a fixed seed the same command proposes the same trials: what is finished is not run again, and a larger
-`hydra.sweeper.n_trials` resumes from there. No database is needed for that.
+`hydra.sweeper.n_trials` continues from there. No database is needed for that.
 """
 
 from hydra.core.config_store import ConfigStore

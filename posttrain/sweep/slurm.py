@@ -5,29 +5,33 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain.config import frozen, policy
+from posttrain.config.containers import as_dict
 from posttrain.config.schema import SlurmSchema
 from posttrain.errors import UserError
-from posttrain.launch import launcher as launch
-from posttrain.launch import nodes
+from posttrain.launch import launcher, nodes
 from posttrain.plan import auto
 from posttrain.spec import checks
-from posttrain.sweep import tell
+from posttrain.sweep import log_stderr
 from posttrain.sweep.job import AGAIN, SAVE, Job
 from posttrain.sweep.trial import Trial
 from posttrain.utils import rundir
 
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
+
 LAUNCHER = "hydra/launcher=slurm"
+RETRY_S = 10.0  # between questions to a Slurm that doesn't answer
 RECORD = "slurm.json"  # in a run directory: which job runs it
 WAITS = "waits in the queue"
-TURN = ("None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit")  # Slurm's reasons of a job whose turn comes
-# What Slurm calls the end of a job that left no word of its own -> what to do about it.
+# Slurm's reasons for which a job whose turn comes waits.
+ORDINARY_REASONS = ("None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit")
+# Slurm's state of an ended job that recorded nothing itself -> what happened, and what to do about it.
 ENDS = {
     "TIMEOUT": "reached its time limit before it could save; hydra.launcher.signal_delay_s may be too short",
     "OUT_OF_MEMORY": "used more memory than it asked for; set hydra.launcher.mem_gb",
@@ -39,17 +43,26 @@ ENDS = {
 
 
 def with_launcher(argv: list[str]) -> list[str]:
-    """The command line, where `launch.submit=true` stands for the Slurm launcher as well unless one is named."""
+    """The command line, where `launch.submit=true` implies the Slurm launcher unless another is chosen."""
     submit = any(arg.lstrip("+").lower() == "launch.submit=true" for arg in argv)
-    named = any(arg.startswith("hydra/launcher=") for arg in argv)
-    return [*argv, LAUNCHER] if submit and not named else argv
+    has_launcher = any(arg.startswith("hydra/launcher=") for arg in argv)
+    if not submit or has_launcher:
+        return argv
+    return [*argv, LAUNCHER]
 
 
-def options_of(launcher: DictConfig) -> SlurmSchema | None:
+def options_of(group: DictConfig) -> SlurmSchema | None:
     """The options of the Slurm launcher in a composed `hydra.launcher`, None if that is another launcher."""
-    if launcher.get("_target_") != SlurmSchema._target_:
+    if group.get("_target_") != SlurmSchema._target_:
         return None
-    return SlurmSchema(**OmegaConf.to_container(launcher, resolve=True))
+    return SlurmSchema(**as_dict(group))
+
+
+def _options(trial: Trial) -> SlurmSchema:
+    """The options of a trial that the Slurm launcher was asked to run."""
+    options = options_of(trial.config.hydra.launcher)
+    assert options is not None
+    return options
 
 
 def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
@@ -59,13 +72,16 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
         UserError: the first thing found wrong.
     """
     cfg = cfg.copy()
-    cfg.launch.nnodes, cfg.launch.node_rank = options.nodes, 0
+    cfg.launch.nnodes = options.nodes
+    cfg.launch.node_rank = 0
     cfg.launch.master_port = nodes.PORTS[0]  # the job finds its own
     if cfg.parallelism.auto:
         if cfg.parallelism.memory_gib:
             auto.resolve(cfg, options.gpus_per_node)
         else:  # the job's node knows its GPUs; all else is checked as for one process
-            cfg.parallelism.auto, cfg.parallelism.nproc_per_node, cfg.launch.nnodes = False, 1, 1
+            cfg.parallelism.auto = False
+            cfg.parallelism.nproc_per_node = 1
+            cfg.launch.nnodes = 1
     if cfg.trainer.micro_batch_size == auto.AUTO:
         cfg.trainer.micro_batch_size = 1  # the job's node knows its GPUs' memory
     checks.check(cfg, options.gpus_per_node)
@@ -74,7 +90,7 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
 def run_jobs(trials: list[Trial], folder: Path) -> None:
     """Submit what is not in the queue yet and wait for all; their `value` and `error` are filled in.
 
-    Trials whose options Slurm refuses have failed, and the others continue.
+    Trials whose options Slurm refuses have failed, and the others are submitted.
 
     Args:
         trials: to run, with their configurations.
@@ -82,18 +98,19 @@ def run_jobs(trials: list[Trial], folder: Path) -> None:
 
     Raises:
         UserError: there is no Slurm here, or it refuses all jobs.
-        KeyboardInterrupt: the command was told to stop. The jobs continue.
+        KeyboardInterrupt: a signal ended the command. The jobs continue.
     """
     if shutil.which("sbatch") is None:
         raise UserError(f"{LAUNCHER}: there is no Slurm on this machine (no sbatch); use hydra/launcher=local")
-    waiting, queue = {}, in_queue()
+    queue = in_queue()
+    waiting: dict[str, Trial] = {}
     refused = None
     fresh: dict[str, list[Trial]] = {}
     for trial in trials:
         job = rundir.object_if_any(trial.directory, RECORD).get("job")
-        options = options_of(trial.config.hydra.launcher)
+        options = _options(trial)
         if job in queue:
-            tell(f"{trial.name}: is job {job} already")
+            log_stderr(f"{trial.name}: is already in the queue as job {job}")
             waiting[job] = trial
             continue
         try:
@@ -105,13 +122,13 @@ def run_jobs(trials: list[Trial], folder: Path) -> None:
         fresh.setdefault(repr(options), []).append(trial)
     for group in fresh.values():
         try:
-            waiting |= submit(group, options_of(group[0].config.hydra.launcher), folder)
+            waiting |= submit(group, _options(group[0]), folder)
         except UserError as error:
             refused = error
     if refused and not waiting:
         raise refused
     if waiting:
-        wait(waiting, min(options_of(trial.config.hydra.launcher).poll_s for trial in waiting.values()))
+        wait(waiting, min(_options(trial).poll_s for trial in waiting.values()))
 
 
 def submit(trials: list[Trial], options: SlurmSchema, folder: Path) -> dict[str, Trial]:
@@ -126,25 +143,27 @@ def submit(trials: list[Trial], options: SlurmSchema, folder: Path) -> dict[str,
         cfg.launch.nnodes = options.nodes
         trial.directory.mkdir(parents=True, exist_ok=True)
         rundir.check(trial.directory)
-        launch.prepare(cfg, trial.directory)
+        launcher.prepare(cfg, trial.directory)
         rundir.make(trial.directory, ".hydra")
-        words = OmegaConf.to_yaml(trial.config.hydra.overrides.task)
-        rundir.write_text(trial.directory, ".hydra/overrides.yaml", words)
+        overrides = OmegaConf.to_yaml(trial.config.hydra.overrides.task)
+        rundir.write_text(trial.directory, ".hydra/overrides.yaml", overrides)
         rundir.write_json(trial.directory, "status.json", {"state": "queued"})
     try:
         jobs = executor.map_array(Job(options.max_requeues), [str(trial.directory.resolve()) for trial in trials])
-    except Exception as error:  # submitit's own kinds, whose text holds sbatch's words
+    except Exception as error:  # submitit's own kinds, whose text holds sbatch's message
         for trial in trials:
             trial.error = f"Slurm refused the job: {_refusal(str(error), options)}"
             trial.record_failure()
         raise UserError(f"{LAUNCHER}: {trials[0].error}") from error
+    submitted = {}
     for job, trial in zip(jobs, trials, strict=True):
         rundir.write_json(trial.directory, RECORD, {"job": job.job_id, "output": str(job.paths.stdout)})
-        tell(f"{trial.name}: job {job.job_id}, {trial.directory / 'logs' / 'console.log'}")
-    return {job.job_id: trial for job, trial in zip(jobs, trials, strict=True)}
+        log_stderr(f"{trial.name}: job {job.job_id}, {trial.directory / 'logs' / 'console.log'}")
+        submitted[job.job_id] = trial
+    return submitted
 
 
-def make_executor(options: SlurmSchema, folder: Path) -> Any:
+def make_executor(options: SlurmSchema, folder: Path) -> "SlurmExecutor":
     """Submitit's executor for these options.
 
     Raises:
@@ -154,10 +173,15 @@ def make_executor(options: SlurmSchema, folder: Path) -> Any:
         from submitit import SlurmExecutor
     except ImportError:
         raise UserError(f"{LAUNCHER}: submitit is not installed; run `uv sync --extra slurm`") from None
-    container = {"container-image": options.container_image, "container-mounts": options.container_mounts}
-    flags = [f"--{name}={value}" for name, value in container.items() if value]
-    python = options.python or ("python" if options.container_image else None)
-    wanted = {
+    flags = []
+    if options.container_image:
+        flags.append(f"--container-image={options.container_image}")
+    if options.container_mounts:
+        flags.append(f"--container-mounts={options.container_mounts}")
+    python = options.python
+    if python is None and options.container_image:
+        python = "python"
+    parameters = {
         "job_name": "posttrain",
         "partition": options.partition,
         "account": options.account,
@@ -170,7 +194,7 @@ def make_executor(options: SlurmSchema, folder: Path) -> Any:
         "signal_delay_s": options.signal_delay_s,
         "array_parallelism": options.array_parallelism,
         "setup": options.setup,
-        # Outside of a container, where scontrol is: the tasks say with their exit code that they have saved.
+        # Outside of a container, where scontrol is: a task's exit code tells that it has saved.
         "teardown": ["code=$?", f'[ $code -eq {AGAIN} ] && scontrol requeue "$SLURM_JOB_ID"', "exit $code"],
         # A node that fails ends the others, which would wait for it.
         "srun_args": ["--kill-on-bad-exit=1", *flags, *options.srun_args],
@@ -179,72 +203,79 @@ def make_executor(options: SlurmSchema, folder: Path) -> Any:
     extra: dict[str, Any] = {"requeue": True, "signal": f"{SAVE.name[3:]}@{options.signal_delay_s}"}
     if options.mem_gb is not None:
         extra["mem"] = f"{round(options.mem_gb * 1024)}M"
-    given = {name: value for name, value in wanted.items() if value is not None}
-    _refuse_control({**given, **extra, **options.sbatch, "time": options.time, "python": python, "folder": str(folder)})
+    parameters = {name: value for name, value in parameters.items() if value is not None}
+    _refuse_control(
+        {**parameters, **extra, **options.sbatch, "time": options.time, "python": python, "folder": str(folder)}
+    )
     executor = SlurmExecutor(folder / "%j", python=python)
     # submitit has a default time limit, five minutes: None is the partition's.
-    executor.update_parameters(**given, time=options.time, additional_parameters={**extra, **options.sbatch})
+    executor.update_parameters(**parameters, time=options.time, additional_parameters={**extra, **options.sbatch})
     return executor
 
 
-def _refuse_control(given: dict[str, Any]) -> None:
-    """Every value becomes a line of the batch script, or a word of one: a line end in it would begin another line.
+def _refuse_control(parameters: dict[str, Any]) -> None:
+    """Refuse control characters: a value becomes part of a line of the batch script, and a line end begins another.
 
     submitit quotes values, but a quoted line end still ends a `#SBATCH` line. `setup` and `teardown` are lines.
 
     Raises:
         UserError: a value, or the name of an option, holds a control character.
     """
-    for name, value in given.items():
-        values = value if isinstance(value, list | tuple) and name not in ("setup", "teardown") else [value]
-        texts = [str(name), *(item for item in values if isinstance(item, str))]
-        if any(policy.CONTROL.search(item) for item in texts):
+    for name, value in parameters.items():
+        texts = [name]
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, list | tuple) and name not in ("setup", "teardown"):
+            texts += [item for item in value if isinstance(item, str)]
+        if any(policy.CONTROL.search(text) for text in texts):
             raise UserError(f"{LAUNCHER}: {name!r}: holds a line end or control character")
-        if not re.fullmatch(r"[\w.-]+", str(name)):
+        if not re.fullmatch(r"[\w.-]+", name):
             raise UserError(f"{LAUNCHER}: {name!r}: not the name of an option of sbatch")
 
 
 def wait(waiting: dict[str, Trial], poll_s: float) -> None:
-    """Until none of the jobs is in the queue any more; job id -> trial, see `run_jobs`."""
-    left, said = dict(waiting), {}
+    """Wait until none of the jobs is in the queue any more; job id -> trial, see `run_jobs`."""
+    left = dict(waiting)
+    printed = dict.fromkeys(waiting, WAITS)  # job id -> its last status line
     try:
         while left:
             queue = in_queue(patient=True)
             for job in [job for job in left if job not in queue]:
                 trial = left.pop(job)
                 collect(trial, job)
-                tell(f"{trial.name}: {trial.outcome()}")
+                log_stderr(f"{trial.name}: {trial.outcome()}")
             for job, trial in left.items():
-                line = news(queue[job], said.get(job, WAITS))
-                if line != said.setdefault(job, WAITS):
-                    said[job] = line
-                    tell(f"{trial.name}: {line}")
+                line = status_line(queue[job], printed[job])
+                if line != printed[job]:
+                    printed[job] = line
+                    log_stderr(f"{trial.name}: {line}")
             if left:
                 time.sleep(poll_s)
     except KeyboardInterrupt:
         numbers = " ".join(left)
-        tell(f"{len(left)} jobs keep running; the same command waits for them again, `scancel {numbers}` ends them")
+        log_stderr(f"{len(left)} jobs keep running; the same command waits for them again, `scancel {numbers}` ends them")
         raise
 
 
-def news(place: list[str], said: str) -> str:
-    """What to tell about a job in the queue, where `said` was told last: where it runs, or that and why it waits.
+def status_line(columns: list[str], previous: str) -> str:
+    """Where a queued job runs, or why it waits.
 
     Args:
-        place: Slurm's words for its state, the reason for it, and its nodes.
+        columns: the job's state, the reason for it and its nodes, as Slurm prints them.
+        previous: the last line printed.
     """
-    state, reason, hosts = place
+    state, reason, hosts = columns
     if state == "RUNNING":
         return f"runs on {hosts}"
     if state != "PENDING":
-        return said
-    if reason in TURN:
-        return said if said.startswith(WAITS) else WAITS
+        return previous
+    if reason in ORDINARY_REASONS:
+        return previous if previous.startswith(WAITS) else WAITS
     return f"{WAITS}: {reason}"
 
 
 def in_queue(patient: bool = False) -> dict[str, list[str]]:
-    """This user's jobs that have not ended: id, `12` or `12_3` -> see `news`.
+    """This user's jobs that have not ended: id, `12` or `12_3` -> columns, see `status_line`.
 
     Args:
         patient: wait while Slurm doesn't answer.
@@ -253,27 +284,33 @@ def in_queue(patient: bool = False) -> dict[str, list[str]]:
         UserError: it doesn't.
     """
     command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T|%r|%N"]
-    told = False
+    warned = False
     while True:
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0:
-            return {job: place for job, *place in (line.split("|") for line in done.stdout.splitlines())}
+        squeue = subprocess.run(command, capture_output=True, text=True)
+        if squeue.returncode == 0:
+            break
         if not patient:
-            raise UserError(f"{LAUNCHER}: Slurm doesn't answer: {done.stderr.strip()}")
-        if not told:
-            tell(f"squeue: {done.stderr.strip()}; waiting for Slurm")
-            told = True
-        time.sleep(10)
+            raise UserError(f"{LAUNCHER}: Slurm doesn't answer: {squeue.stderr.strip()}")
+        if not warned:
+            log_stderr(f"squeue: {squeue.stderr.strip()}; waiting for Slurm")
+            warned = True
+        time.sleep(RETRY_S)
+    jobs = {}
+    for line in squeue.stdout.splitlines():
+        job, *columns = line.split("|")
+        jobs[job] = columns
+    return jobs
 
 
 def collect(trial: Trial, job: str) -> None:
-    """Fill in how a job that has left the queue went, by its run's record, else by what Slurm says."""
+    """Fill in the result of a job that has left the queue, from its run's record, else from Slurm's."""
     status = rundir.object_if_any(trial.directory, "status.json")
     state = status.get("state")
     if state in ("finished", "pruned"):
-        trial.value = launch.last_loss(trial.directory)
+        trial.value = launcher.last_loss(trial.directory)
         return
-    trial.error, trial.stopped = status.get("error", ""), state == "stopped"
+    trial.error = status.get("error", "")
+    trial.stopped = state == "stopped"
     if state in ("failed", "stopped") and trial.error:
         return
     end = end_of(job)
@@ -285,15 +322,16 @@ def collect(trial: Trial, job: str) -> None:
 
 
 def end_of(job: str) -> str:
-    """Slurm's word for how a job ended: from its memory, which forgets after minutes, else from its accounting."""
-    show = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True)
-    words = dict(word.split("=", 1) for word in show.stdout.split() if "=" in word)
-    if "JobState" in words:
-        return words["JobState"]
+    """Slurm's state of an ended job: from its memory, which forgets after minutes, else from its accounting."""
+    scontrol = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True)
+    fields = dict(field.split("=", 1) for field in scontrol.stdout.split() if "=" in field)
+    if "JobState" in fields:
+        return fields["JobState"]
+    if shutil.which("sacct") is None:
+        return "UNKNOWN"
     command = ["sacct", "-X", "--noheader", "--parsable2", "--format=State", "--jobs", job]
-    if shutil.which("sacct") and (said := subprocess.run(command, capture_output=True, text=True).stdout.split()):
-        return said[0]
-    return "UNKNOWN"
+    states = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    return states[0] if states else "UNKNOWN"
 
 
 def _task(trial: Trial) -> DictConfig:
@@ -301,14 +339,16 @@ def _task(trial: Trial) -> DictConfig:
 
 
 def _refusal(text: str, options: SlurmSchema) -> str:
-    """The reason in what sbatch said, with what could be said instead."""
+    """The reason in the output of sbatch, with the options that may be wrong."""
     lines = [line.partition("error: ")[2] for line in text.splitlines() if "error: " in line]
     reason = lines[-1] if lines else text.strip()
     if "partition" in reason.lower():
-        names: Sequence[str] = subprocess.run(
-            ["sinfo", "--noheader", "--format", "%R"], capture_output=True, text=True
-        ).stdout.split()
-        return f"{reason} (hydra.launcher.partition={options.partition}); partitions: {', '.join(sorted(set(names)))}"
-    asked = ("nodes", "gpus_per_node", "cpus_per_node", "mem_gb", "time", "constraint", "account", "qos")
-    said = ", ".join(f"{name}={getattr(options, name)}" for name in asked if getattr(options, name) is not None)
-    return f"{reason} (hydra.launcher: {said})"
+        sinfo = subprocess.run(["sinfo", "--noheader", "--format", "%R"], capture_output=True, text=True)
+        names = sorted(set(sinfo.stdout.split()))
+        return f"{reason} (hydra.launcher.partition={options.partition}); partitions: {', '.join(names)}"
+    settings = []
+    for name in ("nodes", "gpus_per_node", "cpus_per_node", "mem_gb", "time", "constraint", "account", "qos"):
+        value = getattr(options, name)
+        if value is not None:
+            settings.append(f"{name}={value}")
+    return f"{reason} (hydra.launcher: {', '.join(settings)})"

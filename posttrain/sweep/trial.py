@@ -10,14 +10,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain.config import frozen, yaml_file
+from posttrain.config.containers import as_dict
 from posttrain.config.trial_names import difference, flatten
 from posttrain.errors import RunFailed, UserError
+from posttrain.launch.failure import describe_exit
 from posttrain.launch.launcher import last_loss
 from posttrain.launch.signals import nohup
 from posttrain.report.table import format_value
@@ -47,7 +50,7 @@ class Trial:
         config: its composed configuration, with `hydra`.
         value: the validation loss that it returned.
         error: why it has none; empty if it has.
-        stopped: whether it was told to stop.
+        stopped: whether a signal stopped it.
     """
 
     name: str
@@ -56,13 +59,13 @@ class Trial:
     value: float | None = None
     error: str = ""
     stopped: bool = False
-    process: Any = field(default=None, repr=False)
-    pipe: Connection | None = field(default=None, repr=False)
+    _process: ForkProcess | None = field(init=False, default=None, repr=False)
+    _pipe: Connection | None = field(init=False, default=None, repr=False)
 
     def already_finished(self) -> bool:
         """Whether its directory holds the finished run of this very configuration, whose value is then taken.
 
-        A pruned trial has finished as long as trials are pruned; without, it resumes.
+        A pruned trial has finished as long as trials are pruned; without pruning it is resumed.
 
         Raises:
             UserError: the directory was made with another configuration.
@@ -76,10 +79,12 @@ class Trial:
         old = yaml_file.parse_text(rundir.read_text(self.directory, file.name), file)
         if not isinstance(old, dict):
             raise UserError(f"{file}: not a configuration: its outermost level must be a mapping")
-        before, now = flatten(frozen.unescaped(old)), flatten(self.task_config())
+        before = flatten(frozen.unescaped(old))
+        now = flatten(self.task_config())
         if now.get("parallelism.auto"):  # the machine decided, the frozen configuration says what
             now |= {key: value for key, value in before.items() if key.startswith("parallelism.")}
-        if changed := difference(before, now):
+        changed = difference(before, now)
+        if changed:
             raise UserError(
                 f"{self.directory}: this trial was made with other settings ({'; '.join(changed[:5])}); "
                 "choose another sweep.name, or remove the directory"
@@ -97,34 +102,45 @@ class Trial:
         status = rundir.read_object(self.directory, "status.json")
         if status.get("state") == "pruned":
             return str(status.get("error"))
-        return "finished" if self.value is None else f"validation loss {format_value(self.value)}"
+        if self.value is None:
+            return "finished"
+        return f"validation loss {format_value(self.value)}"
 
     def task_config(self) -> dict[str, Any]:
         """The resolved configuration as the run freezes it."""
         config = self.config.copy()
         OmegaConf.set_struct(config, False)
         config.pop("hydra", None)
-        return OmegaConf.to_container(config, resolve=True)
+        return as_dict(config)
 
-    def start(self, run: Callable[[DictConfig], Any], share: Share, console: str | None) -> None:
+    def start(self, run: Callable[[DictConfig], Any], share: Share, console: str | None) -> int:
         """Run it in a forked process, which composes and imports nothing again.
 
         Args:
             run: runs the job of a configuration and returns Hydra's JobReturn.
             share: what it may use.
             console: file in its directory for what it prints; None: this terminal.
+
+        Returns:
+            A handle for multiprocessing.connection.wait, ready when the process has ended.
         """
-        here, there = multiprocessing.Pipe(duplex=False)
+        receiver, sender = multiprocessing.Pipe(duplex=False)
         context = multiprocessing.get_context("fork")  # safe here: this process has no threads and no torch
         sys.stdout.flush()
         sys.stderr.flush()
-        self.process = context.Process(target=self._child, args=(run, share, console, there), name=self.name)
-        self.process.start()
-        there.close()
-        self.pipe = here
+        self._process = context.Process(target=self._child, args=(run, share, console, sender), name=self.name)
+        self._process.start()
+        sender.close()
+        self._pipe = receiver
+        return self._process.sentinel
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process of a started trial."""
+        assert self._process is not None and self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def _child(self, run: Callable[[DictConfig], Any], share: Share, console: str | None, pipe: Connection) -> None:
-        os.setsid()  # Ctrl-C reaches the sweep, which tells its trials once
+        os.setsid()  # Ctrl-C reaches the sweep alone, which passes it on once
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: stop, saving, if the sweep is killed
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -144,9 +160,9 @@ class Trial:
             job = run(self.config)
             if isinstance(job._return_value, Exception):  # its property would print Hydra's words first
                 raise job._return_value
-            answer = {"value": job.return_value}
+            answer: dict[str, object] = {"value": job.return_value}
         except (UserError, RunFailed) as error:
-            answer = {"error": str(error), "stopped": getattr(error, "stopped", False)}
+            answer = {"error": str(error), "stopped": isinstance(error, RunFailed) and error.stopped}
         except KeyboardInterrupt:
             answer = {"error": "interrupted", "stopped": True}
         except Exception as error:
@@ -155,14 +171,15 @@ class Trial:
 
     def finish(self) -> None:
         """Take the answer of the process, which has ended; leave a status.json that says how it went."""
-        self.process.join()
+        assert self._process is not None and self._pipe is not None
+        self._process.join()
         try:
-            answer = json.loads(self.pipe.recv())
+            answer = json.loads(self._pipe.recv())
         except EOFError:
-            code = self.process.exitcode
-            answer = {"error": f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"}
-        self.pipe.close()
-        self.value, self.error = answer.get("value"), answer.get("error", "")
+            answer = {"error": describe_exit(self._process.exitcode or 0)}
+        self._pipe.close()
+        self.value = answer.get("value")
+        self.error = answer.get("error", "")
         self.stopped = answer.get("stopped", False)
         if self.error:
             self.record_failure()
@@ -175,5 +192,6 @@ class Trial:
         if not rundir.is_file(self.directory, "config.yaml"):
             text = frozen.text(frozen.literal(self.task_config()))
             rundir.write_text(self.directory, "config.yaml", text)
-        status = {"state": "stopped" if self.stopped else "failed", "error": self.error, "ended": time.time()}
+        state = "stopped" if self.stopped else "failed"
+        status = {"state": state, "error": self.error, "ended": time.time()}
         rundir.write_json(self.directory, "status.json", status)

@@ -41,7 +41,7 @@ class Screen:
         from posttrain.utils.rank_environment import UI_FD
 
         descriptor = os.environ.get(UI_FD)
-        return cls(stop.heedless(int(descriptor)) if descriptor else sys.stdout)
+        return cls(stop.tolerant_stream(int(descriptor)) if descriptor else sys.stdout)
 
     def print(self, text: str) -> None:
         """A line that stays, above the progress line; rich markup."""

@@ -2,18 +2,16 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
 
 from posttrain.errors import UserError
 
 # What a file is called while it is written; see `replace`.
 ASIDE = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
-
-
 MOST = 64 << 20  # bytes of a file of settings that is read whole: an index of a million tensors fits
 
 
@@ -21,13 +19,13 @@ def read_text(path: Path) -> str:
     """The UTF-8 text of a file of settings, which may be anybody's: a pipe would never end, a device fill the memory.
 
     Raises:
-        UserError: it is no plain file (links are followed), or longer than `MOST`.
+        UserError: it is not a plain file (links are followed), or longer than `MOST`.
         OSError: it can't be read.
         UnicodeDecodeError: not UTF-8.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UserError(f"{path}: is no plain file")
+            raise UserError(f"{path}: is not a plain file")
         content = file.read(MOST + 1)
     if len(content) > MOST:
         raise UserError(f"{path}: has more than {MOST >> 20} MiB, too much for such a file")
@@ -47,7 +45,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         replace(folder, path.name, content)
     except OSError as error:
         if error.errno:
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            error.filename2 = None
         raise
     finally:
         os.close(folder)
@@ -77,20 +76,20 @@ def replace(folder: int, name: str, content: bytes, flush: bool = True) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """`write_text` of `json_text`."""
     write_text(path, json_text(value))
 
 
-def json_text(value: Any) -> str:
+def json_text(value: object) -> str:
     """Indented JSON; NaN and infinity become null, which JSON readers understand."""
     return json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n"
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> object:
     """`value` with NaN and infinities replaced by None, at any depth."""
     if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
+        return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -19,15 +19,20 @@ def cache_root(cache_dir: str | os.PathLike | None = None) -> Path:
     """Return `cache_dir`, or $POSTTRAIN_CACHE, $XDG_CACHE_HOME/posttrain, ~/.cache/posttrain: the first that is set."""
     if cache_dir is not None:
         return Path(cache_dir)
-    if own := os.environ.get("POSTTRAIN_CACHE"):
+    own = os.environ.get("POSTTRAIN_CACHE")
+    if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posttrain"
 
 
+def _no_problem(directory: Path) -> str | None:
+    return None
+
+
 def build_once(
-    target: Path, build: Callable[[Path], None], problem: Callable[[Path], str | None] | None = None
+    target: Path, build: Callable[[Path], object], problem: Callable[[Path], str | None] = _no_problem
 ) -> Path:
-    """Return the directory `target`; if it is not there, let `build` fill a scratch directory that is renamed to it.
+    """Return the directory `target`; if it does not exist, let `build` fill a scratch directory that is renamed to it.
 
     A directory under its final name is therefore always complete. Other processes wait for the builder's lock and then
     find the result. A builder that was killed leaves scratch only, which the next builder of this target removes.
@@ -35,7 +40,7 @@ def build_once(
     Args:
         target: in a folder of the cache, ROOT/KIND/NAME.
         build: fills the directory that it is given.
-        problem: says what is wrong with a directory that is there, which is then built again; None: nothing is.
+        problem: says what is wrong with an existing directory, which is then built again; None: nothing is.
 
     Raises:
         UserError: others may write to the cache.
@@ -47,8 +52,8 @@ def build_once(
     with _locked(target):
         if _is_whole(target, problem):
             return target
-        for left in target.parent.glob(f".{target.name}.tmp*"):
-            shutil.rmtree(left)
+        for abandoned in target.parent.glob(f".{target.name}.tmp*"):
+            shutil.rmtree(abandoned)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp", dir=target.parent))
         try:
             scratch.chmod(0o755)
@@ -97,16 +102,19 @@ def check_private(target: Path) -> None:
     """
     for directory in (target.parent.parent, target.parent, target):
         try:
-            found = directory.stat()
+            status = directory.stat()
         except FileNotFoundError:
             continue
-        writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
-        if writable or found.st_uid not in (os.geteuid(), 0):
-            why = "others may write to it" if writable else f"it belongs to the user with the id {found.st_uid}"
-            raise UserError(
-                f"{directory}: {why}, and a cache is trusted; take that right away (chmod go-w), or choose a directory "
-                "of your own: cache_dir=DIR or POSTTRAIN_CACHE=DIR"
-            )
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+            problem = "others may write to it"
+        elif status.st_uid not in (os.geteuid(), 0):
+            problem = f"it belongs to the user with the id {status.st_uid}"
+        else:
+            continue
+        raise UserError(
+            f"{directory}: {problem}, and a cache is trusted; take that right away (chmod go-w), or choose a directory "
+            "of your own: cache_dir=DIR or POSTTRAIN_CACHE=DIR"
+        )
 
 
 def make_private(directory: Path) -> None:
@@ -116,5 +124,5 @@ def make_private(directory: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
 
 
-def _is_whole(target: Path, problem: Callable[[Path], str | None] | None) -> bool:
-    return target.is_dir() and (problem is None or problem(target) is None)
+def _is_whole(target: Path, problem: Callable[[Path], str | None]) -> bool:
+    return target.is_dir() and problem(target) is None

@@ -11,6 +11,8 @@ def visible_gpus() -> int:
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         named = [part for part in listed.split(",") if part.strip()]
-        return 0 if named[:1] == ["-1"] else len(named)
+        if named[:1] == ["-1"]:
+            return 0
+        return len(named)
     gpus = list(Path("/proc/driver/nvidia/gpus").glob("*"))
     return len(gpus) or len(list(Path("/dev").glob("nvidia[0-9]*")))

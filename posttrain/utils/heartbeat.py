@@ -1,4 +1,4 @@
-"""Whether the ranks get on: each tells the launcher so, through a pipe.
+"""Liveness: each rank reports progress to the launcher through a pipe.
 
 A rank writes a byte when it begins a micro-batch (of a step or a validation) or a save, another when it has ended the
 step, validation or save. In between all ranks depend on each other, and one that stops answering stops all; outside, a
@@ -10,7 +10,9 @@ import os
 import time
 
 FD = "POSTTRAIN_HEARTBEAT_FD"
-BEGUN, ENDED = b"(", b")"
+BEGUN = b"("
+ENDED = b")"
+READ_BYTES = 4096
 
 
 class Heartbeat:
@@ -54,9 +56,13 @@ class Monitor:
     def silent_for(self) -> float:
         """Seconds since the rank's last sign of life, 0 where none is to be expected."""
         with contextlib.suppress(BlockingIOError):
-            while news := os.read(self.descriptor, 4096):
-                self.since = time.monotonic() if news[-1:] == BEGUN else None
-        return 0.0 if self.since is None else time.monotonic() - self.since
+            received = os.read(self.descriptor, READ_BYTES)
+            while received:
+                self.since = time.monotonic() if received.endswith(BEGUN) else None
+                received = os.read(self.descriptor, READ_BYTES)
+        if self.since is None:
+            return 0.0
+        return time.monotonic() - self.since
 
     def close(self) -> None:
         """The rank has ended."""

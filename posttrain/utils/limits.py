@@ -8,7 +8,7 @@ import resource
 from posttrain.errors import UserError
 
 KIB = 1024
-# Limit -> the least that a run needs, what is asked for instead, its name, and how to raise it.
+# Limit -> the least that a run needs, what a lower one is raised to, its name, and how to raise it by hand.
 NEEDED = {
     resource.RLIMIT_NOFILE: (256, 4096, "open files (at least {})", "ulimit -n 4096"),
     resource.RLIMIT_STACK: (1024 * KIB, 8192 * KIB, "bytes of stack (at least {})", "ulimit -s 8192"),
@@ -16,17 +16,18 @@ NEEDED = {
 }
 
 
-def suffice() -> None:
+def raise_low() -> None:
     """Raise limits that are too low, for this process and those that it starts, as far as it may.
 
     Raises:
         UserError: it may not.
     """
-    for limit, (least, wanted, name, command) in NEEDED.items():
+    for limit, (least, target, name, command) in NEEDED.items():
         soft, hard = resource.getrlimit(limit)
         if soft == resource.RLIM_INFINITY or soft >= least:
             continue
-        most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
-        if most < least:
+        if hard != resource.RLIM_INFINITY:
+            target = min(hard, target)
+        if target < least:
             raise UserError(f"the limit of {soft} {name.format(least)} is too low here; raise it: {command}")
-        resource.setrlimit(limit, (most, hard))
+        resource.setrlimit(limit, (target, hard))

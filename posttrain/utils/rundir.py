@@ -44,7 +44,8 @@ REPLACED = {  # folder -> files in it that are written aside and then renamed
 }
 SHARED_S = 600.0  # age from which a file that was being written is taken for a killed process's by other machines
 
-SMALL, LONG = 64 << 20, 2 << 30  # most bytes that are read: of a configuration or summary, of a file of lines
+SMALL = 64 << 20  # most bytes that are read of a configuration or summary
+LONG = 2 << 30  # of a file of lines
 
 KINDS = {
     stat.S_IFLNK: "a link",
@@ -67,7 +68,7 @@ def read_text(root: Path, name: str, most: int = SMALL, errors: str = "strict") 
         errors: what to do with other bytes, as for `bytes.decode`.
 
     Raises:
-        UserError: it is no plain file, or lies behind a link, or is longer.
+        UserError: it is not a plain file, or lies behind a link, or is longer.
         FileNotFoundError: there is none.
     """
     with os.fdopen(_opened(root, name, os.O_RDONLY), "rb") as file:
@@ -88,21 +89,21 @@ def read_json(root: Path, name: str) -> Any:
 def read_object(root: Path, name: str) -> dict[str, Any]:
     """The JSON object in the file `name` below `root`; raises as `read_text`, and a UserError where it is none."""
     try:
-        found = read_json(root, name)
+        value = read_json(root, name)
     except ValueError as error:
         raise UserError(f"{root / name}: not valid JSON ({error}); remove it") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{root / name}: not valid: expected a JSON object, found {type(found).__name__}; remove it")
-    return found
+    if not isinstance(value, dict):
+        raise UserError(f"{root / name}: not valid: expected a JSON object, found {type(value).__name__}; remove it")
+    return value
 
 
 def object_if_any(root: Path, name: str) -> dict[str, Any]:
     """As `read_object`; an empty one where there is no such file, or no JSON object in it."""
     try:
-        found = read_json(root, name)
+        value = read_json(root, name)
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def write_text(root: Path, name: str, text: str, flush: bool = True) -> None:
@@ -112,20 +113,20 @@ def write_text(root: Path, name: str, text: str, flush: bool = True) -> None:
         root: the run directory.
         name: with slashes, where it lies deeper.
         text: of the file from now on.
-        flush: see `files.replace`.
+        flush: see `atomic_files.replace`.
 
     Raises:
         UserError: its folder lies behind a link, or something else than a file has its name.
     """
     path = PurePath(name)
-    with _folder(root, path.parent) as folder, _named(root / name):
+    with _folder(root, path.parent) as folder, _with_path(root / name):
         with contextlib.suppress(FileNotFoundError):
-            _plain(os.stat(path.name, dir_fd=folder, follow_symlinks=False), root / name)
+            _require_file(os.stat(path.name, dir_fd=folder, follow_symlinks=False), root / name)
         replace(folder, path.name, text.encode("utf-8"), flush)
 
 
-def write_json(root: Path, name: str, value: Any) -> None:
-    """`write_text` of `files.json_text`."""
+def write_json(root: Path, name: str, value: object) -> None:
+    """`write_text` of `atomic_files.json_text`."""
     write_text(root, name, json_text(value))
 
 
@@ -160,7 +161,7 @@ def make(root: Path, name: str) -> None:
 def remove(root: Path, name: str) -> None:
     """Remove the file `name` below `root` if it is there; of a link the link."""
     path = PurePath(name)
-    with _folder(root, path.parent) as folder, _named(root / name), contextlib.suppress(FileNotFoundError):
+    with _folder(root, path.parent) as folder, _with_path(root / name), contextlib.suppress(FileNotFoundError):
         os.unlink(path.name, dir_fd=folder)
 
 
@@ -217,8 +218,8 @@ def check_tree(root: Path, name: str) -> None:
     if not is_folder(root, name):
         return
     with _folder(root, PurePath(name)) as folder, os.scandir(folder) as entries:
-        kinds = [(entry.name, stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)) for entry in entries]
-    for inner, kind in kinds:
+        kinds = {entry.name: stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode) for entry in entries}
+    for inner, kind in kinds.items():
         if kind == stat.S_IFDIR:
             check_tree(root, f"{name}/{inner}")
         elif kind != stat.S_IFREG:
@@ -232,15 +233,17 @@ def sweep(root: Path, lone: bool) -> None:
         root: the run directory, locked by this process.
         lone: whether no process of another command writes to it; else young files are left.
     """
-    before = time.time() - (0.0 if lone else SHARED_S)
+    youngest = time.time()
+    if not lone:
+        youngest -= SHARED_S
     for where, own in REPLACED.items():
         for name in names(root, where):
             aside = ASIDE.fullmatch(name)
             if aside is None or not own.fullmatch(aside["name"]):
                 continue
             with _folder(root, PurePath(where)) as folder, contextlib.suppress(FileNotFoundError):
-                found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                if stat.S_ISREG(found.st_mode) and found.st_mtime <= before:
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode) and status.st_mtime <= youngest:
                     os.unlink(name, dir_fd=folder)
 
 
@@ -260,12 +263,14 @@ def _opened(root: Path, name: str, flags: int) -> int:
     """A descriptor of a plain file below `root`; never waits for a pipe's other end, and touches no device."""
     path = PurePath(name)
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    with _folder(root, path.parent) as folder, _named(root / name):
+    with _folder(root, path.parent) as folder, _with_path(root / name):
         with contextlib.suppress(FileNotFoundError):
-            _plain(os.stat(path.name, dir_fd=folder, follow_symlinks=False), root / name)
+            _require_file(os.stat(path.name, dir_fd=folder, follow_symlinks=False), root / name)
         descriptor = os.open(path.name, flags, 0o666, dir_fd=folder)
     try:
-        _plain(os.fstat(descriptor), root / name)  # what was looked at may have been replaced before it was opened
+        _require_file(
+            os.fstat(descriptor), root / name
+        )  # what was looked at may have been replaced before it was opened
     except BaseException:
         os.close(descriptor)
         raise
@@ -275,13 +280,13 @@ def _opened(root: Path, name: str, flags: int) -> int:
 @contextlib.contextmanager
 def _folder(root: Path, name: PurePath, make: bool = False) -> Iterator[int]:
     """A descriptor of the folder `name` below `root`, made where there is none and `make` says so."""
-    with _named(root):
+    with _with_path(root):
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         path = root
         for part in name.parts:
             path = path / part
-            with _named(path):
+            with _with_path(path):
                 if make:
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(part, dir_fd=descriptor)
@@ -297,28 +302,29 @@ def _folder(root: Path, name: PurePath, make: bool = False) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _with_path(path: Path) -> Iterator[None]:
     """The system's errors with the whole path, of which a call relative to a descriptor knows the last part alone."""
     try:
         yield
     except OSError as error:
         if error.errno == errno.ELOOP:  # it became a link since it was looked at
             raise _refusal(path, stat.S_IFLNK) from None
-        error.filename, error.filename2 = str(path), None
+        error.filename = str(path)
+        error.filename2 = None
         raise
 
 
-def _plain(found: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise _refusal(path, stat.S_IFMT(found.st_mode))
+def _require_file(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _refusal(path, stat.S_IFMT(status.st_mode))
 
 
 def _refusal(path: Path, kind: int) -> UserError:
-    what = KINDS.get(kind, "of an unknown kind")
+    kind_name = KINDS.get(kind, "of an unknown kind")
     if kind == stat.S_IFLNK and path.name == "checkpoints":
         advice = "to have them on another disk, let hydra.run.dir lie there; it may itself be a link"
     elif kind == stat.S_IFLNK:
         advice = "none is followed below a run directory; remove it, or put there what it leads to"
     else:
         advice = "a run has something else under this name; remove it, or choose another directory"
-    return UserError(f"{path}: is {what}; {advice}")
+    return UserError(f"{path}: is {kind_name}; {advice}")

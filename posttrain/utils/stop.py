@@ -10,7 +10,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Buffer, Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -43,7 +43,7 @@ def exit_for(error: KeyboardInterrupt) -> NoReturn:
     raise SystemExit(stopped.exit_code) from None
 
 
-def heeded(number: int) -> bool:
+def is_handled(number: int) -> bool:
     """Whether a signal means anything here: what is ignored from the start stays so.
 
     SIGHUP is under `nohup`, SIGINT in a background process of a script.
@@ -51,7 +51,7 @@ def heeded(number: int) -> bool:
     return signal.getsignal(number) is not signal.SIG_IGN
 
 
-def listen() -> None:
+def raise_on_signals() -> None:
     """From now on SIGTERM and SIGHUP raise `Stopped` in the main thread."""
     command = os.getpid()
 
@@ -61,35 +61,37 @@ def listen() -> None:
             os.kill(os.getpid(), number)
         raise Stopped(number)
 
-    for number in filter(heeded, (signal.SIGINT, *ENDING)):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else stop)
+    for number in filter(is_handled, ENDING):
+        signal.signal(number, stop)
+    if is_handled(signal.SIGINT):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def at_once() -> None:
-    """Until `command` takes over, end at once at Ctrl-C, SIGTERM and SIGHUP: for the imports, which can't be undone."""
+def exit_on_signals() -> None:
+    """Until `command` installs its handlers, exit at Ctrl-C, SIGTERM and SIGHUP: imports leave nothing."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         os.write(2, f"posttrain: {Stopped(number)}\n".encode())
         os._exit(128 + number)
 
-    for number in filter(heeded, (signal.SIGINT, *ENDING)):
+    for number in filter(is_handled, (signal.SIGINT, *ENDING)):
         signal.signal(number, leave)
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate the `main` of a command: see this module; closed standard streams lead nowhere, limits suffice."""
+    """Decorate the `main` of a command: see this module. Closed streams are opened, low limits are raised."""
 
     @functools.wraps(main)
     def wrapped() -> None:
         open_streams()
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
-        listen()
+        raise_on_signals()
         try:
-            limits.suffice()
+            limits.raise_low()
             main()
         except (UserError, OSError) as error:  # that the command has left to us
             message = location_error(error) if isinstance(error, OSError) else str(error)
-            if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            if message is None or os.environ.get(FULL_ERROR) == "1":
                 raise
             print(f"posttrain: {visible(message)}", file=sys.stderr)
             raise SystemExit(UserError.exit_code) from None
@@ -103,7 +105,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def open_streams() -> None:
-    """Give closed standard streams (`>&-`) a place: else the next file to be opened would be taken for one of them."""
+    """Open closed standard streams (`>&-`) as /dev/null: else another file would get the number of one of them."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -111,42 +113,44 @@ def open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  (for this process)
+            stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115  (for this process)
+            setattr(sys, name, stream)
 
 
-class Heedless(io.FileIO):
+class TolerantFile(io.FileIO):
     """A descriptor that may be written to though nobody reads any more."""
 
-    def write(self, content: bytes) -> int:
+    def write(self, content: Buffer, /) -> int:
         """As of io.FileIO; what can't be written because the terminal or the reader is gone is lost."""
         try:
             return super().write(content)
         except OSError as error:
             if error.errno not in GONE:
                 raise
-            return len(content)
+            return memoryview(content).nbytes
 
 
-def heedless(descriptor: int, encoding: str | None = None) -> io.TextIOWrapper:
+def tolerant_stream(descriptor: int, encoding: str | None = None) -> io.TextIOWrapper:
     """A text stream of `descriptor`, line by line, whose end is not the end of the process.
 
     Args:
         descriptor: stays open when the stream is closed.
         encoding: what the terminal understands; None: the locale's. Other characters are written as escapes.
     """
-    raw = io.BufferedWriter(Heedless(descriptor, "w", closefd=False))
+    raw = io.BufferedWriter(TolerantFile(descriptor, "w", closefd=False))
     return io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)
 
 
 def outlive_terminal() -> None:
     """Let this process write to its standard streams though the terminal is gone; not where they have been replaced."""
     for name in ("stdout", "stderr"):
-        if (stream := getattr(sys, name)) is not None and stream is getattr(sys, f"__{name}__"):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):
             stream.flush()
-            setattr(sys, name, heedless(stream.fileno(), stream.encoding))
+            setattr(sys, name, tolerant_stream(stream.fileno(), stream.encoding))
 
 
-def fail(message: str, code: int = 2) -> None:
+def fail(message: str, code: int = 2) -> NoReturn:
     """Print `message` to stderr and exit with `code`."""
     print(f"posttrain: {visible(message)}", file=sys.stderr)
     raise SystemExit(code)

@@ -18,7 +18,9 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     for path in known:
         paths_by_tail.setdefault(path.rpartition(".")[2], path)
     close = difflib.get_close_matches(name.rpartition(".")[2], paths_by_tail, n=1, cutoff=0.6)
-    return paths_by_tail[close[0]] if close else None
+    if not close:
+        return None
+    return paths_by_tail[close[0]]
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

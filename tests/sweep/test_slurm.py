@@ -70,6 +70,6 @@ def test_what_is_told_of_a_job_in_the_queue():
     ]  # fmt: skip
     said = [slurm.WAITS]
     for place in places:
-        said.append(slurm.news(place, said[-1]))
+        said.append(slurm.status_line(place, said[-1]))
     told = [line for line, before in zip(said[1:], said, strict=False) if line != before]
     assert told == ["runs on n[1-2]", slurm.WAITS, f"{slurm.WAITS}: {down}", "runs on n1"]

@@ -38,7 +38,7 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
     if len(todo) < len(trials):
         log_stderr(f"{len(trials) - len(todo)} of {len(trials)} trials have already finished")
     queue = list(todo)
-    running: dict[object, tuple[Trial, Share]] = {}  # by the sentinel of the trial's process
+    running: dict[Any, tuple[Trial, Share]] = {}  # by the sentinel of the trial's process
     received: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:

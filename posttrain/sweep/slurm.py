@@ -253,7 +253,9 @@ def wait(waiting: dict[str, Trial], poll_s: float) -> None:
                 time.sleep(poll_s)
     except KeyboardInterrupt:
         numbers = " ".join(left)
-        log_stderr(f"{len(left)} jobs keep running; the same command waits for them again, `scancel {numbers}` ends them")
+        log_stderr(
+            f"{len(left)} jobs keep running; the same command waits for them again, `scancel {numbers}` ends them"
+        )
         raise
 
 

@@ -101,7 +101,7 @@ def test_metrics_keep_characters_that_end_lines_elsewhere():
 
 
 @pytest.mark.parametrize("name, value", [("tokens", "5"), ("losses", {}), ("seconds", []), ("inputs", ["data"])])
-def test_totals_of_another_kind_are_refused(tmp_path, name, value):
+def test_totals_of_a_wrong_type_are_refused(tmp_path, name, value):
     (tmp_path / "progress.json").write_text(json.dumps({name: value}))
-    with pytest.raises(UserError, match=f"`{name}` is of another kind"):
+    with pytest.raises(UserError, match=f"`{name}` has the wrong type"):
         Progress().read(tmp_path)

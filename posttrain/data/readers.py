@@ -168,10 +168,16 @@ def _array(head: bytes, file: BinaryIO, path: Path) -> Iterator[Row]:
 
 
 def _csv(file: BinaryIO, path: Path) -> Iterator[Row]:
+    read = 0  # bytes of the row that is being read: a text in quotation marks may have any number of lines
+
     def lines() -> Iterator[str]:
+        nonlocal read
         number = 0
         while raw := file.readline(MAX_ROW):
             number += 1
+            read += len(raw)
+            if read >= MAX_ROW:
+                raise UserError(f"data.path: {path}, line {number}: the row is longer than {MAX_ROW >> 20} MiB")
             yield _text(raw, path, f"line {number}")
 
     csv.field_size_limit(MAX_ROW)
@@ -180,9 +186,13 @@ def _csv(file: BinaryIO, path: Path) -> Iterator[Row]:
     try:
         names = next(table, [])
         if len(set(names)) != len(names):
-            raise UserError(f"data.path: {path}: the first line must name the columns, each once; found {names}")
+            raise UserError(
+                f"data.path: {path}: the first line must name the columns, each once; found {str(names)[:300]}"
+            )
         row, line = 0, table.line_num + 1
+        read = 0
         for values in table:
+            read = 0
             place = Place(str(path), row, f"line {line}")
             line = table.line_num + 1
             if not values:
@@ -190,7 +200,7 @@ def _csv(file: BinaryIO, path: Path) -> Iterator[Row]:
             if len(values) == len(names):
                 yield place, dict(zip(names, values, strict=True))
             else:
-                reason = f"{len(values)} values for the {len(names)} columns {', '.join(names)}"
+                reason = f"{len(values)} values for the {len(names)} columns {', '.join(names)[:300]}"
                 yield place, RowError(reason, "a line with too few or too many values")
             row += 1
     except csv.Error as error:

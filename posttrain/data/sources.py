@@ -1,6 +1,7 @@
 """From `data.path` to files, and from files to rows."""
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 from posttrain.data import readers
 from posttrain.data.conversation import Conversation, RowError
 from posttrain.errors import UserError
+from posttrain.utils import kernel_files
 
 HUB = "hf://"
+MOST_FOLDERS = 100_000  # that are searched
 DEMO = "demo:sentences"
 
 
@@ -74,18 +77,67 @@ def files(path: str | list[str], key: str, cache_dir: Path) -> list[Path]:
             raise UserError(f"{key}={path}: the demo data are {DEMO} and {DEMO}/validation")
         return [ensure_sentences(cache_dir) / f"{name}.jsonl"]
     where = Path(path).expanduser()
+    kernel_files.refuse(where, key)
     if where.is_file():
         return [where]
     if where.is_dir():
-        found = [file for file in where.rglob("*") if file.is_file() and _known(file)]
+        below = (folder / name for folder, names in _walk(where, f"{key}={path}", links=False) for name in names)
+        found = [file for file in below if file.is_file() and _known(file)]
         if not found:
             raise UserError(f"{key}={path}: no {', '.join(sorted(readers.KNOWN))} file in this folder")
     else:
-        found = [Path(name) for name in glob.glob(str(where), recursive=True) if Path(name).is_file()]
+        found = [file for file in set(_matches(where, f"{key}={path}")) if file.is_file()]
         if not found:
             hint = f"; a data set of the Hugging Face hub is named {HUB}{path}" if path.count("/") == 1 else ""
             raise UserError(f"{key}={path}: there is no such file, folder or pattern{hint}")
+    for file in found:
+        kernel_files.refuse(file, key)
     return sorted(found)
+
+
+def _matches(pattern: Path, key: str) -> Iterator[Path]:
+    """What a pattern means; `**` stands for any folders, each of them looked into once whatever links lead there.
+
+    Raises:
+        UserError: it has more than one `**`.
+    """
+    parts = pattern.parts
+    if parts.count("**") > 1:
+        raise UserError(f"{key}: has more than one **, each of which searches all that the other finds")
+    if "**" not in parts:
+        yield from map(Path, glob.glob(str(pattern)))
+        return
+    at = parts.index("**")
+    inside = str(Path(*parts[at + 1 :])) if parts[at + 1 :] else "*"
+    for root in glob.glob(str(Path(*parts[:at]))) if at else ["."]:
+        for folder, _ in _walk(Path(root), key, links=True):
+            for name in glob.glob(inside, root_dir=folder):
+                yield folder / name
+
+
+def _walk(root: Path, key: str, links: bool) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder at or below `root` with the names of its files.
+
+    Args:
+        root: a folder.
+        key: the configuration key and its value, for the error.
+        links: whether to follow links to folders, and leave out hidden folders as patterns do.
+
+    Raises:
+        UserError: there are more than MOST_FOLDERS.
+    """
+    seen: set[tuple[int, int]] = set()
+    for folder, inner, names in os.walk(root, followlinks=links):
+        found = os.stat(folder)
+        if (found.st_dev, found.st_ino) in seen:
+            inner.clear()
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        if len(seen) > MOST_FOLDERS:
+            raise UserError(f"{key}: has more than {MOST_FOLDERS:,} folders below it; name a folder nearer to the data")
+        if links:
+            inner[:] = [name for name in inner if not name.startswith(".")]
+        yield Path(folder), names
 
 
 def _known(file: Path) -> bool:

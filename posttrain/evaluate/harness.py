@@ -12,6 +12,7 @@ from posttrain.errors import UserError
 from posttrain.utils.suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -62,14 +63,13 @@ def run_tasks(
     """
     import datasets
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
 
     # No task downloads anything by itself.
     datasets.config.HF_HUB_OFFLINE = True
     datasets.config.HF_DATASETS_OFFLINE = True
     names = list(options.tasks)
     manager = _find_tasks(names, options.include_path)
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
+    wrapped = _wrap(model, tokenizer, options)
     try:
         results = lm_eval.simple_evaluate(
             model=wrapped,
@@ -99,6 +99,32 @@ def run_tasks(
         values["samples"] = results["n-samples"].get(task, {}).get("effective")
         values_by_task[task] = values
     return values_by_task
+
+
+def _wrap(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", options: DictConfig) -> "HFLM":
+    """The model as lm-eval takes it; its chat template is rendered within the limits that training has for it."""
+    from lm_eval.models.huggingface import HFLM
+
+    from posttrain.data.conversation import RowError
+    from posttrain.data.prompts import Prompts
+
+    template = Prompts(tokenizer) if options.chat_template and tokenizer.chat_template else None
+
+    class Model(HFLM):
+        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            if template is None:
+                raise UserError("lm_eval.chat_template=true: the tokenizer has no chat template")
+            try:
+                return template.render(chat_history, add_generation_prompt)
+            except RowError:  # as HFLM does it, for templates that know no system role
+                pass
+            without = [message for message in chat_history if message["role"] != "system"]
+            try:
+                return template.render(without, add_generation_prompt)
+            except RowError as error:
+                raise UserError(f"lm_eval.chat_template=true: {error}") from None
+
+    return Model(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
 
 
 def _find_tasks(names: list[str], include_path: str | None) -> "TaskManager":

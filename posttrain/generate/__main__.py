@@ -34,6 +34,9 @@ class Answerer:
         tokenizer: as posttrain.generate.load.load returns it.
         sampling: how to choose tokens.
         batch_size: conversations at once.
+
+    Raises:
+        UserError: the tokenizer's chat template is broken.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class Answerer:
         sampling: Sampling,
         batch_size: int = 8,
     ) -> None:
+        from posttrain.data.prompts import Prompts
+
         self.model = model
         self.tokenizer = tokenizer
         self.sampling = sampling
@@ -51,6 +56,7 @@ class Answerer:
         self.pad = tokenizer.pad_token_id
         if self.pad is None:
             self.pad = min(self.stop, default=0)
+        self.template = Prompts(tokenizer) if tokenizer.chat_template else None
 
     def __call__(self, conversations: list[list[Message]]) -> list[str]:
         """Return the next message of each conversation."""
@@ -69,11 +75,10 @@ class Answerer:
             UserError: the tokenizer, or its chat template, fails on it.
         """
         with failures(self.tokenizer.name_or_path, "the tokenizer or its chat template fails on a prompt"):
-            if not self.tokenizer.chat_template:
+            if self.template is None:
                 return self.tokenizer(encodable(messages[-1]["content"]))["input_ids"]
             messages = [{**message, "content": encodable(message["content"])} for message in messages]
-            encoding = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-            return encoding["input_ids"]
+            return self.tokenizer(self.template.render(messages), add_special_tokens=False)["input_ids"]
 
 
 def encodable(text: str) -> str:

@@ -61,13 +61,14 @@ def print_table(trials: list[Trial], console: Console | None = None) -> None:
 
 def columns(trials: list[Trial]) -> list[str]:
     """The differing keys worth a column, those of the command lines first and in their order."""
-    keys = differing(trials)
-    overridden = []
+    different = dict.fromkeys(differing(trials))
+    keys: dict[str, None] = {}
     for trial in trials:
         for override in trial.overrides or ():
-            overridden.append(override.lstrip("+~").partition("=")[0])
-    first = [key for key in dict.fromkeys(overridden) if key in keys]
-    return (first + [key for key in keys if key not in first])[:MOST_KEYS]
+            key = override.lstrip("+~").partition("=")[0]
+            if key in different:
+                keys[key] = None
+    return list(keys | different)[:MOST_KEYS]
 
 
 def numbers_of(trials: list[Trial]) -> list[str]:

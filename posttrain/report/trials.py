@@ -15,6 +15,7 @@ from posttrain.utils import rundir
 
 # What trials are ranked by: the first that any of them has. Smaller is better.
 METRICS = ("val_loss_after", "train_loss")
+MOST_CURVES = 500  # of a run; there are some 40
 LARGEST = 1e300  # of a number that is shown; differences of such are finite as well
 
 
@@ -164,12 +165,13 @@ def read_series(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """Return the numbers of a run's metrics.jsonl: name -> [(step, value), ...] by step.
 
     Of a step that a resumed run repeated, the last value counts. A last line that is still being
-    written is skipped.
+    written is skipped, and so are names beyond MOST_CURVES.
     """
     series: dict[str, dict[int, float]] = {}
     for point in _lines(run_dir, "metrics.jsonl"):
         for name, value in point.items():
-            if name != "step" and is_number(value):
+            known = name in series or len(series) < MOST_CURVES
+            if known and name != "step" and is_number(value):
                 series.setdefault(name, {})[point["step"]] = value
     return {name: sorted(points.items()) for name, points in series.items()}
 

@@ -24,6 +24,7 @@ from posttrain.peft import adapter_checks
 from posttrain.peft.adapters import resolve
 from posttrain.spec.parallel_sizes import KEYS, Counts, ParallelSizes, model_parallel_sizes
 from posttrain.spec.run_spec import resolve_spec
+from posttrain.utils import kernel_files
 
 SIZES = ("layers", "heads", "groups", "experts", "learned_positions")  # fields of a config.json that are computed with
 
@@ -139,6 +140,9 @@ def check_model(cfg: DictConfig) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local and ":" not in path and not Path(path).expanduser().is_dir():
         raise UserError(f"`model.path={path}`: there is no such directory")
+    for key, place in (("model.path", path), ("model.tokenizer", cfg.model.tokenizer)):
+        if place is not None:
+            kernel_files.refuse(Path(place).expanduser(), key)
     built(cfg.model)  # importing a user's own class makes its family known
     if "peft" not in cfg:  # generation and the like
         return

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from posttrain.errors import UserError
+from posttrain.utils import kernel_files
 
 # What a file is called while it is written; see `replace`.
 ASIDE = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
@@ -19,10 +20,11 @@ def read_text(path: Path) -> str:
     """The UTF-8 text of a file of settings, which may be anybody's: a pipe would never end, a device fill the memory.
 
     Raises:
-        UserError: it is not a plain file (links are followed), or longer than `MOST`.
+        UserError: it is not a plain file (links are followed), one of the kernel's, or longer than `MOST`.
         OSError: it can't be read.
         UnicodeDecodeError: not UTF-8.
     """
+    kernel_files.refuse(path)
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise UserError(f"{path}: is not a plain file")

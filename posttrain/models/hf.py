@@ -271,10 +271,10 @@ def has_bridge(config: "PretrainedConfig") -> bool:
 def import_bridges(fields: Mapping[str, Any]) -> None:
     """Import the bridges of a config.json's architectures, where Megatron is used: some bring their configuration."""
     if "megatron.bridge" in sys.modules:
-        from posttrain.patches.startup.imports import need
+        from posttrain.patches.startup.imports import import_bridge
 
         for architecture in fields.get("architectures") or ():
-            need(architecture)
+            import_bridge(architecture)
 
 
 def plain(value: Any) -> Any:

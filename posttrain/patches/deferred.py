@@ -14,11 +14,12 @@ import importlib.util
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
+from typing import Any, TypeGuard
 
 _RULES: list["Rule"] = []
 _LAZY: list[str] = []
@@ -44,37 +45,42 @@ class Deferred:
     __slots__ = ("_idle", "_importer", "_module", "_name")
 
     def __init__(self, module: str, name: str = "", importer: str = "", idle: Callable[..., bool] | None = None):
-        self._module, self._name, self._importer, self._idle = module, name, importer, idle
+        self._module = module
+        self._name = name
+        self._importer = importer
+        self._idle = idle
 
     def _path(self) -> str:
         return f"{self._module}.{self._name}" if self._name else self._module
 
-    def _loaded(self) -> object | None:
+    def _loaded(self) -> Any:
         """The real thing if somebody has loaded it; never loads anything."""
         if self._path() in sys.modules:
             return sys.modules[self._path()]
-        found = sys.modules.get(self._module)
+        value: object = sys.modules.get(self._module)
         for part in self._name.split("."):
-            names = getattr(found, "__dict__", {})  # getattr(found, part) would load from a package that is lazy itself
+            names = getattr(value, "__dict__", {})  # getattr(value, part) would load from a package that is lazy itself
             submodule = names.get("_class_to_module", {}).get(part)  # transformers: the class may be there all the same
             if submodule and f"{self._module}.{submodule}" in sys.modules:
-                found = getattr(found, part)
+                value = getattr(value, part)
             else:
-                found = names.get(part)
-        return found
+                value = names.get(part)
+        return value
 
-    def _resolve(self) -> object:
+    def _resolve(self) -> Any:
         """The real thing, loaded now.
 
         Raises:
             ModuleNotFoundError: the package is not installed.
         """
         try:
-            found, rest = importlib.import_module(self._module), self._name.split(".") if self._name else []
-            for depth, part in enumerate(rest):
-                if not hasattr(found, part):
-                    importlib.import_module(".".join([self._module, *rest[: depth + 1]]))
-                found = getattr(found, part)
+            value: object = importlib.import_module(self._module)
+            path = self._module
+            for part in filter(None, self._name.split(".")):
+                path += f".{part}"
+                if not hasattr(value, part):
+                    importlib.import_module(path)
+                value = getattr(value, part)
         except ModuleNotFoundError as error:
             package = self._module.partition(".")[0]
             raise ModuleNotFoundError(
@@ -82,7 +88,7 @@ class Deferred:
                 f"install the package that provides {package}, or turn off the option that uses it",
                 name=error.name,
             ) from error
-        return found
+        return value
 
     def __getattr__(self, name: str) -> object:
         if name in ("__name__", "__qualname__"):
@@ -90,7 +96,8 @@ class Deferred:
         if name.startswith("__"):
             raise AttributeError(f"{self._path()} is not loaded: no {name}")
         if _executing:  # also each step of `import a.b.c as d`
-            return Deferred(self._module, f"{self._name}.{name}" if self._name else name, self._importer)
+            inner = f"{self._name}.{name}" if self._name else name
+            return Deferred(self._module, inner, self._importer)
         return getattr(self._resolve(), name)
 
     def __call__(self, *args: object, **kwargs: object) -> object:
@@ -106,7 +113,7 @@ class Deferred:
         real = self._loaded()
         return real is not None and issubclass(cls, real)
 
-    def __mro_entries__(self, bases: tuple) -> tuple:
+    def __mro_entries__(self, bases: tuple[type, ...]) -> tuple[type, ...]:
         return (self._resolve(),)
 
     def __contains__(self, item: object) -> bool:
@@ -155,6 +162,12 @@ class Rule:
     in_functions: bool = False
     idle: Mapping[str, Callable[..., bool]] = field(default_factory=dict)
 
+    def covers(self, module: str, name: str) -> bool:
+        """Whether it is about an import of `name` from `module`."""
+        if _below(module, self.imports):
+            return True
+        return any(fnmatchcase(f"{module}:{name}", pattern) for pattern in self.imports)
+
 
 def defer(*rules: Rule) -> None:
     """Make the rules hold for every module imported from now on."""
@@ -189,7 +202,7 @@ def executing() -> bool:
     return _executing > 0
 
 
-def is_deferred(value: object) -> bool:
+def is_deferred(value: object) -> TypeGuard[Deferred]:
     """Whether the value is a `Deferred`; `isinstance` cannot be asked, since `__class__` may be read from it."""
     return type(value) is Deferred
 
@@ -203,12 +216,15 @@ def reexports(package: str, source: str, submodules: Iterable[str]) -> dict[str,
     for node in ast.parse(source).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.names[0].name != "*":
             module = importlib.util.resolve_name("." * node.level + node.module, package)
-            table.update((alias.asname or alias.name, (module, alias.name)) for alias in node.names)
+            for alias in node.names:
+                table[alias.asname or alias.name] = module, alias.name
         elif isinstance(node, ast.Import) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             continue  # `import a.b` for its side effects, and docstrings
         elif not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"):
             return None
-    return table if table.keys().isdisjoint(submodules) and package not in dict(table.values()) else None
+    if package in dict(table.values()) or not table.keys().isdisjoint(submodules):
+        return None
+    return table
 
 
 def _below(name: str, packages: Iterable[str]) -> bool:
@@ -219,13 +235,17 @@ class _Finder:
     """Finds the modules whose imports a rule covers, those with a hook, and the packages that may be lazy."""
 
     @staticmethod
-    def find_spec(name: str, path: object, target: object = None) -> ModuleSpec | None:
-        if not (name in _HOOKS or _below(name, _LAZY) or any(_below(name, rule.importers) for rule in _RULES)):
+    def find_spec(name: str, path: Sequence[str] | None, target: types.ModuleType | None = None) -> ModuleSpec | None:
+        if name not in _HOOKS and not _below(name, _LAZY) and not _rules_of(name):
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec and type(spec.loader) is SourceFileLoader:
             spec.loader = _Loader(spec.loader.name, spec.loader.path)
         return spec
+
+
+def _rules_of(importer: str) -> list[Rule]:
+    return [rule for rule in _RULES if _below(importer, rule.importers)]
 
 
 def _install() -> None:
@@ -242,11 +262,12 @@ class _Loader(SourceFileLoader):
         table = None
         if self.is_package(name) and _below(name, _LAZY):
             submodules = (path.stem for path in Path(self.path).parent.iterdir())
-            table = reexports(name, self.get_source(name), submodules)
+            table = reexports(name, self.get_source(name) or "", submodules)
         if table:
             _make_lazy(module, table)
         else:
-            if rules := [rule for rule in _RULES if _below(name, rule.importers)]:
+            rules = _rules_of(name)
+            if rules:
                 module.__dict__["__builtins__"] = builtins.__dict__ | {"__import__": _scoped_import(rules)}
             _executing += 1
             try:
@@ -267,26 +288,33 @@ def _make_lazy(module: types.ModuleType, table: dict[str, tuple[str, str]]) -> N
         setattr(module, name, value)
         return value
 
-    module.__getattr__ = load
-    module.__all__ = list(table)
+    vars(module).update(__getattr__=load, __all__=list(table))
 
 
-def _scoped_import(rules: list[Rule]) -> Callable:
+def _scoped_import(rules: list[Rule]) -> Callable[..., object]:
     real = builtins.__import__
-    idle = {path: check for rule in rules for path, check in rule.idle.items()}
+    idle: dict[str, Callable[..., bool]] = {}
+    for rule in rules:
+        idle |= rule.idle
 
     def defers(module: str, name: str, in_function: bool) -> bool:
         for rule in rules:
             if in_function and not rule.in_functions:
                 continue
-            if not (_below(module, rule.imports) or any(fnmatchcase(f"{module}:{name}", one) for one in rule.imports)):
+            if not rule.covers(module, name):
                 continue
             if rule.missing_too and not rule.only_missing:
                 return True
             return installed(module.partition(".")[0]) != rule.only_missing
         return False
 
-    def scoped(name, globals=None, locals=None, fromlist=(), level=0):
+    def scoped(
+        name: str,
+        globals: Mapping[str, Any] | None = None,
+        locals: Mapping[str, Any] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> object:
         # C code (PyImport_Import) passes a list, empty, and takes what it wants from sys.modules.
         if globals is None or isinstance(fromlist, list) or "*" in (fromlist or ()):
             return real(name, globals, locals, fromlist, level)
@@ -300,13 +328,14 @@ def _scoped_import(rules: list[Rule]) -> Callable:
         waiting = [wanted for wanted in fromlist if defers(source, wanted, in_function)]
         if not waiting:
             return real(name, globals, locals, fromlist, level)
-        found = types.SimpleNamespace(
-            **{wanted: Deferred(source, wanted, importer, idle.get(f"{source}:{wanted}")) for wanted in waiting}
-        )
+        names = types.SimpleNamespace()
+        for wanted in waiting:
+            setattr(names, wanted, Deferred(source, wanted, importer, idle.get(f"{source}:{wanted}")))
         now = tuple(wanted for wanted in fromlist if wanted not in waiting)
         if now:
             module = real(name, globals, locals, now, level)
-            vars(found).update((wanted, getattr(module, wanted)) for wanted in now)
-        return found
+            for wanted in now:
+                setattr(names, wanted, getattr(module, wanted))
+        return names
 
     return scoped

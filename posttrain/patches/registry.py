@@ -45,8 +45,8 @@ class Platform:
     @classmethod
     def detect(cls, device: str) -> "Platform":
         """The platform of this process; Transformer Engine counts only on a GPU. Imports nothing."""
-        found = device == "cuda" and importlib.util.find_spec("transformer_engine") is not None
-        return cls(device, found)
+        installed = importlib.util.find_spec("transformer_engine") is not None
+        return cls(device, installed and device == "cuda")
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Change:
 
     def untested(self) -> list[str]:
         """The installed versions that it was not tested with, in words; empty if there are none."""
-        found = []
+        untested = []
         for distribution, tested in self.versions.items():
             version = installed_version(distribution)
             if version is None:
-                found.append(f"{distribution} is not installed (tested: {tested})")
+                untested.append(f"{distribution} is not installed (tested: {tested})")
             elif version not in SpecifierSet(tested, prereleases=True):
-                found.append(f"{distribution} {version} (tested: {tested})")
-        return found
+                untested.append(f"{distribution} {version} (tested: {tested})")
+        return untested
 
     def wanted(self, platform: Platform) -> bool:
         """Whether it is made: the platform needs it, and the versions are tested or the switch is on."""
@@ -140,6 +140,12 @@ def patch(
     return register
 
 
+def replace(owner: object, **replacements: object) -> None:
+    """Put `replacements` in the place of attributes of upstream's module or class, whose types they need not have."""
+    for name, value in replacements.items():
+        setattr(owner, name, value)
+
+
 def require(*changes: Change) -> None:
     """Refuse versions of upstream that one of the changes was not tested with, unless the switch is on.
 
@@ -160,8 +166,10 @@ def require(*changes: Change) -> None:
 
 def versions_of(changes: Iterable[Change]) -> str:
     """The untested versions of several changes in words, each once."""
-    found = dict.fromkeys(text for change in changes for text in change.untested())
-    return ", ".join(found)
+    versions: dict[str, None] = {}
+    for change in changes:
+        versions |= dict.fromkeys(change.untested())
+    return ", ".join(versions)
 
 
 def allowed_untested() -> bool:

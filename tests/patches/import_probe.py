@@ -33,7 +33,7 @@ def import_everything(seen):
     AutoConfig.for_model("llama")
     seen["torchvision installed"] = is_torchvision_available()
     for architecture in ARCHITECTURES:
-        imports.need(f"{architecture}ForCausalLM")
+        imports.import_bridge(f"{architecture}ForCausalLM")
     seen["cpu"] = time.process_time()
     seen["modules"] = sorted(sys.modules)
     seen["supported"] = AutoBridge.list_supported_models()

@@ -131,7 +131,7 @@ def test_real_wandb_afterwards(seen):
 
 
 def test_every_text_family_is_found():
-    found = imports.families()
+    found = imports.bridge_modules()
     assert found["Qwen3MoeForCausalLM"] == "megatron.bridge.models.qwen.qwen3_moe_bridge"
     assert found["Ernie4_5_MoeForCausalLM"] == "megatron.bridge.models.ernie.ernie_45_bridge"  # a constant's name
     assert found["Mistral3ForConditionalGeneration"].endswith("ministral3_bridge")  # registered by a call

@@ -6,15 +6,14 @@ import os
 import signal
 from multiprocessing.managers import SyncManager
 from types import ModuleType
-from typing import Any
 
 from posttrain.patches.deferred import on_import
-from posttrain.patches.registry import Kind, patch
+from posttrain.patches.registry import Kind, patch, replace
 
 STRATEGIES = "megatron.core.dist_checkpointing.strategies"
 
 
-def write(*args: Any) -> None:
+def write(*args: object) -> None:
     """Megatron's loop of the writing process, which ends with the rank that started it."""
     die_with_parent()
     from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
@@ -25,26 +24,27 @@ def write(*args: Any) -> None:
 def die_with_parent() -> None:
     """In a process of multiprocessing: be killed when its parent dies, however that dies (Linux PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if not multiprocessing.parent_process().is_alive():
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():
         os._exit(1)
 
 
 def _replace(module: ModuleType) -> None:
     # Only where a process is started: the writer imports the original.
     if multiprocessing.parent_process() is None:
-        module.PersistentAsyncCaller.async_loop = staticmethod(write)
+        replace(module.PersistentAsyncCaller, async_loop=staticmethod(write))
 
 
 def _replace_queue(module: ModuleType) -> None:
-    def get_write_results_queue(mp_mode: str = "spawn") -> Any:
+    def get_write_results_queue(mp_mode: str = "spawn") -> object:
         """As Megatron's: the one queue of this process for what was written, in a server's process."""
         if module._results_queue is None:
             manager = SyncManager(ctx=multiprocessing.get_context(mp_mode))
             manager.start(die_with_parent)
-            module._results_queue = manager.Queue()
+            replace(module, _results_queue=manager.Queue())
         return module._results_queue
 
-    module.get_write_results_queue = get_write_results_queue
+    replace(module, get_write_results_queue=get_write_results_queue)
 
 
 @patch(

@@ -1,10 +1,13 @@
 """The distributed optimizer over torch's own Adam, which Megatron uses without Transformer Engine and Apex."""
 
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.patches.deferred import on_import
-from posttrain.patches.registry import Kind, patch, without_te
+from posttrain.patches.registry import Kind, patch, replace, without_te
+
+if TYPE_CHECKING:
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 
 def _restore_state(module: ModuleType) -> None:
@@ -12,25 +15,32 @@ def _restore_state(module: ModuleType) -> None:
     import torch
 
     optimizer = module.DistributedOptimizer
-    sharded, load = optimizer.sharded_state_dict, optimizer.load_state_dict
+    sharded = optimizer.sharded_state_dict
+    load = optimizer.load_state_dict
 
     def with_state(
-        self: Any, model_sharded_state_dict: Any, is_loading: bool = False, *args: Any, **kwargs: Any
-    ) -> Any:
+        self: "DistributedOptimizer",
+        model_sharded_state_dict: dict[str, object],
+        is_loading: bool = False,
+        *args: object,
+        **kwargs: object,
+    ) -> dict[str, object]:
         if is_loading and not self.optimizer.state and self.init_state_fn:
             self.init_state_fn(self.optimizer, self.config)
             for state in self.optimizer.state.values():
                 state["step"] = torch.zeros(())
         return sharded(self, model_sharded_state_dict, is_loading, *args, **kwargs)
 
-    def with_own_steps(self: Any, state_dict: Any) -> None:
+    def with_own_steps(self: "DistributedOptimizer", state_dict: dict[str, Any]) -> None:
         load(self, state_dict)
         steps = {group["step"] for group in state_dict["optimizer"]["param_groups"] if "step" in group}
+        if not steps:
+            return
         # Megatron gives all one tensor, which would count once for each of them, and then copies the state's own there.
-        for state in self.optimizer.state.values() if steps else ():
+        for state in self.optimizer.state.values():
             state["step"] = torch.tensor(float(max(steps)))
 
-    optimizer.sharded_state_dict, optimizer.load_state_dict = with_state, with_own_steps
+    replace(optimizer, sharded_state_dict=with_state, load_state_dict=with_own_steps)
 
 
 @patch(

@@ -1,13 +1,19 @@
 """Weights before training: random ones as well as those of a Hugging Face directory."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from posttrain.patches.registry import Kind, patch
+from posttrain.patches.registry import Kind, patch, replace
+
+if TYPE_CHECKING:
+    from megatron.bridge.training.state import GlobalState
+    from megatron.core.transformer.module import MegatronModule
+    from transformers import PretrainedConfig
 
 MARK = "posttrain.random_init"
 
 
-def write_random_base(directory: Path, hf_config) -> Path:
+def write_random_base(directory: Path, hf_config: "PretrainedConfig") -> Path:
     """Write a Hugging Face directory that stands for random weights: its config, and a safetensors file with no tensor.
 
     Megatron-Bridge wants a base checkpoint even where nothing is to be loaded.
@@ -44,11 +50,18 @@ def random_base_weights() -> None:
 
     plain = checkpointing._load_hf_pretrained_checkpoint
 
-    def load(hf_dir, state, model, optimizer, *, skip_load_to_model_and_opt):
+    def load(
+        hf_dir: str,
+        state: "GlobalState",
+        model: "list[MegatronModule]",
+        optimizer: object,
+        *,
+        skip_load_to_model_and_opt: bool,
+    ) -> object:
         with torch.no_grad():
             if not (skip_load_to_model_and_opt or is_random_base(hf_dir)):
                 # By the run's own bridge: its embedding may have more rows than the files.
                 state.cfg.checkpoint._trainer.bridge.load_hf_weights(model)
             return plain(hf_dir, state, model, optimizer, skip_load_to_model_and_opt=True)
 
-    checkpointing._load_hf_pretrained_checkpoint = load
+    replace(checkpointing, _load_hf_pretrained_checkpoint=load)

@@ -1,6 +1,6 @@
 """What mixtures of experts lack on a CPU."""
 
-from posttrain.patches.registry import Kind, on_cpu, patch
+from posttrain.patches.registry import Kind, on_cpu, patch, replace
 
 
 @patch(
@@ -17,9 +17,9 @@ def expert_splits() -> None:
 
     plain = token_dispatcher.maybe_move_tensor_to_cpu
 
-    def move(tensor, as_numpy: bool = False, record_stream: bool = False):
+    def move(tensor: object, as_numpy: bool = False, record_stream: bool = False) -> object:
         if as_numpy and torch.is_tensor(tensor) and not tensor.is_cuda:
             return tensor.numpy()
         return plain(tensor, as_numpy, record_stream)
 
-    token_dispatcher.maybe_move_tensor_to_cpu = move
+    replace(token_dispatcher, maybe_move_tensor_to_cpu=move)

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import ModuleType
 
 from posttrain.patches.deferred import on_import
-from posttrain.patches.registry import Kind, patch
+from posttrain.patches.registry import Kind, patch, replace
 
 
 @patch(
@@ -17,7 +17,7 @@ def keep_compiled_helpers() -> None:
     """Skip the compilation where there is nothing to compile with; a source checkout still compiles."""
 
     def skip(module: ModuleType) -> None:
-        if not (Path(module.__file__).parent / "Makefile").exists():
-            module.compile_helpers = lambda: None
+        if module.__file__ and not Path(module.__file__).with_name("Makefile").exists():
+            replace(module, compile_helpers=lambda: None)
 
     on_import("megatron.core.datasets.utils", skip)

@@ -9,6 +9,8 @@ from typing import Any
 
 from posttrain.patches.registry import Kind, patch
 
+type Function = Callable[..., Any]
+
 
 class _Settings:
     """`torch._dynamo.config`: what is set waits for the real one, which anything else loads."""
@@ -16,7 +18,7 @@ class _Settings:
     def __init__(self, dynamo: ModuleType) -> None:
         vars(self)["_dynamo"] = dynamo
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         vars(self)[name] = value
 
     def __getattr__(self, name: str) -> Any:
@@ -33,18 +35,19 @@ class _DisabledDynamo(ModuleType):
     before, Transformer Engine's layers, lies outside of it.
     """
 
+    config: _Settings
     trace_rules = SimpleNamespace(clear_lru_cache=lambda: None)  # init_process_group, for rules evaluated too early
 
     @staticmethod
-    def disable(fn: Callable | None = None, *args: Any, **kwargs: Any) -> Callable:
+    def disable(fn: Function | None = None, *args: object, **kwargs: object) -> Function:
         return fn if fn is not None else lambda decorated: decorated
 
     @staticmethod
-    def allow_in_graph(fn: Callable) -> Callable:
+    def allow_in_graph(fn: Function) -> Function:
         return fn
 
     @staticmethod
-    def assume_constant_result(fn: Callable) -> Callable:
+    def assume_constant_result(fn: Function) -> Function:
         return fn
 
     @staticmethod

@@ -11,19 +11,23 @@ import importlib
 import importlib.util
 import os
 import re
+from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any
 
 from posttrain.patches.deferred import Rule, defer, executing, installed, is_deferred, lazy, on_import
-from posttrain.patches.registry import Kind, patch
+from posttrain.patches.registry import Kind, patch, replace
+
+type Function = Callable[..., Any]
 
 
 def _always(*args: object, **kwargs: object) -> bool:
     return True
 
 
-def _no_modelopt_state(model: object, state_dict: dict) -> bool:
+def _no_modelopt_state(model: object, state_dict: dict[str, object]) -> bool:
     return not any(key.startswith("modelopt_state") for key in state_dict)
 
 
@@ -92,13 +96,13 @@ def _compile_on_first_call() -> None:
     compile_now = torch.compile
 
     @wraps(compile_now)
-    def compile_later(model=None, **options):
+    def compile_later(model: Function | None = None, **options: Any) -> Function:
         if not executing() or not isinstance(model, FunctionType):
             return compile_now(model, **options)
-        compiled = None
+        compiled: Function | None = None
 
         @wraps(model)
-        def call(*args, **kwargs):
+        def call(*args: object, **kwargs: object) -> object:
             nonlocal compiled
             if torch.compiler.is_compiling():  # inside another one: traced as a part of it
                 return model(*args, **kwargs)
@@ -109,7 +113,7 @@ def _compile_on_first_call() -> None:
 
         return call
 
-    torch.compile = compile_later
+    replace(torch, compile=compile_later)
 
 
 def _true_te_flags(module: ModuleType) -> None:
@@ -117,12 +121,12 @@ def _true_te_flags(module: ModuleType) -> None:
     safe_import_from = module.safe_import_from
 
     @wraps(safe_import_from)
-    def checked(name, symbol, **kwargs):
+    def checked(name: str, symbol: str, **kwargs: object) -> object:
         if name == "megatron.core.extensions.transformer_engine" and not installed("transformer_engine"):
             name = "transformer_engine"
         return safe_import_from(name, symbol, **kwargs)
 
-    module.safe_import_from = checked
+    replace(module, safe_import_from=checked)
 
 
 @cache
@@ -136,30 +140,36 @@ def _keys_for_classes(module: ModuleType) -> None:
     create_bridge_decorator = module.create_bridge_decorator
 
     @wraps(create_bridge_decorator)
-    def create(*, source, **kwargs):
-        return create_bridge_decorator(source=_key(source.__name__) if is_deferred(source) else source, **kwargs)
+    def create(*, source: type | str, **kwargs: object) -> Function:
+        if is_deferred(source):
+            source = _key(str(source.__name__))
+        decorator: Function = create_bridge_decorator(source=source, **kwargs)
+        return decorator
 
-    module.create_bridge_decorator = create
+    replace(module, create_bridge_decorator=create)
 
 
 def _families_on_demand(module: ModuleType) -> None:
     """Let AutoBridge import a model's family when asked whether it supports the model, and find it under `_key`."""
-    transformers, registry = module.transformers, module.model_bridge.get_model_bridge._exact_types
+    transformers = module.transformers
+    registry = module.model_bridge.get_model_bridge._exact_types
     supports = module.AutoBridge.supports.__func__
 
     class Classes:
-        def __getattr__(self, name):
+        def __getattr__(self, name: str) -> object:
             if name in registry:  # registered by name: AutoBridge takes the name where there is no class
                 raise AttributeError(name)
-            return _key(name) if _key(name) in registry else getattr(transformers, name)
+            key = _key(name)
+            return key if key in registry else getattr(transformers, name)
 
-    def supports_after_import(cls, config):
+    def supports_after_import(cls: type, config: object) -> bool:
         for architecture in getattr(config, "architectures", None) or ():
-            need(architecture)
-        return supports(cls, config)
+            import_bridge(architecture)
+        supported: bool = supports(cls, config)
+        return supported
 
-    module.transformers = Classes()
-    module.AutoBridge.supports = classmethod(supports_after_import)
+    replace(module, transformers=Classes())
+    replace(module.AutoBridge, supports=classmethod(supports_after_import))
 
 
 @patch(
@@ -179,10 +189,13 @@ def defer_imports() -> None:
 
 
 @cache
-def families() -> dict[str, str]:
+def bridge_modules() -> dict[str, str]:
     """Hugging Face architecture -> module of megatron.bridge with the bridge for it, found without importing any."""
-    root = Path(importlib.util.find_spec("megatron.bridge").origin).parent
-    found: dict[str, str] = {}
+    spec = importlib.util.find_spec("megatron.bridge")
+    if spec is None or spec.origin is None:
+        return {}
+    root = Path(spec.origin).parent
+    modules: dict[str, str] = {}
     for path in sorted((root / "models").rglob("*_bridge.py")):
         if path.parent.name == "conversion":  # the machinery, with examples in its docstrings
             continue
@@ -190,11 +203,12 @@ def families() -> dict[str, str]:
         for source in re.findall(r"register_bridge\(\s*source=\"?(\w+)", text):
             constant = re.search(rf'^{source}\s*=\s*"(\w+)"', text, re.MULTILINE)
             module = ".".join(("megatron.bridge", *path.relative_to(root).with_suffix("").parts))
-            found[constant[1] if constant else source] = module
-    return found
+            architecture = constant[1] if constant else source
+            modules[architecture] = module
+    return modules
 
 
-def need(architecture: str | None) -> None:
+def import_bridge(architecture: str | None) -> None:
     """Import the bridge of an architecture; None, or one that no bridge names, imports those of all text models.
 
     Args:
@@ -204,7 +218,10 @@ def need(architecture: str | None) -> None:
 
     if register(architecture):
         return
-    modules = families()
-    text = [module for name, module in modules.items() if name.endswith("ForCausalLM")]
-    for module in [modules[architecture]] if architecture in modules else text:
-        importlib.import_module(module)
+    modules = bridge_modules()
+    if architecture in modules:
+        importlib.import_module(modules[architecture])
+        return
+    for name, module in modules.items():
+        if name.endswith("ForCausalLM"):
+            importlib.import_module(module)

@@ -1,9 +1,9 @@
-"""Compilation before it is needed."""
+"""Skip the compilation of fused functions at start-up."""
 
 from types import ModuleType
 
 from posttrain.patches.deferred import on_import
-from posttrain.patches.registry import Kind, on_gpu, patch
+from posttrain.patches.registry import Kind, on_gpu, patch, replace
 
 
 @patch(
@@ -17,6 +17,6 @@ def no_warmup() -> None:
     """Leave a fused function to be compiled by the first layer that calls it."""
 
     def skip(module: ModuleType) -> None:
-        module._warmup_jit_function = lambda *args, **kwargs: None
+        replace(module, _warmup_jit_function=lambda *args, **kwargs: None)
 
     on_import("megatron.bridge.training.initialize", skip)

@@ -1,6 +1,11 @@
 """Rotary embedding of packed sequences."""
 
-from posttrain.patches.registry import Kind, patch
+from typing import TYPE_CHECKING
+
+from posttrain.patches.registry import Kind, patch, replace
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 @patch(
@@ -21,20 +26,30 @@ def packed_rope() -> None:
 
     def angles(freqs: torch.Tensor, ends: torch.Tensor, total: int) -> torch.Tensor:
         """freqs [longest, 1, 1, d] -> [total, 1, 1, d]; kept with the boundaries, which are one batch's."""
-        kept = getattr(ends, "posttrain_angles", None)
-        if kept is None or kept[0] is not freqs:
+        saved: tuple[torch.Tensor, torch.Tensor] | None = getattr(ends, "posttrain_angles", None)
+        if saved is None or saved[0] is not freqs:
             token = torch.arange(total, device=freqs.device, dtype=ends.dtype)
             sequence = torch.searchsorted(ends, token, right=True) - 1
             # Tokens after the last sequence are padding: clamping gives them some angle, their output is masked.
             position = (token - ends[sequence]).clamp(max=freqs.size(0) - 1)
-            kept = (freqs, freqs.index_select(0, position))
-            ends.posttrain_angles = kept
-        return kept[1]
+            saved = (freqs, freqs.index_select(0, position))
+            replace(ends, posttrain_angles=saved)
+        return saved[1]
 
-    def apply(t, freqs, config, cu_seqlens=None, mscale=1.0, cp_group=None, mla_rotary_interleaved=False):
+    def apply(
+        t: torch.Tensor,
+        freqs: torch.Tensor,
+        config: "TransformerConfig",
+        cu_seqlens: torch.Tensor | None = None,
+        mscale: float = 1.0,
+        cp_group: torch.distributed.ProcessGroup | None = None,
+        mla_rotary_interleaved: bool = False,
+    ) -> torch.Tensor:
         if cu_seqlens is None or (cp_group is not None and cp_group.size() > 1):
             return plain(t, freqs, config, cu_seqlens, mscale, cp_group, mla_rotary_interleaved)
         rows = angles(freqs, cu_seqlens, t.size(0))
-        return plain(t.unsqueeze(1), rows, config, None, mscale, cp_group, mla_rotary_interleaved).squeeze(1)
+        rotated: torch.Tensor = plain(t.unsqueeze(1), rows, config, None, mscale, cp_group, mla_rotary_interleaved)
+        return rotated.squeeze(1)
 
-    rope.apply_rotary_pos_emb = attention.apply_rotary_pos_emb = apply
+    for module in (rope, attention):
+        replace(module, apply_rotary_pos_emb=apply)

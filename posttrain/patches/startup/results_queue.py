@@ -5,7 +5,7 @@ from functools import wraps
 from types import ModuleType
 
 from posttrain.patches.deferred import on_import
-from posttrain.patches.registry import Kind, patch
+from posttrain.patches.registry import Kind, patch, replace
 
 
 def _save_in_process(module: ModuleType) -> None:
@@ -15,15 +15,16 @@ def _save_in_process(module: ModuleType) -> None:
     save = module.TorchDistSaveShardedStrategy.save
 
     @wraps(save)
-    def save_with_queue(self, *args, **kwargs):
+    def save_with_queue(self: object, *args: object, **kwargs: object) -> object:
         # An asynchronous save in another process needs the manager's queue, and may have one already.
-        kept, filesystem_async._results_queue = filesystem_async._results_queue, queue.Queue()
+        previous = filesystem_async._results_queue
+        replace(filesystem_async, _results_queue=queue.Queue())
         try:
             return save(self, *args, **kwargs)
         finally:
-            filesystem_async._results_queue = kept
+            replace(filesystem_async, _results_queue=previous)
 
-    module.TorchDistSaveShardedStrategy.save = save_with_queue
+    replace(module.TorchDistSaveShardedStrategy, save=save_with_queue)
 
 
 @patch(

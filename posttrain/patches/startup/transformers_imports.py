@@ -2,28 +2,26 @@
 
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from types import ModuleType
-from typing import Any
 
 from posttrain.patches.deferred import Rule, defer, on_import
-from posttrain.patches.registry import Kind, patch
+from posttrain.patches.registry import Kind, patch, replace
 
 
-class Providers(Mapping):
+class Providers(Mapping[str, list[str]]):
     """Top-level package -> distributions that provide it, as `importlib.metadata.packages_distributions` tells.
 
     A distribution of the package's own name is found by itself; only for other names are all of them read.
     """
 
     def __init__(self, read_all: Callable[[], Mapping[str, list[str]]]) -> None:
-        self._read_all, self._all = read_all, None
+        self._read_all = read_all
 
-    @property
+    @cached_property
     def all(self) -> Mapping[str, list[str]]:
         """The whole table."""
-        if self._all is None:
-            self._all = self._read_all()
-        return self._all
+        return self._read_all()
 
     def __getitem__(self, package: str) -> list[str]:
         try:
@@ -57,12 +55,12 @@ def light_transformers() -> None:
         Rule(("transformers.generation.candidate_generator",), ("sklearn",)),
     )
     read_all = importlib.metadata.packages_distributions
-    importlib.metadata.packages_distributions = lambda: Providers(read_all)
+    replace(importlib.metadata, packages_distributions=lambda: Providers(read_all))
 
     def undocumented(module: ModuleType) -> None:
-        def auto_docstring(decorated: Any = None, **unused: Any) -> Any:
+        def auto_docstring(decorated: object = None, **unused: object) -> object:
             return decorated if decorated is not None else lambda decorated: decorated
 
-        module.auto_docstring = auto_docstring
+        replace(module, auto_docstring=auto_docstring)
 
     on_import("transformers.utils.auto_docstring", undocumented)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain import sweep
-from posttrain.cli.precheck import precheck
+from posttrain.cli.precheck import check_ahead
 from posttrain.config import compose as config
 from posttrain.config import hydra_guard
 from posttrain.errors import RunFailed, UserError, location_error
@@ -69,7 +69,7 @@ def run(
         if layered.note and os.environ.get("RANK", "0") == "0":
             print(f"posttrain: {layered.note}", file=sys.stderr)
         if check:
-            precheck(lambda overrides: compose(overrides, config_name, with_hydra=True), check)
+            check_ahead(lambda overrides: compose(overrides, config_name, with_hydra=True), check)
         set_optuna_defaults(sys.argv[1:])
         try:
             single = not {"-m", "--multirun"} & set(sys.argv[1:])

@@ -14,7 +14,7 @@ from posttrain.errors import UserError
 MOST_TRIALS = 64  # of a grid that are composed ahead (0.1 s each); the others are checked when their turn comes
 
 
-def precheck(compose: Callable[[list[str]], DictConfig], check: Callable[[DictConfig], None]) -> None:
+def check_ahead(compose: Callable[[list[str]], DictConfig], check: Callable[[DictConfig], None]) -> None:
     """Compose and check each configuration that sys.argv asks to run.
 
     Args:

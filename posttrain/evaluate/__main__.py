@@ -37,9 +37,11 @@ from posttrain.config.instantiate import built
 from posttrain.data.checks import check as check_data
 from posttrain.errors import UserError
 from posttrain.evaluate import harness, settings
+from posttrain.generate import load
 from posttrain.spec import checks
 from posttrain.utils import stop
 from posttrain.utils.atomic_files import finite, write_json, write_text
+from posttrain.utils.cache import cache_root
 from posttrain.utils.gpus import visible_gpus
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ def main() -> None:
     except UserError as error:
         stop.fail(str(error))
     # A run's own values are not in conf/: their overrides wait until the values are there.
-    early, late = [], []
+    early = []
+    late = []
     for override in overrides:
         if run_dir and settings.is_of_run(override) and not override.startswith("-"):
             late.append(override)
@@ -94,11 +97,6 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
     metric = check_and_build(cfg, datasets, overrides)
     out = Path(cfg.evaluate.out).expanduser()
 
-    from rich.console import Console
-
-    from posttrain.evaluate.printing import print_result
-    from posttrain.generate import load
-
     with load.opened(what) as directory:
         started = time.time()
         out.mkdir(parents=True, exist_ok=True)  # fails before hours of measuring, not after
@@ -118,7 +116,9 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
         lines = [json.dumps(finite(answer), ensure_ascii=False) + "\n" for answer in answers]
         write_text(out / "answers.jsonl", "".join(lines))
         written += ", answers.jsonl"
-    print_result(result, Console())
+    from posttrain.evaluate.printing import print_result
+
+    print_result(result)
     print(f"written: {written}")
 
 
@@ -136,7 +136,6 @@ def measure(
     """
     from posttrain.evaluate.conversations import read_conversations
     from posttrain.evaluate.measure import measure_set, pool
-    from posttrain.utils.cache import cache_root
 
     result: dict[str, Any] = {"datasets": {}}
     lines = []

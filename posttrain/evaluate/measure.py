@@ -90,7 +90,8 @@ def summarize_groups(labels: Sequence[str | int | None], results: Results) -> di
     """Summarize the conversations of each label."""
     members: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
-        members.setdefault("(none)" if label is None else str(label), []).append(index)
+        name = "(none)" if label is None else str(label)
+        members.setdefault(name, []).append(index)
     return {label: summarize(members[label], results) for label in sorted(members)}
 
 

@@ -8,8 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 
-def print_result(result: dict[str, Any], console: Console) -> None:
+def print_result(result: dict[str, Any]) -> None:
     """Print the table of losses and scores, the rows that were left out, and lm-eval's tasks."""
+    console = Console()
     if result["datasets"]:
         console.print(_loss_table(result))
     for name, part in result["datasets"].items():

@@ -160,7 +160,8 @@ def configure_sets(cfg: DictConfig) -> dict[str, DictConfig]:
     if not cfg.evaluate.datasets:
         path = cfg.data.path
         is_file = isinstance(path, str) and "://" not in path
-        return {Path(path).stem if is_file else "data": cfg}
+        name = Path(path).stem if is_file else "data"
+        return {name: cfg}
     if not isinstance(cfg.evaluate.datasets, DictConfig):
         raise UserError(
             "evaluate.datasets: requires names with their overrides: "

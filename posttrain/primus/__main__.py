@@ -22,7 +22,7 @@ from posttrain.config.compose import CONF_DIR
 from posttrain.config.overrides import format_override
 from posttrain.errors import UserError, location_error
 from posttrain.primus import experiment
-from posttrain.primus.read import Primus, read
+from posttrain.primus.read import Primus, read_primus
 from posttrain.primus.translate import Translation, translate_primus
 from posttrain.recipes import catalog
 from posttrain.spec import checks
@@ -77,7 +77,7 @@ def import_config(arguments: list[str]) -> str:
             overrides.append(argument)
     if len(files) != 1:
         raise UserError(f"expected exactly one Primus file, got: {' '.join(files) or 'none'}")
-    primus = read(Path(files[0]).expanduser())
+    primus = read_primus(Path(files[0]).expanduser())
     model_chosen = any(override.startswith("model=") for override in overrides)
     translation = translate_primus(primus, model_chosen)
     _drop_overridden(translation, overrides)

@@ -16,8 +16,8 @@ def format_file(primus: Primus, translation: Translation) -> str:
         "# @package _global_",
         f"# From {visible(primus.path.name)}, a configuration of Primus for Megatron-Bridge.",
     ]
-    if primus.read:
-        variables = ", ".join(primus.read)
+    if primus.variables:
+        variables = ", ".join(primus.variables)
         lines.append(f"# Read with these environment variables, or their defaults: {variables}")
     if translation.left_out:
         lines.append("# No counterpart:")

@@ -41,9 +41,13 @@ def heat_map(trials: list[Trial]) -> go.Figure | None:
         labels.append([])
         for x in xs:
             best = _best_in_cell(trials, {x_key: x, y_key: y})
-            score = math.inf if best is None else best.score(metric)
+            if best is None:
+                scores[-1].append(None)
+                labels[-1].append("not tried")
+                continue
+            score = best.score(metric)
             scores[-1].append(score if math.isfinite(score) else None)
-            labels[-1].append("not tried" if best is None else f"{best.name}: {best.state}")
+            labels[-1].append(f"{best.name}: {best.state}")
     figure = go.Figure(
         go.Heatmap(
             x=[format_value(x) for x in xs],

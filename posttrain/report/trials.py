@@ -95,8 +95,11 @@ def read_trial(path: Path, root: Path) -> Trial:
     status: dict[str, Any] = _json(path, "status.json", {})
     samples: list[Any] = _json(path, "samples.json", [])
     overrides: list[Any] = _yaml(path, ".hydra/overrides.yaml", [])
+    name = str(path.relative_to(root))
+    if path == root:
+        name = path.resolve().name
     return Trial(
-        name=str(path.relative_to(root)) if path != root else path.resolve().name,
+        name=name,
         path=path,
         config=flatten(frozen.unescaped(_yaml(path, "config.yaml", {}))),
         overrides=[str(override) for override in overrides] or None,

@@ -316,9 +316,10 @@ def collect(trial: Trial, job: str) -> None:
     if state in ("failed", "stopped") and trial.error:
         return
     end = end_of(job)
-    output = Path(rundir.object_if_any(trial.directory, RECORD).get("output", trial.directory))
-    console = trial.directory / "logs" / "console.log"
-    trial.error = f"job {job} {ENDS.get(end, f'ended as {end}')}\n  log: {console if console.exists() else output}"
+    log = trial.directory / "logs" / "console.log"
+    if not log.exists():
+        log = Path(rundir.object_if_any(trial.directory, RECORD).get("output", trial.directory))
+    trial.error = f"job {job} {ENDS.get(end, f'ended as {end}')}\n  log: {log}"
     trial.stopped = end in ("CANCELLED", "PREEMPTED")
     trial.record_failure()
 

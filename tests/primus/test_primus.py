@@ -15,7 +15,7 @@ from posttrain.cli.command import compose
 from posttrain.config.compose import overrides_of
 from posttrain.errors import UserError
 from posttrain.primus.__main__ import import_config
-from posttrain.primus.read import read
+from posttrain.primus.read import read_primus
 from posttrain.spec import checks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -274,7 +274,7 @@ def test_a_preset_of_the_checkout_is_read_as_the_file_is(folder):
     preset = folder / "primus/configs/models/megatron_bridge/mine.yaml"
     preset.parent.mkdir(parents=True)
     preset.write_text("hf_path: Qwen/Qwen3-8B\n")
-    assert read(write(folder, text)).settings == {"hf_path": "Qwen/Qwen3-8B"}
+    assert read_primus(write(folder, text)).settings == {"hf_path": "Qwen/Qwen3-8B"}
     for wrong, message in (
         (BOMB, "aliases written out"),
         ("a: [", "not valid YAML"),
@@ -282,7 +282,7 @@ def test_a_preset_of_the_checkout_is_read_as_the_file_is(folder):
     ):
         preset.write_text(wrong)
         with pytest.raises(UserError, match=message):
-            read(write(folder, text))
+            read_primus(write(folder, text))
 
 
 def test_the_command(folder):

@@ -84,7 +84,7 @@ def test_a_preset_of_primus_is_a_plain_name(name, tmp_path):
     module = f"{{framework: megatron_bridge, model: {name}, overrides: {{train_iters: 3}}}}"
     (tmp_path / "x.yaml").write_text(f"modules: {{post_trainer: {module}}}\n")
     with pytest.raises(UserError, match="name of a preset"):
-        primus.read(tmp_path / "x.yaml")
+        primus.read_primus(tmp_path / "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_preset_of_primus_is_a_plain_name(name, tmp_path):
 )
 def test_a_default_in_primus_that_is_no_yaml_is_text(default, tmp_path):
     (tmp_path / "x.yaml").write_text(PRIMUS + json.dumps({"foo": "${NOT_SET_ANYWHERE:" + default + "}"})[1:-1] + "\n")
-    assert isinstance(primus.read(tmp_path / "x.yaml").settings["foo"], str)
+    assert isinstance(primus.read_primus(tmp_path / "x.yaml").settings["foo"], str)
 
 
 CONFIGS = {

@@ -20,7 +20,7 @@ from posttrain.launch import launcher, nodes, prestart
 from posttrain.patches.registry import versions_of
 from posttrain.plan import auto
 from posttrain.spec import checks
-from posttrain.spec.run_spec import resolve_spec
+from posttrain.spec.record import specify
 from posttrain.sweep import slurm
 from posttrain.sweep.trial import Trial
 from posttrain.utils.gpus import visible_gpus
@@ -36,24 +36,11 @@ def task(cfg: DictConfig) -> float | None:
     line = auto.resolve(cfg, gpus)
     if line and nodes.first(cfg):
         print(line, flush=True)
-    checks.check(cfg, gpus)
+    architecture = checks.check(cfg, gpus)
     untested = patches.check(patches.Platform.detect("cuda" if gpus else "cpu"))
     if untested and nodes.first(cfg):
         print(f"posttrain: {patches.UNTESTED}=1: {versions_of(untested)}", file=sys.stderr, flush=True)
-    if gpus and nodes.first(cfg):
-        for line in reasons(cfg, gpus):
-            print(line, flush=True)
-    return launcher.launch(cfg, run_dir, gpus)
-
-
-def reasons(cfg: DictConfig, gpus: int) -> list[str]:
-    """What was decided about a run on GPUs that a user may ask about, with the reasons; a line each."""
-    fields = checks.architecture(cfg.model)
-    if fields is None:  # a hub id that nothing has been read of yet
-        return []
-    transformer_engine = patches.Platform.detect("cuda").transformer_engine
-    spec = resolve_spec(cfg, checks.world_size(cfg, gpus), transformer_engine, "cuda", fields)
-    return [f"{name}: {decision}" for name, decision in spec.decisions().items()]
+    return launcher.launch(cfg, run_dir, gpus, specify(cfg, gpus, architecture))
 
 
 def submit(cfg: DictConfig, run_dir: Path) -> float | None:
@@ -84,16 +71,18 @@ def before(cfg: DictConfig) -> None:
         del cfg["hydra"]
     sweeping = bool({"-m", "--multirun"} & set(sys.argv))
     if cfg.sweep.pruner and not sweeping:
-        raise UserError(f"`sweep.pruner={cfg.sweep.pruner}`: goes with --multirun")
+        raise UserError(f"`sweep.pruner={cfg.sweep.pruner}`: requires --multirun")
     if options and (sweeping or cfg.launch.submit):
         return slurm.check_run(cfg, options)
     if options or cfg.launch.submit:
-        raise UserError(f"{slurm.LAUNCHER}: goes with launch.submit=true for one run, or with --multirun")
+        raise UserError(f"{slurm.LAUNCHER}: requires launch.submit=true for one run, or with --multirun")
     nodes.adopt(cfg)
     nodes.check_directory(cfg, sys.argv)
     gpus = visible_gpus()
-    share = max(1, gpus // cfg.sweep.parallel) if sweeping and gpus else gpus  # of a trial
-    auto.resolve(cfg, share)
+    gpus_of_trial = gpus
+    if sweeping and gpus:
+        gpus_of_trial = max(1, gpus // cfg.sweep.parallel)
+    auto.resolve(cfg, gpus_of_trial)
     checks.check(cfg, gpus)
 
 

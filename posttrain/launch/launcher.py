@@ -20,13 +20,22 @@ from posttrain.errors import Pruned, RunFailed, UserError
 from posttrain.launch import nodes
 from posttrain.launch.node_run import NodeRun
 from posttrain.launch.signals import SignalRelay
+from posttrain.spec.record import FILE as SPEC_FILE
+from posttrain.spec.record import format_spec
+from posttrain.spec.run_spec import RunSpec
 from posttrain.train import rollback
 from posttrain.utils import rundir
 from posttrain.utils.escape import visible
 
 
-def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
+def launch(cfg: DictConfig, run_dir: Path, gpus: int, spec: RunSpec | None = None) -> float | None:
     """Train in `run_dir` with this machine's share of the processes.
+
+    Args:
+        cfg: the checked configuration.
+        run_dir: where everything is written.
+        gpus: visible GPUs; 0 means the CPU.
+        spec: the run's specification, to be recorded and shown; None: not known before the model is read.
 
     Returns:
         The last validation loss, or None where there was no validation.
@@ -45,6 +54,8 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int) -> float | None:
         if nodes.first(cfg):
             resume.check(cfg, run_dir)
         prepare(cfg, run_dir)
+        if nodes.first(cfg):
+            record_spec(run_dir, spec)
         started = time.time()
         record(cfg, run_dir, {"state": "running", "started": started, "pid": os.getpid()})
         status: dict[str, object] = {"state": "failed"}
@@ -94,6 +105,17 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Path:
     text = frozen.text(shared)
     rundir.write_text(run_dir, "config.yaml", text)
     return run_dir / "config.yaml"
+
+
+def record_spec(run_dir: Path, spec: RunSpec | None) -> None:
+    """Write spec.yaml; on GPUs, print the decisions that a user may ask about, with the reasons."""
+    if spec is None:
+        rundir.remove(run_dir, SPEC_FILE)  # of an earlier start
+        return
+    rundir.write_text(run_dir, SPEC_FILE, format_spec(spec))
+    if spec.device == "cuda":
+        for name, decision in spec.decisions().items():
+            print(f"{name}: {decision}", flush=True)
 
 
 def last_loss(run_dir: Path) -> float | None:

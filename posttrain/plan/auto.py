@@ -184,6 +184,7 @@ def choose(cfg: DictConfig, visible: int, memory_gib: float, transformer_engine:
     undivided = estimate_memory(whole).needed / GIB
     first_error: UserError | None = None
     refused = ""
+    shape = checks.architecture(cfg.model)
     # Fewer processes than GPUs only where the batch can't be divided by their number.
     for local in range(most, 0, -1):
         least = None
@@ -194,7 +195,7 @@ def choose(cfg: DictConfig, visible: int, memory_gib: float, transformer_engine:
                 continue
             apply_choice(part, choice)
             try:
-                checks.check_parallelism(part, visible)
+                checks.check_parallelism(part, visible, shape)
             except UserError as error:
                 first_error = first_error or error
                 if fits and not refused:

@@ -29,18 +29,23 @@ from posttrain.utils import kernel_files
 SIZES = ("layers", "heads", "groups", "experts", "learned_positions")  # fields of a config.json that are computed with
 
 
-def check(cfg: DictConfig, visible_gpus: int) -> None:
+def check(cfg: DictConfig, visible_gpus: int) -> Mapping[str, Any] | None:
     """Run every check.
 
     Args:
         cfg: the composed configuration.
         visible_gpus: GPUs of this machine; 0 on a CPU.
 
+    Returns:
+        The model's architecture, see `architecture`.
+
     Raises:
         UserError: the first thing found wrong.
     """
     check_settings(cfg, visible_gpus)
-    check_parallelism(cfg, visible_gpus)
+    shape = architecture(cfg.model)
+    check_parallelism(cfg, visible_gpus, shape)
+    return shape
 
 
 def check_settings(cfg: DictConfig, visible_gpus: int) -> None:
@@ -146,8 +151,7 @@ def check_model(cfg: DictConfig) -> None:
     built(cfg.model)  # importing a user's own class makes its family known
     if "peft" not in cfg:  # generation and the like
         return
-    shape = architecture(cfg.model) or {}
-    if str(cfg.peft._target_).endswith("DoRA") and experts_of(shape):
+    if str(cfg.peft._target_).endswith("DoRA") and experts_of(architecture(cfg.model) or {}):
         _, names = resolve(cfg.peft.target_modules)
         if any(name.endswith(("linear_fc1", "linear_fc2")) for name in names):
             raise UserError(
@@ -160,8 +164,8 @@ def check_model(cfg: DictConfig) -> None:
         adapter_checks.check(read_adapter(Path(path)), built(cfg.peft), Path(path))
 
 
-def check_parallelism(cfg: DictConfig, visible_gpus: int) -> None:
-    """Batch by data-parallel size, and the model's shape by the parallel sizes."""
+def check_parallelism(cfg: DictConfig, visible_gpus: int, shape: Mapping[str, Any] | None) -> None:
+    """Batch by data-parallel size, and the model's shape, see `architecture`, by the parallel sizes."""
     chosen, t = cfg.parallelism, cfg.trainer
     nproc = nproc_per_node(cfg, visible_gpus)
     sizes = ParallelSizes(world=nproc * cfg.launch.nnodes, **model_parallel_sizes(cfg))
@@ -198,7 +202,6 @@ def check_parallelism(cfg: DictConfig, visible_gpus: int) -> None:
         if sizes.context > 1:
             multiple = "tensor x 2 x context parallel size"
         raise UserError(f"`trainer.seq_length={t.seq_length}`: must be a multiple of {multiple}")
-    shape = architecture(cfg.model)
     if shape is not None:
         _check_shape(cfg, shape, sizes)
 

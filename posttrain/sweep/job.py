@@ -17,6 +17,8 @@ from posttrain.errors import RunFailed, UserError
 from posttrain.launch import launcher, nodes
 from posttrain.launch.signals import stopped
 from posttrain.plan import auto
+from posttrain.spec import checks
+from posttrain.spec.record import specify
 from posttrain.utils import rundir
 from posttrain.utils.gpus import visible_gpus
 
@@ -50,7 +52,8 @@ class Job:
                 print(line, flush=True)
             for number in (signal.SIGTERM, SAVE):  # launch installs its own handlers; ignored afterwards
                 signal.signal(number, signal.SIG_IGN)
-            launcher.launch(cfg, run_dir, gpus)
+            spec = specify(cfg, gpus, checks.architecture(cfg.model))
+            launcher.launch(cfg, run_dir, gpus, spec)
         except RunFailed as error:
             print(f"posttrain: {error}", file=sys.stderr, flush=True)
             if error.stopped:

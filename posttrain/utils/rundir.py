@@ -30,6 +30,7 @@ FILES = (
     "samples.json",
     "samples.jsonl",
     "slurm.json",
+    "spec.yaml",
     "status.json",
     "summary.json",
     "trace.json.gz",

@@ -1,0 +1,50 @@
+"""spec.yaml: what a run's directory says about the run's decisions."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from posttrain.config.compose import compose
+from posttrain.errors import UserError
+from posttrain.launch import launcher
+from posttrain.spec import checks
+from posttrain.spec.record import specify
+
+
+def spec_of(words, gpus):
+    cfg = compose(words)
+    return specify(cfg, gpus, checks.check(cfg, gpus))
+
+
+def test_a_run_on_eight_gpus(tmp_path, capsys):
+    """Llama 3 8B has 8,030,261,248 parameters; an adapter 8 x (inputs + outputs)."""
+    words = ["model=llama3_8b", "peft=lora", "peft.rank=8", "parallelism.tensor_model_parallel_size=2"]
+    words += ["peft.target_modules=[linear_qkv,linear_proj,linear_fc1,linear_fc2]"]
+    words += ["trainer.seq_length=4096", "trainer.global_batch_size=32", "trainer.micro_batch_size=2"]
+    launcher.record_spec(tmp_path, spec_of(words, 8))
+    spec = OmegaConf.load(tmp_path / "spec.yaml")
+    assert spec.model.parameters == 8_030_261_248
+    per_layer = 8 * (4096 + 6144) + 8 * (4096 + 4096) + 8 * (4096 + 28672) + 8 * (14336 + 4096)
+    assert spec.trained.kind == "LoRA" and spec.trained.parameters == 32 * per_layer
+    assert spec.processes.world == 8 and spec.processes.data == 4
+    assert spec.batch.micro_batches_per_step == 32 // (2 * 4)
+    graph = spec.decisions["CUDA graph"]
+    assert not graph.on and graph.reason
+    assert f"CUDA graph: off, {graph.reason}\n" in capsys.readouterr().out
+
+
+def test_the_demo_on_a_cpu(tmp_path, capsys):
+    launcher.record_spec(tmp_path, spec_of([], 0))
+    spec = OmegaConf.load(tmp_path / "spec.yaml")
+    assert spec.device == "cpu" and spec.precision == "fp32" and spec.processes.world == 1
+    assert capsys.readouterr().out == ""  # its reasons are those of any CPU
+
+
+def test_a_hub_id_has_no_specification_before_it_is_read(tmp_path):
+    launcher.record_spec(tmp_path, spec_of([], 0))
+    launcher.record_spec(tmp_path, spec_of(["model=hf", "model.path=someone/something"], 0))
+    assert not (tmp_path / "spec.yaml").exists()
+
+
+def test_no_layer_to_adapt_is_refused_before_a_gpu_is_used():
+    with pytest.raises(UserError, match="no layer of this model has such a name"):
+        spec_of(["model=llama3_8b", "peft=lora", "peft.target_modules=[decoder.layers.99.*.linear_qkv]"], 1)

@@ -3,7 +3,7 @@
 https://github.com/EleutherAI/lm-evaluation-harness
 """
 
-from importlib.util import find_spec
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ def check_options(options: DictConfig, overrides: list[str]) -> None:
     Raises:
         UserError: lm-eval is not installed, the folder does not exist, or it is not trusted.
     """
-    if find_spec("lm_eval") is None:
+    if importlib.util.find_spec("lm_eval") is None:
         raise UserError("lm_eval.tasks: lm-eval is not installed; run `uv sync --extra eval`")
     if options.include_path is None:
         return

@@ -36,21 +36,22 @@ def write_rows(run_dir: Path) -> None:
     from posttrain.launch.worker import build
     from posttrain.train.batches import TrainOrder
 
-    trainer = build(run_dir)
-    settings, peft = trainer.settings, trainer.config.peft
-    splits = trainer.data.build(
-        tokenizer=trainer.model.load_tokenizer(), template=trainer.template, seq_length=settings.seq_length,
-        seed=trainer.config.seed, cache_dir=trainer.cache_dir(), length_multiple=1,
-    )  # fmt: skip
-    order = TrainOrder(splits.train, trainer.steps * settings.global_batch_size, trainer.config.seed, None)
-    rows = [
-        {key: torch.as_tensor(row[key]).long() for key in ("input_ids", "labels", "loss_mask")}
-        for row in (order[at] for at in range(trainer.steps * settings.global_batch_size))
-    ]
+    run = build(run_dir).prepare()
+    batch = run.settings.global_batch_size
+    order = TrainOrder(run.splits.train, run.steps * batch, run.config.seed, None)
+    rows = []
+    for index in range(run.steps * batch):
+        row = order[index]
+        rows.append({key: torch.as_tensor(row[key]).long() for key in ("input_ids", "labels", "loss_mask")})
+    peft = run.config.peft
     kept = {
-        "rows": rows, "batch": settings.global_batch_size, "model": str(trainer.model.directory), "rank": peft.rank,
-        "alpha": peft.alpha or 2 * peft.rank, "lr": trainer.optimizer.lr,
-    }  # fmt: skip
+        "rows": rows,
+        "batch": batch,
+        "model": str(run.groups.model.directory),
+        "rank": peft.rank,
+        "alpha": peft.alpha or 2 * peft.rank,
+        "lr": run.groups.optimizer.lr,
+    }
     torch.save(kept, run_dir / "rows.pt")
 
 

@@ -109,23 +109,23 @@ def watch(pid: int, peak: list[int], done: threading.Event) -> None:
 
 
 def ours(args: argparse.Namespace) -> None:
-    """Print seconds, tokens and bins of SFTData.build."""
+    """Print seconds, tokens and bins of TrainingData.build."""
     import os
 
     from transformers import AutoTokenizer
 
-    from posttrain.data import SFTData
+    from posttrain.data import TrainingData
     from posttrain.data.formats import Messages
     from posttrain.data.templates import ChatTemplate
+    from posttrain.objectives import SFT
 
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     tokenizer.chat_template = TEMPLATE
-    data = SFTData(format=Messages(), path=str(args.files[0]), truncation="drop")
+    data = TrainingData(format=Messages(), path=str(args.files[0]), truncation="drop")
     cache = Path(os.environ["POSTTRAIN_CACHE"])
     start, cpu = time.perf_counter(), cpu_seconds()
-    built = data.build(
-        tokenizer=tokenizer, template=ChatTemplate(), seq_length=args.seq_length, seed=0, cache_dir=cache
-    )
+    encoder = SFT().encoder(data, ChatTemplate(), tokenizer, args.seq_length)
+    built = data.build(encoder=encoder, seq_length=args.seq_length, seed=0, cache_dir=cache)
     seconds = time.perf_counter() - start
     train = built.report["train"]
     print(json.dumps(result(seconds, cpu, train["tokens"], train["supervised_tokens"], train["bins"])))

@@ -22,17 +22,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from posttrain.cli import command
 from posttrain.config import schema, targets
+from posttrain.config.instantiate import built
 from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
 from posttrain.spec import checks
 from posttrain.utils import stop
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from posttrain.data.prepare import Sample
-    from posttrain.data.sft import SFTData
-    from posttrain.data.templates import ChatTemplate
+    from posttrain.data.prepare import RowEncoder, Sample
+    from posttrain.data.training_data import TrainingData
 
 
 @dataclass
@@ -70,6 +68,7 @@ def show_data(cfg: DictConfig) -> None:
         UserError: as training would for the same overrides.
     """
     check_options(cfg)
+    checks.check_objective(cfg)
 
     from posttrain.data import preview_text
     from posttrain.data.checks import check as check_data
@@ -77,9 +76,9 @@ def show_data(cfg: DictConfig) -> None:
 
     data, template = check_data(cfg)
     tokenizer = load_tokenizer(cfg)
+    encoder = built(cfg.objective).encoder(data, template, tokenizer, cfg.trainer.seq_length)
     splits = data.build(
-        tokenizer=tokenizer,
-        template=template,
+        encoder=encoder,
         seq_length=cfg.trainer.seq_length,
         seed=cfg.seed,
         cache_dir=cache_root(cfg.cache_dir),
@@ -91,13 +90,13 @@ def show_data(cfg: DictConfig) -> None:
     out = Path(options.out).expanduser() if options.out else None
     page = Path(options.html).expanduser() if options.html else None
     chats = []
-    for sample in _samples(cfg, data, template, tokenizer, out):
+    for sample in _samples(cfg, data, encoder, out):
         # All samples (limit 0) may be more than fit in memory: not kept where they are only
         # written.
         if options.limit > 0 or page or not out:
             chats.append(preview_text.to_chat(sample, tokenizer))
     if page:
-        title = f"{template.name} template, {cfg.data.path or 'several sources'}"
+        title = str(cfg.data.path or "several sources")
         page.write_text(preview_text.render_page(title, chats, report), encoding="utf-8")
     preview_text.print_chats(chats, report)
     if out:
@@ -126,20 +125,14 @@ def check_options(cfg: DictConfig) -> None:
 
 def _samples(
     cfg: DictConfig,
-    data: "SFTData",
-    template: "ChatTemplate",
-    tokenizer: "PreTrainedTokenizerBase",
+    data: "TrainingData",
+    encoder: "RowEncoder",
     out: Path | None,
 ) -> "Iterator[Sample]":
     """Yield the first `preview.limit` samples, each once it is written to `out`."""
     from posttrain.utils.cache import cache_root
 
-    samples = data.samples(
-        tokenizer=tokenizer,
-        template=template,
-        seq_length=cfg.trainer.seq_length,
-        cache_dir=cache_root(cfg.cache_dir),
-    )
+    samples = data.samples(encoder, cache_root(cfg.cache_dir))
     samples = islice(samples, cfg.preview.limit or None)
     if out is None:
         yield from samples
@@ -149,7 +142,7 @@ def _samples(
             row = {
                 "row": sample.place.row,
                 "file": sample.place.file,
-                "text": str.__str__(sample.rendered.text),
+                "text": sample.text,
                 "input_ids": sample.encoded.input_ids.tolist(),
                 "loss_mask": sample.encoded.mask.tolist(),
             }

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from posttrain.train.batches import Collate, Counted, TrainOrder, ValidationOrder, blank_row
+from posttrain.objectives import SFT
+from posttrain.train.batches import Collate, CountingIterator, TrainOrder, ValidationOrder, blank_row
 
 
 class Rows(list):
@@ -47,45 +48,65 @@ def row(*lengths, supervised=1):
     }
 
 
+SFT_WEIGHTS = SFT().weights
+
+
+def collate(length=8, weights=SFT_WEIGHTS, **options):
+    return Collate(length, 0, weights, **options)
+
+
 def test_packed_micro_batch():
-    batch = Collate(length=8, pad_id=0)([row(3, 2), row(8)])
+    batch = collate()([row(3, 2), row(8)])
     assert batch["tokens"].shape == batch["labels"].shape == batch["loss_mask"].shape == (1, 16)
     assert batch["cu_seqlens_q"].tolist() == [0, 3, 5, 8, 16]
     assert batch["max_seqlen"] == 8
     assert int(batch["loss_mask"].sum()) == 3
-    assert batch["counts"][:4] == [3, 13, 9 + 4 + 64, 16]
+    assert batch["counts"][:4] == (3, 13, 9 + 4 + 64, 16)
 
 
 def test_unpacked_micro_batch_is_padded_as_a_whole():
-    batch = Collate(length=None, pad_id=0, multiple=4)([row(3), row(6)])
+    batch = collate(length=None, multiple=4)([row(3), row(6)])
     assert batch["tokens"].shape == (1, 12)
     assert batch["cu_seqlens_q"].tolist() == [0, 3, 9, 12]
 
 
 def test_graphs_get_batches_of_one_shape():
-    collate = Collate(8, 0, sequences=6)
-    first, second = collate([row(3, 2), row(8)]), collate([row(1, 1, 1), row(4, 4)])
+    fixed = collate(sequences=6)
+    first, second = fixed([row(3, 2), row(8)]), fixed([row(1, 1, 1), row(4, 4)])
     assert first["cu_seqlens_q"].tolist() == [0, 3, 5, 8, 16, 16, 16]
     assert first["cu_seqlens_q"].shape == second["cu_seqlens_q"].shape
     assert first["max_seqlen"] == second["max_seqlen"] == 8
 
 
 def test_counts_start_again_after_take():
-    collate = Collate(8, 0)
-    batches = Counted(iter([collate([row(3, 2)]), collate([row(8)])]))
+    batches = CountingIterator(iter([collate()([row(3, 2)]), collate()([row(8)])]))
     assert "counts" not in next(batches)
-    assert batches.take()[:4] == [2, 5, 13, 8]
+    assert batches.take()[:4] == (2, 5, 13, 8)
     next(batches)
-    assert batches.take()[:4] == [1, 8, 64, 8]
+    assert batches.take()[:4] == (1, 8, 64, 8)
     with pytest.raises(StopIteration):
         next(batches)
 
 
 def test_supervised_positions_are_listed_and_filled_up():
-    batch = Collate(8, 0, supervised=5)([row(3, 2), row(8)])
+    batch = collate(supervised=5)([row(3, 2), row(8)])
     assert batch["supervised_at"].tolist() == [2, 4, 15, 0, 0]
     assert batch["supervised_mask"].tolist() == [[1, 1, 1, 0, 0]]
-    assert Collate(8, 0)([row(3, 2), row(8)])["supervised_at"].tolist() == [2, 4, 15]
-    assert Collate(8, 0)([blank_row(8, 0)])["supervised_mask"].tolist() == [[0]]
+    assert collate()([row(3, 2), row(8)])["supervised_at"].tolist() == [2, 4, 15]
+    assert collate()([blank_row(8, 0)])["supervised_mask"].tolist() == [[0]]
     with pytest.raises(ValueError, match="more than the 2"):
-        Collate(8, 0, supervised=2)([row(3, 2), row(8)])
+        collate(supervised=2)([row(3, 2), row(8)])
+
+
+def test_weights_are_the_objectives():
+    """A label counts what the objective says, and the batch the sum of its weights."""
+
+    def by_conversation(packed):
+        return packed["loss_mask"] / np.float32(2)
+
+    batch = collate(weights=by_conversation, supervised=6)([row(4, 4, supervised=2)])
+    assert batch["loss_mask"].tolist() == [[0, 0, 0.5, 0.5, 0, 0, 0.5, 0.5]]
+    assert batch["supervised_mask"].tolist() == [[0.5, 0.5, 0.5, 0.5, 0, 0]]
+    assert int(batch["normalizer"]) == 2
+    assert batch["counts"].supervised_tokens == 4
+    assert int(collate()([row(3, 2), row(8)])["normalizer"]) == 3

@@ -1,7 +1,6 @@
 """What happens after a step whose numbers are bad: the policy alone, and rows that are left out."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,11 +16,18 @@ def order(skip=()):
 
 
 def policy(tmp_path, name="stop", spike=None, most=2, skip=()):
-    settings = SimpleNamespace(on_nonfinite=name, loss_spike_factor=spike, global_batch_size=4, max_rollbacks=most)
-    return NonFinitePolicy(SimpleNamespace(
-        settings=settings, optimizer=SimpleNamespace(clip_grad=1.0), progress=Progress(), run_dir=tmp_path, rank=0,
-        train_order=order(skip),
-    ))  # fmt: skip
+    rows = order(skip)
+    return NonFinitePolicy(
+        policy=name,
+        spike=spike,
+        max_rollbacks=most,
+        look=name == "skip",
+        global_batch_size=4,
+        progress=Progress(),
+        run_dir=tmp_path,
+        is_first=True,
+        order=lambda: rows,
+    )
 
 
 @pytest.mark.parametrize("name", ["loss", "gradient_norm"])
@@ -55,7 +61,7 @@ def test_a_spike_is_measured_by_the_median_of_the_last(tmp_path):
         look.check(LEAST + 1, 0, False, loss=2.1)
     for step in range(100):
         look.check(step, 0, False, loss=1.0 + step / 100)
-    assert len(look.trainer.progress.losses) == WINDOW
+    assert len(look.progress.losses) == WINDOW
 
 
 def test_without_a_factor_there_is_no_spike(tmp_path):
@@ -105,7 +111,7 @@ def test_going_back_has_an_end(tmp_path):
         with pytest.raises(rollback.RolledBack):
             look.check(1, 0, False, loss=float("nan"))
         look = policy(tmp_path, "rollback", most=2, skip=skip)
-        look.trainer.progress.rollbacks = rollback.read(tmp_path)
+        look.progress.rollbacks = rollback.read(tmp_path)
     with pytest.raises(UserError, match=r"after 2 rollbacks \(trainer\.max_rollbacks\)"):
         look.check(1, 0, False, loss=float("nan"))
 

@@ -1,8 +1,11 @@
-"""When a run saves and what it resumes from. No torch at import."""
+"""When a run saves and from what it goes on. No torch at import."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from posttrain.checkpoint.manager import RunCheckpointConfig, SavedRun
 
 
 @dataclass
@@ -23,21 +26,22 @@ class Checkpoint:
     save_optimizer: bool = True
     async_save: bool = False
 
-    def build(self, directory: Path, base: str, resume_from: Path | None, trainer: Any) -> Any:
+    def build(self, directory: Path, base: Path, resume_from: Path | None, run: "SavedRun") -> "RunCheckpointConfig":
         """Return Megatron-Bridge's checkpoint configuration, with our manager in it.
 
         Args:
             directory: where this run's checkpoints go.
             base: Hugging Face directory of the weights before training.
-            resume_from: the checkpoint to resume from.
-            trainer: the run's trainer, for the manager.
+            resume_from: the checkpoint to go on from.
+            run: what the manager needs of the run.
         """
-        from megatron.bridge.training.config import CheckpointConfig
         from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 
+        from posttrain.checkpoint.manager import RunCheckpointConfig
+
         register_allowed_target_prefix("posttrain.checkpoint.manager")
-        config = CheckpointConfig(
-            pretrained_checkpoint=base,
+        return RunCheckpointConfig(
+            pretrained_checkpoint=str(base),
             save=str(directory) if self.save else None,
             load=str(resume_from) if resume_from else None,
             save_interval=self.save_interval,
@@ -49,6 +53,5 @@ class Checkpoint:
             ckpt_format="torch_dist",
             fully_parallel_save=False,
             custom_manager_class="posttrain.checkpoint.manager.Manager",
+            saved_run=run,
         )
-        config._trainer = trainer  # not a field: Megatron-Bridge writes the fields to run_config.yaml
-        return config

@@ -6,9 +6,10 @@ belongs to the weights that it was trained on. No torch here.
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
+from posttrain.data.training_data import Splits
 from posttrain.errors import UserError
+from posttrain.models import HFModel
 
 # So many blocks of so many bytes stand for a file of weights: training changes every tensor.
 BLOCKS = 16
@@ -20,17 +21,22 @@ INPUTS = {
 }
 
 
-def of(trainer: Any) -> dict[str, str]:
-    """Digests of what `trainer` reads: `data`; `config` of a model that isn't random; `weights` under an adapter."""
-    train = trainer.splits.report["train"]
-    rows = [trainer.splits.report["sha256"].get("data.path"), len(trainer.splits.train), train["tokens"]]
-    found = {"data": _digest(repr(rows).encode())}
-    if not trainer.model.random_init:
-        directory = trainer.model.directory
-        found["config"] = _digest((directory / "config.json").read_bytes())
-        if trainer.peft is not None:
-            found["weights"] = weights(directory)
-    return found
+def inputs_of(splits: Splits, model: HFModel, adapter: bool) -> dict[str, str]:
+    """Digests of what a run reads: `data`; `config` of a model that isn't random; `weights` under an adapter.
+
+    Args:
+        splits: its packed data.
+        model: before training.
+        adapter: whether an adapter is trained.
+    """
+    train = splits.report["train"]
+    rows = [splits.report["sha256"].get("data.path"), len(splits.train), train["tokens"]]
+    digests = {"data": _digest(repr(rows).encode())}
+    if not model.random_init:
+        digests["config"] = _digest((model.directory / "config.json").read_bytes())
+        if adapter:
+            digests["weights"] = weights(model.directory)
+    return digests
 
 
 def weights(directory: Path) -> str:

@@ -2,9 +2,11 @@
 
 import logging
 import shutil
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.bridge.training.checkpointing import (
@@ -13,16 +15,58 @@ from megatron.bridge.training.checkpointing import (
     DefaultCheckpointManager,
     is_empty_async_queue,
 )
+from megatron.bridge.training.config import CheckpointConfig
+from omegaconf import DictConfig
 from torch.distributed.checkpoint.api import CheckpointException
 
 from posttrain.checkpoint import directories, pickles, resume
 from posttrain.checkpoint import fingerprints as inputs
+from posttrain.checkpoint.progress import Progress
 from posttrain.config import frozen
 from posttrain.errors import UserError
 from posttrain.utils import rundir
 from posttrain.utils.atomic_files import write_text
+from posttrain.utils.heartbeat import Heartbeat
+
+if TYPE_CHECKING:
+    from megatron.bridge import AutoBridge
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class SavedRun:
+    """What checkpoints need of the run that they are of.
+
+    Attributes:
+        config: the frozen configuration.
+        steps: of the whole run.
+        total_limit: how many of the newest checkpoints stay; None: all.
+        progress: written to each checkpoint, read from the one that is loaded.
+        heartbeat: signs of life for the launcher.
+        bridge: reads the weights before training.
+        inputs: () -> digests of what the run reads besides its configuration.
+        before_save: called on every process before a save; brings `progress` up to date.
+    """
+
+    config: DictConfig
+    steps: int
+    total_limit: int | None
+    progress: Progress
+    heartbeat: Heartbeat
+    bridge: "AutoBridge"
+    inputs: Callable[[], dict[str, str]]
+    before_save: Callable[[], None]
+
+
+@dataclass
+class RunCheckpointConfig(CheckpointConfig):
+    """Megatron-Bridge's checkpoint configuration, from which it makes the manager, with the run that is saved."""
+
+    saved_run: InitVar[SavedRun | None] = None  # no field: Megatron-Bridge writes those to run_config.yaml
+
+    def __post_init__(self, saved_run: SavedRun | None) -> None:
+        self.run = saved_run
 
 
 class Manager(DefaultCheckpointManager):
@@ -32,9 +76,10 @@ class Manager(DefaultCheckpointManager):
         config: made by posttrain.checkpoint.Checkpoint.build.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: RunCheckpointConfig) -> None:
         super().__init__(config)
-        self.trainer = config._trainer
+        assert config.run is not None
+        self.run = config.run
         self.root = Path(config.save) if config.save else None
         self.rank = torch.distributed.get_rank()
         self.loaded: Path | None = None
@@ -47,7 +92,7 @@ class Manager(DefaultCheckpointManager):
     @cached_property
     def inputs(self) -> dict[str, str]:
         """What this run reads besides its configuration."""
-        return inputs.of(self.trainer)
+        return self.run.inputs()
 
     def save(self, ctx: CheckpointSaveContext, callback_manager: Any) -> None:
         """Save; a collective call. In the background it is published by a later `finalize_async_saves`.
@@ -60,15 +105,15 @@ class Manager(DefaultCheckpointManager):
             return  # the run had ended when it was started again
         self.finalize_async_saves(ctx.state, blocking=True)
         partial = directories.directory(self.root / directories.PARTIAL, step)
-        self.trainer.heartbeat.begin()
-        self.trainer.collect()  # the counts of steps that were not logged
+        self.run.heartbeat.begin()
+        self.run.before_save()
         try:
             self.checkpoint_config.save = str(partial.parent)
             super().save(ctx, callback_manager)
             if self.rank == 0:
-                self.trainer.progress.inputs = self.inputs
-                self.trainer.progress.write(partial)
-                write_text(partial / resume.CONFIG, frozen.text(self.trainer.config))
+                self.run.progress.inputs = self.inputs
+                self.run.progress.write(partial)
+                write_text(partial / resume.CONFIG, frozen.text(self.run.config))
             self.pending = step
             if not self.checkpoint_config.async_save:
                 self._publish()
@@ -76,7 +121,7 @@ class Manager(DefaultCheckpointManager):
             self._refuse(error)
         finally:
             self.checkpoint_config.save = str(self.root)
-            self.trainer.heartbeat.end()
+            self.run.heartbeat.end()
 
     def finalize_async_saves(self, state: Any, blocking: bool = False, terminate: bool = False) -> None:
         """Publish the save in the background if it is written; a collective call."""
@@ -100,15 +145,17 @@ class Manager(DefaultCheckpointManager):
             log.warning("skipped %s", line)
         if found is None:
             raise UserError(resume.none_left(where, skipped))
-        if directories.step_of(found) > self.trainer.steps:
+        if directories.step_of(found) > self.run.steps:
             raise UserError(
-                f"trainer.max_steps: {self.trainer.steps} steps are asked for, and {found} has been trained for "
+                f"trainer.max_steps: {self.run.steps} steps are asked for, and {found} has been trained for "
                 f"{directories.step_of(found)}; ask for more, or choose another hydra.run.dir"
             )
-        config.load, self.loaded, self.trainer.skipped = str(found), found, skipped
-        self.trainer.progress.read(found)
+        config.load = str(found)
+        self.loaded = found
+        self.run.progress.skipped = skipped
+        self.run.progress.read(found)
         now = self._agree(self.inputs if self.rank == 0 else None)
-        inputs.check(self.trainer.progress.inputs, now, found)
+        inputs.check(self.run.progress.inputs, now, found)
         with pickles.reading(found):
             return super().load(ctx)
 
@@ -116,7 +163,7 @@ class Manager(DefaultCheckpointManager):
         """Give the written checkpoint its name, point the tracker at it, remove old ones."""
         step, self.pending = self.pending, None
         if self.rank == 0:
-            directories.finish(self.root, step, self.trainer.checkpoint.save_total_limit)
+            directories.finish(self.root, step, self.run.total_limit)
         torch.distributed.barrier()
 
     def _refuse(self, error: BaseException) -> None:
@@ -134,7 +181,7 @@ class Manager(DefaultCheckpointManager):
         if self.rank == 0:
             shutil.rmtree(self.root / directories.PARTIAL, ignore_errors=True)
         kept, _ = directories.newest(self.root)
-        stays = f"{kept} stays; the same command resumes from it" if kept else "there is no earlier checkpoint"
+        stays = f"{kept} stays; the same command goes on from it" if kept else "there is no earlier checkpoint"
         free = shutil.disk_usage(self.root).free / 1e9
         raise UserError(
             f"checkpoint: {self.root} can't be written: {why} ({free:.1f} GB are free there); {stays}"

@@ -24,6 +24,7 @@ class Progress:
         losses: the last logged ones, by which a spike is measured.
         rollbacks: see posttrain/train/rollback.py.
         inputs: see posttrain/checkpoint/fingerprints.py.
+        skipped: damaged checkpoints that were passed over at this start; not kept.
     """
 
     supervised_tokens: int = 0
@@ -35,10 +36,13 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
 
     def write(self, checkpoint: Path) -> None:
         """Into a checkpoint that is being written."""
-        write_json(checkpoint / FILE, asdict(self))
+        values = asdict(self)
+        del values["skipped"]
+        write_json(checkpoint / FILE, values)
 
     def read(self, checkpoint: Path) -> None:
         """From a checkpoint that was loaded."""

@@ -243,6 +243,7 @@ class Config:
 
     model: ModelSchema = MISSING
     peft: PeftSchema = MISSING
+    objective: Any = MISSING
     data: Any = MISSING
     template: Any = MISSING
     parallelism: ParallelismSchema = MISSING

@@ -24,6 +24,7 @@ PLACES = [
     for place, target, words in (
         (r"model", r"posttrain\.models\.HFModel", "posttrain.models.HFModel"),
         (r"peft", r"posttrain\.peft\.[A-Z]\w*", "a class of posttrain.peft"),
+        (r"objective", r"posttrain\.objectives\.[A-Z]\w*", "a class of posttrain.objectives"),
         (r"data", r"posttrain\.data\.[A-Z]\w*Data", "a class of posttrain.data"),
         (
             r"data\.(sources\[\d+\]\.)?format",

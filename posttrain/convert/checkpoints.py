@@ -77,7 +77,8 @@ def of_run(directory: Path, run_dir: Path) -> Checkpoint:
     if not model.random_init:
         _ = model.directory  # that it is still there, and whole
     peft = built(cfg.peft) if cfg.peft.get("_target_") else None
-    return Checkpoint(directory, model, peft, built(cfg.template), facts_of(directory, run_dir, cfg))
+    template = built(cfg.objective).template(built(cfg.template))
+    return Checkpoint(directory, model, peft, template, facts_of(directory, run_dir, cfg))
 
 
 def facts_of(directory: Path, run_dir: Path, cfg: Any) -> dict[str, Any]:

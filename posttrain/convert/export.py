@@ -15,7 +15,6 @@ from posttrain.convert.artifacts import add_stop_tokens, as_set, copy_generation
 from posttrain.convert.publish import publishing
 from posttrain.convert.shards import ShardWriter
 from posttrain.convert.trained_tokenizer import TrainedTokenizer
-from posttrain.convert.training_metadata import facts
 from posttrain.convert.verify import ExportRefused, Live, compare_base, verify
 from posttrain.models import HFModel
 from posttrain.models.families import family_of
@@ -59,40 +58,6 @@ class Source:
     base: dict[str, Any] | None = None
 
 
-def export_model(trainer: Any, model: list[torch.nn.Module], results: dict[str, Any]) -> Path:
-    """Write RUN_DIR/adapter (PEFT) or RUN_DIR/hf (the whole model), tokenizer included; a collective call.
-
-    Args:
-        results: of the run, for the model card: losses, steps, supervised tokens.
-
-    Returns:
-        The directory.
-
-    Raises:
-        ExportRefused: it is not the model that was trained; on every process.
-    """
-    source = source_of(trainer, model)
-    source.facts = facts(trainer.config, results, trainer.splits.report)
-    return export(source, trainer.run_dir / ("adapter" if trainer.peft else "hf"), overwrite=True)
-
-
-def source_of(trainer: Any, model: list[torch.nn.Module]) -> Source:
-    """A run's live model, with why its logits can't be compared, if they can't."""
-    p, precision, device = trainer.parallelism, trainer.precision, trainer.platform.device
-    unchecked = None
-    if not trainer.settings.verify:
-        unchecked = "trainer.verify=false"
-    elif p.context_parallel_size > 1 or p.fsdp:
-        unchecked = "logits of one sequence are divided over processes (context parallelism, FSDP)"
-    elif precision.resolve(device) == "fp8":
-        unchecked = "fp8 arithmetic has no counterpart in transformers"
-    tokenizer = TrainedTokenizer(trainer.model, trainer.template, trainer.tokenizer)
-    dtype = precision.dtype(device)
-    source = Source(trainer.model, trainer.bridge, model, trainer.peft, dtype, device, unchecked, tokenizer)
-    source.base = trainer.base_check
-    return source
-
-
 def check_base(source: Source) -> dict[str, Any]:
     """Compare the live model before training with what transformers makes of the files given; a collective call.
 
@@ -130,11 +95,14 @@ def refuse_everywhere(refused: list[str | None]) -> None:
 
 
 def export(source: Source, out: Path, overwrite: bool = False, progress: Any = None) -> Path:
-    """Write the directory `out` with verification.json in it; see `export_model`.
+    """Write the directory `out` with verification.json in it; tokenizer included; a collective call.
 
     Args:
         overwrite: replace a directory that is there.
         progress: called with the bytes of each tensor written.
+
+    Raises:
+        ExportRefused: it is not the model that was trained; on every process.
     """
     rank = torch.distributed.get_rank()
     trained = source.tokenizer or TrainedTokenizer(source.model)

@@ -24,7 +24,7 @@ def facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, Any] | Non
     Args:
         cfg: the frozen configuration.
         results: of RESULTS those that are known; what is None is left out.
-        report: what `SFTData.build` counted; None: it isn't known.
+        report: what `TrainingData.build` counted; None: it isn't known.
     """
     base = cfg.model.path
     return {

@@ -1,5 +1,5 @@
 """Instruction and chat data: format -> conversations -> text, ids and mask -> packing -> dataset."""
 
-from posttrain.data.sft import SFTData, Splits
+from posttrain.data.training_data import Splits, TrainingData
 
-__all__ = ["SFTData", "Splits"]
+__all__ = ["Splits", "TrainingData"]

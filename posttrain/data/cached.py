@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,7 @@ import numpy as np
 
 from posttrain.data import fingerprint, packing, sealed, sources
 from posttrain.data.dataset import PackedDataset
-from posttrain.data.encode import Encoder
-from posttrain.data.prepare import Counts, Rules, prepare
-from posttrain.data.render import Renderer
+from posttrain.data.prepare import Counts, RowEncoder
 from posttrain.data.store import Store, Writer
 from posttrain.utils.cache import build_once, check_private, make_private
 
@@ -29,9 +27,7 @@ class Maker:
 
     pack: bool
     multiple: int
-    tokenizer: Any
-    renderer: Renderer
-    rules: Rules
+    encoder: RowEncoder
     cache: Path
     build: bool
     used: sealed.Used
@@ -39,26 +35,22 @@ class Maker:
     contents: dict[str, list[str]] = field(default_factory=dict)  # what each key of the configuration names: digests
 
     def store(self, path: Any, form: Any, key: str, limit: int | None) -> tuple[Store, dict[str, Any]]:
-        """The encoded conversations of `path`, at most `limit`, and how many rows were kept and dropped."""
+        """The encoded samples of `path`, at most `limit`, and how many rows were kept and dropped."""
         if isinstance(path, str) and path.startswith(sources.HUB):
             contents = [path, sources.hub_revision(path)]
         else:
-            files = sources.files(path, key, self.cache.parent)
+            files = sources.files(path, key, self.cache.parent, sources.kinds(form))
             memo = self.cache / "files.json"
             check_private(memo)
             make_private(self.cache)
             contents = fingerprint.files(files, memo)
         self.contents.setdefault(key, []).extend(contents)
-        template = self.renderer.template
         name = fingerprint.digest(
             {
                 "code": fingerprint.code(),
                 "contents": contents,
                 "format": form,
-                "template": [self.renderer.source, replace(template, jinja=None, file=None)],
-                "today": time.strftime("%F") if "strftime_now" in self.renderer.source else None,
-                "tokenizer": fingerprint.tokenizer(self.tokenizer),
-                "rules": self.rules,
+                "encoder": self.encoder.identity,
                 "limit": limit,
                 "category": self.category,
             }
@@ -75,11 +67,10 @@ class Maker:
 
     def _write_rows(self, folder: Path, path: Any, form: Any, key: str, limit: int | None) -> None:
         counts = Counts()
-        rows = sources.conversations(path, form, key, self.cache.parent, self.category)
-        encoder = Encoder(self.tokenizer, self.renderer)
+        rows = sources.rows(path, form, key, self.cache.parent, self.category)
         started = shown = time.monotonic()
         with Writer(folder / "rows.arrow") as file:
-            for samples in prepare(rows, self.renderer, encoder, self.rules, counts):
+            for samples in self.encoder.samples(rows, counts):
                 over = counts.kept - limit if limit is not None else 0
                 file.write(samples[: len(samples) - over] if over > 0 else samples)
                 now = time.monotonic()
@@ -120,8 +111,7 @@ class Maker:
         return self._bins(store, order, starts)
 
     def _bins(self, store: Store, order: np.ndarray, starts: np.ndarray) -> PackedDataset:
-        pad_id = next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
-        return PackedDataset(store, order, starts, self.multiple, pad_id)
+        return PackedDataset(store, order, starts, self.multiple, self.encoder.pad_id)
 
     def _made(self, target: Path, write: Callable[[Path], None]) -> Path:
         """The folder `target`, made and sealed by this process or another."""

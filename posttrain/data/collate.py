@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-NAMES = ("input_ids", "labels", "loss_mask", "position_ids")
+NAMES = ("input_ids", "labels", "position_ids")
 
 
 def collate_items(
     items: Sequence[dict[str, np.ndarray]], length: int | None, pad_id: int, pad_multiple: int = 1
-) -> dict[str, torch.Tensor | int]:
+) -> dict[str, torch.Tensor]:
     """Join items into one sequence.
 
     Args:
-        items: of `posttrain.data.dataset.PackedDataset`.
+        items: of `posttrain.data.dataset.PackedDataset`; loss_mask may hold weights.
         length: tokens per item; each is padded to it at its end. None: items follow each other
             without padding.
         pad_id: any valid token id; padding is untrained by position, never by its id.
@@ -22,7 +22,7 @@ def collate_items(
 
     Returns:
         tokens, labels, position_ids int64[1, T]; loss_mask float32[1, T]; cu_seqlens
-        int32[sequences + 1], each padding a sequence of its own; and max_seqlen, an int.
+        int32[sequences + 1], each padding a sequence of its own.
     """
     parts = []
     total = 0
@@ -40,15 +40,15 @@ def collate_items(
     for name in NAMES:
         values = np.concatenate([part[name] for part in parts])
         tensors[name] = torch.from_numpy(values.astype(np.int64))[None]
+    weights = np.concatenate([part["loss_mask"] for part in parts])
     lengths = np.concatenate([part["seq_lens"] for part in parts])
     boundaries = np.concatenate([[0], np.cumsum(lengths)])
     return {
         "tokens": tensors["input_ids"],
         "labels": tensors["labels"],
-        "loss_mask": tensors["loss_mask"].float(),
+        "loss_mask": torch.from_numpy(weights.astype(np.float32))[None],
         "position_ids": tensors["position_ids"],
         "cu_seqlens": torch.from_numpy(boundaries.astype(np.int32)),
-        "max_seqlen": int(lengths.max()),
     }
 
 

@@ -1,10 +1,13 @@
 """Conversations to token ids and masks: which messages are trained, what is too long, what is left out and why."""
 
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
+from posttrain.data import fingerprint
 from posttrain.data.conversation import Conversation, RowError
 from posttrain.data.encode import Encoded, Encoder, Rendered
 from posttrain.data.provenance import Span
@@ -39,11 +42,89 @@ class Counts:
 
 @dataclass(slots=True)
 class Sample:
-    """One conversation as it is trained."""
+    """One sequence as it is trained; its tokens see each other and nothing else.
+
+    Attributes:
+        place: the row that it is from.
+        content: what the format read there: a conversation, as far as it was kept, or a document.
+        text: of its tokens.
+        digest: of what is said, an int64; equal for duplicates, which a split keeps on one side.
+        encoded: ids and mask.
+    """
 
     place: Place
-    rendered: Rendered
+    content: Any
+    text: str
+    digest: int
     encoded: Encoded
+
+
+class RowEncoder(Protocol):
+    """What an objective makes of the rows of its files.
+
+    Attributes:
+        unit: what a sample is called: "conversation", "window".
+        pad_id: the token that sequences are padded with.
+        identity: everything that decides the samples besides the files and their format; part of the cache's key.
+    """
+
+    unit: str
+    pad_id: int
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    def samples(self, rows: Iterable[tuple[Place, Any]], counts: Counts) -> Iterator[list[Sample]]:
+        """Encode rows, in batches and in order.
+
+        Args:
+            rows: what the format reads, a broken row as its RowError.
+            counts: what was read, kept and dropped is added to it.
+
+        Raises:
+            UserError: a row can't be used, and that is not to be skipped.
+        """
+        ...
+
+
+class ConversationEncoder:
+    """Conversations as a chat template writes them, the messages that `rules` names supervised.
+
+    Args:
+        renderer: of the template.
+        tokenizer: a Hugging Face fast tokenizer.
+        rules: which messages are trained, and what happens to those that are too long or broken.
+    """
+
+    unit = "conversation"
+
+    def __init__(self, renderer: Renderer, tokenizer: Any, rules: Rules) -> None:
+        self.renderer = renderer
+        self.tokenizer = tokenizer
+        self.rules = rules
+        self.pad_id = pad_token(tokenizer)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        source = self.renderer.source
+        return {
+            "template": [source, replace(self.renderer.template, jinja=None, file=None)],
+            "today": time.strftime("%F") if "strftime_now" in source else None,
+            "tokenizer": fingerprint.tokenizer(self.tokenizer),
+            "rules": self.rules,
+        }
+
+    def samples(self, rows: Iterable[tuple[Place, Conversation | RowError]], counts: Counts) -> Iterator[list[Sample]]:
+        encoder = Encoder(self.tokenizer, self.renderer)
+        return prepare(rows, self.renderer, encoder, self.rules, counts)
+
+
+def pad_token(tokenizer: Any) -> int:
+    """The id that sequences are padded with; any will do, since padding is masked."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    return 0
 
 
 def prepare(
@@ -122,7 +203,8 @@ def _finished(batch, encodings, renderer, encoder, rules, counts) -> list[Sample
             counts.drop("nothing to train on", place)
             continue
         counts.kept += 1
-        samples.append(Sample(place, rendered, encoded))
+        conversation = rendered.conversation
+        samples.append(Sample(place, conversation, str.__str__(rendered.text), conversation.digest(), encoded))
     return samples
 
 

@@ -227,4 +227,4 @@ _READERS: dict[str, Callable[..., Iterator[Row]]] = {
     ".tsv": _csv,
     ".parquet": _parquet,
 }
-KNOWN = set(_READERS) | {f"{kind}{pack}" for kind in _READERS if kind != ".parquet" for pack in (".gz", ".zst")}
+KNOWN = frozenset(_READERS) | {f"{kind}{pack}" for kind in _READERS if kind != ".parquet" for pack in (".gz", ".zst")}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rules:
-    """What to do with a conversation; see `posttrain.data.SFTData` for the words."""
+    """What to do with a conversation; see `posttrain.data.TrainingData` for the words."""
 
     train_on: str
     max_length: int

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ MOST_FOLDERS = 100_000  # that are searched
 DEMO = "demo:sentences"
 
 
-def conversations(
+def rows(
     path: str | list[str], form: Any, key: str, cache_dir: Path, category: str | None = None
-) -> Iterator[tuple[readers.Place, Conversation | RowError]]:
-    """Stream the conversations of `path`, read with the format `form`; the broken ones as their error.
+) -> Iterator[tuple[readers.Place, Any]]:
+    """Stream what the format `form` reads from `path`, conversations or documents; the broken ones as their error.
 
     Args:
         path, key, cache_dir: as for `files`; or a data set of the hub.
@@ -31,12 +31,17 @@ def conversations(
         UserError: a file can't be read.
     """
     if isinstance(path, str) and path.startswith(HUB):
-        rows = hub_rows(path)
+        found = hub_rows(path)
     else:
-        rows = (row for file in files(path, key, cache_dir) for row in readers.read(file))
+        found = (row for file in files(path, key, cache_dir, kinds(form)) for row in readers.read(file))
     if category is not None:
-        rows = _labelled(rows, category)
-    yield from form.read(rows) if hasattr(form, "read") else _row_by_row(rows, form)
+        found = _labelled(found, category)
+    yield from form.read(found) if hasattr(form, "read") else _row_by_row(found, form)
+
+
+def kinds(form: Any) -> frozenset[str]:
+    """Suffixes of the files in a folder that the format `form` reads."""
+    return getattr(form, "kinds", readers.KNOWN)
 
 
 def _row_by_row(rows: Iterable[readers.Row], form: Any) -> Iterator[tuple[readers.Place, Conversation | RowError]]:
@@ -56,19 +61,20 @@ def _labelled(rows: Iterable[readers.Row], column: str) -> Iterator[readers.Row]
         yield (replace(place, category=str(label)) if isinstance(label, str | int | float) else place), row
 
 
-def files(path: str | list[str], key: str, cache_dir: Path) -> list[Path]:
+def files(path: str | list[str], key: str, cache_dir: Path, kinds: Collection[str] = readers.KNOWN) -> list[Path]:
     """The files that `path` means: a file, a folder (searched below), a glob, several of these, or the demo's.
 
     Args:
         path: as the user wrote it.
         key: the configuration key, for errors.
         cache_dir: where the demo data is put.
+        kinds: suffixes of the files that are taken from a folder.
 
     Raises:
         UserError: there is nothing, or nothing readable.
     """
     if not isinstance(path, str):
-        return [file for one in path for file in files(one, key, cache_dir)]
+        return [file for one in path for file in files(one, key, cache_dir, kinds)]
     if path.startswith("demo:"):
         from posttrain.demo.data import ensure_sentences
 
@@ -82,9 +88,9 @@ def files(path: str | list[str], key: str, cache_dir: Path) -> list[Path]:
         return [where]
     if where.is_dir():
         below = (folder / name for folder, names in _walk(where, f"{key}={path}", links=False) for name in names)
-        found = [file for file in below if file.is_file() and _known(file)]
+        found = [file for file in below if file.is_file() and _known(file, kinds)]
         if not found:
-            raise UserError(f"{key}={path}: no {', '.join(sorted(readers.KNOWN))} file in this folder")
+            raise UserError(f"{key}={path}: no {', '.join(sorted(kinds))} file in this folder")
     else:
         found = [file for file in set(_matches(where, f"{key}={path}")) if file.is_file()]
         if not found:
@@ -140,8 +146,8 @@ def _walk(root: Path, key: str, links: bool) -> Iterator[tuple[Path, list[str]]]
         yield Path(folder), names
 
 
-def _known(file: Path) -> bool:
-    return any(file.name.lower().endswith(kind) for kind in readers.KNOWN)
+def _known(file: Path, kinds: Collection[str]) -> bool:
+    return file.name.lower().endswith(tuple(kinds))
 
 
 def hub_rows(name: str) -> Iterator[readers.Row]:

@@ -59,7 +59,7 @@ class Writer:
             _lists([sample.encoded.input_ids for sample in samples], pa.int32()),
             masks,
             _column(np.add.reduceat(flat, starts, dtype=np.int32) - flat[starts], pa.int32()),
-            _column(np.array([sample.rendered.conversation.digest() for sample in samples], np.int64), pa.int64()),
+            _column(np.array([sample.digest for sample in samples], np.int64), pa.int64()),
             _column(np.array([sample.place.row for sample in samples], np.int64), pa.int64()),
             pa.array(categories, pa.string()) if any(categories) else pa.nulls(len(samples), pa.string()),
         ]

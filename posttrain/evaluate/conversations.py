@@ -24,7 +24,7 @@ class Conversations:
         categories: of each conversation, None where its row has none.
         sources: of each conversation, the index in data.sources.
         split: which part of the data they are.
-        report: what `SFTData.build` counted: rows read, kept, truncated, dropped and why.
+        report: what `TrainingData.build` counted: rows read, kept, truncated, dropped and why.
     """
 
     ids: list[np.ndarray]
@@ -36,7 +36,7 @@ class Conversations:
 
 
 def read_conversations(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase", cache_dir: Path) -> Conversations:
-    """Build a set with `SFTData.build` and return the configured split.
+    """Build a set with `TrainingData.build` and return the configured split.
 
     Args:
         cfg: of the set.
@@ -49,9 +49,9 @@ def read_conversations(cfg: DictConfig, tokenizer: "PreTrainedTokenizerBase", ca
     options = cfg.evaluate
     # Packing only changes the order of the conversations.
     data = replace(built(cfg.data), packing=False)
+    encoder = built(cfg.objective).encoder(data, built(cfg.template), tokenizer, cfg.trainer.seq_length)
     splits = data.build(
-        tokenizer=tokenizer,
-        template=built(cfg.template),
+        encoder=encoder,
         seq_length=cfg.trainer.seq_length,
         seed=cfg.seed,
         cache_dir=cache_dir,

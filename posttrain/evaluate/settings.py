@@ -20,7 +20,7 @@ from posttrain.errors import UserError
 from posttrain.utils import rundir
 
 # Taken from a run unless overridden: what decides which tokens are measured, and how exactly.
-OF_RUN = ("data", "template", "precision", "seed", "trainer")
+OF_RUN = ("objective", "data", "template", "precision", "seed", "trainer")
 
 
 @dataclass
@@ -82,7 +82,7 @@ def with_run(cfg: DictConfig, run_dir: Path) -> DictConfig:
     merged = cfg.copy()
     try:
         with open_dict(merged):
-            for key in ("data", "template", "seed"):
+            for key in ("objective", "data", "template", "seed"):
                 merged[key] = ran[key]
         merged.precision.name = ran.precision.name
         merged.trainer.seq_length = ran.trainer.seq_length

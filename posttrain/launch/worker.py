@@ -24,10 +24,11 @@ from hydra.utils import instantiate
 from posttrain import patches
 from posttrain.config import frozen, targets
 from posttrain.config.instantiate import built
-from posttrain.errors import RunFailed, UserError, location_error
+from posttrain.errors import Pruned, RunFailed, UserError, location_error
 from posttrain.launch.failure import RankError, error_file
+from posttrain.train.context import Groups
 from posttrain.train.rollback import RolledBack
-from posttrain.train.startup_clock import Startup
+from posttrain.train.startup_clock import StartupClock
 from posttrain.utils import rundir
 from posttrain.utils.rank_environment import DEVICE, STARTED
 
@@ -43,12 +44,23 @@ USED = (
     "transformers.models.auto.tokenization_auto",
     "posttrain.train.callbacks",
     "posttrain.train.dataset_provider",
-    "posttrain.train.forward_step",
+    "posttrain.objectives.token_loss",
     "posttrain.ops.fused_lora",
     "posttrain.data",
     "posttrain.train.trainer",
 )
-GROUPS = ("model", "peft", "data", "template", "parallelism", "optimizer", "scheduler", "precision", "checkpoint")
+GROUPS = (
+    "model",
+    "peft",
+    "objective",
+    "data",
+    "template",
+    "parallelism",
+    "optimizer",
+    "scheduler",
+    "precision",
+    "checkpoint",
+)
 COPIED_BYTES = 1 << 16  # at a time
 
 
@@ -82,8 +94,8 @@ def wake_gpu() -> None:
 
 def build(run_dir: Path) -> "Trainer":
     """The trainer of the run in `run_dir`, with everything it is composed of."""
-    startup = Startup(float(os.environ.get(STARTED, time.time())))
-    startup.mark("compose, import" if "posttrain.train.trainer" in sys.modules else "compose, launch")
+    clock = StartupClock(float(os.environ.get(STARTED, time.time())))
+    clock.mark("compose, import" if "posttrain.train.trainer" in sys.modules else "compose, launch")
     cfg = frozen.read(run_dir)
     targets.check(cfg)
     platform = import_all()
@@ -97,8 +109,9 @@ def build(run_dir: Path) -> "Trainer":
     # Partial: Hydra would turn the instantiated objects among its arguments into configuration again.
     targets.require_own(cfg.trainer)
     trainer = instantiate(cfg.trainer, _partial_=True)
-    startup.mark("import")
-    return trainer(**parts, trackers=trackers, platform=platform, run_dir=run_dir, frozen=cfg, startup=startup)
+    clock.mark("import")
+    groups = Groups(**parts, trackers=trackers)
+    return trainer(groups=groups, platform=platform, run_dir=run_dir, frozen=cfg, clock=clock)
 
 
 def await_orders() -> str | None:
@@ -134,10 +147,12 @@ def describe(error: BaseException) -> RankError:
     }
     if location is not None:
         description["message"] = location
-    elif isinstance(error, UserError | RolledBack):
+    elif isinstance(error, UserError | RolledBack | Pruned):
         description["message"] = str(error)
     if isinstance(error, RolledBack):
         description["rolled_back"] = True
+    if isinstance(error, Pruned):
+        description["pruned"] = True
     return description
 
 
@@ -163,6 +178,8 @@ def main() -> None:
             traceback.print_exc()
             sys.stdout.flush()
         # Not sys.exit: peers may be in a collective with us, and tearing down process groups would wait for them.
+        if isinstance(error, Pruned):  # it is saved
+            os._exit(RunFailed.STOPPED)
         os._exit(UserError.exit_code if description["user_error"] else 1)
 
 

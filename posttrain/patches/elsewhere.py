@@ -121,22 +121,6 @@ CHANGES = (
         versions=CORE,
     ),
     _elsewhere(
-        "run-in-dataset",
-        "posttrain.train.dataset_provider",
-        "_trainer",
-        kind=Kind.CORRECTNESS,
-        symptom="Megatron-Bridge builds the loader from its own configuration, which cannot hold the run's rows",
-        versions=BRIDGE,
-    ),
-    _elsewhere(
-        "run-in-checkpoint",
-        "posttrain.checkpoint",
-        "_trainer",
-        kind=Kind.CORRECTNESS,
-        symptom="Megatron-Bridge makes the checkpoint manager from its own configuration, which cannot hold the run",
-        versions=BRIDGE,
-    ),
-    _elsewhere(
         "save-without-copies",
         "posttrain.convert.mmap_weights",
         "megatron.core.dist_checkpointing.strategies.torch.MCoreSavePlanner.resolve_data",

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from omegaconf import DictConfig
 
+from posttrain.config.instantiate import built
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
     from posttrain.data.dataset import PackedDataset
     from posttrain.data.readers import Place
-    from posttrain.data.sft import SFTData
+    from posttrain.data.training_data import TrainingData
 
 SECONDS = 1.0  # of rendering conversations, and of counting the others
 LEAST = 512  # conversations rendered in any case
@@ -122,7 +123,8 @@ def estimate_data(cfg: DictConfig) -> DataStats:
     data, template = check(cfg)
     seq_length = cfg.trainer.seq_length
     cache = cache_root(cfg.cache_dir)
-    samples = data.samples(tokenizer=load_tokenizer(cfg), template=template, seq_length=seq_length, cache_dir=cache)
+    encoder = built(cfg.objective).encoder(data, template, load_tokenizer(cfg), seq_length)
+    samples = data.samples(encoder, cache)
     lengths, supervised = [], []
     complete = True
     limit = data.max_train_rows if data.validation_fraction is None else None
@@ -153,7 +155,7 @@ def estimate_data(cfg: DictConfig) -> DataStats:
     return DataStats.from_packing(sizes[order], np.array(supervised)[order], starts, cfg, scale)
 
 
-def _estimate_total(data: "SFTData", last: "Place", seen: int, cache: Path) -> float:
+def _estimate_total(data: "TrainingData", last: "Place", seen: int, cache: Path) -> float:
     """Estimate the number of conversations of all files.
 
     They are counted where that is quick, else judged by their lines.
@@ -173,13 +175,13 @@ def _estimate_total(data: "SFTData", last: "Place", seen: int, cache: Path) -> f
         raise UserError("data: too many to count quickly, and from several sources")
     began = time.monotonic()
     count = 0
-    for _ in sources.conversations(data.path, data.format, "data.path", cache):
+    for _ in sources.rows(data.path, data.format, "data.path", cache):
         count += 1  # noqa: SIM113  (used after the loop)
         if time.monotonic() - began > SECONDS:
             break
     else:
         return count
-    files = sources.files(data.path, "data.path", cache)
+    files = sources.files(data.path, "data.path", cache, sources.kinds(data.format))
     if str(files[0]) != str(last.file) or files[0].suffix not in LINES:
         raise UserError("data: too many to count quickly; of large files only JSON Lines can be")
     lines = 0

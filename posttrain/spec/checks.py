@@ -59,6 +59,7 @@ def check_settings(cfg: DictConfig, visible_gpus: int) -> None:
     secrets.check(cfg)
     check_ranges(cfg)
     data.check(cfg)
+    check_objective(cfg)
     check_trainer(cfg, visible_gpus)
     check_model(cfg)
 
@@ -89,6 +90,11 @@ def check_keys(cfg: DictConfig) -> None:
 def check_ranges(cfg: DictConfig, config: type = schema.Config) -> None:
     """Every value inside the limits that its schema field states."""
     schema.check(cfg, schema.limits(config))
+
+
+def check_objective(cfg: DictConfig) -> None:
+    """Objective and data go together."""
+    built(cfg.objective, "objective").check(built(cfg.data, "data"), cfg.trainer.seq_length)
 
 
 def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:

@@ -4,13 +4,22 @@ The order is a pure function of the seed and the global index, so a resumed run,
 size, sees the same global batches.
 """
 
+import operator
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset
+
+
+class Rows(Protocol):
+    """Packed sequences; see posttrain.data.dataset.PackedDataset."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class TrainOrder(Dataset):
@@ -26,12 +35,22 @@ class TrainOrder(Dataset):
     """
 
     def __init__(
-        self, rows: Sequence[Any], samples: int, seed: int, collate_fn: Callable, skip: Sequence[int] = (),
+        self,
+        rows: Rows,
+        samples: int,
+        seed: int,
+        collate_fn: Callable | None,
+        skip: Sequence[int] = (),
         batch: int = 0,
-    ) -> None:  # fmt: skip
-        self.rows, self.samples, self.seed, self.collate_fn = rows, samples, seed, collate_fn
-        self.skip, self.batch = skip, batch
-        self._epoch, self._permutation = -1, None
+    ) -> None:
+        self.rows = rows
+        self.samples = samples
+        self.seed = seed
+        self.collate_fn = collate_fn
+        self.skip = skip
+        self.batch = batch
+        self._epoch = -1
+        self._permutation = np.empty(0, np.int64)
 
     def __len__(self) -> int:
         return self.samples
@@ -56,6 +75,15 @@ class TrainOrder(Dataset):
         return index
 
 
+def describe_rows(order: TrainOrder, first: int, count: int, most: int = 32) -> str:
+    """The rows at `count` places from the global index `first` on, in words; at most `most` of them."""
+    rows = []
+    for index in range(first, first + min(count, most)):
+        rows.append(str(order.row_at(index)))
+    listed = ", ".join(rows)
+    return f"{listed}, ..." if count > most else listed
+
+
 class ValidationOrder(Dataset):
     """Every row once, filled up with rows of padding to whole global batches.
 
@@ -66,8 +94,11 @@ class ValidationOrder(Dataset):
         collate_fn: list of rows -> batch.
     """
 
-    def __init__(self, rows: Sequence[Any], samples: int, blank: dict[str, np.ndarray], collate_fn: Callable) -> None:
-        self.rows, self.samples, self.blank, self.collate_fn = rows, samples, blank, collate_fn
+    def __init__(self, rows: Rows, samples: int, blank: dict[str, np.ndarray], collate_fn: Callable) -> None:
+        self.rows = rows
+        self.samples = samples
+        self.blank = blank
+        self.collate_fn = collate_fn
 
     def __len__(self) -> int:
         return self.samples
@@ -81,16 +112,46 @@ def blank_row(length: int, pad_id: int) -> dict[str, np.ndarray]:
     ids = np.full(length, pad_id, np.int32)
     zeros = np.zeros(length, np.uint8)
     position = np.arange(length, dtype=np.int32)
-    return {"input_ids": ids, "labels": ids, "loss_mask": zeros, "position_ids": position,
-            "seq_lens": np.array([length], np.int32)}  # fmt: skip
+    return {
+        "input_ids": ids,
+        "labels": ids,
+        "loss_mask": zeros,
+        "position_ids": position,
+        "seq_lens": np.array([length], np.int32),
+    }
+
+
+class Counts(NamedTuple):
+    """What was in some batches.
+
+    Attributes:
+        supervised_tokens, tokens, padded_tokens: supervised and real tokens, and all with padding.
+        squared_lengths: sum of the squares of the sequences' lengths.
+        checksum: sum of the rows' checksums, which tells one global batch from another however it is divided.
+        waited_seconds: for which the training process waited for them.
+        step_seconds: of the steps that trained on them.
+    """
+
+    supervised_tokens: float = 0.0
+    tokens: float = 0.0
+    squared_lengths: float = 0.0
+    padded_tokens: float = 0.0
+    checksum: float = 0.0
+    waited_seconds: float = 0.0
+    step_seconds: float = 0.0
+
+    def plus(self, other: "Counts") -> "Counts":
+        """The sums of both."""
+        return Counts(*map(operator.add, self, other))
 
 
 class Collate:
-    """Rows -> one micro-batch as `posttrain.train.forward_step.forward_step` reads it, and its counts.
+    """Rows -> one micro-batch as `posttrain.objectives.token_loss.TokenLoss` reads it, and its counts.
 
     Args:
         length: tokens that each row is padded to; None: rows are joined without padding.
         pad_id: padding token.
+        weights: what each label of a row counts; see posttrain.objectives.Objective.
         multiple: the whole is padded to a multiple of this (tensor x context parallel size).
         sequences: fill the boundaries up to this many sequences, the last ones empty; None: as many as there are.
             With `length` every batch then has the same shapes, which a CUDA graph needs.
@@ -98,38 +159,53 @@ class Collate:
     """
 
     def __init__(
-        self, length: int | None, pad_id: int, multiple: int = 1, sequences: int | None = None,
+        self,
+        length: int | None,
+        pad_id: int,
+        weights: Callable[[dict[str, np.ndarray]], np.ndarray],
+        multiple: int = 1,
+        sequences: int | None = None,
         supervised: int | None = None,
-    ) -> None:  # fmt: skip
-        self.length, self.pad_id, self.multiple = length, pad_id, multiple
-        self.sequences, self.supervised = sequences, supervised
+    ) -> None:
+        self.length = length
+        self.pad_id = pad_id
+        self.weights = weights
+        self.multiple = multiple
+        self.sequences = sequences
+        self.supervised = supervised
 
     def __call__(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         """Collate.
 
         Returns:
-            tokens, labels, position_ids int64[1, t]; loss_mask float32[1, t]; cu_seqlens_q int32[n + 1]; max_seqlen an
-            int; supervised_at int64[k], positions with loss_mask 1, filled up with position 0; supervised_mask
-            float32[1, k], 0 where filled up; counts, see Counted.
+            tokens, labels, position_ids int64[1, t]; loss_mask float32[1, t], the weights; cu_seqlens_q int32[n + 1];
+            max_seqlen an int; supervised_at int64[k], positions with a weight, filled up with position 0;
+            supervised_mask float32[1, k], their weights, 0 where filled up; normalizer int32[], the sum of all
+            weights; counts.
         """
         import torch
 
         from posttrain.data.collate import collate_items
 
-        batch = collate_items(rows, self.length, self.pad_id, pad_multiple=self.multiple)
-        lengths = np.concatenate([row["seq_lens"] for row in rows]).astype(np.int64)
-        supervised = int(sum(int(row["loss_mask"].sum()) for row in rows))
-        ends, longest = batch["cu_seqlens"], int(batch["max_seqlen"])
+        weighted = [row | {"loss_mask": self.weights(row)} for row in rows]
+        batch = collate_items(weighted, self.length, self.pad_id, pad_multiple=self.multiple)
+        weights = batch["loss_mask"][0]
+        ends = batch["cu_seqlens"]
+        longest = int(ends.diff().max())
         if self.sequences is not None:
             ends = torch.cat([ends, ends[-1:].expand(self.sequences + 1 - len(ends))])
-            longest = self.length
-        at = batch["loss_mask"][0].nonzero()[:, 0]
+            longest = self.length or longest
+        at = weights.nonzero()[:, 0]
         # Never none: a micro-batch of padding still has to pass through the output layer on every rank.
-        fill = max(self.supervised or 0, 1) if self.supervised is not None or not len(at) else len(at)
+        fill = len(at)
+        if self.supervised is not None or not fill:
+            fill = max(self.supervised or 0, 1)
         if len(at) > fill:
             raise ValueError(f"a micro-batch has {len(at)} supervised tokens, more than the {fill} that were counted")
         supervised_at = torch.zeros(fill, dtype=torch.int64)
         supervised_at[: len(at)] = at
+        supervised_mask = torch.zeros(1, fill)
+        supervised_mask[0, : len(at)] = weights[at]
         return {
             "tokens": batch["tokens"],
             "labels": batch["labels"],
@@ -138,17 +214,29 @@ class Collate:
             "cu_seqlens_q": ends,
             "max_seqlen": longest,
             "supervised_at": supervised_at,
-            "supervised_mask": (torch.arange(fill) < len(at)).float()[None],
-            # Counts stay on the host: reading them must not wait for the device. A row of padding is no work.
-            "counts": [supervised,
-                       int(lengths.sum()) if supervised else 0,
-                       int((lengths**2).sum()) if supervised else 0,
-                       int(batch["tokens"].numel()),
-                       sum(zlib.crc32(row["input_ids"].tobytes()) for row in rows if row["loss_mask"].any())],
-        }  # fmt: skip
+            "supervised_mask": supervised_mask,
+            "normalizer": weights.double().sum().round().int(),
+            "counts": count(rows, len(at), batch["tokens"].numel()),
+        }
 
 
-class Counted:
+def count(rows: list[dict[str, np.ndarray]], supervised: int, padded: int) -> Counts:
+    """Count a micro-batch; on the host, since reading its tensors would wait for the device. Padding is no work."""
+    lengths = np.concatenate([row["seq_lens"] for row in rows]).astype(np.int64)
+    checksum = 0
+    for row in rows:
+        if row["loss_mask"].any():
+            checksum += zlib.crc32(row["input_ids"].tobytes())
+    return Counts(
+        supervised_tokens=supervised,
+        tokens=int(lengths.sum()) if supervised else 0,
+        squared_lengths=int((lengths**2).sum()) if supervised else 0,
+        padded_tokens=padded,
+        checksum=checksum,
+    )
+
+
+class CountingIterator:
     """An iterator over batches that adds up what it gives, and keeps the counts out of the batches.
 
     Args:
@@ -156,17 +244,15 @@ class Counted:
         beat: called for each, as a sign of life.
 
     Attributes:
-        totals: supervised, real and all tokens, the sum of squared sequence lengths, and the sum of the rows'
-            checksums, which tells one global batch from another however it is divided, and the seconds that the
-            training process waited for them; since the last `take`.
+        totals: since the last `take`.
     """
 
-    names = ("supervised_tokens", "tokens", "squared_lengths", "padded_tokens", "checksum", "waited_seconds")
-
     def __init__(self, batches: Iterator[dict[str, Any]], beat: Callable[[], None] | None = None) -> None:
-        self.batches, self.totals, self.beat = batches, [0.0] * len(self.names), beat
+        self.batches = batches
+        self.totals = Counts()
+        self.beat = beat
 
-    def __iter__(self) -> "Counted":
+    def __iter__(self) -> "CountingIterator":
         return self
 
     def __next__(self) -> dict[str, Any]:
@@ -174,11 +260,12 @@ class Counted:
             self.beat()
         began = time.perf_counter()
         batch = next(self.batches)
-        counts = [*batch.pop("counts"), time.perf_counter() - began]
-        self.totals = [total + count for total, count in zip(self.totals, counts, strict=True)]
+        counts: Counts = batch.pop("counts")
+        self.totals = self.totals.plus(counts._replace(waited_seconds=time.perf_counter() - began))
         return batch
 
-    def take(self) -> list[float]:
+    def take(self) -> Counts:
         """The totals, which start again from zero."""
-        totals, self.totals = self.totals, [0.0] * len(self.names)
+        totals = self.totals
+        self.totals = Counts()
         return totals

@@ -1,9 +1,7 @@
 """What this project does around Megatron-Bridge's training loop: measure, validate, sample, export, sum up."""
 
 import logging
-import os
 import resource
-import signal
 import time
 from typing import Any
 
@@ -12,76 +10,113 @@ from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.bridge.training.state import GlobalState
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
+from posttrain.convert.hf_logits import ExportRefused
+from posttrain.data.sealed import Used
+from posttrain.ops.fused_lora import fused_layers
 from posttrain.plan import flops
 from posttrain.plan.report import planned_peak
+from posttrain.train import pruning
+from posttrain.train.batches import Counts
+from posttrain.train.context import RunContext
+from posttrain.train.exporting import Exporter
 from posttrain.train.metrics import Metrics
 from posttrain.train.nonfinite import NonFinitePolicy
+from posttrain.train.profiler import Profile
 from posttrain.train.rollback import RolledBack
+from posttrain.train.run_batches import RunBatches, maximum_over_all
 from posttrain.train.samples import Sampler
 from posttrain.train.validation import from_last_stage, gathered, validate
 from posttrain.utils import rundir
 
 log = logging.getLogger(__name__)
 
+IN_CARD = ("val_loss_before", "train_loss", "supervised_tokens")  # of the totals, for the model card
+
 
 class RunCallback(Callback):
     """One object for the whole run, since its parts share the step count and the summary.
 
     Args:
-        trainer: the run's trainer.
+        run: the run.
+        batches: its batches, and what is counted in them.
+        exporter: of the trained weights.
+        vocab_size: rows of the output layer, for the operations of a step.
+        opened: the cached data that are being checked beside the start.
+
+    Attributes:
+        live: the model's chunks and the optimizer, once training begins.
+        pruned: why the run ends early, once that is decided; the same on every rank.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-        self.settings = trainer.settings
-        self.metrics = Metrics(trainer) if trainer.rank == 0 else None
-        self.sampler = Sampler(trainer)
-        self.summary: dict[str, Any] = {"run_dir": str(trainer.run_dir), "steps": trainer.steps}
-        self.progress = trainer.progress
-        self.nonfinite = NonFinitePolicy(trainer)
-        self.heartbeat = trainer.heartbeat
-        self.elapsed, self.since_log = 0.0, [0.0] * 7
-        trainer.collect = self.collect
+    def __init__(self, run: RunContext, batches: RunBatches, exporter: Exporter, vocab_size: int, opened: Used) -> None:
+        self.run = run
+        self.settings = run.settings
+        self.progress = run.progress
+        self.batches = batches
+        self.exporter = exporter
+        self.vocab_size = vocab_size
+        self.opened = opened
+        self.metrics = Metrics(run) if run.is_first else None
+        self.sampler = Sampler(run.splits.validation, run.tokenizer, run.spec, run.settings)
+        self.nonfinite = NonFinitePolicy.from_run(run, batches)
+        self.summary: dict[str, Any] = {"run_dir": str(run.run_dir), "steps": run.steps}
+        self.live: tuple[list[torch.nn.Module], Any] = ([], None)
+        self.pruned: str | None = None
+        self.planned: float | None = None
+        self.profile: Profile | None = None
+        self.frozen: list[float] | None = None
+        self.first_step = 0
+        self.lr: float | None = None
+        self.began = 0.0
 
     def on_data_init_start(self, context: CallbackContext) -> None:
-        """The checkpoint is loaded: the data resumes from its place."""
-        self.trainer.startup.mark("weights, optimizer")
+        """The checkpoint is loaded: the data continues from its place."""
+        self.run.clock.mark("weights, optimizer")
         context.state.cfg.dataset.consumed_samples = context.state.train_state.consumed_train_samples
 
     def on_train_start(self, context: CallbackContext) -> None:
         """Validation loss and sample answers before the first step."""
+        run = self.run
         self.first_step = context.state.train_state.step
-        self.trainer.live = (context.model, context.optimizer)
-        self.trainer.startup.mark("data loader")
+        self.live = (context.model, context.optimizer)
+        run.clock.mark("data loader")
         self.check_data()
-        trainer = self.trainer
-        on_gpu = trainer.platform.device == "cuda"
-        self.flops = flops.ModelFlops.from_model(
-            context.model, trainer.vocab_size, frozen=trainer.peft is not None, gpus=trainer.world if on_gpu else 0
-        )
-        if self.trainer.spec.eight_bit_base:
+        if run.spec.eight_bit_base:
             quantise_frozen(context.model)
         if self.metrics:
-            self.planned = None
-            if on_gpu:
-                self.planned = planned_peak(trainer.spec, trainer.config, trainer.splits.train)
-            self.metrics.start(self.first_step, self.flops, self.planned)
-        if self.first_step == 0 and not self.trainer.peft and self.settings.export:
-            self.check_base(context)
+            self.announce(self.metrics, context)
         if self.first_step == 0:
-            self.progress.val_loss_before = self.validate(context, 0)
-            self.sample(context, 0, "before")
-            self.progress.samples = self.sampler.records
+            self.before_first_step(context)
         self.sampler.records = self.progress.samples
-        self.profile = None
-        if self.settings.profile and self.metrics:
-            from posttrain.train.profiler import Profile
-
-            self.profile = Profile(self.trainer.run_dir, self.trainer.platform.device)
-        self.frozen = self.fingerprint(context) if self.trainer.peft else None
+        if self.settings.profile and run.is_first:
+            self.profile = Profile(run.run_dir, run.platform.device)
+        if run.groups.peft:
+            self.frozen = fingerprint_frozen(context.model)
         self.nonfinite.watch(context.optimizer)
         save_on_sigterm(context.state)
-        self.trainer.startup.mark("validation, samples")
+        run.clock.mark("validation, samples")
+
+    def announce(self, metrics: Metrics, context: CallbackContext) -> None:
+        """Start the metrics and say what is trained."""
+        run = self.run
+        if run.on_gpu:
+            self.planned = planned_peak(run.spec, run.config, run.splits.train)
+        model_flops = flops.ModelFlops.from_model(
+            context.model,
+            self.vocab_size,
+            frozen=run.groups.peft is not None,
+            gpus=run.world if run.on_gpu else 0,
+        )
+        metrics.start(self.first_step, model_flops, self.planned)
+
+    def before_first_step(self, context: CallbackContext) -> None:
+        """Compare the model with its files; validation loss and answers before training."""
+        if self.settings.export and not self.run.groups.peft:
+            self.exporter.check_base(context.model)
+            self.run.clock.mark("base check")
+        self.progress.val_loss_before = self.validate(context, 0)
+        self.sample(context, 0, "before")
+        self.progress.samples = self.sampler.records
 
     def check_data(self) -> None:
         """Wait for the check of the cached data that began when it was opened; a collective call.
@@ -89,123 +124,113 @@ class RunCallback(Callback):
         Raises:
             RolledBack: on every process, where it isn't what was written; it is made again at the next start.
         """
-        damaged = self.trainer.cached.remove_damaged()
-        if self.reduce([float(damaged)], maximum=True)[0]:
+        damaged = self.opened.remove_damaged()
+        if maximum_over_all([float(damaged)], self.run.world)[0]:
             raise RolledBack("data: the cached rows have changed since they were written; they are made again")
-
-    def check_base(self, context: CallbackContext) -> None:
-        """See that the model is what transformers reads from the files given; costs seconds, not hours afterwards."""
-        from posttrain.convert.export import check_base, source_of
-
-        trainer = self.trainer
-        on_gpu = trainer.platform.device == "cuda"
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
-            trainer.base_check = check_base(source_of(trainer, context.model))
-        if on_gpu:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        trainer.startup.mark("base check")
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Note the time and this step's learning rate (the scheduler moves on before the step ends)."""
         self.lr = get_canonical_lr_for_logging(context.optimizer.param_groups)
         self.began = time.perf_counter()
-        self.heartbeat.begin()
+        self.run.heartbeat.begin()
 
     def on_train_step_end(self, context: CallbackContext) -> None:
         """Numbers of the step, and validation where it is due."""
         step = context.state.train_state.step + 1
-        logged = step % self.settings.log_interval == 0 or step == self.trainer.steps
-        if logged:
-            loss = from_last_stage(context.loss_dict.get("lm loss"))  # waits for the device
+        logged = step % self.settings.log_interval == 0 or step == self.run.steps
+        values = self.reported(context) if logged else {}  # waits for the device
         self.nonfinite.check(
-            step, context.state.train_state.consumed_train_samples, context.skipped_iter,
-            loss=loss if logged else None, gradient_norm=context.grad_norm,
-        )  # fmt: skip
+            step,
+            context.state.train_state.consumed_train_samples,
+            context.skipped_iter,
+            loss=values.get("loss"),
+            gradient_norm=context.grad_norm,
+        )
         elapsed = time.perf_counter() - self.began
         self.progress.seconds += elapsed
+        self.batches.counter.step_seconds += elapsed
         if step == self.first_step + 1:
-            self.trainer.startup.mark("first step")
-            self.summary["startup_s"] = self.trainer.startup.seconds
-            self.summary["time_to_first_step_s"] = round(sum(self.trainer.startup.seconds.values()), 2)
-            if self.trainer.peft and not context.skipped_iter:
-                self.check_adapters(context)
-        self.elapsed += elapsed
+            self.after_first_step(context)
         if logged:
-            self.collect()
-        self.heartbeat.end()
+            self.batches.counter.collect()
+        self.run.heartbeat.end()
         if logged:
-            self.progress.train_loss = loss
-            if self.metrics:
-                self.metrics.step(step, loss=loss, lr=self.lr, grad_norm=context.grad_norm, counts=self.since_log,
-                                  seconds=self.progress.seconds, epoch=self.epoch(step))  # fmt: skip
-            self.since_log = [0.0] * 7
+            self.log_step(step, values, context.grad_norm, self.batches.counter.take())
         if self.profile:
             self.profile.step()
-        interval = self.settings.validation_interval
-        if interval and step % interval == 0 and step != self.trainer.steps:
+        if step == self.run.steps:
+            return
+        if is_due(step, self.settings.validation_interval):
             loss = self.validate(context, step)
-            if self.metrics and loss is not None and self.trainer.config.sweep.pruner:
-                self.prune(step, loss)
-        every = self.settings.generation_interval
-        if every and step % every == 0 and step != self.trainer.steps:
+            if loss is not None and self.run.config.sweep.pruner:
+                self.prune(context.state, step, loss)
+        if is_due(step, self.settings.generation_interval):
             self.sample(context, step, None)
 
-    def collect(self) -> None:
-        """Add up what this process has counted since the last call with what the others have; a collective call."""
-        counts = self.reduce([*self.trainer.counted.take(), self.elapsed])
-        self.elapsed = 0.0
-        self.since_log = [a + b for a, b in zip(self.since_log, counts, strict=True)]
-        self.progress.supervised_tokens += int(counts[0])
-        self.progress.tokens += int(counts[1])
+    def reported(self, context: CallbackContext) -> dict[str, float]:
+        """The objective's metrics of a step, by their columns in metrics.jsonl; the same on every rank."""
+        values = {}
+        for name, column in self.run.groups.objective.metrics.items():
+            values[column] = from_last_stage(context.loss_dict.get(name))
+        return values
+
+    def after_first_step(self, context: CallbackContext) -> None:
+        """How long the start took; whether adapters move."""
+        self.run.clock.mark("first step")
+        self.summary["startup_s"] = self.run.clock.seconds
+        self.summary["time_to_first_step_s"] = round(self.run.clock.total, 2)
+        if self.run.groups.peft and not context.skipped_iter:
+            check_adapters(context.model)
+
+    def log_step(self, step: int, values: dict[str, float], grad_norm: float | None, counts: Counts) -> None:
+        """Record a logged step."""
+        self.progress.train_loss = values["loss"]
+        if self.metrics:
+            epoch = step * self.settings.global_batch_size / len(self.run.splits.train)
+            self.metrics.step(step, values, self.lr, grad_norm, counts, epoch)
 
     def on_train_end(self, context: CallbackContext) -> None:
         """Validation loss and answers after training, the export, the summary."""
-        trainer = self.trainer
-        self.summary["val_loss_after"] = self.validate(context, trainer.steps)
-        if self.frozen is not None and repr(self.frozen) != repr(self.fingerprint(context)):  # NaN is itself here
+        run = self.run
+        self.summary["val_loss_after"] = self.validate(context, run.steps)
+        # By their representations, so that NaN equals NaN.
+        if self.frozen is not None and repr(self.frozen) != repr(fingerprint_frozen(context.model)):
             raise RuntimeError("the frozen base weights changed during training")
-        self.sample(context, trainer.steps, "after")
+        self.sample(context, run.steps, "after")
         refused = None
         if self.settings.export:
-            from posttrain.convert.export import export_model
-            from posttrain.convert.verify import ExportRefused
-
             try:
-                results = {"steps": trainer.steps, "val_loss_after": self.summary["val_loss_after"]}
-                wanted = ("val_loss_before", "train_loss", "supervised_tokens")
-                results |= {key: value for key, value in self.totals().items() if key in wanted}
-                self.summary["export"] = str(export_model(trainer, context.model, results))
+                self.summary["export"] = str(self.exporter.export(context.model, self.results()))
             except ExportRefused as error:
                 refused = error
                 self.summary["export_refused"] = str(error)
         self.summary |= {
             **self.totals(),
             **self.memory(),
-            "world_size": trainer.world,
-            "rollbacks": len(trainer.progress.rollbacks),
-            "data": trainer.splits.report,
+            "world_size": run.world,
+            "rollbacks": len(self.progress.rollbacks),
+            "data": run.splits.report,
         }
         if self.profile and self.profile.table:
             self.summary["profile"] = self.profile.table["milliseconds_per_step"]
         if self.metrics:
-            rundir.write_json(trainer.run_dir, "summary.json", self.summary)
+            rundir.write_json(run.run_dir, "summary.json", self.summary)
             if self.sampler.records:
-                rundir.write_json(trainer.run_dir, "samples.json", self.sampler.records)
+                rundir.write_json(run.run_dir, "samples.json", self.sampler.records)
             self.metrics.finish(self.summary, self.sampler.records)
         if refused:  # the run's numbers are kept
             raise refused
 
     def validate(self, context: CallbackContext, step: int) -> float | None:
-        """Loss per supervised token of the validation split, None without one."""
-        if not self.trainer.validation_steps:
+        """Loss of the validation split, None without one; a collective call."""
+        if not self.run.validation_steps:
             return None
-        self.heartbeat.begin()
-        loss = validate(context)
-        self.heartbeat.end()
+        self.run.heartbeat.begin()
+        values = validate(context, self.batches, self.run.groups.objective.metrics)
+        self.run.heartbeat.end()
         if self.metrics:
-            self.metrics.validation(step, loss)
-        return loss
+            self.metrics.validation(step, values)
+        return values["loss"]
 
     def sample(self, context: CallbackContext, step: int, when: str | None) -> None:
         """Answer the sample prompts; with trainer.generation_interval the answers are recorded at `step`."""
@@ -213,6 +238,14 @@ class RunCallback(Callback):
             answers = self.sampler.run(context.model, when)
         if self.metrics and answers and self.settings.generation_interval:
             self.metrics.samples(step, answers)
+
+    def results(self) -> dict[str, Any]:
+        """Numbers for the model card."""
+        results = {"steps": self.run.steps, "val_loss_after": self.summary["val_loss_after"]}
+        totals = self.totals()
+        for name in IN_CARD:
+            results[name] = totals[name]
+        return results
 
     def totals(self) -> dict[str, Any]:
         """Numbers of the whole run so far, for the summary."""
@@ -222,78 +255,82 @@ class RunCallback(Callback):
             "val_loss_before": done.val_loss_before,
             "supervised_tokens": done.supervised_tokens,
             "tokens": done.tokens,
-            "supervised_tokens_per_second": round(done.supervised_tokens / done.seconds, 1) if done.seconds else None,
-            "tokens_per_second": round(done.tokens / done.seconds, 1) if done.seconds else None,
+            "supervised_tokens_per_second": per_second(done.supervised_tokens, done.seconds),
+            "tokens_per_second": per_second(done.tokens, done.seconds),
             "train_seconds": round(done.seconds, 2),
         }
 
-    def prune(self, step: int, loss: float) -> None:
-        """End the run after this step, as SIGTERM would, if other trials of the sweep do better. First rank only."""
-        from posttrain.train import pruning
-
-        run_dir = self.trainer.run_dir
-        if reason := pruning.verdict(run_dir, self.trainer.config.sweep):
+    def prune(self, state: GlobalState, step: int, loss: float) -> None:
+        """End the run after this step, saved, if other trials of the sweep do better; a collective call."""
+        run = self.run
+        reasons = [pruning.verdict(run.run_dir, run.config.sweep) if run.is_first else None]
+        if run.world > 1:
+            torch.distributed.broadcast_object_list(reasons, src=0)
+        self.pruned = reasons[0]
+        if self.pruned is None:
+            return
+        if self.metrics:
             numbers = {"steps": step, "val_loss_after": loss}
-            rundir.write_json(run_dir, "summary.json", self.summary | self.totals() | numbers)
-            message = {"rank": 0, "time": time.time(), "user_error": False, "pruned": True, "message": reason}
-            rundir.write_json(run_dir, "logs/rank0.error.json", message)
-            os.kill(os.getpid(), signal.SIGTERM)  # every rank learns of it at the end of the step
-
-    def epoch(self, step: int) -> float:
-        """Passes over the training rows after `step`."""
-        return step * self.settings.global_batch_size / len(self.trainer.splits.train)
-
-    def check_adapters(self, context: CallbackContext) -> None:
-        """Every adapter's B must have moved off zero in the first step.
-
-        Raises:
-            RuntimeError: LoRA is silently not training.
-        """
-        dead = [
-            name
-            for chunk in context.model
-            for name, parameter in chunk.named_parameters()
-            if parameter.requires_grad and "linear_out" in name and not torch.any(parameter)
-        ]
-        if dead:
-            raise RuntimeError(f"{len(dead)} adapters did not move in the first step, among them {dead[0]}")
-
-    def fingerprint(self, context: CallbackContext) -> list[float]:
-        """Sums over each frozen tensor of this process, equal bit for bit while nothing changes."""
-        return [
-            parameter.detach().double().sum().item() if parameter.numel() < 1_000_000
-            else parameter.detach().view(-1)[::997].double().sum().item()
-            for chunk in context.model
-            for parameter in chunk.parameters()
-            if not parameter.requires_grad
-        ]  # fmt: skip
-
-    def reduce(self, values: list[float], maximum: bool = False) -> list[float]:
-        """Sums (or maxima) over the processes that see different data."""
-        if self.trainer.world == 1:
-            return list(values)
-        from megatron.core import parallel_state
-
-        tensor = torch.tensor(values, dtype=torch.float64, device="cuda")
-        group = None if maximum else parallel_state.get_data_parallel_group()
-        operation = torch.distributed.ReduceOp.MAX if maximum else torch.distributed.ReduceOp.SUM
-        torch.distributed.all_reduce(tensor, op=operation, group=group)
-        return tensor.tolist()
+            rundir.write_json(run.run_dir, "summary.json", self.summary | self.totals() | numbers)
+        state.cfg.train.exit_interval = step  # Megatron saves and ends after a multiple of it
 
     def memory(self) -> dict[str, float]:
         """GiB of the process that has held most: on a GPU allocated, taken from the driver and planned; else resident.
 
         A collective call.
         """
-        if self.trainer.platform.device == "cpu":
-            held = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+        if self.run.on_gpu:
+            used = {
+                "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
+                "reserved_memory_gib": torch.cuda.max_memory_reserved() / 2**30,
+            }
         else:
-            held = {"peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
-                    "reserved_memory_gib": torch.cuda.max_memory_reserved() / 2**30}  # fmt: skip
-        most = dict(zip(held, self.reduce(list(held.values()), maximum=True), strict=True))
-        if self.metrics and self.planned is not None:
-            most["memory_planned_gib"] = self.planned
-        return {name: round(value, 3) for name, value in most.items()}
+            used = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+        most = {}
+        for name, value in zip(used, maximum_over_all(list(used.values()), self.run.world), strict=True):
+            most[name] = round(value, 3)
+        if self.planned is not None:
+            most["memory_planned_gib"] = round(self.planned, 3)
+        return most
+
+
+def is_due(step: int, interval: int | None) -> bool:
+    """Whether something that is done each `interval` steps is done after `step`; None: never."""
+    return interval is not None and step % interval == 0
+
+
+def per_second(count: float, seconds: float) -> float | None:
+    """A rate, None where no time has passed."""
+    return round(count / seconds, 1) if seconds else None
+
+
+def check_adapters(model: list[torch.nn.Module]) -> None:
+    """Every adapter's B must have moved off zero in the first step.
+
+    Raises:
+        RuntimeError: LoRA is silently not training.
+    """
+    dead = []
+    for chunk in model:
+        for name, parameter in chunk.named_parameters():
+            if parameter.requires_grad and "linear_out" in name and not torch.any(parameter):
+                dead.append(name)
+    if dead:
+        raise RuntimeError(f"{len(dead)} adapters did not move in the first step, among them {dead[0]}")
+
+
+def fingerprint_frozen(model: list[torch.nn.Module]) -> list[float]:
+    """Sums over each frozen tensor of this process, equal bit for bit while nothing changes."""
+    sums = []
+    for chunk in model:
+        for parameter in chunk.parameters():
+            if parameter.requires_grad:
+                continue
+            values = parameter.detach()
+            if values.numel() >= 1_000_000:
+                values = values.view(-1)[::997]
+            sums.append(values.double().sum().item())
+    return sums
 
 
 def save_on_sigterm(state: GlobalState) -> None:
@@ -308,8 +345,6 @@ def save_on_sigterm(state: GlobalState) -> None:
 
 def quantise_frozen(model: list[torch.nn.Module]) -> None:
     """Keep the frozen weights of layers with an adapter in 8 bits from now on."""
-    from posttrain.ops.fused_lora import fused_layers
-
     layers = fused_layers(model)
     for layer in layers:
         layer.quantise()

@@ -7,7 +7,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from posttrain.plan.flops import ModelFlops
+from posttrain.train.batches import Counts
 from posttrain.train.console import Screen, shown
+from posttrain.train.context import RunContext
 from posttrain.utils import rundir
 from posttrain.utils.atomic_files import finite
 
@@ -15,97 +18,111 @@ METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
 class Metrics:
-    """Takes each logged step and hands it to every place that wants it.
+    """Takes each logged step and hands it to every place that records it.
 
     Args:
-        trainer: the run's trainer.
+        run: the run.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+    def __init__(self, run: RunContext) -> None:
+        self.run = run
+        self.trackers = run.groups.trackers
         self.screen = Screen.inherited()
 
-    def start(self, first_step: int, flops: Any, planned: float | None) -> None:
+    def start(self, first_step: int, flops: ModelFlops, planned: float | None) -> None:
         """Announce the run, with the peak memory that is planned for it (GiB), and start the trackers."""
-        t, self.flops = self.trainer, flops
-        self.last_seconds = t.progress.seconds
-        rundir.remove(t.run_dir, "summary.json")  # left from a pruned trial that is being resumed
-        kept = {name: self.keep(name, first_step) for name in (METRICS, SAMPLES)}
-        self.file = os.fdopen(rundir.append(t.run_dir, METRICS), "a", encoding="utf-8")
-        run = t.config.run.name or t.run_dir.name
-        config = OmegaConf.to_container(t.config, resolve=True)
-        for tracker in t.trackers:
-            tracker.start(t.run_dir, run, config)
+        run = self.run
+        self.flops = flops
+        self.last_seconds = run.progress.seconds
+        rundir.remove(run.run_dir, "summary.json")  # left over from a pruned trial that is being resumed
+        kept = self.keep(METRICS, first_step)
+        self.keep(SAMPLES, first_step)
+        self.file = os.fdopen(rundir.append(run.run_dir, METRICS), "a", encoding="utf-8")
+        name = run.config.run.name or run.run_dir.name
+        config = OmegaConf.to_container(run.config, resolve=True)
+        for tracker in self.trackers:
+            tracker.start(run.run_dir, name, config)
             if tracker.notice:
                 self.screen.print(shown(tracker.notice))
-        trainable = "all weights" if t.peft is None else f"{type(t.adapter).__name__} rank {t.adapter.rank}"
-        precision = t.precision.resolve(t.platform.device)
-        where = "CPU" if t.platform.device == "cpu" else f"{t.world} GPU" + ("s" if t.world > 1 else "")
-        train = t.splits.report["train"]
-        self.screen.print(f"[bold]{shown(t.config.model.path)}[/]  {trainable}  {precision}  {where}")
-        share, full = f"{train['supervised_share']:.0%}", f"{train['packing_efficiency']:.1%}"
-        self.screen.print(
-            f"{train['conversations']} conversations, {train['tokens']:,} tokens, {share} trained, "
-            f"in {len(t.splits.train)} rows of {t.settings.seq_length} ({full} full)"
-        )
-        epochs = t.steps * t.settings.global_batch_size / len(t.splits.train)
-        self.screen.print(f"{t.steps} steps of {t.settings.global_batch_size} rows: {epochs:.2f} epochs")
+        for line in describe(run):
+            self.screen.print(line)
         if planned is not None:
             self.screen.print(f"planned peak memory {planned:.1f} GiB per GPU")
-        for line in t.skipped:
+        for line in run.progress.skipped:
             self.screen.print(f"skipped {shown(line)}")
-        back = t.progress.rollbacks[-1:]
-        if back and back[0]["to"] == first_step and f'"rolled_back_from": {back[0]["step"]},' not in kept[METRICS]:
-            self.write(first_step, {"rolled_back_from": back[0]["step"]}, why=back[0]["why"])
+        self.record_rollback(first_step, kept)
         if first_step:
             self.screen.print(f"resuming after step {first_step}")
-        self.screen.start(first_step, t.steps)
+        self.screen.start(first_step, run.steps)
+
+    def record_rollback(self, first_step: int, kept: str) -> None:
+        """Write that the run was rolled back to `first_step`, unless the lines kept say so already."""
+        rollbacks = self.run.progress.rollbacks
+        if not rollbacks or rollbacks[-1]["to"] != first_step:
+            return
+        step = rollbacks[-1]["step"]
+        if f'"rolled_back_from": {step},' not in kept:
+            self.write(first_step, {"rolled_back_from": step}, why=rollbacks[-1]["why"])
 
     def keep(self, name: str, first_step: int) -> str:
         """Leave in a file of lines what an earlier process has written up to `first_step`; returns that."""
-        run_dir = self.trainer.run_dir
+        run_dir = self.run.run_dir
         if not rundir.is_file(run_dir, name):
             return ""
         text = rundir.read_text(run_dir, name, rundir.LONG, errors="replace")  # a line may be cut within a character
-        text = kept_lines(text, first_step, self.trainer.steps)
+        text = kept_lines(text, first_step, self.run.steps)
         rundir.write_text(run_dir, name, text)
         return text
 
-    def step(self, step: int, *, loss: float, lr: float, grad_norm: Any, counts: list[float], seconds: float,
-             epoch: float) -> None:  # fmt: skip
+    def step(
+        self,
+        step: int,
+        metrics: dict[str, float],
+        lr: float | None,
+        grad_norm: float | None,
+        counts: Counts,
+        epoch: float,
+    ) -> None:
         """Record a logged step.
 
         Args:
-            counts: as in batches.Counted.names, and the seconds of steps, over the processes since the last logged one.
-            seconds: in steps since the start.
+            step: that has ended.
+            metrics: the objective's, by column.
+            lr: its learning rate.
+            grad_norm: before clipping.
+            counts: over all processes, since the last logged step.
+            epoch: passes over the training rows so far.
         """
-        took, self.last_seconds = seconds - self.last_seconds, seconds
-        trained, tokens, squared, padded, checksum, waited, steps_took = counts
+        seconds = self.run.progress.seconds
+        took = seconds - self.last_seconds
+        self.last_seconds = seconds
         values = {
-            "loss": loss,
+            **metrics,
             "lr": lr,
-            "grad_norm": float(grad_norm) if grad_norm is not None else None,
-            "tokens_per_second": round(tokens / took, 1),
-            "supervised_tokens_per_second": round(trained / took, 1),
-            "padding": round(1 - tokens / padded, 4) if padded else 0.0,
-            "data_wait": round(waited / steps_took, 4) if steps_took else 0.0,
-            "mfu": self.flops.mfu(tokens, squared, took),
+            "grad_norm": None if grad_norm is None else float(grad_norm),
+            "tokens_per_second": round(counts.tokens / took, 1),
+            "supervised_tokens_per_second": round(counts.supervised_tokens / took, 1),
+            "padding": round(1 - share(counts.tokens, counts.padded_tokens, 1.0), 4),
+            "data_wait": round(share(counts.waited_seconds, counts.step_seconds, 0.0), 4),
+            "mfu": self.flops.mfu(counts.tokens, counts.squared_lengths, took),
             "epoch": round(epoch, 4),
-            "step_seconds": round(took / self.trainer.settings.log_interval, 4),
+            "step_seconds": round(took / self.run.settings.log_interval, 4),
         }
-        self.write(step, values, batch=f"{int(checksum) % 2**32:08x}")
+        self.write(step, values, batch=f"{int(counts.checksum) % 2**32:08x}")
         self.screen.step(step, values)
 
-    def validation(self, step: int, loss: float) -> None:
-        """Record a validation loss."""
-        self.write(step, {"val_loss": loss})
-        self.screen.print(f"step {step}: validation loss [bold]{loss:.4f}[/]")
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the objective's metrics on the validation split."""
+        values = {f"val_{column}": value for column, value in metrics.items()}
+        self.write(step, values)
+        self.screen.print(f"step {step}: validation loss [bold]{metrics['loss']:.4f}[/]")
 
     def samples(self, step: int, answers: list[dict[str, str]]) -> None:
         """Record answers of the live model: a line each in samples.jsonl, a table in every tracker."""
-        with os.fdopen(rundir.append(self.trainer.run_dir, SAMPLES), "a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"step": step, **answer}, ensure_ascii=False) + "\n" for answer in answers)
-        for tracker in self.trainer.trackers:
+        with os.fdopen(rundir.append(self.run.run_dir, SAMPLES), "a", encoding="utf-8") as file:
+            for answer in answers:
+                file.write(json.dumps({"step": step, **answer}, ensure_ascii=False) + "\n")
+        for tracker in self.trackers:
             tracker.table(step, "samples", answers)
 
     def write(self, step: int, values: dict[str, Any], **for_file: Any) -> None:
@@ -114,7 +131,7 @@ class Metrics:
         line = {"step": step, "time": round(time.time(), 3), **present, **for_file}
         self.file.write(json.dumps(finite(line)) + "\n")
         self.file.flush()
-        for tracker in self.trainer.trackers:
+        for tracker in self.trackers:
             tracker.log(step, present)
 
     def finish(self, summary: dict[str, Any], samples: list[dict[str, str]]) -> None:
@@ -122,25 +139,56 @@ class Metrics:
         self.screen.stop()
         self.file.close()
         scalars = {key: value for key, value in summary.items() if isinstance(value, int | float | str)}
-        for tracker in self.trainer.trackers:
+        for tracker in self.trackers:
             tracker.finish(scalars)
         self.screen.result(summary, samples)
 
 
+def describe(run: RunContext) -> list[str]:
+    """What is trained, on what and for how long: the run's first lines, as rich markup."""
+    adapter = run.groups.peft
+    trainable = "all weights"
+    if adapter is not None:
+        trainable = f"{type(adapter).__name__} rank {adapter.rank}"
+    where = "CPU"
+    if run.on_gpu:
+        where = "1 GPU" if run.world == 1 else f"{run.world} GPUs"
+    report = run.splits.report["train"]
+    unit = run.splits.report["unit"]
+    rows = len(run.splits.train)
+    batch = run.settings.global_batch_size
+    return [
+        f"[bold]{shown(run.config.model.path)}[/]  {trainable}  {run.spec.precision}  {where}",
+        f"{report['conversations']} {unit}s, {report['tokens']:,} tokens, {report['supervised_share']:.0%} supervised, "
+        f"in {rows} rows of {run.settings.seq_length} ({report['packing_efficiency']:.1%} full)",
+        f"{run.steps} steps of {batch} rows: {run.steps * batch / rows:.2f} epochs",
+    ]
+
+
+def share(part: float, whole: float, otherwise: float) -> float:
+    """`part` of `whole`; `otherwise` where there is nothing."""
+    return part / whole if whole else otherwise
+
+
 def kept_lines(text: str, first_step: int, steps: int) -> str:
-    """The lines of an earlier process's file that a run resuming after `first_step` won't write again.
+    """The lines of an earlier process's file that a run resumed after `first_step` won't write again.
 
     What came after the checkpoint was lost with the process, and so is a line that it was writing when it ended.
     """
     kept = []
     for line in text.split("\n"):  # not where Unicode would end a line as well: answers may hold such characters
         try:
-            record = json.loads(line)
-            before = record["step"] < first_step or (record["step"] == first_step > 0 and not (
-                first_step == steps and record.keys() & {"val_loss", "answer"}  # are found again at the end
-            ))  # fmt: skip
+            if is_kept(json.loads(line), first_step, steps):
+                kept.append(line + "\n")
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        if before:
-            kept.append(line + "\n")
     return "".join(kept)
+
+
+def is_kept(record: dict[str, Any], first_step: int, steps: int) -> bool:
+    """Whether a line's record is of a step before the resumed ones, and not found again at the end."""
+    step = record["step"]
+    if step < first_step:
+        return True
+    again = first_step == steps and bool(record.keys() & {"val_loss", "answer"})
+    return step == first_step > 0 and not again

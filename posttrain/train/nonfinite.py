@@ -6,14 +6,22 @@ under `skip` the gradient is looked at before the update, at the cost of reading
 """
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from posttrain.checkpoint import directories
+from posttrain.checkpoint.progress import Progress
 from posttrain.errors import UserError
 from posttrain.train import rollback
+from posttrain.train.batches import TrainOrder, describe_rows
+
+if TYPE_CHECKING:
+    from posttrain.train.context import RunContext
+    from posttrain.train.run_batches import RunBatches
 
 MOST_SKIPPED = 10  # in a row; after that it is the weights, not the batch
 WINDOW, LEAST = 50, 5  # logged losses whose median a spike is measured by: at most, at least
@@ -23,16 +31,58 @@ class NonFinitePolicy:
     """The policy `trainer.on_nonfinite`, and `trainer.loss_spike_factor`.
 
     Args:
-        trainer: the run's trainer.
+        policy: stop, skip or rollback.
+        spike: how many times the median a loss must be to count as bad; None: never.
+        max_rollbacks: most of them in a run.
+        look: whether each gradient is looked at before its update.
+        global_batch_size: rows of a step.
+        progress: of the run; its last losses and its rollbacks.
+        run_dir: of the run.
+        is_first: whether this process writes files.
+        order: () -> the order of the training rows.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-        self.policy = trainer.settings.on_nonfinite
-        self.spike = trainer.settings.loss_spike_factor
-        # Without a norm nothing else tells a bad gradient before the weights that it made are saved.
-        self.look = self.policy == "skip" or (self.policy == "rollback" and not trainer.optimizer.clip_grad)
+    def __init__(
+        self,
+        *,
+        policy: str,
+        spike: float | None,
+        max_rollbacks: int,
+        look: bool,
+        global_batch_size: int,
+        progress: Progress,
+        run_dir: Path,
+        is_first: bool,
+        order: Callable[[], TrainOrder],
+    ) -> None:
+        self.policy = policy
+        self.spike = spike
+        self.max_rollbacks = max_rollbacks
+        self.look = look
+        self.global_batch_size = global_batch_size
+        self.progress = progress
+        self.run_dir = run_dir
+        self.is_first = is_first
+        self.order = order
         self.in_a_row = 0
+
+    @classmethod
+    def from_run(cls, run: "RunContext", batches: "RunBatches") -> "NonFinitePolicy":
+        """The policy of a run."""
+        policy = run.settings.on_nonfinite
+        # Without a norm nothing else tells a bad gradient before the weights that it made are saved.
+        look = policy == "skip" or (policy == "rollback" and not run.groups.optimizer.clip_grad)
+        return cls(
+            policy=policy,
+            spike=run.settings.loss_spike_factor,
+            max_rollbacks=run.settings.max_rollbacks,
+            look=look,
+            global_batch_size=run.settings.global_batch_size,
+            progress=run.progress,
+            run_dir=run.run_dir,
+            is_first=run.is_first,
+            order=lambda: batches.order,
+        )
 
     def watch(self, optimizer: Any) -> None:
         """Have Megatron's optimizer leave out an update whose gradient isn't finite, on every rank, where we look."""
@@ -79,15 +129,16 @@ class NonFinitePolicy:
         what = " and ".join(bad)
         if self.policy == "rollback":
             self.roll_back(step, first_row, what)
+        rows = self.rows(first_row, self.global_batch_size)
         raise UserError(
-            f"step {step}: {what}. The batch was rows {self.rows(first_row)} of the training data. The checkpoints "
-            "before this step are as they were; resume from them with a lower optimizer.lr, without these rows, or "
-            "with trainer.on_nonfinite=rollback"
+            f"step {step}: {what}. The batch was rows {rows} of the training data. The checkpoints before this step "
+            "are as they were; resume from them with a lower optimizer.lr, without these rows, or with "
+            "trainer.on_nonfinite=rollback"
         )
 
     def spikes(self, loss: float) -> list[str]:
         """What to say against a finite loss; it counts among the last ones unless there is something."""
-        last = self.trainer.progress.losses
+        last = self.progress.losses
         if self.spike and len(last) >= LEAST and loss > self.spike * median(last):
             return [
                 f"loss is {loss:.4g}, {loss / median(last):.1f} times the median {median(last):.4g} of the last "
@@ -107,27 +158,28 @@ class NonFinitePolicy:
             RolledBack: always, unless it has been done too often.
             UserError: it has.
         """
-        t, size = self.trainer, self.trainer.settings.global_batch_size
-        before = t.progress.rollbacks
-        if len(before) >= t.settings.max_rollbacks:
+        size = self.global_batch_size
+        before = self.progress.rollbacks
+        if len(before) >= self.max_rollbacks:
+            rows = self.rows(first_row, size)
             raise UserError(
                 f"step {step}: {what}, after {len(before)} rollbacks (trainer.max_rollbacks). The batch was rows "
-                f"{self.rows(first_row)} of the training data; resume with a lower optimizer.lr, or look at these rows"
+                f"{rows} of the training data; resume with a lower optimizer.lr, or look at these rows"
             )
-        newest, _ = directories.newest(t.run_dir / "checkpoints")
+        newest, _ = directories.newest(self.run_dir / "checkpoints")
         to = directories.step_of(newest) if newest else 0
-        places = [first_row - size, first_row] if step - 1 > to else [first_row]
-        skip = [t.train_order.place(index) for index in places]
+        places = [first_row]
+        if step - 1 > to:
+            places.insert(0, first_row - size)
+        skip = [self.order().place(index) for index in places]
         left_out = self.rows(places[0], size * len(places))
-        if t.rank == 0:
-            rollback.record(t.run_dir, before, step, to, what, skip)
+        if self.is_first:
+            rollback.record(self.run_dir, before, step, to, what, skip)
+        where = f"the checkpoint of step {to}" if newest else "the beginning"
         raise rollback.RolledBack(
-            f"step {step}: {what}; going back to {f'the checkpoint of step {to}' if newest else 'the beginning'}, and "
-            f"on without rows {left_out} of the training data"
+            f"step {step}: {what}; going back to {where}, and on without rows {left_out} of the training data"
         )
 
-    def rows(self, first: int, count: int | None = None) -> str:
-        """The rows from the global index `first` on, a batch of them by default, in words."""
-        count = count or self.trainer.settings.global_batch_size
-        rows = [self.trainer.train_order.row_at(index) for index in range(first, first + count)]
-        return ", ".join(map(str, rows[:32])) + (", ..." if len(rows) > 32 else "")
+    def rows(self, first: int, count: int) -> str:
+        """The rows from the global index `first` on, in words."""
+        return describe_rows(self.order(), first, count)

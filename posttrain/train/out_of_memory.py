@@ -63,14 +63,20 @@ def best(possible: list[Change], needed: float, gpu: Gpu) -> list[Change]:
     return list(found.values())[:MOST]
 
 
-def of_trainer(trainer: Any, error: Exception) -> str:
-    """`message` for a run whose allocation failed in this process."""
+def describe(spec: RunSpec, error: Exception, chunks: list[Any], optimizer: Any) -> str:
+    """`message` for a run whose allocation failed in this process.
+
+    Args:
+        spec: of the run.
+        error: torch's.
+        chunks, optimizer: of the live model; empty and None before there is one.
+    """
     import torch
 
     total = torch.cuda.mem_get_info()[1]
-    setting = trainer.spec if trainer.spec.shape is not None else None
+    setting = spec if spec.shape is not None else None
     gpu = Gpu(torch.cuda.get_device_name(), None, total / GIB)
-    return message(str(error), torch.cuda.memory_stats(), total, held(*trainer.live), setting, gpu)
+    return message(str(error), torch.cuda.memory_stats(), total, held(chunks, optimizer), setting, gpu)
 
 
 def held(chunks: list[Any], optimizer: Any) -> dict[str, int]:

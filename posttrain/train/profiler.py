@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._C._autograd import DeviceType
 
 from posttrain.utils import rundir
 
@@ -102,7 +103,7 @@ class Profile:
 
     def _counts(self, event: "FunctionEvent") -> bool:
         """Whether an event is a kernel on the GPU, or, without one, an operator on the CPU."""
-        on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
+        on_gpu = event.device_type == DeviceType.CUDA
         if self.device != "cuda":
             return not on_gpu
         return on_gpu and not event.name.startswith(("ProfilerStep", "gpu_user_annotation", "nccl:"))

@@ -1,10 +1,24 @@
 """Answers of the live model to validation prompts, before, during and after training."""
 
 import logging
-from typing import Any
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from megatron.core import parallel_state
+from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from megatron.core.utils import unwrap_model
+
+from posttrain.config.schema import TrainerSchema
+from posttrain.spec.run_spec import RunSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from posttrain.data.dataset import PackedDataset
 
 log = logging.getLogger(__name__)
 
@@ -13,45 +27,32 @@ class Sampler:
     """Greedy answers to the first validation conversations.
 
     Args:
-        trainer: the run's trainer.
+        validation: the split; None: there is none, and no answers.
+        tokenizer: the model's.
+        spec: of the run; every layer and whole sequences have to be in one process.
+        settings: how many answers, and how long.
 
     Attributes:
         records: per prompt: prompt, before, after, reference; text.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+    def __init__(
+        self,
+        validation: "PackedDataset | None",
+        tokenizer: "PreTrainedTokenizerFast",
+        spec: RunSpec,
+        settings: TrainerSchema,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_new_tokens = settings.max_new_tokens
         self.records: list[dict[str, str]] = []
-        self.prompts = list(self._prompts(trainer.settings.num_generations)) if self._possible() else []
-
-    def _possible(self) -> bool:
-        p = self.trainer.parallelism
-        if not self.trainer.splits.validation:
-            return False
-        if p.pipeline_model_parallel_size > 1 or p.context_parallel_size > 1:
+        self.prompts: list[tuple[list[int], list[int]]] = []
+        if not validation:
+            return
+        if spec.pipeline > 1 or spec.context > 1:
             log.info("no sample answers: generation from the live model needs all layers in each process")
-            return False
-        return True
-
-    def _prompts(self, count: int):
-        """Yield (prompt ids, reference ids) of the first `count` conversations with something trained."""
-        for row in self.trainer.splits.validation:
-            start = 0
-            for length in row["seq_lens"]:
-                piece = slice(start, start + int(length))
-                start += int(length)
-                trained = row["loss_mask"][piece].nonzero()[0]
-                if not len(trained):
-                    continue
-                if count == 0:
-                    return
-                count -= 1
-                first = int(trained[0])
-                last = first
-                while last + 1 < length and row["loss_mask"][piece][last + 1]:
-                    last += 1
-                ids, labels = row["input_ids"][piece], row["labels"][piece]
-                yield ids[: first + 1].tolist(), labels[first : last + 1].tolist()
+            return
+        self.prompts = list(islice(split_answers(validation), settings.num_generations))
 
     def run(self, model: list[torch.nn.Module], when: str | None) -> list[dict[str, str]]:
         """Answer every prompt, and keep the text under `when` unless that is None; a collective call.
@@ -59,21 +60,39 @@ class Sampler:
         Returns:
             prompt, answer and reference of each.
         """
-        tokenizer, found = self.trainer.tokenizer, []
+        answers = []
         for index, (prompt, reference) in enumerate(self.prompts):
-            answer = greedy(
-                model[0], prompt, {reference[-1], tokenizer.eos_token_id}, self.trainer.settings.max_new_tokens
-            )
+            stop = {reference[-1], self.tokenizer.eos_token_id}
+            answer = self.decode(greedy(model[0], prompt, stop, self.max_new_tokens))
             if len(self.records) <= index:
-                self.records.append({
-                    "prompt": tokenizer.decode(prompt, skip_special_tokens=True).strip(),
-                    "reference": tokenizer.decode(reference, skip_special_tokens=True),
-                })  # fmt: skip
-            text, record = tokenizer.decode(answer, skip_special_tokens=True), self.records[index]
+                self.records.append({"prompt": self.decode(prompt).strip(), "reference": self.decode(reference)})
+            record = self.records[index]
             if when is not None:
-                record[when] = text
-            found.append({"prompt": record["prompt"], "answer": text, "reference": record["reference"]})
-        return found
+                record[when] = answer
+            answers.append({"prompt": record["prompt"], "answer": answer, "reference": record["reference"]})
+        return answers
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of some tokens, without special ones."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def split_answers(rows: "PackedDataset") -> Iterator[tuple[list[int], list[int]]]:
+    """Yield (prompt ids, reference ids) of each conversation: what is before its first supervised span, and that."""
+    for index in range(len(rows)):
+        row = rows[index]
+        start = 0
+        for length in row["seq_lens"].tolist():
+            piece = slice(start, start + length)
+            start += length
+            mask = row["loss_mask"][piece]
+            supervised = mask.nonzero()[0]
+            if not len(supervised):
+                continue
+            first = int(supervised[0])
+            gaps = np.flatnonzero(mask[first:] == 0)
+            end = first + int(gaps[0]) if len(gaps) else length
+            yield row["input_ids"][piece][: first + 1].tolist(), row["labels"][piece][first:end].tolist()
 
 
 @torch.no_grad()
@@ -86,10 +105,6 @@ def greedy(model: torch.nn.Module, prompt: list[int], stop: set[int], max_new_to
         stop: ids after which to end; the one met is not returned.
         max_new_tokens: most tokens to return.
     """
-    from megatron.core import parallel_state
-    from megatron.core.inference.contexts import StaticInferenceContext
-    from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
-
     plain = unwrap_model(model)
     was_training = plain.training
     plain.eval()

@@ -3,7 +3,7 @@
 import time
 
 
-class Startup:
+class StartupClock:
     """Marks the ends of its parts, one after another.
 
     Args:
@@ -14,7 +14,13 @@ class Startup:
     """
 
     def __init__(self, began: float) -> None:
-        self.last, self.seconds = began, {}
+        self.last = began
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def total(self) -> float:
+        """Seconds of all parts so far."""
+        return sum(self.seconds.values())
 
     def mark(self, part: str) -> None:
         """`part` ends now; it began where the one before it ended."""

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 from posttrain.errors import UserError
 
@@ -19,9 +19,9 @@ class Tracker:
         notice: what the person at the keyboard should know, once it has started; empty: nothing.
     """
 
-    notice: ClassVar[str] = ""
+    notice = ""
 
-    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+    def start(self, run_dir: Path, name: str, config: Any) -> None:
         """Begin the run `name` with its configuration."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -40,10 +40,10 @@ class Wandb(Tracker):
 
     project: str = "posttrain"
     entity: str | None = None
-    mode: str = "online"
+    mode: Literal["online", "offline", "disabled"] = "online"
     tags: Sequence[str] = ()
 
-    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+    def start(self, run_dir: Path, name: str, config: Any) -> None:
         """Begin the run.
 
         Raises:
@@ -100,7 +100,7 @@ def refuse_workspace() -> None:
 class TensorBoard(Tracker):
     """TensorBoard event files in RUN_DIR/tensorboard."""
 
-    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+    def start(self, run_dir: Path, name: str, config: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(run_dir / "tensorboard"))

@@ -1,6 +1,6 @@
 """Loss on the validation split: Megatron-Bridge's evaluation over this project's rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,18 +11,19 @@ from megatron.core import parallel_state
 from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.utils import get_model_config
 
-from posttrain.train.forward_step import forward_step
+from posttrain.train.run_batches import RunBatches
 
 
 def from_last_stage(value: torch.Tensor | None) -> float:
     """A scalar that only the last pipeline stage has, on every stage, as a float."""
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        assert value is not None
         return float(value)
-    tensor = torch.zeros((), device="cuda") if value is None else value.detach().float().reshape(())
-    torch.distributed.broadcast(
-        tensor, parallel_state.get_pipeline_model_parallel_last_rank(),
-        group=parallel_state.get_pipeline_model_parallel_group(),
-    )  # fmt: skip
+    tensor = torch.zeros((), device="cuda")
+    if value is not None:
+        tensor = value.detach().float().reshape(())
+    last = parallel_state.get_pipeline_model_parallel_last_rank()
+    torch.distributed.broadcast(tensor, last, group=parallel_state.get_pipeline_model_parallel_group())
     return float(tensor)
 
 
@@ -40,15 +41,25 @@ def gathered(context: CallbackContext) -> Iterator[None]:
             enable_forward_pre_hook(model)
 
 
-def validate(context: CallbackContext) -> float:
-    """Mean loss per supervised token over the validation split; the same on every rank. A collective call."""
+def validate(context: CallbackContext, batches: RunBatches, metrics: Mapping[str, str]) -> dict[str, float]:
+    """The objective's metrics over the validation split, by column; the same on every rank. A collective call.
+
+    Args:
+        context: of the training loop.
+        batches: of the run.
+        metrics: names in the forward step's report -> columns.
+    """
     model, cfg = context.model, context.state.cfg
     # A graph for the few steps of a validation would hold its memory for the whole run.
-    graph, cfg.model.cuda_graph_impl = cfg.model.cuda_graph_impl, "none"
+    graph = cfg.model.cuda_graph_impl
+    cfg.model.cuda_graph_impl = "none"
     try:
         with gathered(context):
-            batches = RerunDataIterator(cfg.dataset.validation())
-            losses, _, _ = evaluate(context.state, forward_step, batches, model, None, get_model_config(model[0]))
+            rows = RerunDataIterator(batches.validation())
+            report, _, _ = evaluate(context.state, batches.forward_step, rows, model, None, get_model_config(model[0]))
     finally:
         cfg.model.cuda_graph_impl = graph
-    return from_last_stage(losses.get("lm loss"))
+    values = {}
+    for name, column in metrics.items():
+        values[column] = from_last_stage(report.get(name))
+    return values

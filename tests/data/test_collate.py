@@ -23,7 +23,7 @@ def test_padded_to_a_length_each():
     assert batch["tokens"].tolist() == [[1, 2, 3, 4, 5, 7, 7, 7, 1, 2, 3, 4, 5, 6, 7, 8]]
     assert batch["loss_mask"].tolist() == [[1.0] * 5 + [0.0] * 3 + [1.0] * 8]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, *range(8)]]
-    assert batch["cu_seqlens"].tolist() == [0, 3, 5, 8, 16] and batch["max_seqlen"] == 8
+    assert batch["cu_seqlens"].tolist() == [0, 3, 5, 8, 16]
     assert batch["cu_seqlens"].dtype == torch.int32 and batch["tokens"].dtype == torch.int64
 
 

@@ -6,7 +6,7 @@ import pytest
 from hydra.utils import instantiate
 
 from posttrain.config.compose import CONF_DIR, compose
-from posttrain.data import SFTData
+from posttrain.data import TrainingData
 from posttrain.data.checks import check
 from posttrain.data.jinja import compile_template
 from posttrain.data.templates import ChatTemplate
@@ -28,7 +28,7 @@ def test_data(name):
     if name == "custom":
         words += ["data.format.prompt=q", "data.format.answer=a"]
     data = instantiate(compose(words).data)
-    assert isinstance(data, SFTData) and (hasattr(data.format, "conversations") or hasattr(data.format, "read"))
+    assert isinstance(data, TrainingData) and (hasattr(data.format, "conversations") or hasattr(data.format, "read"))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -44,7 +44,7 @@ def test_template(name):
 def test_each_option_is_explained_and_no_other_exists(path):
     text = (CONF_DIR / path).read_text()
     keys = [line.partition(":")[0] for line in text.splitlines() if re.match(r"[a-z]", line)]
-    known = {"data": SFTData, "template": ChatTemplate}[path.split("/")[0]]
+    known = {"data": TrainingData, "template": ChatTemplate}[path.split("/")[0]]
     assert set(keys) | {"format"} >= set(known.__dataclass_fields__) - {"_target_"} and len(keys) == len(set(keys))
     lines = text.splitlines()
     for at, line in enumerate(lines):

@@ -14,6 +14,7 @@ from posttrain.data.prepare import Counts, prepare, render
 from posttrain.data.render import Renderer
 from posttrain.data.rules import Rules
 from posttrain.errors import UserError
+from posttrain.objectives import SFT
 
 FILES = {
     "alpaca/alpaca_en_demo.json": ["data=alpaca"],
@@ -72,7 +73,7 @@ def conversations(path, words):
     from hydra.utils import instantiate
 
     form = instantiate(compose(list(words)).data.format)
-    found = sources.conversations(path, form, "data.path", None)
+    found = sources.rows(path, form, "data.path", None)
     return list(itertools.islice(found, ROWS))
 
 
@@ -109,14 +110,14 @@ def test_ids_and_mask(shared, folders, tokenizer_name, template_name):
             assert not refused
         assert len(samples) == counts.kept == counts.read - sum(counts.dropped.values()) > 0
         for sample in samples:
-            check(sample, tokenizer, template_name, stops)
+            check(sample, tokenizer, template_name, stops, renderer.special_text(sample.content))
 
 
-def check(sample, tokenizer, template_name, stops):
+def check(sample, tokenizer, template_name, stops, guarded):
     ids, mask = sample.encoded.input_ids.tolist(), sample.encoded.mask.tolist()
-    conversation = sample.rendered.conversation
-    text = str.__str__(sample.rendered.text)
-    if not sample.rendered.guarded:
+    conversation = sample.content
+    text = sample.text
+    if not guarded:
         assert ids == tokenizer(text, add_special_tokens=False).input_ids
         if template_name == "model":
             messages = [message.for_template() for message in conversation.messages]
@@ -171,8 +172,7 @@ def test_packing_efficiency(shared, folders, tmp_path):
 
     path = shared / "data" / "alpaca" / "alpaca_en_demo.json"
     data = instantiate(compose(["data=alpaca", f"data.path={path}"]).data)
-    splits = data.build(
-        tokenizer=load(folders, "qwen3"), template=template("model"), seq_length=2048, seed=1, cache_dir=tmp_path
-    )
+    encoder = SFT().encoder(data, template("model"), load(folders, "qwen3"), 2048)
+    splits = data.build(encoder=encoder, seq_length=2048, seed=1, cache_dir=tmp_path)
     assert splits.report["train"]["conversations"] == 999
     assert splits.report["train"]["packing_efficiency"] >= 0.98

@@ -1,4 +1,4 @@
-"""SFTData.build: from files to datasets, its cache, splits, lengths and mixes."""
+"""TrainingData.build: from files to datasets, its cache, splits, lengths and mixes."""
 
 import json
 import multiprocessing
@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
-from posttrain.data import SFTData, cached, prepare
+from posttrain.data import TrainingData, cached, prepare
 from posttrain.data.formats import Messages, PromptCompletion
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
+from posttrain.objectives import SFT
 
 
 def write(path: Path, rows) -> str:
@@ -28,9 +29,9 @@ def pairs(count, start=0, size=3):
 
 def build(tokenizer, tmp_path, seq_length=256, seed=1, build=True, length_multiple=1, used=None, **options):
     options.setdefault("format", PromptCompletion())
-    return SFTData(**options).build(
-        tokenizer=tokenizer,
-        template=ChatTemplate(),
+    data = TrainingData(**options)
+    return data.build(
+        encoder=SFT().encoder(data, ChatTemplate(), tokenizer, seq_length),
         seq_length=seq_length,
         seed=seed,
         cache_dir=tmp_path / "cache",

@@ -45,7 +45,10 @@ def write_data(file: Path) -> None:
 
 
 def train(model: Path, data: Path, run_dir: Path, words: list[str]):
-    """Run the product's trainer; return it, and its metrics by step. An adapter's start is kept in RUN_DIR/start."""
+    """Run the product's trainer; return its context and the lines of its steps.
+
+    An adapter's start is kept in RUN_DIR/start.
+    """
     from posttrain.config.compose import compose
     from posttrain.convert.export import Source, write_adapter
     from posttrain.launch.launcher import prepare
@@ -65,10 +68,15 @@ def train(model: Path, data: Path, run_dir: Path, words: list[str]):
     prepare(cfg, run_dir)
     trainer = build(run_dir)
     plain = RunCallback.on_train_start
+    contexts = []
 
     def keep_start(self, context) -> None:
-        if trainer.peft:
-            source = Source(trainer.model, trainer.bridge, context.model, trainer.peft, None, trainer.platform.device)
+        model = self.exporter.model
+        contexts.append(self.run)
+        if model.peft:
+            source = Source(
+                trainer.groups.model, model.bridge, context.model, model.peft, None, trainer.platform.device
+            )
             write_adapter(source, run_dir / "start")
         plain(self, context)
 
@@ -78,19 +86,19 @@ def train(model: Path, data: Path, run_dir: Path, words: list[str]):
     finally:
         RunCallback.on_train_start = plain
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return trainer, [line for line in lines if "loss" in line]
+    return contexts[0], [line for line in lines if "loss" in line]
 
 
-def plain_loop(model, trainer, rates: list[float]) -> list[float]:
-    """Losses of a plain loop over the trainer's rows, each conversation by itself."""
+def plain_loop(model, run, rates: list[float]) -> list[float]:
+    """Losses of a plain loop over the run's rows, each conversation by itself."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
     from posttrain.train.batches import TrainOrder
 
-    rows = TrainOrder(trainer.splits.train, STEPS * BATCH, trainer.config.seed, None)
+    rows = TrainOrder(run.splits.train, STEPS * BATCH, run.config.seed, None)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], betas=(0.9, 0.999), eps=trainer.optimizer.adam_eps,
+        [p for p in model.parameters() if p.requires_grad], betas=(0.9, 0.999), eps=run.groups.optimizer.adam_eps,
         weight_decay=0.0,
     )  # fmt: skip
     losses = []
@@ -137,15 +145,15 @@ def compare(case: str, directory: Path, bf16: bool, width: int, words: list[str]
     if method == "lora":
         targets = TARGETS.get(family, [*ATTENTION, "gate_proj", "up_proj", "down_proj"])
         words.append(f"peft.target_modules=[{','.join(targets)}]")
-    trainer, metrics = train(source, directory / "data.jsonl", run_dir, words)
+    run, metrics = train(source, directory / "data.jsonl", run_dir, words)
     result = {"ours": [line["loss"] for line in metrics]}
     for name, dtype in (("plain", torch.float32), ("plain_bf16", torch.bfloat16))[: 2 if bf16 else 1]:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager")
-        model = model.to(trainer.platform.device)
-        if trainer.peft:
+        model = model.to(run.platform.device)
+        if run.groups.peft:
             start = run_dir / "start"
-            model = PeftModel.from_pretrained(model, start, is_trainable=True, torch_device=trainer.platform.device)
-        result[name] = plain_loop(model, trainer, [line["lr"] for line in metrics])
+            model = PeftModel.from_pretrained(model, start, is_trainable=True, torch_device=run.platform.device)
+        result[name] = plain_loop(model, run, [line["lr"] for line in metrics])
     for file in run_dir.glob("*/verification.json"):
         result["export"] = json.loads(file.read_text())["logits"]
     return result

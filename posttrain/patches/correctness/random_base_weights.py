@@ -61,7 +61,7 @@ def random_base_weights() -> None:
         with torch.no_grad():
             if not (skip_load_to_model_and_opt or is_random_base(hf_dir)):
                 # By the run's own bridge: its embedding may have more rows than the files.
-                state.cfg.checkpoint._trainer.bridge.load_hf_weights(model)
+                state.cfg.checkpoint.run.bridge.load_hf_weights(model)
             return plain(hf_dir, state, model, optimizer, skip_load_to_model_and_opt=True)
 
     replace(checkpointing, _load_hf_pretrained_checkpoint=load)

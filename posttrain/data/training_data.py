@@ -1,4 +1,4 @@
-"""Supervised fine-tuning data: the object of the config group `data`."""
+"""Files to packed sequences: the object of the config group `data`."""
 
 import json
 import time
@@ -12,10 +12,9 @@ from posttrain.errors import UserError
 if TYPE_CHECKING:
     from posttrain.data.cached import Maker
     from posttrain.data.dataset import PackedDataset
-    from posttrain.data.prepare import Sample
+    from posttrain.data.prepare import RowEncoder, Sample
     from posttrain.data.rules import Rules
     from posttrain.data.sealed import Used
-    from posttrain.data.templates import ChatTemplate
 
 _CHOICES = {
     "train_on": ("assistant", "last", "all"),
@@ -37,8 +36,8 @@ class Splits:
 
 
 @dataclass
-class SFTData:
-    """Instruction or chat data. What each option means is said in conf/data/base/options.yaml."""
+class TrainingData:
+    """Rows of files, encoded as the objective says. What each option means is said in conf/data/base/options.yaml."""
 
     format: Any
     path: str | Sequence[str] | None = None
@@ -73,8 +72,7 @@ class SFTData:
     def build(
         self,
         *,
-        tokenizer: Any,
-        template: "ChatTemplate",
+        encoder: "RowEncoder",
         seq_length: int,
         seed: int,
         cache_dir: Path,
@@ -83,13 +81,12 @@ class SFTData:
         category: str | None = None,
         used: "Used | None" = None,
     ) -> Splits:
-        """Render, encode, split and pack, or find it done in the cache.
+        """Encode, split and pack, or find it done in the cache.
 
         Any number of processes may call it at once: one does the work, the others wait and map its files.
 
         Args:
-            tokenizer: a Hugging Face fast tokenizer; missing special tokens are added if the template says so.
-            template: how conversations become text.
+            encoder: an objective's, which says what a row becomes.
             seq_length: tokens per bin.
             seed: of split and packing, unless `data.seed` is set.
             cache_dir: root of the cache.
@@ -104,13 +101,12 @@ class SFTData:
             UserError: something about the data, the template or their combination is wrong.
         """
         from posttrain.data.cached import Maker
-        from posttrain.data.render import Renderer
         from posttrain.data.sealed import Used
 
-        renderer, rules, cache = Renderer(template, tokenizer), self.rules(seq_length), Path(cache_dir) / "data"
+        cache = Path(cache_dir) / "data"
         opened = used or Used()
         for again in (False, True):  # what a disk has changed is made again, once
-            maker = Maker(self.packing, length_multiple, tokenizer, renderer, rules, cache, build, opened, category)
+            maker = Maker(self.packing, length_multiple, encoder, cache, build, opened, category)
             try:
                 found = self._build(maker, seq_length, seed)
             except UserError:
@@ -148,7 +144,7 @@ class SFTData:
         train_rows = splits.repeat_by_weight(train_rows, train.sources, weights, seed)[: self.max_train_rows]
         if not len(train_rows):
             raise UserError(f"data.path={self.path}: nothing is left to train on: {json.dumps(counts['dropped'])}")
-        report = {"rows": counts, "sha256": maker.contents}
+        report = {"unit": maker.encoder.unit, "rows": counts, "sha256": maker.contents}
         datasets = {"train": maker.bins(train, train_rows, seq_length, seed)}
         report["train"] = splits.describe(datasets["train"], seq_length)
         if validation is not None and len(validation_rows):
@@ -162,24 +158,18 @@ class SFTData:
         report["seconds"] = round(time.monotonic() - started, 3)
         return Splits(datasets["train"], datasets.get("validation"), report)
 
-    def samples(
-        self, *, tokenizer: Any, template: "ChatTemplate", seq_length: int, cache_dir: Path
-    ) -> "Iterator[Sample]":
-        """Stream the conversations of `path` as they are trained, in the order of the files, without the cache.
+    def samples(self, encoder: "RowEncoder", cache_dir: Path) -> "Iterator[Sample]":
+        """Stream the samples of `path` as they are trained, in the order of the files, without the cache.
 
         Raises:
             UserError: as `build`.
         """
         from posttrain.data import sources
-        from posttrain.data.encode import Encoder
-        from posttrain.data.prepare import Counts, prepare
-        from posttrain.data.render import Renderer
+        from posttrain.data.prepare import Counts
 
-        renderer = Renderer(template, tokenizer)
-        encoder = Encoder(tokenizer, renderer)
         for source in self._sources():
-            rows = sources.conversations(source["path"], source["format"], "data.path", Path(cache_dir))
-            for batch in prepare(rows, renderer, encoder, self.rules(seq_length), Counts()):
+            rows = sources.rows(source["path"], source["format"], "data.path", Path(cache_dir))
+            for batch in encoder.samples(rows, Counts()):
                 yield from batch
 
     def _sources(self) -> list[dict[str, Any]]:
@@ -205,10 +195,12 @@ class SFTData:
             found.append({"path": source["path"], "format": source.get("format", self.format), "weight": weight})
         return found
 
-    def paths(self) -> list[tuple[Any, str]]:
-        """Every path of this configuration, with the key it is from."""
-        found = [(source["path"], "data.path") for source in self._sources()]
-        return found + ([(self.validation_path, "data.validation_path")] if self.validation_path is not None else [])
+    def paths(self) -> list[tuple[Any, str, Any]]:
+        """Every path of this configuration, with the key it is from and its format."""
+        found = [(source["path"], "data.path", source["format"]) for source in self._sources()]
+        if self.validation_path is not None:
+            found.append((self.validation_path, "data.validation_path", self.format))
+        return found
 
     def formats(self) -> list[tuple[Any, str]]:
         """Every format of this configuration, with the key it is from."""

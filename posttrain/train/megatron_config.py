@@ -1,0 +1,251 @@
+"""Megatron-Bridge's whole configuration for a run: the model provider, and the container around it."""
+
+import difflib
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.bridge.training.config import (
+    ConfigContainer,
+    LoggerConfig,
+    RerunStateMachineConfig,
+    RNGConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
+
+from posttrain.checkpoint import fingerprints, resume
+from posttrain.checkpoint.manager import SavedRun
+from posttrain.errors import UserError
+from posttrain.models.hf_adapter import read_adapter
+from posttrain.models.local_spec import use_local_layers
+from posttrain.models.padding import hide_padding
+from posttrain.patches.correctness.random_base_weights import write_random_base
+from posttrain.peft import adapter_checks, load_adapter
+from posttrain.peft.lora_plus import LoRAPlus
+from posttrain.train.context import RunContext
+from posttrain.train.dataset_provider import RowsProvider
+from posttrain.train.run_batches import RunBatches
+
+if TYPE_CHECKING:
+    from megatron.bridge import AutoBridge
+    from megatron.bridge.models.gpt_provider import GPTModelProvider
+    from megatron.bridge.peft.base import PEFT
+
+MIN_TIMEOUT_MINUTES = 10  # of a collective call; the launcher's own limit is usually shorter
+
+
+@dataclass(frozen=True)
+class MegatronModel:
+    """What Megatron-Bridge builds a run's model from.
+
+    Attributes:
+        bridge: between the model's Hugging Face files and Megatron.
+        provider: sizes, precision and layers.
+        vocab_size: rows of the embedding, without those that tensor parallelism pads it with.
+        peft: the adapter's; None: all weights are trained.
+    """
+
+    bridge: "AutoBridge"
+    provider: "GPTModelProvider"
+    vocab_size: int
+    peft: "PEFT | None"
+
+
+def build_model(run: RunContext) -> MegatronModel:
+    """Build the model's provider with this run's sizes, precision and layers, and its adapter.
+
+    Raises:
+        UserError: the platform can't do it; or the run continues an adapter of another kind or scale.
+    """
+    groups = run.groups
+    groups.model.grow(len(run.tokenizer))
+    bridge = groups.model.bridge()
+    provider = bridge.to_megatron_provider(load_weights=False)
+    if run.platform.transformer_engine:
+        provider.gradient_accumulation_fusion = False  # wants Apex
+        provider.apply_rope_fusion = provider.position_embedding_type == "rope"
+        provider.cross_entropy_loss_fusion = not run.settings.deterministic
+        provider.cross_entropy_fusion_impl = "te"
+        # Without dropout the fused function is one addition, and compiling it takes seconds.
+        provider.bias_dropout_fusion = bool(provider.hidden_dropout)
+    else:
+        use_local_layers(provider)
+    groups.parallelism.apply(provider, run.platform, run.spec.sequence_parallel)
+    dtype = groups.precision.dtype(run.platform.device)
+    provider.params_dtype = dtype
+    provider.autocast_dtype = dtype
+    provider.pipeline_dtype = dtype
+    provider.bf16 = dtype == torch.bfloat16
+    provider.fp16 = False
+    provider.seq_length = run.settings.seq_length
+    provider.use_cpu_initialization = not run.on_gpu
+    provider.calculate_per_token_loss = True  # the weighted sum of all losses, divided by the normaliser, once
+    provider.variable_seq_lengths = not groups.data.packing and provider.pipeline_model_parallel_size > 1
+    provider.deterministic_mode = run.settings.deterministic and run.on_gpu
+    if run.settings.recompute != "none":
+        provider.recompute_granularity = run.settings.recompute
+    if run.settings.recompute == "full":
+        provider.recompute_method = "uniform"
+        provider.recompute_num_layers = 1
+    if run.spec.cuda_graph:
+        provider.cuda_graph_impl = "full_iteration"
+        provider.use_te_rng_tracker = True
+    vocab_size = provider.vocab_size
+    padded = vocab_size % provider.tensor_model_parallel_size > 0
+    if padded:
+        provider.vocab_size = None  # taken from the tokenizer and padded
+        provider.should_pad_vocab = True
+        provider.make_vocab_size_divisible_by = 1
+    clock = run.clock
+
+    def model_built(parts: list[torch.nn.Module]) -> list[torch.nn.Module]:
+        """A plain function: experts copy their configuration deeply, and a bound method with its object."""
+        clock.mark("process groups, model")
+        if padded:
+            hide_padding(parts, vocab_size)
+        return parts
+
+    provider.register_pre_wrap_hook(model_built)
+    return MegatronModel(bridge, provider, vocab_size, build_adapter(run, bridge))
+
+
+def build_adapter(run: RunContext, bridge: "AutoBridge") -> "PEFT | None":
+    """Build Megatron-Bridge's adapter; one that the run starts from is loaded into it.
+
+    Raises:
+        UserError: this run has no adapter, or one of another kind or scale than it starts from.
+    """
+    adapter = run.groups.peft
+    directory = run.groups.model.adapter
+    if adapter is None:
+        if directory:
+            raise UserError(f"model.path={directory}: is an adapter; choose peft=lora, or merge it first")
+        return None
+    peft = adapter.build()
+    peft.seed = run.config.seed
+    if directory:
+        adapter_checks.check(read_adapter(directory), adapter, directory)
+        peft.start = lambda parts: load_adapter.load(bridge, parts, directory)
+    return peft
+
+
+def build_container(run: RunContext, model: MegatronModel, batches: RunBatches) -> ConfigContainer:
+    """Build the configuration.
+
+    Raises:
+        UserError: `trainer.megatron` names what Megatron-Bridge doesn't have.
+    """
+    settings = run.settings
+    groups = run.groups
+    optimizer = groups.optimizer
+    optimizer.use_distributed_optimizer = groups.parallelism.distributed_optimizer
+    mixed = groups.precision.build(run.platform.device, bool(run.spec.eight_bit_base))
+    if mixed is None:
+        optimizer.params_dtype = model.provider.params_dtype
+    ddp = groups.parallelism.ddp(run.platform)
+    # Looking into each bucket waits for the device; the gradient's norm tells as much (train/nonfinite.py).
+    looked_at = bool(run.spec.cuda_graph or optimizer.clip_grad or settings.on_nonfinite != "stop")
+    ddp.check_for_nan_in_grad = not looked_at
+    dist = groups.parallelism.dist(run.platform)
+    dist.distributed_timeout_minutes = max(MIN_TIMEOUT_MINUTES, math.ceil(run.config.launch.timeout_s / 60))
+    container = ConfigContainer(
+        model=model.provider,
+        train=TrainingConfig(
+            train_iters=run.steps,
+            global_batch_size=settings.global_batch_size,
+            micro_batch_size=settings.micro_batch_size,
+            exit_signal_handler=False,  # until there is something to save: callbacks.py
+            manual_gc=True,  # the collector runs between steps on all ranks at once, not inside one of them
+            manual_gc_interval=100,
+        ),
+        validation=ValidationConfig(
+            eval_interval=None,  # validation is called by our callback, which also does it before training
+            eval_iters=run.validation_steps,
+            eval_global_batch_size=run.validation_batch_size,
+            eval_micro_batch_size=settings.micro_batch_size,
+        ),
+        optimizer=optimizer,
+        scheduler=schedule(run),
+        ddp=ddp,
+        dist=dist,
+        dataset=RowsProvider.from_run(run, batches),
+        logger=LoggerConfig(log_interval=1, skip_train_metrics_log=True, tensorboard_dir=None),
+        tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=model.vocab_size),
+        checkpoint=groups.checkpoint.build(
+            run.run_dir / "checkpoints",
+            base_directory(run),
+            resume.find(run.config, run.run_dir),
+            saved_run(run, model, batches),
+        ),
+        rng=RNGConfig(seed=run.config.seed, te_rng_tracker=bool(run.spec.cuda_graph)),
+        rerun_state_machine=RerunStateMachineConfig(check_for_nan_in_loss=False),
+        mixed_precision=mixed,
+        peft=model.peft,
+    )
+    if groups.peft is not None and groups.peft.lora_plus_ratio is not None:
+        container.optimizer_config_override_provider = LoRAPlus(groups.peft.lora_plus_ratio)
+    apply_overrides(settings.megatron, container)
+    return container
+
+
+def schedule(run: RunContext) -> Any:
+    """Return the group `scheduler` with what follows from the run."""
+    optimizer = run.groups.optimizer
+    scheduler = run.groups.scheduler
+    # Megatron's warm-up starts at 0, a step that changes nothing; start at its first fraction instead.
+    warmup = scheduler.lr_warmup_iters or int((scheduler.lr_warmup_fraction or 0) * run.steps)
+    scheduler.lr_warmup_init = optimizer.lr / (warmup + 1)
+    scheduler.start_weight_decay = optimizer.weight_decay
+    scheduler.end_weight_decay = optimizer.weight_decay
+    # Steps may be added to a run: its schedule is the new configuration's, from the step that it has reached.
+    scheduler.override_opt_param_scheduler = True
+    return scheduler
+
+
+def saved_run(run: RunContext, model: MegatronModel, batches: RunBatches) -> SavedRun:
+    """What the checkpoint manager needs of the run."""
+    groups = run.groups
+    return SavedRun(
+        config=run.config,
+        steps=run.steps,
+        total_limit=groups.checkpoint.save_total_limit,
+        progress=run.progress,
+        heartbeat=run.heartbeat,
+        bridge=model.bridge,
+        inputs=partial(fingerprints.inputs_of, run.splits, groups.model, groups.peft is not None),
+        before_save=batches.counter.collect,
+    )
+
+
+def base_directory(run: RunContext) -> Path:
+    """The Hugging Face directory of the weights before training."""
+    model = run.groups.model
+    if not model.random_init:
+        return model.directory
+    directory = run.run_dir / "base"
+    if run.is_first or not directory.exists():
+        write_random_base(directory, model.hf_config())
+    return directory
+
+
+def apply_overrides(sections: dict[str, Any], container: ConfigContainer) -> None:
+    """Set `trainer.megatron.SECTION.KEY` on Megatron-Bridge's configuration.
+
+    Raises:
+        UserError: no such section or key.
+    """
+    for section, values in sections.items():
+        target = getattr(container, section, None)
+        if target is None or not isinstance(values, dict):
+            raise UserError(f"trainer.megatron.{section}: Megatron-Bridge's configuration has no such section")
+        for key, value in values.items():
+            if not hasattr(target, key):
+                close = difflib.get_close_matches(key, vars(target), n=1)
+                meant = f"; did you mean {close[0]}?" if close else ""
+                raise UserError(f"trainer.megatron.{section}.{key}: unknown key{meant}")
+            setattr(target, key, value)

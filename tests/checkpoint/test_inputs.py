@@ -1,13 +1,13 @@
 """A run that resumes finds the rows and weights that it was trained with, or is refused."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from posttrain.checkpoint import fingerprints
+from posttrain.data.training_data import Splits
 from posttrain.errors import UserError
+from posttrain.models import HFModel
 
 
 @pytest.fixture
@@ -19,25 +19,23 @@ def model(tmp_path):
     return tmp_path
 
 
-def trainer(directory, **changed):
-    report = {"sha256": {"data.path": changed.get("files", ["f00"])}, "train": {"tokens": changed.get("tokens", 9)}}
-    model = SimpleNamespace(random_init=False, directory=directory)
-    return SimpleNamespace(
-        splits=SimpleNamespace(report=report, train=[1, 2]), model=model, peft=changed.get("peft", 1)
-    )
+def inputs(directory, files=("f00",), tokens=9, adapter=True):
+    """The digests of a run of the model in `directory`."""
+    report = {"sha256": {"data.path": list(files)}, "train": {"tokens": tokens}}
+    return fingerprints.inputs_of(Splits([1, 2], None, report), HFModel(path=str(directory)), adapter)
 
 
 def test_nothing_changed(model):
-    found = fingerprints.of(trainer(model))
-    fingerprints.check(found, fingerprints.of(trainer(model)), model)
+    found = inputs(model)
+    fingerprints.check(found, inputs(model), model)
     fingerprints.check({}, found, model)  # of a checkpoint that doesn't say
-    assert set(fingerprints.of(trainer(model, peft=None))) == {"data", "config"}  # the checkpoint has all the weights
+    assert set(inputs(model, adapter=False)) == {"data", "config"}  # the checkpoint has all the weights
 
 
 @pytest.mark.parametrize("changed", [{"files": ["bad"]}, {"tokens": 8}])
 def test_other_rows(model, changed):
     with pytest.raises(UserError, match=r"training rows of data.path changed since it was saved"):
-        fingerprints.check(fingerprints.of(trainer(model)), fingerprints.of(trainer(model, **changed)), model)
+        fingerprints.check(inputs(model), inputs(model, **changed), model)
 
 
 def scaled(model):
@@ -57,14 +55,14 @@ def longer(model):
 
 @pytest.mark.parametrize("change", [scaled, renamed, longer, lambda model: (model / "model-1.safetensors").unlink()])
 def test_other_weights(model, change):
-    before = fingerprints.of(trainer(model))
+    before = inputs(model)
     change(model)
     with pytest.raises(UserError, match=r"the weights of model.path, which the adapter was trained on, changed"):
-        fingerprints.check(before, fingerprints.of(trainer(model)), model)
+        fingerprints.check(before, inputs(model), model)
 
 
 def test_another_shape(model):
-    before = fingerprints.of(trainer(model, peft=None))
+    before = inputs(model, adapter=False)
     (model / "config.json").write_text('{"rope_theta": 2}')
     with pytest.raises(UserError, match=r"config.json of model.path changed"):
-        fingerprints.check(before, fingerprints.of(trainer(model, peft=None)), model)
+        fingerprints.check(before, inputs(model, adapter=False), model)

@@ -11,6 +11,7 @@ from posttrain.data.checks import check
 from posttrain.data.jinja import compile_template
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
+from posttrain.spec.checks import check_objective
 
 FORMATS = sorted(file.stem for file in (CONF_DIR / "data").glob("*.yaml"))
 TEMPLATES = sorted(file.stem for file in (CONF_DIR / "template").glob("*.yaml"))
@@ -67,7 +68,9 @@ def test_each_option_is_explained_and_no_other_exists(path):
 )
 def test_mistakes_are_found_before_anything_is_loaded(words, message):
     with pytest.raises(UserError, match=message):
-        check(compose(words))
+        cfg = compose(words)
+        check(cfg)
+        check_objective(cfg)
 
 
 def test_the_demo_has_no_mistakes():

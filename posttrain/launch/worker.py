@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 
@@ -102,7 +102,7 @@ def build(run_dir: Path) -> "Trainer":
     applied = ", ".join(patches.apply(platform))
     log.info("device %s, Transformer Engine %s, patches: %s", platform.device, platform.transformer_engine, applied)
 
-    parts = {}
+    parts: dict[str, Any] = {}
     for name in GROUPS:
         parts[name] = built(cfg[name]) if cfg[name].get("_target_") else None
     trackers = [built(tracker) for tracker in cfg.logger.values()]

@@ -49,6 +49,12 @@ class Pruned(RunFailed):
     restartable = False
 
 
+class ExportRefused(RunFailed):
+    """An exported directory is not what was trained; nothing was published."""
+
+    restartable = False
+
+
 def location_error(error: OSError) -> str | None:
     """A line about a file or folder that can't be written or read; None: the error is about something else."""
     if "No usable temporary directory" in str(error):

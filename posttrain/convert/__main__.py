@@ -25,6 +25,8 @@ from posttrain.cli import command
 from posttrain.config import schema, targets
 from posttrain.config.instantiate import built
 from posttrain.convert import single_process
+from posttrain.convert.checkpoints import find
+from posttrain.convert.publish import check_free
 from posttrain.errors import UserError
 from posttrain.spec import checks
 from posttrain.utils import stop
@@ -71,30 +73,31 @@ def main() -> None:
     if len(words) != 1:
         stop.fail(f"say one of {', '.join(COMMANDS)}; what each takes: python -m posttrain.convert --help")
     rest = [word for word in sys.argv[1:] if word not in COMMANDS]
-    named = next((word for word in rest if word.lstrip("+~").partition("=")[0].partition(".")[0] == "model"), None)
-    if named and words[0] != "import":
-        stop.fail(f"`{named}`: {words[0]} takes the model from its checkpoint; name none")
+    for word in rest:
+        group, _, _ = word.lstrip("+~").partition("=")[0].partition(".")
+        if group == "model" and words[0] != "import":
+            stop.fail(f"`{word}`: {words[0]} takes the model from its checkpoint; name none")
     # `checkpoint` by itself is a configuration group of training.
     rest = [f"convert.{word}" if word.startswith("checkpoint=") else word for word in rest]
     sys.argv[1:] = [f"convert.command={words[0]}", *rest]
-    said = any(word.lstrip("+").startswith("convert.repo=") for word in rest)
-    command.run(lambda cfg: run(cfg, said), config_name="convert")
+    repo_given = any(word.lstrip("+").startswith("convert.repo=") for word in rest)
+    command.run(lambda cfg: run(cfg, repo_given), config_name="convert")
 
 
-def run(cfg: DictConfig, repo_said: bool = True) -> None:
+def run(cfg: DictConfig, repo_given: bool = True) -> None:
     """Do what a composed configuration says.
 
     Args:
         cfg: the configuration.
-        repo_said: whether the command line names the repository to push to; a stranger's configuration can't.
+        repo_given: whether the command line names the repository to push to; a stranger's configuration can't.
 
     Raises:
         UserError: a key is missing or wrong, or what is to be converted can't be.
     """
     targets.check(cfg)
     c = cfg.convert
-    if c.repo is not None and not repo_said:
-        raise UserError("`convert.repo`: where to push to is said on the command line, not in a configuration")
+    if c.repo is not None and not repo_given:
+        raise UserError("`convert.repo`: where to push to is given on the command line, not in a configuration")
     if c.command == "push":
         return push_export(c)
     token = None
@@ -108,8 +111,6 @@ def run(cfg: DictConfig, repo_said: bool = True) -> None:
         raise UserError("`convert.out`: has no value; give the directory to write")
     if c.dtype not in (None, *DTYPES):
         raise UserError(f"`convert.dtype={c.dtype}`: must be one of {', '.join(DTYPES)}")
-    from posttrain.convert.publish import check_free
-
     out = Path(c.out).expanduser()
     check_free(out, c.overwrite)
     if c.command == "import":
@@ -122,15 +123,15 @@ def run(cfg: DictConfig, repo_said: bool = True) -> None:
     elif c.command == "export":
         export(cfg, out)
     else:
-        from posttrain.convert.merge import merge
+        from posttrain.convert.merge import merge_adapter
 
-        merge(Path(c.checkpoint).expanduser(), out, c.overwrite, c.dtype, c.license)
+        merge_adapter(Path(c.checkpoint).expanduser(), out, c.overwrite, c.dtype, c.license)
     print(f"written: {out}")
     if token:
         from posttrain.convert import push
 
-        push.check(out, c.allow_unverified)
-        print(f"pushed: {push.push(out, c.repo, token, c.private)}")
+        push.check_pushable(out, c.allow_unverified)
+        print(f"pushed: {push.upload(out, c.repo, token, c.private)}")
 
 
 def push_export(c: DictConfig) -> None:
@@ -150,8 +151,8 @@ def push_export(c: DictConfig) -> None:
     if directory is None:
         raise UserError(f"checkpoint={path}: holds no finished export; make one: python -m posttrain.convert export")
     load.check(directory)
-    push.check(directory, c.allow_unverified)
-    print(f"pushed: {push.push(directory, c.repo, token, c.private)}")
+    push.check_pushable(directory, c.allow_unverified)
+    print(f"pushed: {push.upload(directory, c.repo, token, c.private)}")
 
 
 def import_(cfg: DictConfig, out: Path) -> None:
@@ -167,17 +168,15 @@ def import_(cfg: DictConfig, out: Path) -> None:
 
 def export(cfg: DictConfig, out: Path) -> None:
     """Find the checkpoint, then start Megatron and convert."""
-    from posttrain.convert.checkpoints import find
-
-    found = find(Path(cfg.convert.checkpoint).expanduser())
-    if found.peft and cfg.convert.dtype:
-        raise UserError(f"`convert.dtype={cfg.convert.dtype}`: {found.directory} is an adapter's; give it to merge")
+    c = cfg.convert
+    checkpoint = find(Path(c.checkpoint).expanduser())
+    if checkpoint.peft and c.dtype:
+        raise UserError(f"`convert.dtype={c.dtype}`: {checkpoint.directory} is an adapter's; give it to merge")
     with quiet():
         single_process.start()
         from posttrain.convert.megatron import export_checkpoint
 
-        c = cfg.convert
-        export_checkpoint(found, out, c.overwrite, c.verify, c.dtype, c.license)
+        export_checkpoint(checkpoint, out, c.overwrite, c.verify, c.dtype, c.license)
 
 
 @contextlib.contextmanager

@@ -3,16 +3,19 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.models.families import family_of
 from posttrain.models.headers import own_file, read_json
 from posttrain.models.tokenizer_files import FILES
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 GENERATION = "generation_config.json"
 
 
-def write_config(out: Path, config: Any, base: Path | None, dtype: str) -> None:
+def write_config(out: Path, config: "PretrainedConfig", base: Path | None, dtype: str) -> None:
     """Write config.json as the base has it, in words that transformers 4 and 5 both read.
 
     transformers 5 knows `rope_parameters` and `dtype`, transformers 4 `rope_theta`, `rope_scaling` and `torch_dtype`
@@ -23,18 +26,29 @@ def write_config(out: Path, config: Any, base: Path | None, dtype: str) -> None:
         base: directory whose config.json is kept word by word; None: what `config` says.
         dtype: of the weights written: float32, bfloat16.
     """
-    fields = read_json(base / "config.json") if base else config.to_dict()
+    fields: dict[str, Any] = read_json(base / "config.json") if base else config.to_dict()
     fields |= {"dtype": dtype, "torch_dtype": dtype, "vocab_size": config.vocab_size}
     rope = getattr(config, "rope_parameters", None)
     if rope and "rope_theta" in rope:
         fields["rope_parameters"] = dict(rope)
         fields["rope_theta"] = rope["rope_theta"]
-        scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
-        fields["rope_scaling"] = scaling if rope.get("rope_type", "default") != "default" else None
+        fields["rope_scaling"] = None
+        if rope.get("rope_type", "default") != "default":
+            others = ("rope_theta", "partial_rotary_factor")
+            fields["rope_scaling"] = {key: value for key, value in rope.items() if key not in others}
     family = family_of(config.to_dict())
     if family is not None:
         fields |= family.legacy_fields(config)
-    (out / "config.json").write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(out / "config.json", fields)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The fields of a JSON file; none where there is no file."""
+    return read_json(file) if file.is_file() else {}
+
+
+def _write(file: Path, fields: dict[str, Any]) -> None:
+    file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(out: Path, source: Path) -> None:
@@ -47,10 +61,10 @@ def copy_tokenizer(out: Path, source: Path) -> None:
         if own_file(source / name):
             shutil.copyfile(source / name, out / name)
     config = out / "tokenizer_config.json"
-    fields = read_json(config) if config.is_file() else {}
+    fields = _read(config)
     if fields.get("tokenizer_class") == "TokenizersBackend":  # transformers 5 takes the older name for it too
         fields["tokenizer_class"] = "PreTrainedTokenizerFast"
-        config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write(config, fields)
 
 
 def copy_generation_config(out: Path, source: Path) -> None:
@@ -64,14 +78,17 @@ def write_chat_template(out: Path, text: str) -> None:
 
     transformers 5 reads chat_template.jinja, older ones and other tools tokenizer_config.json.
     """
-    file, config = out / "chat_template.jinja", out / "tokenizer_config.json"
-    fields = read_json(config) if config.is_file() else {}
-    before = file.read_text(encoding="utf-8") if file.is_file() else fields.get("chat_template")
+    file = out / "chat_template.jinja"
+    config = out / "tokenizer_config.json"
+    fields = _read(config)
+    before = fields.get("chat_template")
+    if file.is_file():
+        before = file.read_text(encoding="utf-8")
     if before == text:
         return
     file.write_text(text, encoding="utf-8")
     fields["chat_template"] = text
-    config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(config, fields)
 
 
 def set_end_token(out: Path, token: str) -> None:
@@ -83,7 +100,7 @@ def set_end_token(out: Path, token: str) -> None:
         fields = read_json(file)
         if name == "tokenizer_config.json" or "eos_token" in fields:
             fields["eos_token"] = token
-            file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            _write(file, fields)
 
 
 def add_stop_tokens(out: Path, ids: set[int], known: int | list[int] | None) -> None:
@@ -94,13 +111,15 @@ def add_stop_tokens(out: Path, ids: set[int], known: int | list[int] | None) -> 
         known: the end tokens of config.json, which count where generation_config.json has none.
     """
     file = out / GENERATION
-    fields = read_json(file) if file.is_file() else {}
-    known = as_set(fields.get("eos_token_id", known))
-    if not ids <= known:
-        fields["eos_token_id"] = sorted(known | ids)
-        file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    fields = _read(file)
+    present = as_set(fields.get("eos_token_id", known))
+    if not ids <= present:
+        fields["eos_token_id"] = sorted(present | ids)
+        _write(file, fields)
 
 
 def as_set(ids: int | list[int] | None) -> set[int]:
     """The end tokens of a configuration, which says one, several or none."""
-    return set(ids if isinstance(ids, list) else [ids]) - {None}
+    if ids is None:
+        return set()
+    return set(ids) if isinstance(ids, list) else {ids}

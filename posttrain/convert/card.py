@@ -17,7 +17,7 @@ LOAD = {
 GENERATION = "generation_config.json"
 
 
-def write(directory: Path, name: str, facts: dict[str, Any] | None, license: str | None = None) -> None:
+def write_card(directory: Path, name: str, facts: dict[str, Any] | None, license: str | None = None) -> None:
     """Write README.md, and the facts as training.json.
 
     Args:
@@ -33,30 +33,45 @@ def write(directory: Path, name: str, facts: dict[str, Any] | None, license: str
         write_json(directory / FILE, facts)
     facts = facts or {}
     license = license or facts.get("license")
-    library = "peft" if is_adapter(directory) else "transformers"
-    base = facts.get("base") or (base_of(directory) if library == "peft" else None)
-    names = facts.get("data", {}).get("names", [])
+    library = "transformers"
+    base = facts.get("base")
+    tags = ["posttrain", "megatron-bridge"]
+    if facts:
+        tags.append("sft")
+    if is_adapter(directory):
+        library = "peft"
+        base = base or base_of(directory)
+        tags.append("lora")
     head = ModelCardData(
         license=license or "unknown",
         base_model=base if base and is_hub_id(base) else None,
-        datasets=[
-            found.removeprefix("hf://").split("@")[0].split(":")[0] for found in names if found.startswith("hf://")
-        ]
-        or None,
+        datasets=_hub_datasets(facts) or None,
         library_name=library,
         pipeline_tag="text-generation",
-        tags=["posttrain", "megatron-bridge", *(["sft"] if facts else []), *(["lora"] if library == "peft" else [])],
+        tags=tags,
     )
-    text = body(name, library, base, license, facts, verified(directory)) + stopping(directory, library)
+    text = describe(name, library, base, license, facts, verified(directory)) + stopping(directory, library)
     card = ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}")
     write_text(directory / CARD, str(card))
 
 
-def body(name: str, library: str, base: str | None, license: str | None, facts: dict[str, Any], checked: str) -> str:
+def _hub_datasets(facts: dict[str, Any]) -> list[str]:
+    """Ids of the data sets of a hub that were trained on; a name may be hf://OWNER/NAME:SUBSET@REVISION."""
+    datasets = []
+    for name in facts.get("data", {}).get("names", []):
+        if name.startswith("hf://"):
+            datasets.append(name.removeprefix("hf://").split("@")[0].split(":")[0])
+    return datasets
+
+
+def describe(
+    name: str, library: str, base: str | None, license: str | None, facts: dict[str, Any], checked: str
+) -> str:
     """The text below the front matter, in Markdown."""
     parts = [f"# {name}", ""]
-    if facts:
-        parts.append(f"Trained from `{Path(base).name if not is_hub_id(base) else base}`: {facts['method']}.")
+    if facts and base:
+        public = base if is_hub_id(base) else Path(base).name
+        parts.append(f"Trained from `{public}`: {facts['method']}.")
     else:
         parts.append("Converted; nothing says how it was trained.")
     parts += ["", f"Licence: {license or 'unknown; name it with trainer.license or convert.license'}.", ""]
@@ -76,9 +91,9 @@ def stopping(directory: Path, library: str) -> str:
     ids = read_json(directory / GENERATION).get("eos_token_id")
     report = verification(directory) or {}
     tokens = ", ".join(f"`{token}`" for token in report.get("tokenizer", {}).get("end_tokens", ()))
-    named = f" ({tokens})" if tokens else ""
+    written = f" ({tokens})" if tokens else ""
     return (
-        f"\nAn answer ends at one of the tokens {ids}{named}. The base model may not know that; say it before "
+        f"\nAn answer ends at one of the tokens {ids}{written}. The base model may not know that; say it before "
         "`model.generate`:\n\n```python\nfrom transformers import GenerationConfig\n\n"
         "model.generation_config = GenerationConfig.from_pretrained(path)\n```\n"
     )
@@ -115,16 +130,20 @@ def read_facts(directory: Path) -> dict[str, Any] | None:
 
 
 def _data(data: dict[str, Any]) -> list[str]:
-    lines = [f"- {', '.join(f'`{name}`' for name in data['names'])}, read as {data['format']}"]
-    lines += [f"- SHA-256 of {key}: {', '.join(found)}" for key, found in data.get("sha256", {}).items()]
+    names = ", ".join(f"`{name}`" for name in data["names"])
+    lines = [f"- {names}, read as {data['format']}"]
+    for key, digests in data.get("sha256", {}).items():
+        lines.append(f"- SHA-256 of {key}: {', '.join(digests)}")
     for split in ("train", "validation"):
-        if part := data.get(split):
-            lines.append(
-                f"- {split}: " + ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in part.items())
-            )
+        counts = [f"{value:,} {key.replace('_', ' ')}" for key, value in data.get(split, {}).items()]
+        if counts:
+            lines.append(f"- {split}: {', '.join(counts)}")
     return lines
 
 
 def _table(values: dict[str, Any]) -> list[str]:
-    rows = [f"| {key} | {f'{value:.4g}' if isinstance(value, float) else value} |" for key, value in values.items()]
-    return ["| | |", "|---|---|", *rows]
+    rows = ["| | |", "|---|---|"]
+    for key, value in values.items():
+        text = f"{value:.4g}" if isinstance(value, float) else value
+        rows.append(f"| {key} | {text} |")
+    return rows

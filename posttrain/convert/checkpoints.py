@@ -4,12 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from posttrain.checkpoint import directories
 from posttrain.checkpoint.progress import FILE as progress_file
-from posttrain.convert.training_metadata import facts
+from posttrain.config import frozen, targets
+from posttrain.config.instantiate import built
+from posttrain.convert.training_metadata import collect_facts
+from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
 from posttrain.models import HFModel
 from posttrain.models.headers import read_json
+from posttrain.peft.adapters import LoRA
 from posttrain.utils import rundir
 
 # What an imported checkpoint has beside the weights: config.json, tokenizer; what its export needs.
@@ -30,8 +36,8 @@ class Checkpoint:
 
     directory: Path
     model: HFModel
-    peft: Any = None
-    template: Any = None
+    peft: LoRA | None = None
+    template: ChatTemplate | None = None
     facts: dict[str, Any] | None = None
 
 
@@ -51,45 +57,44 @@ def find(path: Path) -> Checkpoint:
     if not candidates:
         raise UserError(f"checkpoint={path}: no finished checkpoint (iter_*) in it")
     newest = candidates[0]
-    if reason := directories.problem(newest):
+    reason = directories.problem(newest)
+    if reason:
         raise UserError(f"{newest}: {reason}; it is damaged or half written: name another, checkpoint={root}/iter_...")
     rundir.check_tree(root, HUGGING_FACE)
     if (root / HUGGING_FACE / "config.json").is_file():
         return Checkpoint(newest, HFModel(path=str(root / HUGGING_FACE), random_init=True))
-    return of_run(newest, root.parent)
+    return find_in_run(newest, root.parent)
 
 
-def of_run(directory: Path, run_dir: Path) -> Checkpoint:
+def find_in_run(directory: Path, run_dir: Path) -> Checkpoint:
     """The checkpoint of a run, which has its frozen configuration."""
-    from omegaconf import OmegaConf
-
-    from posttrain.config import frozen, targets
-    from posttrain.config.instantiate import built
-
     config = run_dir / "config.yaml"
     if not rundir.is_file(run_dir, "config.yaml"):
         raise UserError(f"{directory}: neither {config} nor a {HUGGING_FACE} directory says what model it is of")
     cfg = frozen.read(run_dir)
     targets.check(cfg)
-    if not all(OmegaConf.is_dict(OmegaConf.select(cfg, group)) for group in ("model", "peft", "template")):
-        raise UserError(f"{config}: is not the configuration of a run; it has no `model`, `peft` or `template`")
+    for group in ("model", "peft", "template"):
+        if not OmegaConf.is_dict(OmegaConf.select(cfg, group)):
+            raise UserError(f"{config}: is not the configuration of a run; it has no `{group}`")
     model = built(cfg.model)
     if not model.random_init:
         _ = model.directory  # that it is still there, and whole
     peft = built(cfg.peft) if cfg.peft.get("_target_") else None
     template = built(cfg.objective).template(built(cfg.template))
-    return Checkpoint(directory, model, peft, template, facts_of(directory, run_dir, cfg))
+    return Checkpoint(directory, model, peft, template, read_facts(directory, run_dir, cfg))
 
 
-def facts_of(directory: Path, run_dir: Path, cfg: Any) -> dict[str, Any]:
+def read_facts(directory: Path, run_dir: Path, cfg: DictConfig) -> dict[str, Any]:
     """What the run's files say about its training up to this checkpoint."""
-    progress, summary = (
-        read_json(root / name) if rundir.is_file(root, name) else {}
-        for root, name in ((directory, progress_file), (run_dir, "summary.json"))
-    )
-    step = directories.step_of(directory)
-    kept = ("train_loss", "val_loss_before", "supervised_tokens")
-    results = {"steps": step, **{key: progress.get(key) for key in kept}}
-    if summary.get("steps") == step:
+    progress = _read_if_there(directory, progress_file)
+    summary = _read_if_there(run_dir, "summary.json")
+    results: dict[str, Any] = {"steps": directories.step_of(directory)}
+    for key in ("train_loss", "val_loss_before", "supervised_tokens"):
+        results[key] = progress.get(key)
+    if summary.get("steps") == results["steps"]:
         results["val_loss_after"] = summary.get("val_loss_after")
-    return facts(cfg, results, summary.get("data"))
+    return collect_facts(cfg, results, summary.get("data"))
+
+
+def _read_if_there(directory: Path, name: str) -> dict[str, Any]:
+    return read_json(directory / name) if rundir.is_file(directory, name) else {}

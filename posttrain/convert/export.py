@@ -2,27 +2,35 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from posttrain.convert import card, megatron_logits
+from posttrain.convert import megatron_logits
 from posttrain.convert.artifacts import add_stop_tokens, as_set, copy_generation_config, write_config
+from posttrain.convert.card import write_card
 from posttrain.convert.publish import publishing
 from posttrain.convert.shards import ShardWriter
 from posttrain.convert.trained_tokenizer import TrainedTokenizer
-from posttrain.convert.verify import ExportRefused, Live, compare_base, verify
+from posttrain.convert.verify import LiveLogits, compare_base, verify_export
+from posttrain.errors import ExportRefused
 from posttrain.models import HFModel
 from posttrain.models.families import family_of
 from posttrain.models.headers import read_headers, read_json
 from posttrain.models.hf import DEMO
 from posttrain.models.hf_adapter import CONFIG, PREFIX, WEIGHTS
 from posttrain.models.vocabulary import is_output, is_vocabulary
+from posttrain.peft.magnitudes import export_magnitudes
 from posttrain.utils.atomic_files import write_json
+
+if TYPE_CHECKING:
+    from megatron.bridge import AutoBridge
+    from megatron.bridge.peft.base import PEFT
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +54,9 @@ class Source:
     """
 
     model: HFModel
-    bridge: Any
+    bridge: "AutoBridge"
     parts: list[torch.nn.Module]
-    peft: Any
+    peft: "PEFT | None"
     dtype: torch.dtype
     device: str
     unchecked: str | None = None
@@ -74,30 +82,37 @@ def check_base(source: Source) -> dict[str, Any]:
         return {"checked": False, "reason": source.unchecked or "the weights are random"}
     trained = source.tokenizer or TrainedTokenizer(model)
     rows = model.file_rows  # new ones are not in the files
-    tokens = megatron_logits.prompts(trained.tokenizer, rows)
-    found = Live(tokens, megatron_logits.logits(source.parts, tokens)[..., :rows], source.dtype == torch.bfloat16)
-    report, refused = None, [None]
+    tokens = megatron_logits.encode_prompts(trained.tokenizer, rows)
+    logits = megatron_logits.compute_logits(source.parts, tokens)[..., :rows]
+    live = LiveLogits(tokens, logits, source.dtype == torch.bfloat16)
+    report: dict[str, Any] = {}
+    reason = None
     if torch.distributed.get_rank() == 0:
         try:
-            report = compare_base(model, found, source.device)
+            report = compare_base(model, live, source.device)
         except ExportRefused as error:
-            refused = [str(error)]
-    refuse_everywhere(refused)
-    return report or {}
+            reason = str(error)
+    refuse_everywhere(reason)
+    return report
 
 
-def refuse_everywhere(refused: list[str | None]) -> None:
-    """Raise ExportRefused on every process with the reason that the first one has in `refused`, if it has one."""
+def refuse_everywhere(reason: str | None) -> None:
+    """Raise ExportRefused on every process with the reason that the first one gives, if it gives one."""
+    refused = [reason]
     if torch.distributed.get_world_size() > 1:
         torch.distributed.broadcast_object_list(refused, src=0)
     if refused[0]:
         raise ExportRefused(refused[0])
 
 
-def export(source: Source, out: Path, overwrite: bool = False, progress: Any = None) -> Path:
+def export_source(
+    source: Source, out: Path, overwrite: bool = False, progress: Callable[[int], object] | None = None
+) -> Path:
     """Write the directory `out` with verification.json in it; tokenizer included; a collective call.
 
     Args:
+        source: the live model.
+        out: the directory.
         overwrite: replace a directory that is there.
         progress: called with the bytes of each tensor written.
 
@@ -106,27 +121,31 @@ def export(source: Source, out: Path, overwrite: bool = False, progress: Any = N
     """
     rank = torch.distributed.get_rank()
     trained = source.tokenizer or TrainedTokenizer(source.model)
-    found: Live | str = source.unchecked or ""
-    if not found:
-        tokens = megatron_logits.prompts(trained.tokenizer, source.model.hf_config().vocab_size, trained.conversation)
-        found = Live(tokens, megatron_logits.logits(source.parts, tokens), source.dtype == torch.bfloat16)
-    refused = [None]
+    live: LiveLogits | str = source.unchecked or ""
+    if not live:
+        rows = source.model.hf_config().vocab_size
+        tokens = megatron_logits.encode_prompts(trained.tokenizer, rows, trained.conversation)
+        live = LiveLogits(tokens, megatron_logits.compute_logits(source.parts, tokens), source.dtype == torch.bfloat16)
+    reason = None
     try:
         with publishing(out, overwrite, first=rank == 0) as scratch:
-            write_adapter(source, scratch) if source.peft else write_weights(source, scratch, progress)
+            if source.peft:
+                write_adapter(source, scratch)
+            else:
+                write_weights(source, scratch, progress)
             if rank == 0:
                 write_artifacts(source, trained, scratch)
-                tokenizer = trained.check(scratch)
                 dtype = str(source.dtype).removeprefix("torch.")
-                report = {"tokenizer": tokenizer, **verify(scratch, source.model, dtype, found, source.device)}
+                report = {"tokenizer": trained.check(scratch)}
+                report |= verify_export(scratch, source.model, dtype, live, source.device)
                 if source.base:
                     report["base"] = source.base
                 write_json(scratch / "verification.json", report)
-                card.write(scratch, name_of(out), source.facts, source.license)
+                write_card(scratch, name_of(out), source.facts, source.license)
                 log.info("export verified: %s", json.dumps(report))
     except ExportRefused as error:
-        refused = [str(error)]
-    refuse_everywhere(refused)
+        reason = str(error)
+    refuse_everywhere(reason)
     return out
 
 
@@ -135,7 +154,7 @@ def name_of(out: Path) -> str:
     return out.parent.name if out.name in ("adapter", "hf") else out.name
 
 
-def write_weights(source: Source, scratch: Path, progress: Any = None) -> None:
+def write_weights(source: Source, scratch: Path, progress: Callable[[int], object] | None = None) -> None:
     """All weights as safetensors, adapters merged; written by the first process, the others send their parts."""
     config = source.model.hf_config()
     # Without a base to compare with the bridge writes a tied matrix twice.
@@ -155,12 +174,11 @@ def write_weights(source: Source, scratch: Path, progress: Any = None) -> None:
 def write_adapter(source: Source, scratch: Path) -> None:
     """adapter_config.json and adapter_model.safetensors as PEFT writes them."""
     model = source.model
-    hub = model.random_init or not (Path(model.base).is_dir() or model.base.startswith(DEMO))
-    base = model.base if hub else str(model.directory.resolve())
+    base = model.base
+    if not model.random_init and (Path(base).is_dir() or base.startswith(DEMO)):
+        base = str(model.directory.resolve())
     source.bridge.save_hf_adapter(source.parts, scratch, source.peft, base_model_name_or_path=base, show_progress=False)
-    from posttrain.peft.magnitudes import export_magnitudes
-
-    found = export_magnitudes(source.bridge, source.parts)
+    added = export_magnitudes(source.bridge, source.parts)
     if torch.distributed.get_rank() != 0:
         return
     family = family_of(model.hf_config().to_dict())
@@ -168,26 +186,29 @@ def write_adapter(source: Source, scratch: Path) -> None:
         config = read_json(scratch / CONFIG)
         write_json(scratch / CONFIG, config | {"fan_in_fan_out": True})
     if model.rows is not None and not model.random_init:
-        found |= vocabulary(model)
-    if found:
-        save_file(load_file(scratch / WEIGHTS) | found, scratch / WEIGHTS, metadata={"format": "pt"})
+        added |= grown_vocabulary(model)
+    if added:
+        save_file(load_file(scratch / WEIGHTS) | added, scratch / WEIGHTS, metadata={"format": "pt"})
 
 
-def vocabulary(model: HFModel) -> dict[str, torch.Tensor]:
+def grown_vocabulary(model: HFModel) -> dict[str, torch.Tensor]:
     """The embedding and output matrix of a model that has more rows than its base, by their names in a PEFT file."""
-    found = {}
+    matrices = {}
     for name, tensor in read_headers(model.directory).items():
         if is_vocabulary(name):
             with safe_open(tensor.file, framework="pt") as file:
-                found[PREFIX + name] = model.vocabulary(name, file.get_tensor(name)).contiguous()
-    return found
+                matrices[PREFIX + name] = model.vocabulary(name, file.get_tensor(name)).contiguous()
+    return matrices
 
 
 def write_artifacts(source: Source, trained: TrainedTokenizer, scratch: Path) -> None:
     """The tokenizer, generation_config.json with every token that ends an answer, config.json of a whole model."""
     model = source.model
-    base = model.directory if not model.random_init else Path(model.path) if model.architecture is None else None
-    base = base if base and base.is_dir() else None
+    base: Path | None = None
+    if not model.random_init:
+        base = model.directory
+    elif model.architecture is None and Path(model.path).is_dir():
+        base = Path(model.path)
     if not source.peft:
         write_config(scratch, model.hf_config(), base, str(source.dtype).removeprefix("torch."))
     trained.write(scratch)

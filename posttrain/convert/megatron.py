@@ -1,23 +1,38 @@
-"""Megatron `torch_dist` checkpoints in and out, in one process on the CPU (see process.py)."""
+"""Megatron `torch_dist` checkpoints in and out, in one process on the CPU (see single_process.py)."""
 
 import shutil
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from megatron.bridge.training.checkpointing import (
+    _generate_model_state_dict,
+    apply_peft_adapter_filter_to_state_dict,
+)
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.utils import unwrap_model
+from torch.distributed.checkpoint.api import CheckpointException
 
 from posttrain.checkpoint import directories, pickles
 from posttrain.convert import mmap_weights
 from posttrain.convert.artifacts import copy_generation_config, copy_tokenizer, write_config
 from posttrain.convert.checkpoints import HUGGING_FACE, Checkpoint
-from posttrain.convert.export import Source, export
-from posttrain.convert.progress_bar import progress
+from posttrain.convert.export import Source, export_source
+from posttrain.convert.progress_bar import show_progress
 from posttrain.convert.publish import publishing
 from posttrain.convert.trained_tokenizer import TrainedTokenizer
 from posttrain.errors import UserError
 from posttrain.models import HFModel
-from posttrain.models.headers import read_headers
+from posttrain.models.headers import Tensor, read_headers
+from posttrain.models.local_spec import use_local_layers
+
+if TYPE_CHECKING:
+    from megatron.bridge import AutoBridge
+    from megatron.bridge.peft.base import PEFT
 
 FORMATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -35,44 +50,58 @@ def import_model(model: HFModel, out: Path, overwrite: bool = False, dtype: str 
         UserError: the directory is damaged, or its architecture is not known.
     """
     tensors = read_headers(model.directory)
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    if unknown := dtypes - FORMATS.keys() - {"I64", "BOOL", "U8"}:
-        raise UserError(f"{model.directory}: tensors of {', '.join(sorted(unknown))}; only unquantised models convert")
-    bf16 = sum(prod(t.shape) for t in tensors.values() if t.dtype == "BF16")
-    mostly = "bfloat16" if 2 * bf16 > sum(prod(t.shape) for t in tensors.values()) else "float32"
-    weights = getattr(torch, dtype or mostly)
+    _check_formats(model.directory, tensors)
+    dtype = dtype or _usual_dtype(tensors)
     bridge = model.bridge()
     total = sum(file.stat().st_size for file in {tensor.file for tensor in tensors.values()})
     with publishing(out, overwrite) as scratch:
-        with progress("reading", total) as done:
+        with show_progress("reading", total) as done:
             count_reads(bridge, done)
-            parts = build(bridge, weights, scratch, load=True)
+            parts = build(bridge, getattr(torch, dtype), scratch, load=True)
         unsealed = scratch / ".partial"
-        with mmap_weights.saved_as_they_lie():
+        with mmap_weights.save_without_copy():
             bridge.save_megatron_model(parts, unsealed)
         directories.publish(unsealed / "iter_0000000", scratch / "iter_0000000")
         shutil.rmtree(unsealed)
         beside = scratch / HUGGING_FACE
         beside.mkdir()
-        write_config(beside, model.hf_config(), model.directory, dtype or mostly)
+        write_config(beside, model.hf_config(), model.directory, dtype)
         copy_generation_config(beside, model.directory)
         copy_tokenizer(beside, Path(model.tokenizer_path))
 
 
-def count_reads(bridge: Any, done: Any) -> None:
+def _check_formats(directory: Path, tensors: dict[str, Tensor]) -> None:
+    unknown = {tensor.dtype for tensor in tensors.values()} - FORMATS.keys() - {"I64", "BOOL", "U8"}
+    if unknown:
+        raise UserError(f"{directory}: tensors of {', '.join(sorted(unknown))}; only unquantised models convert")
+
+
+def _usual_dtype(tensors: dict[str, Tensor]) -> str:
+    """bfloat16 where most numbers are, else float32."""
+    every = bf16 = 0
+    for tensor in tensors.values():
+        every += prod(tensor.shape)
+        if tensor.dtype == "BF16":
+            bf16 += prod(tensor.shape)
+    return "bfloat16" if 2 * bf16 > every else "float32"
+
+
+def count_reads(bridge: "AutoBridge", done: Callable[[int], object]) -> None:
     """Report the bytes of every tensor that `bridge` reads from its directory."""
     source = bridge.hf_pretrained.state.source
     load = source.load_tensors
 
-    def counted(keys):
-        found = load(keys)
-        done(sum(tensor.numel() * tensor.element_size() for tensor in found.values()))
-        return found
+    def counted(keys: list[str]) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = load(keys)
+        done(sum(tensor.nbytes for tensor in tensors.values()))
+        return tensors
 
     source.load_tensors = counted
 
 
-def build(bridge: Any, dtype: torch.dtype, disk: Path, load: bool, adapter: Any = None) -> list[torch.nn.Module]:
+def build(
+    bridge: "AutoBridge", dtype: torch.dtype, disk: Path, load: bool, adapter: "PEFT | None" = None
+) -> list[torch.nn.Module]:
     """The Megatron model in one process, of local layers, its weights in a mapped file.
 
     Args:
@@ -82,30 +111,34 @@ def build(bridge: Any, dtype: torch.dtype, disk: Path, load: bool, adapter: Any 
         load: read the weights; else they are zeros.
         adapter: Megatron-Bridge's LoRA or DoRA to add, after the weights were read.
     """
-    from posttrain.models.local_spec import use_local_layers
-
     provider = bridge.to_megatron_provider(load_weights=load)
     use_local_layers(provider)
     provider.use_cpu_initialization = True
     provider.perform_initialization = False
     provider.params_dtype = provider.autocast_dtype = provider.pipeline_dtype = dtype
-    provider.bf16, provider.fp16 = dtype == torch.bfloat16, False
+    provider.bf16 = dtype == torch.bfloat16
+    provider.fp16 = False
     # What was allocated until then was never written to, and takes no memory.
-    provider.register_pre_wrap_hook(lambda parts: mmap_weights.move(parts, disk), prepend=True)
+    provider.register_pre_wrap_hook(lambda parts: mmap_weights.move_to_disk(parts, disk), prepend=True)
     if adapter is not None:
         provider.register_pre_wrap_hook(lambda parts: adapter(parts, training=True))
     provider.finalize()
-    return provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
+    parts: list[torch.nn.Module] = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
+    return parts
 
 
 def export_checkpoint(
-    found: Checkpoint, out: Path, overwrite: bool = False, check: bool = True, dtype: str | None = None,
+    checkpoint: Checkpoint,
+    out: Path,
+    overwrite: bool = False,
+    check: bool = True,
+    dtype: str | None = None,
     license: str | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write a checkpoint as a Hugging Face directory: the whole model, or the adapter of an adapter run.
 
     Args:
-        found: the checkpoint.
+        checkpoint: the checkpoint.
         out: the directory to write.
         overwrite: replace `out`.
         check: compare logits.
@@ -116,62 +149,59 @@ def export_checkpoint(
         UserError: its tensors are not those of its model.
         ExportRefused: the result is not the model of the checkpoint.
     """
-    adapter = found.peft.build() if found.peft else None
-    trained = TrainedTokenizer(found.model, found.template)
-    if found.template:
-        found.model.grow(len(trained))
+    adapter = checkpoint.peft.build() if checkpoint.peft else None
+    trained = TrainedTokenizer(checkpoint.model, checkpoint.template)
+    if checkpoint.template:
+        checkpoint.model.grow(len(trained))
     out.parent.mkdir(parents=True, exist_ok=True)
-    parts, bridge, weights = load(found, adapter, out.parent, getattr(torch, dtype) if dtype else None)
+    chosen = getattr(torch, dtype) if dtype else None
+    parts, bridge, weights = load_checkpoint(checkpoint, adapter, out.parent, chosen)
     source = Source(
-        found.model, bridge, parts, adapter, weights, "cpu", None if check else "convert.verify=false",
-        trained, found.facts, license,
-    )  # fmt: skip
-    total = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
-    with progress("writing", total) as done:
-        export(source, out, overwrite, done)
+        model=checkpoint.model,
+        bridge=bridge,
+        parts=parts,
+        peft=adapter,
+        dtype=weights,
+        device="cpu",
+        unchecked=None if check else "convert.verify=false",
+        tokenizer=trained,
+        facts=checkpoint.facts,
+        license=license,
+    )
+    total = 0
+    for part in parts:
+        total += sum(parameter.nbytes for parameter in part.parameters())
+    with show_progress("writing", total) as done:
+        export_source(source, out, overwrite, done)
 
 
-def load(
-    found: Checkpoint, adapter: Any, disk: Path, dtype: torch.dtype | None = None
-) -> tuple[list[torch.nn.Module], Any, torch.dtype]:
+def load_checkpoint(
+    checkpoint: Checkpoint, adapter: "PEFT | None", disk: Path, dtype: torch.dtype | None = None
+) -> tuple[list[torch.nn.Module], "AutoBridge", torch.dtype]:
     """The model of a checkpoint (its base in fp32 where it holds an adapter), its bridge, its dtype; see `build`.
 
     Raises:
         UserError: a tensor is missing or has another shape: it is another model's, or half written.
     """
-    from megatron.bridge.training.checkpointing import (
-        _generate_model_state_dict,
-        apply_peft_adapter_filter_to_state_dict,
-    )
-    from megatron.core import dist_checkpointing
-    from megatron.core.dist_checkpointing.core import CheckpointingException
-    from megatron.core.dist_checkpointing.validation import StrictHandling
-    from megatron.core.utils import unwrap_model
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    where = str(found.directory)
-    try:
-        with pickles.reading(found.directory):
-            held = dist_checkpointing.load_tensors_metadata(where)
-    except (CheckpointingException, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{where}: not a readable checkpoint ({_line(error)})") from error
-    has_adapter = any(".adapter." in name for name in held)
+    where = str(checkpoint.directory)
+    metadata = _read_metadata(checkpoint.directory)
+    has_adapter = any(".adapter." in name for name in metadata)
     if has_adapter != bool(adapter):
-        raise UserError(
-            f"{where}: holds {'an adapter' if has_adapter else 'a whole model'}, its configuration says not"
-        )
-    weights = [t.dtype for name, t in held.items() if name.startswith(("embedding.", "decoder.", "model."))]
-    dtype = dtype or (torch.float32 if has_adapter or torch.bfloat16 not in weights else torch.bfloat16)
-    bridge = found.model.bridge()
-    parts = build(bridge, dtype, disk, load=has_adapter and not found.model.random_init, adapter=adapter)
+        content = "an adapter" if has_adapter else "a whole model"
+        raise UserError(f"{where}: holds {content}, its configuration says not")
+    if dtype is None:
+        dtype = torch.float32 if has_adapter else _stored_dtype(metadata)
+    bridge = checkpoint.model.bridge()
+    load_base = has_adapter and not checkpoint.model.random_init
+    parts = build(bridge, dtype, disk, load=load_base, adapter=adapter)
     plain = unwrap_model(parts)
-    wanted = _generate_model_state_dict(plain, {})
+    sharded = _generate_model_state_dict(plain, {})
     if has_adapter:
-        wanted = apply_peft_adapter_filter_to_state_dict(wanted, adapter)
-    halves = mmap_weights.in_place(wanted["model"])
+        sharded = apply_peft_adapter_filter_to_state_dict(sharded, adapter)
+    halves = mmap_weights.split_in_place(sharded["model"])
     try:
-        with pickles.reading(found.directory):
-            state = dist_checkpointing.load(wanted, where, strict=StrictHandling.RAISE_UNEXPECTED)
+        with pickles.reading(checkpoint.directory):
+            state = dist_checkpointing.load(sharded, where, strict=StrictHandling.RAISE_UNEXPECTED)
     except (
         CheckpointException,
         CheckpointingException,
@@ -181,13 +211,36 @@ def load(
         OSError,
         EOFError,
     ) as error:
-        raise UserError(f"{where}: not a checkpoint of {found.model.path}, or damaged: {_line(error)}") from error
+        raise UserError(f"{where}: not a checkpoint of {checkpoint.model.path}, or damaged: {_line(error)}") from error
     whole = {name: item for name, item in state["model"].items() if name not in halves}
     missing, _ = plain[0].load_state_dict(whole, strict=False)
-    lost = [name for name in missing if "_extra_state" not in name and (".adapter." in name or not has_adapter)]
-    if lost := [name for name in lost if name not in halves]:
-        raise UserError(f"{where}: {lost[0]} is missing; it is incomplete, or another model's")
+    for name in missing:
+        expected = ".adapter." in name or not has_adapter
+        if expected and "_extra_state" not in name and name not in halves:
+            raise UserError(f"{where}: {name} is missing; it is incomplete, or another model's")
     return parts, bridge, dtype
+
+
+def _read_metadata(directory: Path) -> dict[str, Any]:
+    """Tensor -> its shape and dtype, as Megatron describes it.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        with pickles.reading(directory):
+            metadata: dict[str, Any] = dist_checkpointing.load_tensors_metadata(str(directory))
+    except (CheckpointingException, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{directory}: not a readable checkpoint ({_line(error)})") from error
+    return metadata
+
+
+def _stored_dtype(metadata: dict[str, Any]) -> torch.dtype:
+    """bfloat16 where a weight is, else float32."""
+    for name, tensor in metadata.items():
+        if name.startswith(("embedding.", "decoder.", "model.")) and tensor.dtype == torch.bfloat16:
+            return torch.bfloat16
+    return torch.float32
 
 
 def _line(error: BaseException) -> str:

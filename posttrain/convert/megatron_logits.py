@@ -1,8 +1,17 @@
 """Logits of a live Megatron model, however it is divided over processes."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.core.utils import unwrap_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog. What is the capital of France, and how many people live there?",
@@ -12,7 +21,9 @@ PROMPTS = (
 LENGTH = 32  # tokens of each; three of them divide by every usual tensor-parallel size
 
 
-def prompts(tokenizer: Any, vocabulary: int, conversation: list[int] | None = None) -> torch.Tensor:
+def encode_prompts(
+    tokenizer: "PreTrainedTokenizerBase", vocabulary: int, conversation: list[int] | None = None
+) -> torch.Tensor:
     """The fixed prompts [3 or 4, 32]: text cut or repeated to its length; ids outside the vocabulary are wrapped.
 
     Args:
@@ -20,25 +31,19 @@ def prompts(tokenizer: Any, vocabulary: int, conversation: list[int] | None = No
         vocabulary: rows of its embedding.
         conversation: ids of a fourth prompt.
     """
-    found = [tokenizer(text, add_special_tokens=False).input_ids for text in PROMPTS]
+    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in PROMPTS]
     if conversation:
-        found.append(conversation)
-    rows = [(ids * (LENGTH // len(ids) + 1))[:LENGTH] for ids in found]
+        prompts.append(conversation)
+    rows = [(ids * (LENGTH // len(ids) + 1))[:LENGTH] for ids in prompts]
     return torch.tensor(rows) % vocabulary
 
 
 @torch.no_grad()
-def logits(parts: list[torch.nn.Module], tokens: torch.Tensor) -> torch.Tensor:
+def compute_logits(parts: list[torch.nn.Module], tokens: torch.Tensor) -> torch.Tensor:
     """Logits [n, length, vocabulary as padded] of `tokens` [n, length], fp32 on the CPU; a collective call.
 
     The sequences are packed in one row, as in training.
     """
-    from megatron.core import parallel_state
-    from megatron.core.packed_seq_params import PackedSeqParams
-    from megatron.core.pipeline_parallel import get_forward_backward_func
-    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
-    from megatron.core.utils import unwrap_model
-
     count, length = tokens.shape
     device = next(parts[0].parameters()).device
     ends = torch.arange(0, count * length + 1, length, dtype=torch.int32, device=device)
@@ -48,7 +53,7 @@ def logits(parts: list[torch.nn.Module], tokens: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(length, device=device).repeat(count)[None]
     row = tokens.reshape(1, -1).to(device)
 
-    def forward_step(iterator, model):
+    def forward_step(iterator: object, model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
         output = model(row, positions, None, packed_seq_params=packed)
         return output, lambda output, non_loss_data: output
 
@@ -57,21 +62,29 @@ def logits(parts: list[torch.nn.Module], tokens: torch.Tensor) -> torch.Tensor:
     for part in plain:
         part.eval()
     try:
-        found = get_forward_backward_func()(
-            forward_step_func=forward_step, data_iterator=None, model=plain, num_microbatches=1,
-            seq_length=count * length, micro_batch_size=1, forward_only=True, collect_non_loss_data=True,
-        )  # fmt: skip
+        outputs = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=None,
+            model=plain,
+            num_microbatches=1,
+            seq_length=count * length,
+            micro_batch_size=1,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
     finally:
         for part, was in zip(plain, training, strict=True):
             part.train(was)
-    if parallel_state.is_pipeline_last_stage():
-        whole = gather_from_tensor_model_parallel_region(found[0]).float().reshape(count, length, -1).contiguous()
+    last = parallel_state.is_pipeline_last_stage()
+    whole = torch.empty(count, length, 0, device=device)
+    if last:
+        whole = gather_from_tensor_model_parallel_region(outputs[0]).float().reshape(count, length, -1).contiguous()
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-        size = torch.tensor([whole.size(-1) if parallel_state.is_pipeline_last_stage() else 0], device=device)
-        source, group = parallel_state.get_pipeline_model_parallel_last_rank(), "get_pipeline_model_parallel_group"
-        group = getattr(parallel_state, group)()
+        size = torch.tensor([whole.size(-1)], device=device)
+        source = parallel_state.get_pipeline_model_parallel_last_rank()
+        group = parallel_state.get_pipeline_model_parallel_group()
         torch.distributed.broadcast(size, source, group)
-        if not parallel_state.is_pipeline_last_stage():
+        if not last:
             whole = torch.empty(count, length, int(size), device=device)
         torch.distributed.broadcast(whole, source, group)
     return whole.cpu()

@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 from posttrain.convert import card
 from posttrain.convert.artifacts import add_stop_tokens, copy_generation_config, copy_tokenizer, write_config
-from posttrain.convert.progress_bar import progress
+from posttrain.convert.progress_bar import show_progress
 from posttrain.convert.publish import publishing
 from posttrain.convert.shards import ShardWriter
 from posttrain.errors import UserError
@@ -20,7 +20,9 @@ from posttrain.models.shapes import check_directory
 from posttrain.utils import rundir
 
 
-def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = None, license: str | None = None) -> None:
+def merge_adapter(
+    path: Path, out: Path, overwrite: bool = False, dtype: str | None = None, license: str | None = None
+) -> None:
     """Write the model that the adapter makes of its base, with the adapter's tokenizer where it has one.
 
     Args:
@@ -43,9 +45,10 @@ def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = No
     hf_config = adapted.hf_config()
     family = family_of(hf_config.to_dict())
     transposed = family is not None and family.transposed
+    first = next(iter(headers.values()))
+    stored = {"F32": "float32", "F16": "float16"}.get(first.dtype, "bfloat16")
     with publishing(out, overwrite) as scratch:
         write_weights(scratch, headers, adapted, pairs, transposed, dtype)
-        stored = {"F32": "float32", "F16": "float16"}.get(next(iter(headers.values())).dtype, "bfloat16")
         write_config(scratch, hf_config, base, dtype or stored)
         copy_generation_config(scratch, base)
         copy_generation_config(scratch, adapter)
@@ -53,7 +56,7 @@ def merge(path: Path, out: Path, overwrite: bool = False, dtype: str | None = No
         copy_tokenizer(scratch, adapter if own else base)
         if own:
             add_stop_tokens(scratch, turn_ends(HFModel(path=str(scratch)).load_tokenizer()), hf_config.eos_token_id)
-        card.write(scratch, out.name, card.read_facts(adapter), license)
+        card.write_card(scratch, out.name, card.read_facts(adapter), license)
 
 
 def find_adapter(path: Path) -> Path:
@@ -79,29 +82,37 @@ def write_weights(
 ) -> None:
     """Stream the base's tensors in the order of its files, merging where there is an adapter."""
     writer = ShardWriter(scratch)
-    weights = adapted.adapter / WEIGHTS
+    weights = Path(adapted.path) / WEIGHTS
     files: dict[Path, list[str]] = {}
     for name, tensor in headers.items():
         files.setdefault(tensor.file, []).append(name)
     total = sum(file.stat().st_size for file in files)
-    with progress("merging", total) as done, safe_open(weights, framework="pt") as adapter:
+    with show_progress("merging", total) as done, safe_open(weights, framework="pt") as adapter:
         for file, names in files.items():
             with safe_open(file, framework="pt") as base:
                 for name in names:
                     weight = base.get_tensor(name)
-                    done(weight.numel() * weight.element_size())
+                    done(weight.nbytes)
                     weight = adapted.vocabulary(name, weight)
-                    to = getattr(torch, dtype) if dtype and weight.is_floating_point() else weight.dtype
-                    if pair := pairs.get(name.removesuffix(".weight")):
-                        parts = {kind: adapter.get_tensor(found) for kind, found in pair.tensors.items()}
-                        if odd := [pair.tensors[kind] for kind, part in parts.items() if not part.isfinite().all()]:
-                            raise UserError(f"{weights}: {odd[0]} holds numbers that are not finite (NaN or infinite)")
-                        weight = merged(weight, **parts, scale=pair.scale, transposed=transposed, dtype=to)
+                    to = weight.dtype
+                    if dtype and weight.is_floating_point():
+                        to = getattr(torch, dtype)
+                    pair = pairs.get(name.removesuffix(".weight"))
+                    if pair:
+                        parts = {kind: adapter.get_tensor(own) for kind, own in pair.tensors.items()}
+                        _check_finite(parts, pair, weights)
+                        weight = merge_weight(weight, **parts, scale=pair.scale, transposed=transposed, dtype=to)
                     writer.add(name, weight.to(to))
     writer.close()
 
 
-def merged(
+def _check_finite(parts: dict[str, torch.Tensor], pair: Pair, file: Path) -> None:
+    for kind, part in parts.items():
+        if not part.isfinite().all():
+            raise UserError(f"{file}: {pair.tensors[kind]} holds numbers that are not finite (NaN or infinite)")
+
+
+def merge_weight(
     weight: torch.Tensor,
     a: torch.Tensor,
     b: torch.Tensor,
@@ -117,7 +128,10 @@ def merged(
         a, b: [rank, in] and [out, rank].
         magnitude: [out]; None: LoRA.
     """
-    whole = (weight.T if transposed else weight).float() + scale * (b.float() @ a.float())
+    base = weight.T if transposed else weight
+    whole = base.float() + scale * (b.float() @ a.float())
     if magnitude is not None:
         whole *= (magnitude.float().flatten() / torch.linalg.norm(whole, dim=1))[:, None]
-    return (whole.T if transposed else whole).to(dtype or weight.dtype).contiguous()
+    if transposed:
+        whole = whole.T
+    return whole.to(dtype or weight.dtype).contiguous()

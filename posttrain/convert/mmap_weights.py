@@ -5,21 +5,30 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
 
 from posttrain.errors import UserError
 
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.planner import WriteItem
 
-def move(parts: list[torch.nn.Module], directory: Path) -> list[torch.nn.Module]:
+
+def move_to_disk(parts: list[torch.nn.Module], directory: Path) -> list[torch.nn.Module]:
     """Return `parts` with parameters in a file without a name in `directory`, gone with the process; values are lost.
 
     Raises:
         UserError: the disk has no room for it.
     """
-    parameters = list({id(p): p for part in parts for p in part.parameters()}.values())
-    size = sum(p.numel() * p.element_size() for p in parameters)
+    by_id: dict[int, torch.nn.Parameter] = {}  # a tied one is there twice
+    for part in parts:
+        by_id |= {id(parameter): parameter for parameter in part.parameters()}
+    parameters = sorted(by_id.values(), key=lambda parameter: -parameter.element_size())  # so that all are aligned
+    size = sum(parameter.nbytes for parameter in parameters)
     with tempfile.TemporaryFile(dir=directory) as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full later would kill the process
@@ -27,49 +36,46 @@ def move(parts: list[torch.nn.Module], directory: Path) -> list[torch.nn.Module]
             raise UserError(f"convert.out: {size / 1e9:.1f} GB are needed in {directory} meanwhile: {error}") from error
         storage = torch.UntypedStorage.from_file(f"/proc/self/fd/{file.fileno()}", shared=True, nbytes=size)
     start = 0
-    for p in sorted(parameters, key=lambda p: -p.element_size()):  # aligned
-        end = start + p.numel() * p.element_size()
+    for p in parameters:
+        end = start + p.nbytes
         p.data = torch.empty(0, dtype=p.dtype).set_(storage[start:end], 0, p.shape, p.stride())
         start = end
     return parts
 
 
-def in_place(state: dict[str, Any]) -> set[str]:
+def split_in_place(state: dict[str, Any]) -> set[str]:
     """Let a sharded state's joined matrices be read into their halves; return the names of those that are so.
 
     Megatron would read the halves elsewhere and join them when it has them all.
     """
-    from megatron.core.dist_checkpointing.dict_utils import nested_values
-    from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
-
-    done = set()
+    split = set()
     for name, item in state.items():
-        if isinstance(item, ShardedTensorFactory):
-            built, memory = item.build(), item.data.untyped_storage().data_ptr()
-            if all(half.data.untyped_storage().data_ptr() == memory for half in nested_values(built)):
-                state[name] = built
-                done.add(name)
-    return done
+        if not isinstance(item, ShardedTensorFactory):
+            continue
+        halves = item.build()
+        memory = item.data.untyped_storage().data_ptr()
+        if all(half.data.untyped_storage().data_ptr() == memory for half in nested_values(halves)):
+            state[name] = halves
+            split.add(name)
+    return split
 
 
 @contextmanager
-def saved_as_they_lie() -> Iterator[None]:
+def save_without_copy() -> Iterator[None]:
     """Let a checkpoint's writer take contiguous parts of tensors without a copy.
 
     It would copy a tensor that is smaller than its storage, such as each half of a gated MLP's matrix, and hold all
     copies until the last is written: most of a model.
     """
-    from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
-
     plain = MCoreSavePlanner.resolve_data
 
-    def resolve(self, item):
-        found = plain(self, item)
-        if not isinstance(found, torch.Tensor) or not found.is_contiguous():
-            return found
-        start, size = found.storage_offset() * found.element_size(), found.numel() * found.element_size()
-        storage = found.untyped_storage()[start : start + size]
-        return torch.empty(0, dtype=found.dtype).set_(storage, 0, found.shape, found.stride())
+    def resolve(self: MCoreSavePlanner, item: "WriteItem") -> object:
+        data = plain(self, item)
+        if not isinstance(data, torch.Tensor) or not data.is_contiguous():
+            return data
+        start = data.storage_offset() * data.element_size()
+        storage = data.untyped_storage()[start : start + data.nbytes]
+        return torch.empty(0, dtype=data.dtype).set_(storage, 0, data.shape, data.stride())
 
     MCoreSavePlanner.resolve_data = resolve
     try:

@@ -10,9 +10,9 @@ from posttrain.errors import UserError
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Raise a UserError where `out` is there and must not be replaced, or is no directory of ours to write."""
+    """Raise a UserError where `out` exists and must not be replaced, or is not a directory."""
     if out.is_file() or (out.exists() and not overwrite and any(out.iterdir())):
-        raise UserError(f"convert.out={out}: is there already; choose another, or add convert.overwrite=true")
+        raise UserError(f"convert.out={out}: already exists; choose another, or add convert.overwrite=true")
 
 
 @contextmanager

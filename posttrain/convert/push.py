@@ -17,7 +17,7 @@ def token_for(repo: str | None) -> str:
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     if repo is None:
         raise UserError("`convert.repo`: has no value; say where to push to, convert.repo=OWNER/NAME")
@@ -35,7 +35,7 @@ def token_for(repo: str | None) -> str:
     return token
 
 
-def check(directory: Path, allow_unverified: bool) -> None:
+def check_pushable(directory: Path, allow_unverified: bool) -> None:
     """Refuse a directory that others could not trust or not load.
 
     Args:
@@ -53,14 +53,17 @@ def check(directory: Path, allow_unverified: bool) -> None:
             f"{directory}: its logits were not compared with the trained model's; convert.allow_unverified=true pushes "
             "it anyway"
         )
-    if is_adapter(directory) and not is_hub_id(base := base_of(directory)):
+    if not is_adapter(directory):
+        return
+    base = base_of(directory)
+    if not is_hub_id(base):
         raise UserError(
             f"{directory}: is an adapter of {base}, which only this machine has; merge it first, or write the base's "
             "hub id as base_model_name_or_path into its adapter_config.json"
         )
 
 
-def push(directory: Path, repo: str, token: str, private: bool) -> str:
+def upload(directory: Path, repo: str, token: str, private: bool) -> str:
     """Upload all files; returns the repository's address.
 
     Raises:
@@ -74,7 +77,7 @@ def push(directory: Path, repo: str, token: str, private: bool) -> str:
     try:
         url = api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.repo_info(repo).private:
-            raise UserError(f"convert.repo={repo}: is there and public; convert.private=false pushes to it")
+            raise UserError(f"convert.repo={repo}: exists and is public; convert.private=false pushes to it")
         api.upload_folder(repo_id=repo, folder_path=directory, commit_message="Upload an export of posttrain")
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

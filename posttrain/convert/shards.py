@@ -21,17 +21,19 @@ class ShardWriter:
     """
 
     def __init__(self, directory: Path, limit: int = SHARD_BYTES) -> None:
-        self.directory, self.limit = directory, limit
+        self.directory = directory
+        self.limit = limit
         self.shard: dict[str, torch.Tensor] = {}
         self.bytes = self.total = 0
         self.names: list[list[str]] = []  # of each written shard
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Take one tensor; it must not change before the shard is written."""
-        size = tensor.numel() * tensor.element_size()
+        size = tensor.nbytes
         if self.shard and self.bytes + size > self.limit:
             self._flush()
-        shared = any(tensor.untyped_storage().data_ptr() == t.untyped_storage().data_ptr() for t in self._last(2))
+        memory = tensor.untyped_storage().data_ptr()
+        shared = any(other.untyped_storage().data_ptr() == memory for other in self._last(2))
         self.shard[name] = tensor.clone() if shared else tensor.contiguous()
         self.bytes += size
         self.total += size
@@ -43,7 +45,7 @@ class ShardWriter:
         if count == 1:
             os.replace(self._file(0), self.directory / "model.safetensors")
             return
-        where = {}
+        where: dict[str, str] = {}
         for number, names in enumerate(self.names):
             file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
             os.replace(self._file(number), self.directory / file)
@@ -63,4 +65,5 @@ class ShardWriter:
         with open(self._file(len(self.names)), "rb") as file:
             os.fsync(file.fileno())
         self.names.append(list(self.shard))
-        self.shard, self.bytes = {}, 0
+        self.shard = {}
+        self.bytes = 0

@@ -12,9 +12,10 @@ def start() -> None:
     patches.apply(patches.Platform(device="cpu", transformer_engine=False))
     import torch
     from megatron.core import parallel_state, tensor_parallel
+    from torch._C._distributed_c10d import HashStore
 
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel()
         tensor_parallel.model_parallel_cuda_manual_seed(1)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.convert.artifacts import copy_tokenizer, set_end_token, write_chat_template
-from posttrain.convert.hf_logits import ExportRefused
 from posttrain.convert.megatron_logits import PROMPTS
 from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.render import Renderer
 from posttrain.data.templates import ChatTemplate
+from posttrain.errors import ExportRefused
 from posttrain.models import HFModel
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ class TrainedTokenizer:
             text = self.renderer.render(Conversation(CONVERSATION), add_generation_prompt=True)
         except RowError:
             return None
-        return self.tokenizer(str(text), add_special_tokens=False).input_ids
+        ids: list[int] = self.tokenizer(str(text), add_special_tokens=False).input_ids
+        return ids
 
     def write(self, out: Path) -> None:
         """Write it to `out`, with the template and its end token; its files as they are if they make the same tokens.
@@ -97,16 +98,21 @@ class TrainedTokenizer:
             ExportRefused: it makes other tokens.
         """
         written = HFModel(path=str(directory)).load_tokenizer()
-        if difference := self._difference(written):
+        difference = self._difference(written)
+        if difference:
             raise refused(difference)
         report = {"tokens": len(written), "conversation": self.conversation is not None, "end_tokens": []}
-        if self.conversation is not None:
-            messages = [message.for_template() for message in CONVERSATION]
-            variables = dict(self.template.variables)
-            found = written.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **variables)
-            if found["input_ids"] != self.conversation:
-                raise refused("renders a conversation as other tokens than in training")
-            report["end_tokens"] = sorted(written.convert_ids_to_tokens(sorted(self.stops)))
+        if self.template is None or self.conversation is None:
+            return report
+        rendered = written.apply_chat_template(
+            [message.for_template() for message in CONVERSATION],
+            add_generation_prompt=True,
+            return_dict=True,
+            **self.template.variables,
+        )
+        if rendered["input_ids"] != self.conversation:
+            raise refused("renders a conversation as other tokens than in training")
+        report["end_tokens"] = sorted(written.convert_ids_to_tokens(sorted(self.stops)))
         return report
 
     def _difference(self, written: "PreTrainedTokenizerFast") -> str | None:

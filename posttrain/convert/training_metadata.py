@@ -1,5 +1,6 @@
 """What is worth knowing about trained weights, kept beside them in training.json: base, data, settings, results."""
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,24 @@ FILE = "training.json"
 PACKAGES = ("posttrain", "megatron-bridge", "megatron-core", "torch", "transformers")
 # Keys of the configuration that decide what is learnt.
 SETTINGS = (
-    "optimizer.optimizer", "optimizer.lr", "optimizer.min_lr", "optimizer.weight_decay", "scheduler.lr_decay_style",
-    "trainer.global_batch_size", "trainer.seq_length", "data.train_on", "data.packing", "template.name",
-    "precision.name", "seed",
-)  # fmt: skip
+    "optimizer.optimizer",
+    "optimizer.lr",
+    "optimizer.min_lr",
+    "optimizer.weight_decay",
+    "scheduler.lr_decay_style",
+    "trainer.global_batch_size",
+    "trainer.seq_length",
+    "data.train_on",
+    "data.packing",
+    "template.name",
+    "precision.name",
+    "seed",
+)
 
 RESULTS = ("steps", "val_loss_before", "val_loss_after", "train_loss", "supervised_tokens")
 
 
-def facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, Any] | None) -> dict[str, Any]:
+def collect_facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, Any] | None) -> dict[str, Any]:
     """The facts of a run, without the paths of this machine.
 
     Args:
@@ -27,15 +37,21 @@ def facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, Any] | Non
         report: what `TrainingData.build` counted; None: it isn't known.
     """
     base = cfg.model.path
+    settings = {key: OmegaConf.select(cfg, key) for key in SETTINGS}
+    versions = {name: _version(name) for name in PACKAGES}
     return {
         "base": base if is_hub_id(base) else public_name(Path(base)),
-        "method": method(cfg.peft),
-        "data": data(cfg.data, report or {}),
-        "settings": {key: value for key in SETTINGS if (value := OmegaConf.select(cfg, key)) is not None},
-        "results": {key: results[key] for key in RESULTS if results.get(key) is not None},
+        "method": describe_method(cfg.peft),
+        "data": describe_data(cfg.data, report or {}),
+        "settings": _without_none(settings),
+        "results": _without_none({key: results.get(key) for key in RESULTS}),
         "license": cfg.trainer.get("license"),
-        "software": {name: found for name in PACKAGES if (found := _version(name))},
+        "software": _without_none(versions),
     }
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def public_name(directory: Path) -> str:
@@ -50,28 +66,46 @@ def is_hub_id(base: str) -> bool:
     return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).is_dir()
 
 
-def method(peft: Any) -> str:
+def describe_method(peft: DictConfig) -> str:
     """Which weights were trained, in words."""
     if not peft.get("_target_"):
         return "all weights"
     targets = peft.target_modules
-    targets = targets if isinstance(targets, str) else ", ".join(targets)
-    alpha = f", alpha {peft.alpha:g}" if peft.get("alpha") is not None else ""
-    return f"{peft._target_.rpartition('.')[2]} of rank {peft.rank}{alpha} on {targets}"
+    if not isinstance(targets, str):
+        targets = ", ".join(targets)
+    rank = str(peft.rank)
+    if peft.get("alpha") is not None:
+        rank += f", alpha {peft.alpha:g}"
+    return f"{peft._target_.rpartition('.')[2]} of rank {rank} on {targets}"
 
 
-def data(node: Any, report: dict[str, Any]) -> dict[str, Any]:
+def describe_data(node: DictConfig, report: dict[str, Any]) -> dict[str, Any]:
     """What was trained on: names, digests of the content, counts."""
-    sources = [node.path] if node.get("path") is not None else [source.path for source in node.get("sources") or ()]
-    names = [name for source in sources for name in ([source] if isinstance(source, str) else source)]
-    found = {"names": [name if "://" in name or ":" in name else Path(name).name for name in names]}
-    found["format"] = str(node.format.get("_target_", "")).rpartition(".")[2]
+    facts: dict[str, Any] = {"names": [_public_source(name) for name in _source_names(node)]}
+    facts["format"] = str(node.format.get("_target_", "")).rpartition(".")[2]
     if report.get("sha256"):
-        found["sha256"] = report["sha256"]
+        facts["sha256"] = report["sha256"]
     for split in ("train", "validation"):
-        if part := report.get(split):
-            found[split] = {key: part[key] for key in ("conversations", "tokens", "supervised_tokens")}
-    return found
+        counts = report.get(split)
+        if counts:
+            facts[split] = {key: counts[key] for key in ("conversations", "tokens", "supervised_tokens")}
+    return facts
+
+
+def _source_names(node: DictConfig) -> list[str]:
+    """What `data.path`, or `data.sources`, name."""
+    paths = [node.path]
+    if node.get("path") is None:
+        paths = [source.path for source in node.get("sources") or ()]
+    names: list[str] = []
+    for path in paths:
+        names += [path] if isinstance(path, str) else path
+    return names
+
+
+def _public_source(name: str) -> str:
+    """A source without this machine's path."""
+    return name if ":" in name else Path(name).name
 
 
 def _version(name: str) -> str | None:

@@ -10,8 +10,8 @@ from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.bridge.training.state import GlobalState
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
-from posttrain.convert.hf_logits import ExportRefused
 from posttrain.data.sealed import Used
+from posttrain.errors import ExportRefused
 from posttrain.ops.fused_lora import fused_layers
 from posttrain.plan import flops
 from posttrain.plan.report import planned_peak

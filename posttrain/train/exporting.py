@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from posttrain.convert.export import Source, check_base, export
+from posttrain.convert.export import Source, check_base, export_source
 from posttrain.convert.trained_tokenizer import TrainedTokenizer
-from posttrain.convert.training_metadata import facts
+from posttrain.convert.training_metadata import collect_facts
 from posttrain.train.context import RunContext
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ class Exporter:
             ExportRefused: it is not the model that was trained; on every process.
         """
         source = self.source(parts)
-        source.facts = facts(self.run.config, results, self.run.splits.report)
+        source.facts = collect_facts(self.run.config, results, self.run.splits.report)
         name = "hf" if self.model.peft is None else "adapter"
-        return export(source, self.run.run_dir / name, overwrite=True)
+        return export_source(source, self.run.run_dir / name, overwrite=True)
 
     def source(self, parts: list[torch.nn.Module]) -> Source:
         """The live model, with why its logits can't be compared, if they can't."""

@@ -6,7 +6,7 @@ from test_export import source
 
 from posttrain.config.compose import compose
 from posttrain.convert import card
-from posttrain.convert.training_metadata import FILE, facts
+from posttrain.convert.training_metadata import FILE, collect_facts
 from posttrain.peft import LoRA
 
 
@@ -17,18 +17,19 @@ def trained(*words):
         "sha256": {"data.path": ["ab12"]},
         "train": {"conversations": 1200, "tokens": 9000, "supervised_tokens": 3000, "bins": 3},
     }
-    return facts(cfg, {"steps": 10, "val_loss_before": 3.61, "val_loss_after": 0.37, "train_loss": None}, report)
+    results = {"steps": 10, "val_loss_before": 3.61, "val_loss_after": 0.37, "train_loss": None}
+    return collect_facts(cfg, results, report)
 
 
 def test_an_adapters_card_and_the_merged_models(megatron, base, tmp_path):
     from huggingface_hub import ModelCard
 
-    from posttrain.convert.export import export
-    from posttrain.convert.merge import merge
+    from posttrain.convert.export import export_source
+    from posttrain.convert.merge import merge_adapter
 
     live = source(base("llama"), LoRA(rank=4, alpha=8))
     live.facts = trained("peft.rank=4", "trainer.license=apache-2.0")
-    export(live, tmp_path / "run" / "adapter")
+    export_source(live, tmp_path / "run" / "adapter")
     found = ModelCard.load(tmp_path / "run" / "adapter" / "README.md")
     assert found.data.base_model == "owner/base" and found.data.library_name == "peft"
     assert found.data.license == "apache-2.0" and {"lora", "sft"} <= set(found.data.tags)
@@ -39,7 +40,7 @@ def test_an_adapters_card_and_the_merged_models(megatron, base, tmp_path):
     assert "secret" not in text and str(tmp_path) not in text and "train_loss" not in text
     report = json.loads((tmp_path / "run" / "adapter" / "verification.json").read_text())["logits"]
     assert f"is {report['difference']:.2g}, at most 0.0001 was allowed" in text
-    merge(tmp_path / "run", tmp_path / "merged", license="mit")
+    merge_adapter(tmp_path / "run", tmp_path / "merged", license="mit")
     merged = ModelCard.load(tmp_path / "merged" / "README.md")
     assert merged.data.library_name == "transformers" and merged.data.license == "mit"
     assert "ab12" in merged.content and "were not compared with anything" in merged.content
@@ -55,11 +56,11 @@ def test_a_base_in_the_hubs_cache_has_its_hubs_name(tmp_path):
 def test_what_is_not_known_is_said(megatron, base, tmp_path):
     from huggingface_hub import ModelCard
 
-    from posttrain.convert.export import export
+    from posttrain.convert.export import export_source
 
     live = source(base("llama"))
     live.unchecked = "convert.verify=false"
-    export(live, tmp_path / "hf")
+    export_source(live, tmp_path / "hf")
     found = ModelCard.load(tmp_path / "hf" / "README.md")
     assert found.data.license == "unknown" and found.data.base_model is None
     assert "Licence: unknown; name it" in found.content and "nothing says how it was trained" in found.content
@@ -70,6 +71,6 @@ def test_what_is_not_known_is_said(megatron, base, tmp_path):
 def test_hub_data_and_local_bases(tmp_path):
     about = trained("data.path=hf://owner/set:part@train", "model.path=/somewhere/private/base", "peft=none")
     assert about["base"] == "base" and about["method"] == "all weights"
-    card.write(tmp_path, "name", about)
+    card.write_card(tmp_path, "name", about)
     text = (tmp_path / "README.md").read_text()
     assert "datasets:\n- owner/set\n" in text and "base_model" not in text and "private" not in text

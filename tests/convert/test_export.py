@@ -31,11 +31,11 @@ def source(directory, adapter=None, dtype=None, template=None):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_model_and_adapter(family, megatron, base, tmp_path):
-    from posttrain.convert.export import export
+    from posttrain.convert.export import export_source
 
     directory = base(family)
     for name, adapter in (("hf", None), ("adapter", LoRA(rank=4, alpha=8))):
-        export(source(directory, adapter), tmp_path / name)
+        export_source(source(directory, adapter), tmp_path / name)
         report = json.loads((tmp_path / name / "verification.json").read_text())
         assert report["logits"]["checked"] and report["logits"]["difference"] <= 1e-4
         assert report["tensors"]["count"] > 4
@@ -50,10 +50,10 @@ def test_words_of_older_readers(family, megatron, base, tmp_path):
     """What transformers 4 and other tools look for is there beside transformers 5's words, and 5 reads the same."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from posttrain.convert.export import export
+    from posttrain.convert.export import export_source
 
     directory = base(family)
-    export(source(directory), tmp_path / "hf")
+    export_source(source(directory), tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     rope = config["rope_parameters"]
     assert config["rope_theta"] == rope["rope_theta"] and config["torch_dtype"] == config["dtype"] == "float32"
@@ -107,9 +107,9 @@ def test_in_another_dtype(megatron, base, tmp_path):
 
 
 def test_gpt2_adapters_are_transposed_as_peft_writes_them(megatron, base, tmp_path):
-    from posttrain.convert.export import export
+    from posttrain.convert.export import export_source
 
-    export(source(base("gpt2"), LoRA(rank=4, alpha=8)), tmp_path / "adapter")
+    export_source(source(base("gpt2"), LoRA(rank=4, alpha=8)), tmp_path / "adapter")
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
     assert json.loads((tmp_path / "adapter" / "verification.json").read_text())["logits"]["checked"]
 
@@ -120,8 +120,8 @@ def test_dora(family, megatron, base, tmp_path):
     import torch
 
     from posttrain.convert import megatron_logits as logits
-    from posttrain.convert.export import export
-    from posttrain.convert.merge import merge
+    from posttrain.convert.export import export_source
+    from posttrain.convert.merge import merge_adapter
 
     targets = ["linear_qkv", "linear_proj"] if family == "mixtral" else "all-linear"
     live = source(base(family), DoRA(rank=4, alpha=8, target_modules=targets))
@@ -129,11 +129,11 @@ def test_dora(family, megatron, base, tmp_path):
         for name, parameter in live.parts[0].named_parameters():
             if name.endswith("weight_magnitude"):
                 parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
-    tokens = logits.prompts(live.model.load_tokenizer(), 96)
-    expected = logits.logits(live.parts, tokens)
-    export(live, tmp_path / "adapter")
-    assert logits.logits(live.parts, tokens).equal(expected)  # as it was
-    merge(tmp_path / "adapter", tmp_path / "merged")
+    tokens = logits.encode_prompts(live.model.load_tokenizer(), 96)
+    expected = logits.compute_logits(live.parts, tokens)
+    export_source(live, tmp_path / "adapter")
+    assert logits.compute_logits(live.parts, tokens).equal(expected)  # as it was
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
     from test_merge import load
 
     found = load(tmp_path / "merged")(tokens).logits
@@ -145,7 +145,7 @@ def test_what_differs_is_refused(what, megatron, base, tmp_path, monkeypatch):
     """A wrong number, a lost tensor, a NaN between the live model and the directory: nothing appears."""
     from posttrain.convert import export as module
     from posttrain.convert.shards import ShardWriter
-    from posttrain.convert.verify import ExportRefused
+    from posttrain.errors import ExportRefused
 
     live = source(base("llama"))
     add = ShardWriter.add
@@ -162,7 +162,7 @@ def test_what_differs_is_refused(what, megatron, base, tmp_path, monkeypatch):
         what
     ]
     with pytest.raises(ExportRefused, match=message):
-        module.export(live, tmp_path / "hf")
+        module.export_source(live, tmp_path / "hf")
     assert {path.name for path in tmp_path.iterdir()} == {"base"}
 
 
@@ -170,23 +170,23 @@ def test_bf16_is_judged_by_its_noise(megatron, base, tmp_path):
     """Within transformers' own rounding, and not with a percent more of one matrix in eight."""
     import torch
 
-    from posttrain.convert.export import export
-    from posttrain.convert.verify import ExportRefused
+    from posttrain.convert.export import export_source
+    from posttrain.errors import ExportRefused
 
     directory = base("llama")
-    export(source(directory, dtype=torch.bfloat16), tmp_path / "hf")
+    export_source(source(directory, dtype=torch.bfloat16), tmp_path / "hf")
     found = json.loads((tmp_path / "hf" / "verification.json").read_text())["logits"]
     assert 0 < found["difference"] <= found["tolerance"] == pytest.approx(2 * max(found["transformers_bf16"], 2**-8))
     live = source(directory, dtype=torch.bfloat16)
     from posttrain.convert import megatron_logits as module
 
-    logits = module.logits
+    logits = module.compute_logits
     try:
-        module.logits = lambda parts, tokens: logits(parts, tokens) * 1.2
+        module.compute_logits = lambda parts, tokens: logits(parts, tokens) * 1.2
         with pytest.raises(ExportRefused, match="rms"):
-            export(live, tmp_path / "other")
+            export_source(live, tmp_path / "other")
     finally:
-        module.logits = logits
+        module.compute_logits = logits
 
 
 def test_the_template_of_the_training_is_exported(megatron, base, tmp_path):
@@ -196,7 +196,7 @@ def test_the_template_of_the_training_is_exported(megatron, base, tmp_path):
 
     from posttrain.config.compose import compose
     from posttrain.config.instantiate import built
-    from posttrain.convert.export import export
+    from posttrain.convert.export import export_source
     from posttrain.convert.trained_tokenizer import TrainedTokenizer
 
     directory = base("llama", vocab_size=288)
@@ -205,7 +205,7 @@ def test_the_template_of_the_training_is_exported(megatron, base, tmp_path):
     live = source(directory)
     live.tokenizer = TrainedTokenizer(live.model, built(compose(["template=chatml"]).template))
     template = live.tokenizer.renderer.source
-    export(live, tmp_path / "hf")
+    export_source(live, tmp_path / "hf")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert AutoTokenizer.from_pretrained(directory).chat_template is None
     assert tokenizer.chat_template == template
@@ -213,7 +213,7 @@ def test_the_template_of_the_training_is_exported(megatron, base, tmp_path):
     ends = GenerationConfig.from_pretrained(tmp_path / "hf").eos_token_id
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (ends if isinstance(ends, list) else [ends])
     live.tokenizer = None  # nothing is known: none is written
-    export(live, tmp_path / "plain")
+    export_source(live, tmp_path / "plain")
     assert "chat_template" not in json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
     assert not (tmp_path / "plain" / "chat_template.jinja").exists()
 
@@ -243,16 +243,16 @@ def test_an_export_says_where_to_stop(adapter, megatron, base, tmp_path):
     """A base model trained with chatml: tokenizer, generation_config.json, and the answers of `generate`."""
     from transformers import AutoTokenizer, GenerationConfig
 
-    from posttrain.convert.export import export
-    from posttrain.convert.merge import merge
+    from posttrain.convert.export import export_source
+    from posttrain.convert.merge import merge_adapter
     from posttrain.generate import load as exported
     from posttrain.generate.decoding import stop_tokens
 
     directory = base_without_chats(base)
     live = source(directory, adapter, template=chatml())
-    export(live, tmp_path / "out")
+    export_source(live, tmp_path / "out")
     if adapter:
-        merge(tmp_path / "out", tmp_path / "merged")
+        merge_adapter(tmp_path / "out", tmp_path / "merged")
     for path in (tmp_path / "out", tmp_path / "merged") if adapter else (tmp_path / "out",):
         tokenizer = AutoTokenizer.from_pretrained(path)
         assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
@@ -273,15 +273,15 @@ def test_the_tokens_that_a_template_added_are_exported(megatron, base, tmp_path)
     """In spare rows of the embedding; what transformers reads renders a conversation as the ids of the training."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    from posttrain.convert.export import export
-    from posttrain.convert.merge import merge
+    from posttrain.convert.export import export_source
+    from posttrain.convert.merge import merge_adapter
 
     directory = base_without_chats(base, spare=3)
     for name, adapter in (("hf", None), ("adapter", LoRA(rank=4, alpha=8))):
         live = source(directory, adapter, template=llama3())
         assert live.tokenizer.conversation[:1] == [269]
-        export(live, tmp_path / name)
-    merge(tmp_path / "adapter", tmp_path / "merged")
+        export_source(live, tmp_path / name)
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
     for name in ("hf", "adapter", "merged"):
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
         assert len(tokenizer) == 272 and tokenizer.eos_token == "<|eot_id|>"
@@ -311,13 +311,13 @@ def llama3():
 def test_another_tokenizer_than_the_trainings_is_refused(megatron, base, tmp_path, monkeypatch):
     from posttrain.convert import trained_tokenizer
     from posttrain.convert.artifacts import copy_tokenizer
-    from posttrain.convert.export import export
-    from posttrain.convert.verify import ExportRefused
+    from posttrain.convert.export import export_source
+    from posttrain.errors import ExportRefused
 
     live = source(base_without_chats(base, spare=3), template=llama3())
     monkeypatch.setattr(
         trained_tokenizer.TrainedTokenizer, "write", lambda self, out: copy_tokenizer(out, self.directory)
     )
     with pytest.raises(ExportRefused, match="has 269 tokens or other special ones, in training it had 272"):
-        export(live, tmp_path / "hf")
+        export_source(live, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()

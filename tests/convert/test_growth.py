@@ -37,16 +37,16 @@ def test_whole_model_adapter_and_merge(family, tied, megatron, base, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from posttrain.convert import megatron_logits as logits
-    from posttrain.convert.export import export
-    from posttrain.convert.merge import merge
+    from posttrain.convert.export import export_source
+    from posttrain.convert.merge import merge_adapter
 
     directory = base_without_chats(base, family=family, tie_word_embeddings=tied)
     before = load_file(directory / "model.safetensors")
     live = source(directory, template=llama3())
-    export(live, tmp_path / "hf")
-    tokens = logits.prompts(live.tokenizer.tokenizer, 272, live.tokenizer.conversation)
+    export_source(live, tmp_path / "hf")
+    tokens = logits.encode_prompts(live.tokenizer.tokenizer, 272, live.tokenizer.conversation)
     assert tokens.max() == 271
-    expected = logits.logits(live.parts, tokens)
+    expected = logits.compute_logits(live.parts, tokens)
     assert expected.shape[-1] == 272
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager")
     assert close(model(tokens).logits, expected)
@@ -59,11 +59,11 @@ def test_whole_model_adapter_and_merge(family, tied, megatron, base, tmp_path):
         assert after[name][:269].equal(before[name]) and len(after[name]) == 272
 
     live = source(directory, LoRA(rank=4, alpha=8), template=llama3())
-    export(live, tmp_path / "adapter")
-    expected = logits.logits(live.parts, tokens)
+    export_source(live, tmp_path / "adapter")
+    expected = logits.compute_logits(live.parts, tokens)
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", attn_implementation="eager")
     assert close(model(tokens).logits, expected)
-    merge(tmp_path / "adapter", tmp_path / "merged")
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager")
     assert merged.config.vocab_size == 272 and close(merged(tokens).logits, expected)
     for name in ("hf", "adapter"):
@@ -80,11 +80,11 @@ def test_going_on_from_a_grown_adapter(megatron, base, tmp_path):
 
     from posttrain.convert import megatron as convert
     from posttrain.convert import megatron_logits as logits
-    from posttrain.convert.export import export
+    from posttrain.convert.export import export_source
     from posttrain.generate import load
     from posttrain.peft import load_adapter
 
-    export(source(base_without_chats(base), LoRA(rank=4, alpha=8), template=llama3()), tmp_path / "adapter")
+    export_source(source(base_without_chats(base), LoRA(rank=4, alpha=8), template=llama3()), tmp_path / "adapter")
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     with torch.no_grad():
         for matrix in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
@@ -98,7 +98,7 @@ def test_going_on_from_a_grown_adapter(megatron, base, tmp_path):
     parts = convert.build(bridge, torch.float32, tmp_path, load=True, adapter=adapter)
     load_adapter.load(bridge, parts, tmp_path / "peft")
     tokens = torch.arange(240, 272)[None]
-    assert close(logits.logits(parts, tokens), model.eval()(tokens).logits)
+    assert close(logits.compute_logits(parts, tokens), model.eval()(tokens).logits)
     loaded, _ = load.load(tmp_path / "peft")
     assert close(loaded(tokens).logits, model(tokens).logits)
 
@@ -110,9 +110,9 @@ def test_padding_takes_no_part_in_the_softmax(megatron, base):
 
     live = source(base("gpt2"))
     tokens = torch.arange(30)[None]
-    expected = logits.logits(live.parts, tokens)
+    expected = logits.compute_logits(live.parts, tokens)
     hide_padding(live.parts, 90)
-    found = logits.logits(live.parts, tokens)
+    found = logits.compute_logits(live.parts, tokens)
     assert found[..., :90].equal(expected[..., :90])
     assert found.softmax(-1)[..., :90].equal(expected[..., :90].softmax(-1)) and not found.softmax(-1)[..., 90:].any()
 
@@ -120,7 +120,7 @@ def test_padding_takes_no_part_in_the_softmax(megatron, base):
 def test_a_model_that_is_not_its_files_is_refused_before_training(megatron, base):
     """Logits of a whole model as loaded against transformers on the files given; said where they aren't compared."""
     from posttrain.convert.export import check_base
-    from posttrain.convert.verify import ExportRefused
+    from posttrain.errors import ExportRefused
 
     live = source(base_without_chats(base), template=llama3())
     found = check_base(live)

@@ -39,11 +39,11 @@ def peft_adapter(tmp_path):
 
 def test_merged_in_another_dtype(base, peft_adapter, tmp_path):
     """Rounded once: from fp32 arithmetic, not from the base's bf16."""
-    from posttrain.convert.merge import merge
+    from posttrain.convert.merge import merge_adapter
 
     adapter, _ = peft_adapter(base("llama"), r=4, target_modules=["q_proj"])
-    merge(adapter, tmp_path / "fp32")
-    merge(adapter, tmp_path / "bf16", dtype="bfloat16")
+    merge_adapter(adapter, tmp_path / "fp32")
+    merge_adapter(adapter, tmp_path / "bf16", dtype="bfloat16")
     exact, rounded = (load_file(tmp_path / name / "model.safetensors") for name in ("fp32", "bf16"))
     assert all(rounded[name].equal(exact[name].bfloat16()) for name in exact)
     assert load(tmp_path / "bf16", dtype="auto").dtype == torch.bfloat16
@@ -67,12 +67,12 @@ def test_merged_in_another_dtype(base, peft_adapter, tmp_path):
 def test_what_peft_makes(family, settings, base, peft_adapter, tmp_path):
     from peft import PeftModel
 
-    from posttrain.convert.merge import merge
+    from posttrain.convert.merge import merge_adapter
     from posttrain.peft.attach import attach_adapter
 
     directory = base(family)
     adapter, model = peft_adapter(directory, **settings)
-    merge(adapter, tmp_path / "merged")
+    merge_adapter(adapter, tmp_path / "merged")
     assert (unpacked_logits(model) - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
     assert (unpacked_logits(model) - unpacked_logits(load(directory))).abs().max() > 0.1
     attached = attach_adapter(load(directory), adapter).eval()
@@ -84,7 +84,7 @@ def test_an_adapter_that_changes_its_base(init, base, peft_adapter, tmp_path):
     """PEFT takes the first A and B off the base's weights each time; saved as plain LoRA it merges like any other."""
     from peft import LoraConfig, get_peft_model
 
-    from posttrain.convert.merge import merge
+    from posttrain.convert.merge import merge_adapter
 
     directory = base("llama")
     torch.manual_seed(0)
@@ -100,27 +100,27 @@ def test_an_adapter_that_changes_its_base(init, base, peft_adapter, tmp_path):
     expected = unpacked_logits(model.eval())
     model.save_pretrained(tmp_path / "peft")
     with pytest.raises(UserError, match="init_lora_weights="):
-        merge(tmp_path / "peft", tmp_path / "merged")
+        merge_adapter(tmp_path / "peft", tmp_path / "merged")
     model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "first"))
-    merge(tmp_path / "plain", tmp_path / "merged")
+    merge_adapter(tmp_path / "plain", tmp_path / "merged")
     assert (expected - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
     assert (expected - unpacked_logits(load(directory))).abs().max() > 0.1
 
 
 def test_numbers_that_are_none(base, peft_adapter, tmp_path):
-    from posttrain.convert.merge import merge
+    from posttrain.convert.merge import merge_adapter
 
     adapter, _ = peft_adapter(base("llama"), r=4, target_modules=["q_proj"])
     weights = load_file(adapter / "adapter_model.safetensors")
     next(iter(weights.values()))[0, 0] = float("nan")
     save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="not finite"):
-        merge(adapter, tmp_path / "merged")
+        merge_adapter(adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
 def test_a_quantised_base(base, peft_adapter, tmp_path):
-    from posttrain.convert.merge import merge
+    from posttrain.convert.merge import merge_adapter
 
     directory = base("llama")
     adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
@@ -128,34 +128,34 @@ def test_a_quantised_base(base, peft_adapter, tmp_path):
     weights = {name: tensor.to(torch.float8_e4m3fn) if "q_proj" in name else tensor for name, tensor in weights.items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="is quantised"):
-        merge(adapter, tmp_path / "merged")
+        merge_adapter(adapter, tmp_path / "merged")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_own_adapters(family, megatron, base, tmp_path):
     from test_export import source
 
-    from posttrain.convert.export import export
-    from posttrain.convert.merge import merge
+    from posttrain.convert.export import export_source
+    from posttrain.convert.merge import merge_adapter
 
     live = source(base(family), LoRA(rank=4, alpha=8))
-    export(live, tmp_path / "adapter")
-    merge(tmp_path / "adapter", tmp_path / "merged")
+    export_source(live, tmp_path / "adapter")
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
     from posttrain.convert import megatron_logits as logits
 
-    tokens = logits.prompts(live.model.load_tokenizer(), 96)
-    expected, found = logits.logits(live.parts, tokens), load(tmp_path / "merged")(tokens).logits
+    tokens = logits.encode_prompts(live.model.load_tokenizer(), 96)
+    expected, found = logits.compute_logits(live.parts, tokens), load(tmp_path / "merged")(tokens).logits
     assert (expected - found).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_arithmetic_is_fp32_and_the_dtype_is_the_bases(base, peft_adapter, tmp_path):
-    from posttrain.convert.merge import merge, merged
+    from posttrain.convert.merge import merge_adapter, merge_weight
 
     directory = base("llama")
     adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
     weights = {name: tensor.bfloat16() for name, tensor in load_file(directory / "model.safetensors").items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    merge(adapter, tmp_path / "merged")
+    merge_adapter(adapter, tmp_path / "merged")
     after = load_file(tmp_path / "merged" / "model.safetensors")
     parts = load_file(adapter / "adapter_model.safetensors")
     for name, before in weights.items():
@@ -167,17 +167,17 @@ def test_arithmetic_is_fp32_and_the_dtype_is_the_bases(base, peft_adapter, tmp_p
         a, b = parts[f"{stem}.lora_A.weight"], parts[f"{stem}.lora_B.weight"]
         exact = before.double() + 8 / 4 * b.double() @ a.double()
         assert (after[name].double() - exact).abs().max() <= exact.abs().max() * 2**-8
-        assert merged(before, a, b, 2.0).equal(after[name])
+        assert merge_weight(before, a, b, 2.0).equal(after[name])
 
 
 def test_shards(base, peft_adapter, tmp_path, monkeypatch):
     from posttrain.convert import shards
-    from posttrain.convert.merge import merge
+    from posttrain.convert.merge import merge_adapter
 
     directory = base("llama")
     adapter, model = peft_adapter(directory, r=4, target_modules=["q_proj"])
     monkeypatch.setattr(shards.ShardWriter.__init__, "__defaults__", (40_000,))
-    merge(adapter, tmp_path / "merged")
+    merge_adapter(adapter, tmp_path / "merged")
     files = sorted(tmp_path.glob("merged/*.safetensors"))
     assert len(files) > 2 and all(file.stat().st_size < 45_000 for file in files)
     assert {file.stat().st_mode for file in files} == {(tmp_path / "merged" / "config.json").stat().st_mode}
@@ -185,21 +185,21 @@ def test_shards(base, peft_adapter, tmp_path, monkeypatch):
 
 
 def test_what_does_not_belong_together(base, peft_adapter, tmp_path):
-    from posttrain.convert.merge import merge
+    from posttrain.convert.merge import merge_adapter
 
     directory = base("llama")
     adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
     for other, message in (("gpt2", "not in the base model"), ("llama32", "another model")):
         base(other)
         with pytest.raises(UserError, match=message):
-            merge(adapter, tmp_path / "merged")
+            merge_adapter(adapter, tmp_path / "merged")
     base("llama")
     weights = adapter / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-10])
     with pytest.raises(UserError, match="cut short"):
-        merge(adapter, tmp_path / "merged")
+        merge_adapter(adapter, tmp_path / "merged")
     weights.rename(adapter / "adapter_model.bin")
     with pytest.raises(UserError, match="pickle"):
-        merge(adapter, tmp_path / "merged")
+        merge_adapter(adapter, tmp_path / "merged")
     assert not list(tmp_path.glob("*merged*"))

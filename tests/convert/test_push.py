@@ -46,7 +46,7 @@ def test_refused_without_repository_or_token(export, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             command(*words)
-    with pytest.raises(UserError, match="is said on the command line"):
+    with pytest.raises(UserError, match="is given on the command line"):
         run(
             compose(["convert.command=push", f"convert.checkpoint={export}", "convert.repo=me/model"], "convert"), False
         )
@@ -57,23 +57,23 @@ def test_refused_without_repository_or_token(export, monkeypatch):
 
 
 def test_refused_where_others_could_not_trust_or_load_it(export, token, tmp_path):
-    push.check(export, allow_unverified=False)
+    push.check_pushable(export, allow_unverified=False)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no finished export"):
         command(f"convert.checkpoint={tmp_path / 'empty'}", "convert.repo=me/model")
     (export / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/my/disk/base"}))
     with pytest.raises(UserError, match="only this machine has; merge it first"):
-        push.check(export, allow_unverified=False)
+        push.check_pushable(export, allow_unverified=False)
     (export / "adapter_config.json").unlink()
     for report in ({"logits": {"checked": False, "reason": "x"}}, None):
         file = export / "verification.json"
         file.write_text(json.dumps(report)) if report else file.unlink()
         with pytest.raises(UserError, match=r"convert\.allow_unverified=true"):
-            push.check(export, allow_unverified=False)
-        push.check(export, allow_unverified=True)
+            push.check_pushable(export, allow_unverified=False)
+        push.check_pushable(export, allow_unverified=True)
     (export / "README.md").unlink()
     with pytest.raises(UserError, match="no model card"):
-        push.check(export, allow_unverified=True)
+        push.check_pushable(export, allow_unverified=True)
 
 
 @pytest.fixture
@@ -132,16 +132,16 @@ def hub(monkeypatch, token):
 def test_an_upload(export, hub):
     """All files, with the token, to a private repository unless told otherwise; a public one of that name is left."""
     token = push.token_for("me/model")
-    push.push(export, "me/model", token, private=True)
+    push.upload(export, "me/model", token, private=True)
     assert hub["private"] and hub["tokens"] == {"Bearer hf_test"}
     assert hub["files"] == {path.name: path.read_bytes() for path in export.iterdir()}
-    push.push(export, "me/model", token, private=False)
+    push.upload(export, "me/model", token, private=False)
     assert not hub["private"]
     hub["public"] = True
     hub["files"].clear()
     with pytest.raises(UserError, match=r"public; convert\.private=false"):
-        push.push(export, "me/model", token, private=True)
+        push.upload(export, "me/model", token, private=True)
     assert not hub["files"]
     hub |= {"status": 403, "public": False, "private": True}
     with pytest.raises(UserError, match=r"convert\.repo=me/model: the hub refuses"):
-        push.push(export, "me/model", token, private=True)
+        push.upload(export, "me/model", token, private=True)

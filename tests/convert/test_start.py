@@ -34,19 +34,19 @@ def test_the_model_is_the_one_exported(kind, family, megatron, base, tmp_path):
     from test_export import source
 
     from posttrain.convert import megatron_logits
-    from posttrain.convert.export import export
+    from posttrain.convert.export import export_source
 
     before = source(base(family), kind(rank=4, alpha=8))
     with torch.no_grad():
         for name, parameter in before.parts[0].named_parameters():
             if name.endswith("weight_magnitude"):
                 parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
-    export(before, tmp_path / "adapter")
+    export_source(before, tmp_path / "adapter")
     model = HFModel(path=str(tmp_path / "adapter"))
     assert model.directory == tmp_path / "base"
     after = started(model, kind(rank=4, alpha=8), tmp_path / "adapter")
-    tokens = megatron_logits.prompts(model.load_tokenizer(), 96)
-    assert megatron_logits.logits(after, tokens).equal(megatron_logits.logits(before.parts, tokens))
+    tokens = megatron_logits.encode_prompts(model.load_tokenizer(), 96)
+    assert megatron_logits.compute_logits(after, tokens).equal(megatron_logits.compute_logits(before.parts, tokens))
 
 
 def test_hugging_faces_names(megatron, base, tmp_path):
@@ -55,7 +55,7 @@ def test_hugging_faces_names(megatron, base, tmp_path):
     from peft import LoraConfig, get_peft_model
     from test_merge import load
 
-    from posttrain.convert.export import Source, export
+    from posttrain.convert.export import Source, export_source
 
     modules = ["q_proj", "v_proj", "gate_proj", "o_proj"]
     theirs = get_peft_model(load(base("llama")), LoraConfig(r=4, lora_alpha=8, target_modules=modules))
@@ -66,7 +66,7 @@ def test_hugging_faces_names(megatron, base, tmp_path):
     theirs.save_pretrained(tmp_path / "adapter")
     model, ours = HFModel(path=str(tmp_path / "adapter")), LoRA(rank=4, alpha=8, target_modules=modules)
     parts = started(model, ours, tmp_path / "adapter")
-    export(Source(model, model.bridge(), parts, ours.build(), torch.float32, "cpu"), tmp_path / "again")
+    export_source(Source(model, model.bridge(), parts, ours.build(), torch.float32, "cpu"), tmp_path / "again")
     before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "again"))
     assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
     assert unpacked_logits(theirs.eval()).isfinite().all()
@@ -77,9 +77,9 @@ def test_hugging_faces_names(megatron, base, tmp_path):
 def test_settings_that_differ(megatron, base, tmp_path):
     from test_export import source
 
-    from posttrain.convert.export import export
+    from posttrain.convert.export import export_source
 
-    export(source(base("llama"), LoRA(rank=4, alpha=8)), tmp_path / "adapter")
+    export_source(source(base("llama"), LoRA(rank=4, alpha=8)), tmp_path / "adapter")
     model = HFModel(path=str(tmp_path / "adapter"))
     for adapter, message in (
         (LoRA(rank=8), "peft.rank=4 peft.alpha=8"),

@@ -110,8 +110,8 @@ def tail(run: Path) -> str:
 def planned(words: list[str]) -> dict:
     """The plan, made as a user's is."""
     from posttrain.config.compose import compose
-    from posttrain.plan.gpus import detect_gpus, find_gpu
     from posttrain.plan.report import build_plan
+    from posttrain.utils.gpus import detect_gpus, find_gpu
 
     cfg = compose([*words, "parallelism=single"])
     found = build_plan(cfg, 1, (detect_gpus() or [find_gpu("h200")])[0])

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from posttrain.config.compose import compose
-from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.spec.run_spec import resolve_spec
 from posttrain.train import out_of_memory
-from posttrain.utils.gpus import visible_gpus
+from posttrain.utils.gpus import Gpu, visible_gpus
 
 ERROR = "CUDA out of memory. Tried to allocate 3.91 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.2 GiB is"
 SIZES = {"allocated_bytes.all.current": 70, "allocated_bytes.all.peak": 75, "reserved_bytes.all.current": 78}

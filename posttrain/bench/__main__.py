@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from posttrain.bench.workloads import MODELS, WORKLOADS, Workload
-from posttrain.plan.flops import peak_flops
 from posttrain.utils import stop
+from posttrain.utils.gpus import peak_tflops
 
 REQUIRES = {
     "hf": "peft",
@@ -227,7 +227,8 @@ def main() -> None:
     import torch
 
     device = torch.cuda.get_device_name()
-    peak = peak_flops(device)
+    tflops = peak_tflops(device)
+    peak = None if tflops is None else tflops * 1e12
     print(f"{device}, torch {torch.__version__}", flush=True)
     measurements = choose_measurements(args)
     pending = [(load, side) for load, side in measurements if not side.startswith("posttrain")]

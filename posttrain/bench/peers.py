@@ -15,10 +15,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from posttrain.bench.workloads import RANK, SHAPES, WORKLOADS, Workload
 
 if TYPE_CHECKING:
     from megatron.bridge.models.gpt_provider import GPTModelProvider
+    from megatron.bridge.training.callbacks import CallbackContext
     from megatron.bridge.training.config import ConfigContainer
     from transformers import PreTrainedModel
 
@@ -32,8 +35,6 @@ def wait_for_turn() -> None:
 
 def measure(step: Callable[[], None], steps: int) -> dict[str, Any]:
     """Time `step`, waiting for the device after each."""
-    import torch
-
     torch.cuda.reset_peak_memory_stats()
     seconds = []
     for _ in range(steps):
@@ -47,8 +48,6 @@ def measure(step: Callable[[], None], steps: int) -> dict[str, Any]:
 
 def run_loop(workload: Workload, model: "PreTrainedModel", steps: int, autocast: bool = False) -> dict[str, Any]:
     """A plain loop over a Hugging Face model."""
-    import torch
-
     trained = [parameter for parameter in model.train().parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
@@ -69,7 +68,6 @@ def run_loop(workload: Workload, model: "PreTrainedModel", steps: int, autocast:
 
 def random_model(workload: Workload) -> "PreTrainedModel":
     """Return a transformers model with random bf16 weights on the GPU."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     fields = dict(SHAPES[workload.shape])
@@ -106,7 +104,6 @@ def liger(workload: Workload, steps: int) -> dict[str, Any]:
 def unsloth(workload: Workload, steps: int) -> dict[str, Any]:
     """Unsloth without gradient checkpointing; it requires a directory with weights and tokenizer."""
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-    import torch
     import unsloth  # noqa: F401
     from transformers import AutoTokenizer
     from unsloth import FastLanguageModel
@@ -142,8 +139,6 @@ def bridge(workload: Workload, steps: int) -> dict[str, Any]:
 
     This project's patches make its import faster.
     """
-    import torch
-
     from posttrain import patches
 
     patches.apply(patches.Platform.detect("cuda"))
@@ -175,11 +170,11 @@ def bridge(workload: Workload, steps: int) -> dict[str, Any]:
     seconds: list[float] = []
 
     class Clock(Callback):
-        def on_train_step_start(self, context: Any) -> None:
+        def on_train_step_start(self, context: "CallbackContext") -> None:
             torch.cuda.synchronize()
             self.began = time.perf_counter()
 
-        def on_train_step_end(self, context: Any) -> None:
+        def on_train_step_end(self, context: "CallbackContext") -> None:
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - self.began)
 
@@ -189,7 +184,6 @@ def bridge(workload: Workload, steps: int) -> dict[str, Any]:
 
 
 def _bridge_config(workload: Workload, model: "GPTModelProvider", steps: int) -> "ConfigContainer":
-    import torch
     from megatron.bridge.training import config as c
 
     precision = "bf16_with_fp8_current_scaling_mixed" if workload.fp8 else "bf16_mixed"

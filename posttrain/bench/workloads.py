@@ -1,14 +1,18 @@
 """What is measured: shapes, batches, and who takes part. Imports no torch."""
 
 from dataclasses import dataclass
+from typing import Any
 
-LLAMA = {
+from posttrain.plan.flops import ModelFlops
+from posttrain.spec.shape import Shape
+
+LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "max_position_embeddings": 8192,
     "rope_theta": 5e5,
     "use_cache": False,
 }
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "1b": LLAMA
     | {
         "hidden_size": 2048,
@@ -80,21 +84,7 @@ class Workload:
 
     def operations(self) -> float:
         """Floating-point operations of a step of full-length sequences; see posttrain/plan/flops.py."""
-        from posttrain.plan.flops import ModelFlops
-
-        shape = SHAPES[self.shape]
-        hidden = shape["hidden_size"]
-        heads = shape["num_attention_heads"]
-        layers = shape["num_hidden_layers"]
-        head_dim = hidden // heads
-        attention = hidden * head_dim * (2 * heads + 2 * shape["num_key_value_heads"])
-        layer = attention + 3 * hidden * shape["intermediate_size"]
-        model = ModelFlops(
-            weights=layers * layer + hidden * shape["vocab_size"],
-            frozen=not self.full,
-            attention=layers * hidden,
-            peak=None,
-        )
+        model = ModelFlops.from_shape(Shape.from_config(SHAPES[self.shape]), frozen=not self.full)
         return model.step(self.tokens, self.tokens * self.length)
 
 

@@ -17,10 +17,10 @@ from omegaconf import DictConfig, open_dict
 
 from posttrain.cli import command
 from posttrain.config import schema
-from posttrain.plan import auto, gpus
+from posttrain.plan import auto
 from posttrain.plan.report import build_plan
 from posttrain.spec import checks
-from posttrain.utils import stop
+from posttrain.utils import gpus, stop
 
 
 @dataclass

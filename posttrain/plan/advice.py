@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import estimate_speed
 from posttrain.spec.parallel_sizes import Counts
 from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.shape import Adapters
+from posttrain.utils.gpus import Gpu
 
 KINDS = ("speed", "format", "gpus", "data", "result")  # the first are preferred
 TENSOR = 1.1  # assumed, not measured: what communication inside a machine costs

@@ -12,12 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from posttrain.errors import UserError
 from posttrain.patches import Platform
-from posttrain.plan import advice, gpus
-from posttrain.plan.gpus import Gpu
+from posttrain.plan import advice
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import KEYS
 from posttrain.spec.run_spec import RunSpec, resolve_spec
+from posttrain.utils import gpus
+from posttrain.utils.gpus import Gpu
 
 SIZES = (1, 2, 4, 8, 16)
 AUTO = "auto"

@@ -10,36 +10,11 @@ arXiv:2204.02311, appendix B).
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from posttrain.spec.shape import Shape, layer_products
+from posttrain.utils.gpus import peak_tflops
+
 if TYPE_CHECKING:
     from megatron.core.transformer.module import MegatronModule
-
-# Dense bf16 TFLOP/s by the vendors' data sheets, without sparsity.
-PEAK_TFLOPS = {
-    "B200": 2250,
-    "GB200": 2500,
-    "H200": 989,
-    "H100 NVL": 835,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "GH200": 989,
-    "H20": 148,
-    "A100": 312,
-    "A800": 312,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "A10": 125,
-    "A6000": 155,
-    "RTX 4090": 165,
-}
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Return the dense bf16 operations per second of a GPU by its name, None where unknown."""
-    known = [name for name in PEAK_TFLOPS if name in device_name]
-    if not known:
-        return None
-    return PEAK_TFLOPS[max(known, key=len)] * 1e12
 
 
 @dataclass
@@ -59,8 +34,13 @@ class ModelFlops:
     peak: float | None
 
     @classmethod
+    def from_shape(cls, shape: Shape, frozen: bool, peak: float | None = None) -> "ModelFlops":
+        """Count those of a model that has not been built; see the attributes for the arguments."""
+        return cls(shape.products, frozen, shape.layers * shape.query, peak)
+
+    @classmethod
     def from_model(cls, model: "list[MegatronModule]", vocabulary: int, frozen: bool, gpus: int) -> "ModelFlops":
-        """Read from a built Megatron model; experts count by how many a token visits.
+        """Count those of a built Megatron model, of any family.
 
         Args:
             model: its chunks.
@@ -72,26 +52,29 @@ class ModelFlops:
         from megatron.core.utils import get_model_config
 
         config = get_model_config(model[0])
-        hidden = config.hidden_size
         ffn = config.ffn_hidden_size
-        visits = 1
+        visited = 1
         if config.num_moe_experts:
             ffn = config.moe_ffn_hidden_size or ffn
-            visits = config.moe_router_topk
-        matrices = 3 if config.gated_linear_unit else 2
-        mlp = matrices * hidden * ffn * visits
-        heads = config.num_attention_heads
-        head_size = config.kv_channels
-        attention = hidden * head_size * (2 * heads + 2 * config.num_query_groups)
+            visited = config.moe_router_topk
+        query = config.num_attention_heads * config.kv_channels
+        layer = layer_products(
+            hidden=config.hidden_size,
+            query=query,
+            key=config.num_query_groups * config.kv_channels,
+            ffn=ffn,
+            gate=config.gated_linear_unit,
+            visited=visited,
+        )
         peak = None
         if gpus:
-            peak = peak_flops(torch.cuda.get_device_name())
-        if peak is not None:
-            peak *= gpus
+            tflops = peak_tflops(torch.cuda.get_device_name())
+            if tflops is not None:
+                peak = gpus * tflops * 1e12
         return cls(
-            weights=config.num_layers * (mlp + attention) + hidden * vocabulary,
+            weights=config.num_layers * layer + config.hidden_size * vocabulary,
             frozen=frozen,
-            attention=config.num_layers * heads * head_size,
+            attention=config.num_layers * query,
             peak=peak,
         )
 

@@ -10,10 +10,10 @@ from posttrain.data.dataset import PackedDataset
 from posttrain.errors import UserError
 from posttrain.plan import advice
 from posttrain.plan.data_stats import DataStats, estimate_data
-from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import Speed, estimate_speed
 from posttrain.spec.run_spec import RunSpec, resolve_spec
+from posttrain.utils.gpus import Gpu
 
 log = logging.getLogger(__name__)
 

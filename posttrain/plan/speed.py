@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from posttrain.plan import flops
-from posttrain.plan.gpus import Gpu
+from posttrain.plan.flops import ModelFlops
 from posttrain.spec.run_spec import RunSpec
+from posttrain.utils.gpus import Gpu
 
 # Width of the residual stream -> share of the peak rate, on an H200 with a CUDA graph.
 MFU = {2048: 0.46, 4096: 0.53}
@@ -40,12 +40,7 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     peak = gpu.tflops * 1e12 * s.world
     if s.precision == "fp32":
         peak *= 0.5
-    model = flops.ModelFlops(
-        weights=shape.products,
-        frozen=s.adapters is not None,
-        attention=shape.layers * shape.query,
-        peak=peak,
-    )
+    model = ModelFlops.from_shape(shape, frozen=s.adapters is not None, peak=peak)
     squared = tokens * (s.squares or s.length)
     useful = model.step(tokens, squared)
     work = useful

@@ -160,11 +160,31 @@ class Shape:
     @property
     def products(self) -> int:
         """Parameters that a token meets in matrix products, experts by how many it visits; the output layer too."""
-        per_layer = 0
-        for linear in self.linears:
-            visited = (self.chosen or 1) if linear.experts else 1
-            per_layer += visited * linear.inputs * linear.outputs
-        return self.layers * per_layer + self.hidden * self.vocab
+        layer = layer_products(
+            hidden=self.hidden,
+            query=self.query,
+            key=self.key,
+            ffn=self.ffn,
+            gate=self.family.gate is not None,
+            visited=self.chosen or 1,
+        )
+        return self.layers * layer + self.hidden * self.vocab
+
+
+def layer_products(*, hidden: int, query: int, key: int, ffn: int, gate: bool, visited: int) -> int:
+    """Parameters that a token meets in the matrix products of a layer.
+
+    Args:
+        hidden: width of the residual stream.
+        query: all query heads together.
+        key: all key heads together.
+        ffn: the MLP's inner width, an expert's in a mixture.
+        gate: whether the MLP has one.
+        visited: MLPs that a token passes: experts in a mixture, else 1.
+    """
+    attention = hidden * (2 * query + 2 * key)
+    mlp = hidden * ffn * (3 if gate else 2)
+    return attention + visited * mlp
 
 
 @dataclass(frozen=True)

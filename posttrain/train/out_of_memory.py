@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.plan.advice import Change, changes, cheapest
-from posttrain.plan.gpus import Gpu
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.spec.run_spec import RunSpec
+from posttrain.utils.gpus import Gpu
 
 MOST = 3  # changes that are shown
 

@@ -1,18 +1,149 @@
-"""The GPUs of this machine, without importing torch."""
+"""GPUs by name, and those of this machine, without importing torch."""
 
+import functools
 import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
+
+from posttrain.errors import UserError
+from posttrain.utils.suggest import nearest
+
+# Name -> dense bf16 TFLOP/s by the vendor's data sheet, without sparsity; GiB that a process can have, as torch reports
+# them: less than the number on the box. A100 and H100 are the 80 GB ones.
+KNOWN = {
+    "B200": (2250.0, 178.0),
+    "GB200": (2500.0, 184.0),
+    "H200": (989.0, 139.8),
+    "H100 NVL": (835.0, 93.1),
+    "H100 PCIe": (756.0, 79.2),
+    "H100": (989.0, 79.2),
+    "GH200": (989.0, 94.5),
+    "H20": (148.0, 95.1),
+    "A100": (312.0, 79.2),
+    "A800": (312.0, 79.2),
+    "L40S": (362.0, 44.4),
+    "L40": (181.0, 44.4),
+    "L4": (121.0, 22.0),
+    "A10": (125.0, 22.1),
+    "A6000": (155.0, 47.4),
+    "RTX 4090": (165.0, 23.5),
+}
+EIGHT_BIT = ("H100", "H200", "H20", "H800", "GH200", "B200")  # Hopper and newer
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A kind of GPU.
+
+    Attributes:
+        name: as the vendor writes it.
+        tflops: dense bf16 TFLOP/s by the data sheet; None where unknown.
+        memory_gib: GiB that a process can have.
+    """
+
+    name: str
+    tflops: float | None
+    memory_gib: float
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether it multiplies 8-bit numbers with a scale per row."""
+        return any(name in self.name for name in EIGHT_BIT)
+
+
+def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
+    """Return the GPU of a name such as `h100` or `4090`.
+
+    Args:
+        name: in any spelling.
+        memory_gib: None: what that kind has.
+
+    Raises:
+        UserError: it isn't known.
+    """
+    names = {_normalize(known): known for known in KNOWN}
+    key = _normalize(name)
+    if key not in names:
+        match = nearest(key, names)
+        hint = f"; did you mean {match}?" if match else "."
+        raise UserError(f"`plan.gpu={name}`: not known{hint} Known: {', '.join(names)}; or give plan.memory_gib")
+    known = names[key]
+    tflops, usual_gib = KNOWN[known]
+    return Gpu(known, tflops, memory_gib or usual_gib)
+
+
+def _normalize(name: str) -> str:
+    return re.sub("rtx|[ _-]", "", name.lower())
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Return the dense bf16 TFLOP/s of the GPU that a driver calls so, None where unknown."""
+    known = [name for name in KNOWN if name in device_name]
+    if not known:
+        return None
+    tflops, _ = KNOWN[max(known, key=len)]  # of several that are part of it
+    return tflops
 
 
 def visible_gpus() -> int:
-    """GPUs that a process started here would see, without importing torch: 0 on a machine without NVIDIA's driver."""
+    """GPUs that a process started here would see: 0 on a machine without NVIDIA's driver."""
     if not Path("/proc/driver/nvidia/version").exists() and not Path("/dev/nvidiactl").exists():
         return 0
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
-        named = [part for part in listed.split(",") if part.strip()]
-        if named[:1] == ["-1"]:
-            return 0
-        return len(named)
+        devices = [part for part in listed.split(",") if part.strip()]
+        return 0 if devices[:1] == ["-1"] else len(devices)
     gpus = list(Path("/proc/driver/nvidia/gpus").glob("*"))
     return len(gpus) or len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def detect_gpus() -> list[Gpu]:
+    """Return the GPUs that a process started here would see, by nvidia-smi.
+
+    None where that is not installed or fails.
+    """
+    return parse_listing(_query_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+@functools.cache  # a grid asks for each of its trials
+def _query_gpus() -> str:
+    """nvidia-smi's lines about this machine's GPUs; empty where it is not installed or fails."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    query = "--query-gpu=index,uuid,name,memory.total"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except subprocess.TimeoutExpired:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def parse_listing(listing: str, visible: str | None) -> list[Gpu]:
+    """Return the GPUs of nvidia-smi's lines that CUDA_VISIBLE_DEVICES leaves, in its order.
+
+    Args:
+        listing: lines of `index, uuid, name, MiB`.
+        visible: CUDA_VISIBLE_DEVICES, indices or (parts of) UUIDs; None: not set.
+    """
+    by_index: dict[str, Gpu] = {}
+    by_uuid: dict[str, Gpu] = {}
+    for line in listing.splitlines():
+        index, uuid, name, mib = (part.strip() for part in line.split(","))
+        # nvidia-smi also counts what the driver keeps for itself, about half a GiB.
+        gpu = Gpu(name, peak_tflops(name), float(mib) / 1024 - 0.5)
+        by_index[index] = gpu
+        by_uuid[uuid] = gpu
+    if visible is None:
+        return list(by_index.values())
+    gpus = []
+    for device in visible.split(","):
+        device = device.strip()
+        if device in by_index:
+            gpus.append(by_index[device])
+        elif device and not device.isdigit():
+            gpus += [gpu for uuid, gpu in by_uuid.items() if uuid.startswith(device)][:1]
+    return gpus

@@ -11,11 +11,12 @@ import pytest
 
 from posttrain.config.compose import compose
 from posttrain.errors import UserError
-from posttrain.plan import advice, gpus
+from posttrain.plan import advice
 from posttrain.plan.__main__ import plan
 from posttrain.plan.memory import GIB
 from posttrain.plan.speed import estimate_speed
 from posttrain.spec.run_spec import resolve_spec
+from posttrain.utils import gpus
 
 GPU = gpus.find_gpu("h100")
 

@@ -33,9 +33,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(model):
-    from posttrain.generate.load import load
+    from posttrain.generate.load import load_model
 
-    return load(model)
+    return load_model(model)
 
 
 def chats(*prompts):

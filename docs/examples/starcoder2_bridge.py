@@ -9,7 +9,7 @@ from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.core.models.gpt.gpt_model import GPTModel
 from transformers import Starcoder2ForCausalLM
 
-from posttrain.models.bridges.activations import activation
+from posttrain.models.bridges.activation_functions import activation
 
 LAYER, HERE = "decoder.layers.*.", "model.layers.*."
 # Megatron's name (a norm before a linear layer belongs to it) -> Hugging Face's.

@@ -150,7 +150,7 @@ def push_export(c: DictConfig) -> None:
     directory = load.export_of(path)
     if directory is None:
         raise UserError(f"checkpoint={path}: holds no finished export; make one: python -m posttrain.convert export")
-    load.check(directory)
+    load.check_export(directory)
     push.check_pushable(directory, c.allow_unverified)
     print(f"pushed: {push.upload(directory, c.repo, token, c.private)}")
 

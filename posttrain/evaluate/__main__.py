@@ -97,14 +97,14 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
     metric = check_and_build(cfg, datasets, overrides)
     out = Path(cfg.evaluate.out).expanduser()
 
-    with load.opened(what) as directory:
+    with load.open_export(what) as directory:
         started = time.time()
         out.mkdir(parents=True, exist_ok=True)  # fails before hours of measuring, not after
         import torch
 
         device = "cuda" if visible_gpus() and torch.cuda.is_available() else "cpu"
         dtype = str(built(cfg.precision).dtype(device)).removeprefix("torch.")
-        model, tokenizer = load.load(directory, dtype)
+        model, tokenizer = load.load_model(directory, dtype)
         result: dict[str, Any] = {"model": what, "words": overrides, "dtype": dtype, "device": device}
         measured, answers = measure(model, tokenizer, cfg, datasets, metric)
         result |= measured

@@ -49,8 +49,8 @@ def run_tasks(
     """Evaluate the tasks.
 
     Args:
-        model: as posttrain.generate.load.load returns it.
-        tokenizer: as posttrain.generate.load.load returns it.
+        model: as posttrain.generate.load.load_model returns it.
+        tokenizer: as posttrain.generate.load.load_model returns it.
         options: conf/evaluate.yaml's `lm_eval`.
 
     Returns:

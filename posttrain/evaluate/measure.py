@@ -48,8 +48,8 @@ def measure_set(
     """Evaluate one set.
 
     Args:
-        model: as posttrain.generate.load.load returns it.
-        tokenizer: as posttrain.generate.load.load returns it.
+        model: as posttrain.generate.load.load_model returns it.
+        tokenizer: as posttrain.generate.load.load_model returns it.
         conversations: of the set.
         options: conf/evaluate.yaml's `evaluate`.
         metric: None: no answers are generated.

@@ -30,8 +30,8 @@ class Answerer:
     """A loaded model that answers conversations.
 
     Args:
-        model: as posttrain.generate.load.load returns it.
-        tokenizer: as posttrain.generate.load.load returns it.
+        model: as posttrain.generate.load.load_model returns it.
+        tokenizer: as posttrain.generate.load.load_model returns it.
         sampling: how to choose tokens.
         batch_size: conversations at once.
 
@@ -262,8 +262,8 @@ def answer(args: argparse.Namespace) -> None:
         args.repetition_penalty,
         args.seed,
     )
-    with load.opened(args.model) as directory:
-        model, tokenizer = load.load(directory)
+    with load.open_export(args.model) as directory:
+        model, tokenizer = load.load_model(directory)
     answerer = Answerer(model, tokenizer, sampling, args.batch_size)
     if not conversations:
         chat(answerer, start, args.json)

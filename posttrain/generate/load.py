@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from posttrain.checkpoint import directories
 from posttrain.errors import RunFailed, UserError
@@ -20,11 +20,15 @@ from posttrain.utils import rundir
 from posttrain.utils.gpus import visible_gpus
 from posttrain.utils.stop import FULL_ERROR
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 WHAT = "run directory, checkpoint, PEFT adapter, Hugging Face directory or hub id"
 
 
 @contextmanager
-def opened(what: str) -> Iterator[Path]:
+def open_export(what: str) -> Iterator[Path]:
     """The Hugging Face directory that `what` means, checked; a checkpoint is exported, and removed at the end.
 
     Args:
@@ -36,14 +40,15 @@ def opened(what: str) -> Iterator[Path]:
     """
     path = Path(what).expanduser()
     if not path.is_dir():
-        named = what.count("/") == 1 and not what.startswith((".", "/", "~")) and not path.parent.is_dir()
-        if named or what.startswith(DEMO):
+        is_hub_id = what.count("/") == 1 and not what.startswith((".", "/", "~")) and not path.parent.is_dir()
+        if is_hub_id or what.startswith(DEMO):
             yield HFModel(path=what).directory
             return
         raise UserError(f"{what}: no such directory; give a {WHAT}")
-    if found := export_of(path):
-        check(found)
-        yield found
+    export = export_of(path)
+    if export is not None:
+        check_export(export)
+        yield export
         return
     checkpoint = directories.NAME.fullmatch(path.name) or directories.checkpoints(path)
     if not checkpoint and rundir.is_folder(path, "checkpoints"):
@@ -53,9 +58,9 @@ def opened(what: str) -> Iterator[Path]:
             raise UserError(
                 f"{path}: this run has no finished export or checkpoint (see its status.json); run it again"
             )
-        raise UserError(f"{path}: none of a {WHAT}")
+        raise UserError(f"{path}: is not a {WHAT}")
     with tempfile.TemporaryDirectory(prefix="posttrain-") as scratch:
-        yield exported_checkpoint(path, Path(scratch) / "model")
+        yield export_checkpoint(path, Path(scratch) / "model")
 
 
 def export_of(path: Path) -> Path | None:
@@ -69,7 +74,7 @@ def export_of(path: Path) -> Path | None:
     return None
 
 
-def check(directory: Path) -> None:
+def check_export(directory: Path) -> None:
     """Read the headers of a PEFT or Hugging Face directory, and of an adapter's base.
 
     Raises:
@@ -82,7 +87,7 @@ def check(directory: Path) -> None:
         check_against(read_headers(base), pairs, tensors)
 
 
-def exported_checkpoint(checkpoint: Path, out: Path) -> Path:
+def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     """Export a Megatron checkpoint to `out`, in a process of its own: Megatron is needed for nothing else here.
 
     Raises:
@@ -90,35 +95,40 @@ def exported_checkpoint(checkpoint: Path, out: Path) -> Path:
         RunFailed: it ended in another way.
     """
     print(f"exporting the checkpoint of {checkpoint}", file=sys.stderr, flush=True)
-    words = [f"checkpoint={quoted(checkpoint.absolute())}", f"convert.out={quoted(out)}"]
+    words = [f"checkpoint={quote(checkpoint.absolute())}", f"convert.out={quote(out)}"]
     command = [sys.executable, "-m", "posttrain.convert", "export", *words]
     environment = {key: value for key, value in os.environ.items() if key != FULL_ERROR}  # its one line is enough
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         message = (done.stderr.strip() or "the export failed").removeprefix("posttrain: ")
-        raise (UserError if done.returncode == UserError.exit_code else RunFailed)(message)
+        if done.returncode == UserError.exit_code:
+            raise UserError(message)
+        raise RunFailed(message)
     return out
 
 
-def quoted(path: Path) -> str:
+def quote(path: Path) -> str:
     """A path as Hydra's grammar takes it whole: a trial's has `=` and `,` in it."""
     text = str(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'
 
 
-def load(directory: Path, dtype: str | None = None) -> tuple[Any, Any]:
+def load_model(
+    directory: Path, dtype: str | None = None
+) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]":
     """(model, tokenizer) of an export, on the GPU if there is one.
 
     Args:
-        directory: as `opened` gives it.
+        directory: as `open_export` gives it.
         dtype: float32 or bfloat16. None: bfloat16 on a GPU, float32 on a CPU.
     """
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
-    device = "cuda" if visible_gpus() and torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, dtype or ("bfloat16" if device == "cuda" else "float32"))
+    device, usual = "cpu", "float32"
+    if visible_gpus() and torch.cuda.is_available():
+        device, usual = "cuda", "bfloat16"
     logging.disable_progress_bar()
     source = HFModel(path=str(directory))
     if source.adapter:
@@ -126,13 +136,14 @@ def load(directory: Path, dtype: str | None = None) -> tuple[Any, Any]:
     base = source.directory
     has_own_generation = bool(source.adapter) and own_file(directory / "generation_config.json")
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=getattr(torch, dtype or usual), use_safetensors=True, trust_remote_code=False
+        )
         if has_own_generation:
             model.generation_config = GenerationConfig.from_pretrained(directory)
     except Exception as error:  # of whatever kind: a stranger's files
-        raise UserError(
-            f"{directory}: transformers can't read it: {(str(error).strip() or repr(error)).splitlines()[0]}"
-        ) from error
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"{directory}: transformers can't read it: {reason}") from error
     if source.adapter:
         model = attach_adapter(model, directory)
     return model.to(device).eval(), source.load_tokenizer()

@@ -90,7 +90,7 @@ CHANGES = (
     ),
     _elsewhere(
         "gpt2-is-causal",
-        "posttrain.models.bridges.gpt2",
+        "posttrain.models.bridges.gpt2_bridge",
         "megatron.bridge.models.conversion.auto_bridge.SUPPORTED_HF_ARCHITECTURES",
         kind=Kind.STARTUP,
         symptom="AutoBridge refuses GPT-2, whose architecture does not end like other causal models'",

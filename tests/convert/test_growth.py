@@ -99,7 +99,7 @@ def test_going_on_from_a_grown_adapter(megatron, base, tmp_path):
     load_adapter.load(bridge, parts, tmp_path / "peft")
     tokens = torch.arange(240, 272)[None]
     assert close(logits.compute_logits(parts, tokens), model.eval()(tokens).logits)
-    loaded, _ = load.load(tmp_path / "peft")
+    loaded, _ = load.load_model(tmp_path / "peft")
     assert close(loaded(tokens).logits, model(tokens).logits)
 
 

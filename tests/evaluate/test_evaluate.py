@@ -171,7 +171,7 @@ def test_models_that_are_none(evaluate, tiny, questions, tmp_path, capsys):
     data = [PAIRS, f"data.path={questions / 'a.jsonl'}"]
     for what, message in (
         (tmp_path / "none", "no such directory"),
-        (tmp_path / "empty", "none of a run directory"),
+        (tmp_path / "empty", "is not a run directory"),
         (run, "not the configuration of a run"),
         (half, "cut short"),
         (other, "trained on another model"),

@@ -19,7 +19,7 @@ from posttrain.data.readers import read
 from posttrain.data.render import Renderer
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
-from posttrain.generate.load import load
+from posttrain.generate.load import load_model
 from posttrain.models import HFModel
 from posttrain.models.hf_adapter import read_adapter
 from posttrain.models.shapes import check_directory
@@ -71,7 +71,7 @@ def test_code_beside_a_model(model_type, how, canary, tmp_path):
         assert HFModel(path=str(model), random_init=True).hf_config().model_type == "llama"
         return
     with pytest.raises(UserError):
-        HFModel(path=str(model), random_init=True).hf_config() if how == "train" else load(model)
+        HFModel(path=str(model), random_init=True).hf_config() if how == "train" else load_model(model)
 
 
 def test_code_beside_a_tokenizer(canary, tmp_path):
@@ -99,7 +99,7 @@ def test_pickled_weights(name, canary, tmp_path):
     model = write_model(tmp_path / "model")
     (model / "model.safetensors").unlink()
     (model / name).write_bytes(pickle.dumps(Evil()))
-    for attempt in (lambda: HFModel(path=str(model)).directory, lambda: load(model)):
+    for attempt in (lambda: HFModel(path=str(model)).directory, lambda: load_model(model)):
         with pytest.raises(UserError, match="is a pickle"):
             attempt()
 
@@ -209,7 +209,7 @@ ADAPTERS = {
 @pytest.mark.parametrize("what", ADAPTERS)
 def test_an_adapter(what, canary, tmp_path):
     adapter = write_adapter(tmp_path / "adapter", **ADAPTERS[what])
-    for attempt in (lambda: read_adapter(adapter), lambda: load(adapter)):
+    for attempt in (lambda: read_adapter(adapter), lambda: load_model(adapter)):
         with pytest.raises(UserError, match="adapter_config"):
             attempt()
 
@@ -235,14 +235,14 @@ def test_an_adapter_of_an_adapter(tmp_path):
     base = write_adapter(write_model(tmp_path / "base"), target_modules=r"((\w|\.)+)+!")
     adapter = write_adapter(tmp_path / "adapter", base_model_name_or_path=str(base))
     with pytest.raises(UserError, match="is an adapter itself"):
-        load(adapter)
+        load_model(adapter)
 
 
 def test_a_pickled_adapter(canary, tmp_path):
     adapter = write_adapter(tmp_path / "adapter")
     (adapter / "adapter_model.safetensors").unlink()
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Evil()))
-    for attempt in (lambda: read_adapter(adapter), lambda: load(adapter)):
+    for attempt in (lambda: read_adapter(adapter), lambda: load_model(adapter)):
         with pytest.raises(UserError, match="is a pickle"):
             attempt()
 

@@ -16,7 +16,7 @@ from posttrain.convert.merge import find_adapter
 from posttrain.convert.publish import publishing
 from posttrain.errors import UserError
 from posttrain.evaluate.settings import run_of, with_run
-from posttrain.generate.load import export_of, opened
+from posttrain.generate.load import export_of, open_export
 from posttrain.launch import launcher
 from posttrain.report import write_report
 from posttrain.report.trials import read_trials
@@ -208,7 +208,7 @@ def test_a_strangers_run_is_converted_and_evaluated_from_plain_files_alone(what,
 def test_an_export_or_checkpoints_that_lead_elsewhere_are_not_read(name, run_dir, outside):
     plant(run_dir, name, outside)
     (run_dir / "config.yaml").write_text("model: {}\n")
-    with pytest.raises(UserError, match=f"{name}: is a link"), opened(str(run_dir)):
+    with pytest.raises(UserError, match=f"{name}: is a link"), open_export(str(run_dir)):
         pass
     if name.startswith("adapter"):
         with pytest.raises(UserError, match="is a link"):

@@ -5,7 +5,7 @@ from posttrain.models.families.family import ATTENTION_BIAS, EMBEDDING, OUTPUT, 
 FAMILY = ModelFamily(
     model_type="gemma",
     architectures=("GemmaForCausalLM",),
-    bridge="posttrain.models.bridges.gemma",  # upstream's insists on the flash-attn package
+    bridge="posttrain.models.bridges.gemma_bridge",  # upstream's insists on the flash-attn package
     matrices=(EMBEDDING, OUTPUT, *attention(ATTENTION_BIAS, ATTENTION_BIAS), *gated_mlp()),
     tied=True,
     always_tied=True,

@@ -14,7 +14,7 @@ FAMILY = ModelFamily(
     model_type="gemma2",
     architectures=("Gemma2ForCausalLM",),
     # Upstream's attention refuses packed sequences, and its LoRA on output matrices is added after a norm.
-    bridge="posttrain.models.bridges.gemma2",
+    bridge="posttrain.models.bridges.gemma2_bridge",
     matrices=(EMBEDDING, OUTPUT, *attention(ATTENTION_BIAS, ATTENTION_BIAS), *gated_mlp()),
     fields=ConfigFields(softcap=("final_logit_softcapping",)),
     tied=True,

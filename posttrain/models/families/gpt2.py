@@ -5,7 +5,7 @@ from posttrain.models.families.family import ConfigFields, Matrix, ModelFamily
 FAMILY = ModelFamily(
     model_type="gpt2",
     architectures=("GPT2LMHeadModel",),
-    bridge="posttrain.models.bridges.gpt2",  # there is none upstream
+    bridge="posttrain.models.bridges.gpt2_bridge",  # there is none upstream
     matrices=(
         Matrix("wte", ("vocabulary", "hidden")),
         Matrix("wpe", ("positions", "hidden")),

@@ -21,7 +21,7 @@ def legacy_fields(config: "PretrainedConfig") -> dict[str, Any]:
 FAMILY = ModelFamily(
     model_type="gpt_neox",
     architectures=("GPTNeoXForCausalLM",),
-    bridge="posttrain.models.bridges.gpt_neox",  # there is none upstream
+    bridge="posttrain.models.bridges.gpt_neox_bridge",  # there is none upstream
     matrices=(
         Matrix("embed_in", ("vocabulary", "hidden")),
         Matrix("embed_out", ("vocabulary", "hidden")),

@@ -5,7 +5,7 @@ from posttrain.models.families.family import EMBEDDING, OUTPUT, ConfigFields, Ma
 FAMILY = ModelFamily(
     model_type="mixtral",
     architectures=("MixtralForCausalLM",),
-    bridge="posttrain.models.bridges.mixtral",  # there is none upstream
+    bridge="posttrain.models.bridges.mixtral_bridge",  # there is none upstream
     matrices=(
         EMBEDDING,
         OUTPUT,

@@ -25,7 +25,7 @@ def legacy_fields(config: "PretrainedConfig") -> dict[str, Any]:
 FAMILY = ModelFamily(
     model_type="qwen3_moe",
     architectures=("Qwen3MoeForCausalLM",),
-    bridge="posttrain.models.bridges.qwen3_moe",  # upstream's always adds a load-balancing loss
+    bridge="posttrain.models.bridges.qwen3_moe_bridge",  # upstream's always adds a load-balancing loss
     matrices=(
         EMBEDDING,
         OUTPUT,

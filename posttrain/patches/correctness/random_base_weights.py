@@ -43,7 +43,7 @@ def is_random_base(directory: str) -> bool:
     symptom="an adapter on random base weights is refused: PEFT requires a pretrained checkpoint path",
     versions={"megatron-bridge": ">=0.6,<0.7"},
 )
-def random_base_weights() -> None:
+def keep_random_base_weights() -> None:
     """Keep the initialisation where the base checkpoint is a random one; read others by the run's own bridge."""
     import torch
     from megatron.bridge.training import checkpointing

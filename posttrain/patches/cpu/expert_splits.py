@@ -10,7 +10,7 @@ from posttrain.patches.registry import Kind, on_cpu, patch, replace
     versions={"megatron-core": ">=0.19,<0.20"},
     when=on_cpu,
 )
-def expert_splits() -> None:
+def return_splits_as_arrays() -> None:
     """Make arrays of them on a CPU too."""
     import torch
     from megatron.core.transformer.moe import token_dispatcher

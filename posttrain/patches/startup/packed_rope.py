@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     "unfused one copies sequence by sequence",
     versions={"megatron-core": ">=0.19,<0.20"},
 )
-def packed_rope() -> None:
+def rotate_packed_at_once() -> None:
     """Look up each token's angles by its position once per batch, then rotate all tokens as one sequence."""
     import megatron.core.models.common.embeddings.rope_utils as rope
     import megatron.core.transformer.attention as attention

@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from transformers import GPTNeoXForCausalLM
 
 from posttrain.errors import UserError
-from posttrain.models.bridges.activations import activation
+from posttrain.models.bridges.activation_functions import activation
 from posttrain.models.bridges.buffers import KeepsBuffers
 from posttrain.models.families.gpt_neox import FAMILY
 from posttrain.models.local_spec import Specification, block, local_layer, uses_te

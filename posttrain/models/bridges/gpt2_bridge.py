@@ -16,7 +16,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from transformers import GPT2LMHeadModel
 
 from posttrain.errors import UserError
-from posttrain.models.bridges.activations import activation
+from posttrain.models.bridges.activation_functions import activation
 from posttrain.models.bridges.buffers import KeepsBuffers
 from posttrain.models.families.gpt2 import FAMILY
 

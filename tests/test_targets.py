@@ -53,7 +53,7 @@ def test_refused_wherever_it_stands(target, place):
 SHIPPED = {
     "model": "posttrain.models.HFModel",
     "peft": "posttrain.peft.LoRA",
-    "data": "posttrain.data.SFTData",
+    "data": "posttrain.data.TrainingData",
     "data.format": "posttrain.data.formats.Messages",
     "template": "posttrain.data.templates.ChatTemplate",
     "parallelism": "posttrain.train.parallelism.Parallelism",

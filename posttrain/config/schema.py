@@ -43,7 +43,7 @@ class ModelSchema:
     tokenizer: str | None = None
     random_init: bool = False
     trust_remote_code: bool = False
-    architecture: dict[str, Any] | None = None
+    architecture: Any = None  # a mapping, which OmegaConf can't put in the place of null where the type says so
     learning_rate_scale: float = ranged(1.0, gt=0, le=1e6)
 
 

@@ -258,10 +258,14 @@ def architecture(model: DictConfig) -> Mapping[str, Any] | None:
         shape = read_json(config)
         _check_sizes(shape, f"{config}: ")
         return shape
-    configured: DictConfig | None = model.architecture
-    if configured is not None:
-        _check_sizes(configured, "model.architecture.")
-    return configured
+    configured: object = model.architecture
+    if configured is None:
+        return None
+    if not isinstance(configured, DictConfig):
+        raise UserError(f"`model.architecture={configured}`: must be a mapping, the fields of a config.json")
+    shape = {str(name): value for name, value in configured.items()}
+    _check_sizes(shape, "model.architecture.")
+    return shape
 
 
 def _check_sizes(shape: Mapping[str, Any], source: str) -> None:

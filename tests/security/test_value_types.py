@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.config import schema
 from posttrain.config.compose import compose, flatten
-from posttrain.data import SFTData
+from posttrain.data import TrainingData
 from posttrain.errors import UserError
 from posttrain.evaluate.settings import EvaluateConfig
 from posttrain.plan.__main__ import PlanConfig
@@ -113,7 +113,7 @@ def is_whole(hint):
 def whole_numbers(config):
     """Key paths of the whole numbers of a configuration, two levels of it."""
     for group in fields(config):
-        kind = SFTData if group.name == "data" else group.type
+        kind = TrainingData if group.name == "data" else group.type
         if is_whole(group.type):
             yield group.name
         if hasattr(kind, "__dataclass_fields__"):

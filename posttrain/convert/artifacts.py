@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.errors import UserError
 from posttrain.models.families import family_of
 from posttrain.models.headers import own_file, read_json
 from posttrain.models.tokenizer_files import FILES
@@ -112,14 +113,23 @@ def add_stop_tokens(out: Path, ids: set[int], known: int | list[int] | None) -> 
     """
     file = out / GENERATION
     fields = _read(file)
-    present = as_set(fields.get("eos_token_id", known))
+    present = as_set(fields.get("eos_token_id", known), file)
     if not ids <= present:
         fields["eos_token_id"] = sorted(present | ids)
         _write(file, fields)
 
 
-def as_set(ids: int | list[int] | None) -> set[int]:
-    """The end tokens of a configuration, which says one, several or none."""
-    if ids is None:
-        return set()
-    return set(ids) if isinstance(ids, list) else {ids}
+def as_set(ids: int | list[int] | None, file: Path) -> set[int]:
+    """The end tokens of a configuration, which says one, several or none.
+
+    Args:
+        ids: as JSON has them.
+        file: where, for the error.
+
+    Raises:
+        UserError: they are something else.
+    """
+    listed = [token for token in (ids if isinstance(ids, list) else [ids]) if token is not None]
+    if not all(type(token) is int for token in listed):
+        raise UserError(f"{file}: eos_token_id={str(ids)[:80]}: must be a token's number, or a list of them")
+    return set(listed)

@@ -1,13 +1,15 @@
 """The model card: README.md of an export, for people and for a hub."""
 
+import re
 from pathlib import Path
 from typing import Any
 
-from posttrain.convert.training_metadata import FILE, is_hub_id
+from posttrain.convert.training_metadata import FILE, are_facts, is_hub_id
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
 from posttrain.models.hf_adapter import base_of, is_adapter
 from posttrain.utils.atomic_files import write_json, write_text
+from posttrain.utils.escape import visible
 
 CARD = "README.md"
 LOAD = {
@@ -15,6 +17,10 @@ LOAD = {
     "transformers": "from transformers import AutoModelForCausalLM as Model, AutoTokenizer",
 }
 GENERATION = "generation_config.json"
+# A text of names, numbers and punctuation that can't be markup; an address would become a link by itself.
+HARMLESS = re.compile(r"(?!.*(://|www\.))[\w .,:;+=@%/()'-]*")
+HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+LONGEST = 200  # characters of a text from a configuration
 
 
 def write_card(directory: Path, name: str, facts: dict[str, Any] | None, license: str | None = None) -> None:
@@ -43,8 +49,8 @@ def write_card(directory: Path, name: str, facts: dict[str, Any] | None, license
         base = base or base_of(directory)
         tags.append("lora")
     head = ModelCardData(
-        license=license or "unknown",
-        base_model=base if base and is_hub_id(base) else None,
+        license=" ".join((license or "unknown").split())[:LONGEST],
+        base_model=base if base and is_hub_id(base) and HUB_ID.fullmatch(base) else None,
         datasets=_hub_datasets(facts) or None,
         library_name=library,
         pipeline_tag="text-generation",
@@ -59,8 +65,9 @@ def _hub_datasets(facts: dict[str, Any]) -> list[str]:
     """Ids of the data sets of a hub that were trained on; a name may be hf://OWNER/NAME:SUBSET@REVISION."""
     datasets = []
     for name in facts.get("data", {}).get("names", []):
-        if name.startswith("hf://"):
-            datasets.append(name.removeprefix("hf://").split("@")[0].split(":")[0])
+        hub_id = name.removeprefix("hf://").split("@")[0].split(":")[0]
+        if name.startswith("hf://") and HUB_ID.fullmatch(hub_id):
+            datasets.append(hub_id)
     return datasets
 
 
@@ -68,13 +75,14 @@ def describe(
     name: str, library: str, base: str | None, license: str | None, facts: dict[str, Any], checked: str
 ) -> str:
     """The text below the front matter, in Markdown."""
-    parts = [f"# {name}", ""]
+    parts = [f"# {plain(name)}", ""]
     if facts and base:
         public = base if is_hub_id(base) else Path(base).name
-        parts.append(f"Trained from `{public}`: {facts['method']}.")
+        parts.append(f"Trained from {code(public)}: {plain(facts['method'])}.")
     else:
         parts.append("Converted; nothing says how it was trained.")
-    parts += ["", f"Licence: {license or 'unknown; name it with trainer.license or convert.license'}.", ""]
+    licence = plain(license) if license else "unknown; name it with trainer.license or convert.license"
+    parts += ["", f"Licence: {licence}.", ""]
     if facts:
         parts += ["## Data", "", *_data(facts["data"]), "", "## Results", "", *_table(facts["results"]), ""]
         parts += ["## Settings", "", *_table(facts["settings"] | facts["software"]), ""]
@@ -90,11 +98,11 @@ def stopping(directory: Path, library: str) -> str:
         return ""
     ids = read_json(directory / GENERATION).get("eos_token_id")
     report = verification(directory) or {}
-    tokens = ", ".join(f"`{token}`" for token in report.get("tokenizer", {}).get("end_tokens", ()))
+    tokens = ", ".join(code(token) for token in report.get("tokenizer", {}).get("end_tokens", ()))
     written = f" ({tokens})" if tokens else ""
     return (
-        f"\nAn answer ends at one of the tokens {ids}{written}. The base model may not know that; say it before "
-        "`model.generate`:\n\n```python\nfrom transformers import GenerationConfig\n\n"
+        f"\nAn answer ends at one of the tokens {plain(str(ids))}{written}. The base model may not know that; say it "
+        "before `model.generate`:\n\n```python\nfrom transformers import GenerationConfig\n\n"
         "model.generation_config = GenerationConfig.from_pretrained(path)\n```\n"
     )
 
@@ -121,21 +129,36 @@ def verification(directory: Path) -> dict[str, Any] | None:
 
 
 def read_facts(directory: Path) -> dict[str, Any] | None:
-    """training.json of an export; None where there is none, or an unreadable one."""
+    """training.json of an export; None where there is none, or one that isn't what `write` has written."""
     file = directory / FILE
     try:
-        return read_json(file) if file.is_file() else None
+        facts = read_json(file) if file.is_file() else None
     except UserError:
         return None
+    return facts if facts is not None and are_facts(facts) else None
+
+
+def plain(text: str) -> str:
+    """A text from a configuration or a file, within a line of Markdown: as it is, or as code if it could be markup."""
+    line = " ".join(text.split())
+    if len(line) <= LONGEST and HARMLESS.fullmatch(line):
+        return line
+    return code(line)
+
+
+def code(text: str) -> str:
+    """Such a text as code, in which Markdown sees no links, pictures nor HTML."""
+    line = visible(" ".join(text.split()))[:LONGEST]
+    return f"`{line.replace('`', chr(39)).replace('|', '&#124;') or ' '}`"
 
 
 def _data(data: dict[str, Any]) -> list[str]:
-    names = ", ".join(f"`{name}`" for name in data["names"])
-    lines = [f"- {names}, read as {data['format']}"]
+    names = ", ".join(code(name) for name in data["names"])
+    lines = [f"- {names}, read as {plain(data['format'])}"]
     for key, digests in data.get("sha256", {}).items():
-        lines.append(f"- SHA-256 of {key}: {', '.join(digests)}")
+        lines.append(f"- SHA-256 of {plain(key)}: {', '.join(map(plain, digests))}")
     for split in ("train", "validation"):
-        counts = [f"{value:,} {key.replace('_', ' ')}" for key, value in data.get(split, {}).items()]
+        counts = [f"{value:,} {plain(key.replace('_', ' '))}" for key, value in data.get(split, {}).items()]
         if counts:
             lines.append(f"- {split}: {', '.join(counts)}")
     return lines
@@ -144,6 +167,6 @@ def _data(data: dict[str, Any]) -> list[str]:
 def _table(values: dict[str, Any]) -> list[str]:
     rows = ["| | |", "|---|---|"]
     for key, value in values.items():
-        text = f"{value:.4g}" if isinstance(value, float) else value
-        rows.append(f"| {key} | {text} |")
+        text = f"{value:.4g}" if isinstance(value, float) else plain(str(value))
+        rows.append(f"| {plain(key)} | {text} |")
     return rows

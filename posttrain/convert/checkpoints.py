@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.checkpoint import directories
 from posttrain.checkpoint.progress import FILE as progress_file
 from posttrain.config import frozen, targets
 from posttrain.config.instantiate import built
-from posttrain.convert.training_metadata import collect_facts
+from posttrain.convert.training_metadata import are_facts, collect_facts
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
 from posttrain.models import HFModel
@@ -93,7 +94,13 @@ def read_facts(directory: Path, run_dir: Path, cfg: DictConfig) -> dict[str, Any
         results[key] = progress.get(key)
     if summary.get("steps") == results["steps"]:
         results["val_loss_after"] = summary.get("val_loss_after")
-    return collect_facts(cfg, results, summary.get("data"))
+    try:
+        found = collect_facts(cfg, results, summary.get("data"))
+    except (AttributeError, KeyError, TypeError, ValueError, OmegaConfBaseException):
+        found = {}
+    if not are_facts(found):
+        raise UserError(f"{run_dir}: its config.yaml and summary.json are not the record of a run's training")
+    return found
 
 
 def _read_if_there(directory: Path, name: str) -> dict[str, Any]:

@@ -218,4 +218,4 @@ def write_artifacts(source: Source, trained: TrainedTokenizer, scratch: Path) ->
     if not source.peft:
         add_stop_tokens(scratch, trained.stops, known)
     elif trained.stops:  # no config.json beside it says where the base ends
-        add_stop_tokens(scratch, trained.stops | as_set(known), None)
+        add_stop_tokens(scratch, trained.stops | as_set(known, scratch / "config.json"), None)

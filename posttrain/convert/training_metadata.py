@@ -25,6 +25,10 @@ SETTINGS = (
     "seed",
 )
 
+# What facts are made of; the first three are always there.
+TEXTS = ("base", "method", "license")
+PARTS = ("data", "settings", "results", "software")
+
 RESULTS = ("steps", "val_loss_before", "val_loss_after", "train_loss", "supervised_tokens")
 
 
@@ -52,6 +56,33 @@ def collect_facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, An
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
+
+
+def are_facts(found: dict[str, Any]) -> bool:
+    """Whether a JSON object has the form of what `facts` returns: it may be from anybody's file."""
+    if not all(isinstance(found.get(key), str) for key in TEXTS[:2]) or not isinstance(found.get(TEXTS[2]), str | None):
+        return False
+    if not all(isinstance(found.get(key), dict) for key in PARTS):
+        return False
+    data = found["data"]
+    digests = data.get("sha256", {})
+    values = [value for part in PARTS[1:] for value in found[part].values()]
+    return (
+        all(isinstance(value, str | int | float) for value in values)
+        and isinstance(data.get("format"), str)
+        and _are(data.get("names"), str)
+        and isinstance(digests, dict)
+        and all(_are(values, str) for values in digests.values())
+        and all(_are_counts(data.get(split, {})) for split in ("train", "validation"))
+    )
+
+
+def _are(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
+def _are_counts(part: Any) -> bool:
+    return isinstance(part, dict) and _are(list(part.values()), int)
 
 
 def public_name(directory: Path) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,10 +37,16 @@ def problem(folder: Path, hashes: bool = False) -> str | None:
     """
     try:
         sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        unsealed = sorted({path.name for path in folder.iterdir()} - {SEAL, *sealed})
+        if unsealed:
+            return f"{unsealed[0]} is not in {SEAL}"
         for name, entry in sealed.items():
             path = folder / name
-            if path.stat().st_size != entry["size"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {entry['size']}"
+            found = path.lstat()
+            if path.name != name or not stat.S_ISREG(found.st_mode):
+                return f"{SEAL} names {name[:200]!r}, which is not a file of this folder"
+            if found.st_size != entry["size"]:
+                return f"{name} has {found.st_size} bytes instead of {entry['size']}"
             if hashes and _sha256(path) != entry["sha256"]:
                 return f"the content of {name} has changed"
     except FileNotFoundError as error:

@@ -14,7 +14,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain.config import compose, frozen, schema
+from posttrain.config import compose, frozen, policy, schema
 from posttrain.config.containers import as_dict
 from posttrain.errors import UserError
 from posttrain.utils import rundir
@@ -114,6 +114,19 @@ def refuse_model(overrides: list[str]) -> None:
             )
 
 
+def refuse_ruled(overrides: list[str]) -> None:
+    """Refuse what a file may not set: the overrides of a data set may be in a file.
+
+    Raises:
+        UserError: an override sets it.
+    """
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+        rule = policy.rule_of(key)
+        if rule is not None:
+            raise UserError(f"`{override}`: {rule.why}; put it on the command line, outside of evaluate.datasets")
+
+
 def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """Return `cfg` with `overrides`: groups are composed anew, single values replaced.
 
@@ -176,6 +189,7 @@ def configure_sets(cfg: DictConfig) -> dict[str, DictConfig]:
         try:
             overrides = shlex.split(text)
             refuse_model(overrides)
+            refuse_ruled(overrides)
             configs[name] = apply_overrides(cfg, overrides)
         except (UserError, ValueError) as error:
             raise UserError(f"evaluate.datasets.{name}: {error}") from None

@@ -67,8 +67,7 @@ def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
     stop.add(tokenizer.eos_token_id)
     configured = model.generation_config.eos_token_id
     stop.update(configured if isinstance(configured, list) else [configured])
-    stop.discard(None)
-    return stop
+    return {token for token in stop if type(token) is int}
 
 
 def turn_ends(tokenizer: "PreTrainedTokenizerBase") -> set[int]:

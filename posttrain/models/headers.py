@@ -13,6 +13,8 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 COMPARED = 1 << 22  # bytes at a time
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_NAME, MAX_DIMENSIONS, MAX_NUMBER = 1000, 16, 1 << 63  # of a tensor; characters of the name
+MAX_REASON = 500  # characters of a name or shape in an error
 MAX_JSON = 200 << 20  # bytes; the largest tokenizer.json known is a tenth of it
 BITS = {
     "F64": 64,
@@ -64,7 +66,9 @@ def read_headers(directory: Path) -> dict[str, Tensor]:
         raise UserError(no_weights(directory))
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors |= read_header(directory / file)
+        for name, tensor in read_header(directory / file).items():
+            if indexed.get(name, file) == file:
+                tensors[name] = tensor
     missing = sorted(set(indexed) - set(tensors))
     if missing:
         raise UserError(f"{directory}: {INDEX} lists {missing[0]} (and {len(missing) - 1} more), which no file holds")
@@ -95,16 +99,16 @@ def read_header(file: Path) -> dict[str, Tensor]:
         if not 2 <= length <= min(MAX_HEADER, size - 8):
             raise UserError(f"{file}: not a safetensors file, or cut short ({size} bytes); download it again")
         try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            tensors = {}
-            for name, entry in header.items():
-                begin, end = entry["data_offsets"]
-                place = (8 + length + begin, 8 + length + end)
-                tensors[name] = Tensor(tuple(entry["shape"]), entry["dtype"], file, place)
+            header = json.loads(stream.read(length), object_pairs_hook=_without_repetition, parse_int=_whole)
+            _check_metadata(header.pop("__metadata__", None))
             end = 8 + length + _length(header)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{file}: its header is damaged ({error}); download it again") from error
+            reason = str(error)[:MAX_REASON]
+            raise UserError(f"{file}: its header is damaged ({reason}); download it again") from error
+    tensors = {}
+    for name, entry in header.items():
+        begin, stop = entry["data_offsets"]
+        tensors[name] = Tensor(tuple(entry["shape"]), entry["dtype"], file, (8 + length + begin, 8 + length + stop))
     if size != end:
         raise UserError(
             f"{file}: has {size} bytes, its header says {end}; it was cut short or damaged: download it again"
@@ -147,14 +151,40 @@ def _length(header: dict[str, Any]) -> int:
     at = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         begin, end = entry["data_offsets"]
-        bits = BITS.get(entry["dtype"])
-        numbers = (begin, end, *entry["shape"])
-        if not all(type(number) is int and number >= 0 for number in numbers) or begin != at:
+        shape, dtype = entry["shape"], entry["dtype"]
+        if len(name) > MAX_NAME or len(shape) > MAX_DIMENSIONS:
+            raise ValueError(f"{name[:MAX_NAME]}: a name of {len(name)} characters, or {len(shape)} dimensions")
+        if dtype not in BITS:
+            raise ValueError(f"{name} has the dtype {dtype}, which the format doesn't have")
+        if not all(type(number) is int and 0 <= number < MAX_NUMBER for number in (begin, end, *shape)) or begin != at:
             raise ValueError(f"{name} lies at {begin} to {end}, expected at {at}")
-        if bits is not None and 8 * (end - begin) != bits * prod(entry["shape"]):
-            raise ValueError(f"{name} has {end - begin} bytes for the shape {entry['shape']} in {entry['dtype']}")
+        if 8 * (end - begin) != BITS[dtype] * prod(shape):
+            raise ValueError(f"{name} has {end - begin} bytes for the shape {shape} in {dtype}")
         at = end
     return at
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which each name is there once: readers differ in which of several they take."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _whole(digits: str) -> int:
+    """A whole number of JSON; Python takes long for thousands of digits."""
+    if len(digits) > len(str(MAX_NUMBER)):
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _check_metadata(metadata: Any) -> None:
+    """Texts by name, or nothing: the library refuses all else."""
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("__metadata__ must map names to texts")
 
 
 def no_weights(directory: Path) -> str:

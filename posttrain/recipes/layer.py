@@ -54,6 +54,8 @@ def apply(overrides: list[str], config_name: str) -> Layered:
         return Layered(overrides, config_name)
     parsed = _parse(overrides)
     recipes = [item for item in parsed if item.key_or_group in KEYS]
+    if not recipes:
+        raise UserError("`recipe.name`: can't be read; it is a name, and `recipe=list` prints all")
     if len(recipes) > 1 or recipes[0].is_sweep_override():
         raise UserError("`recipe.name`: one recipe at a time; run the command once for each")
     if any(_key(override) in ("--config-name", "-cn") for override in overrides):

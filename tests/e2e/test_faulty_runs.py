@@ -169,3 +169,26 @@ def test_non_finite_numbers_are_skipped_where_asked(posttrain, words):
     first, last = saved(result.run_dir, 1), saved(result.run_dir, 4)
     names = [name for name in first if name.startswith(("decoder", "embedding", "output_layer", "optimizer"))]
     assert names and all(equal(first[name], last[name]) for name in names)
+
+
+def test_a_flipped_bit_in_the_cached_rows(posttrain, words, tmp_path):
+    """Found while the model is built, said, made again before the first step; the numbers are those of before."""
+    words = [*words, f"cache_dir={tmp_path / 'cache'}", "trainer.export=false"]
+    before = posttrain(*words)
+    assert before.code == 0, before.err + before.log()
+    (rows,) = tmp_path.rglob("rows.arrow")
+    intact = rows.read_bytes()
+    content = bytearray(intact)
+    content[len(content) // 3] ^= 1
+    rows.write_bytes(content)
+    again = posttrain(*words)
+    assert again.code == 0, again.err + again.log()
+    said = "data: the cached rows have changed since they were written; they are made again"
+    assert said in again.err
+    (rows,) = tmp_path.rglob("rows.arrow")
+    assert rows.read_bytes() == intact
+    for key in ("step", "batch", "lr", "loss", "grad_norm", "val_loss"):
+        assert [line.get(key) for line in again.metrics] == [line.get(key) for line in before.metrics], key
+    third = posttrain(*words)
+    assert third.code == 0 and said not in third.err
+    assert third.losses == before.losses

@@ -4,6 +4,8 @@ import json
 import shutil
 
 import pytest
+import tiny_model
+from safetensors.torch import load_file
 from states import same_state, saved
 
 pytestmark = pytest.mark.nightly
@@ -114,3 +116,31 @@ def test_other_rows_and_weights_under_the_same_names_are_refused(posttrain, whol
             path.write_bytes(content)
     assert again.code == 2 and "changed since it was saved" in again.err
     assert "training rows of data.path" in again.err and "the weights of model.path" in again.err
+
+
+@pytest.mark.parametrize("peft", ["lora", "none"])
+def test_a_resumed_run_whose_embedding_has_grown(peft, posttrain, words, tmp_path):
+    """The template brings more tokens than the model has rows: the same new rows each time, or the trained ones."""
+    tight = tiny_model.write(tmp_path / "tight", rows=269)
+    words = [word for word in words if not word.startswith(("peft", "model.path", "data.path"))]
+    words += [f"model.path={tight}", f"data.path={tight / 'data.jsonl'}", "template=llama3",
+              "template.add_special_tokens=true", f"peft={peft}", *SAVED[:-1], "checkpoint.save_interval=2",
+              "trainer.max_steps=6"]  # fmt: skip
+    whole = posttrain(*words)
+    assert whole.code == 0, whole.err + whole.log()
+    assert "the embedding grows from 269 to" in whole.log()
+    cut(whole, tmp_path / "run", 2, tmp_path)
+    for export in ("adapter", "hf"):
+        shutil.rmtree(tmp_path / "run" / export, ignore_errors=True)
+    again = posttrain(*words, run_dir=tmp_path / "run")
+    assert again.code == 0, again.err + again.log()
+    assert "resuming after step 2" in again.out
+    same_run(whole, again)
+    same_state(saved(again.run_dir, 6), saved(whole.run_dir, 6))
+    name = "adapter/adapter_model.safetensors" if peft == "lora" else "hf/model.safetensors"
+    exports = [load_file(run.run_dir / name) for run in (whole, again)]
+    assert exports[0].keys() == exports[1].keys()
+    grown = [key for key, tensor in exports[0].items() if tensor.ndim == 2 and tensor.shape[0] > 269]
+    assert len(grown) == 2  # embedding and output matrix
+    for key, tensor in exports[0].items():
+        assert tensor.equal(exports[1][key]), key

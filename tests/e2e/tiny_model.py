@@ -7,8 +7,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))  # the small tokenizer
 
 
-def write(directory: Path) -> Path:
-    """A Llama of 4 layers with random weights, its tokenizer, and data.jsonl of 60 short conversations."""
+def write(directory: Path, rows: int = 288) -> Path:
+    """A Llama of 4 layers with random weights, its tokenizer, and data.jsonl of 60 short conversations.
+
+    Args:
+        directory: where to write it.
+        rows: of the embedding; the tokenizer has 269 tokens.
+    """
     import torch
     from tiny_tokenizer import byte_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,7 +22,7 @@ def write(directory: Path) -> Path:
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=288, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        vocab_size=rows, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip

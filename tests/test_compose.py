@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from posttrain.config.compose import CONF_DIR, compose, flatten
+from posttrain.config.compose import CONF_DIR, compose, key_paths
 from posttrain.errors import UserError, location_error
 
 
@@ -84,7 +84,7 @@ def test_mistyped_keys_of_a_file_are_named(group, content, expected, tmp_path):
 
 
 def test_flatten_names_every_key():
-    keys = set(flatten(compose()))
+    keys = set(key_paths(compose()))
     assert {"peft", "peft.rank", "model.architecture.hidden_size", "launch.nnodes"} <= keys
 
 

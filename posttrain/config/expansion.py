@@ -17,13 +17,13 @@ MOST_VALUES = 10_000  # of a configuration; there are some 300
 LONGEST = 1 << 20  # characters of a text that is made of others
 
 _resolve = Container.resolve_parse_tree
-_met: list[str] = []  # limits, since `check` began: OmegaConf's own error doesn't say its cause
+_exceeded: list[str] = []  # limits, since `check` began: OmegaConf's own error doesn't say its cause
 _under_way = [0, 0]  # interpolations within each other at this moment; and since the outermost one began
 
 
 def register() -> None:
     """Have OmegaConf resolve within these limits; may be called again."""
-    Container.resolve_parse_tree = _limited
+    Container.resolve_parse_tree = _limited  # type: ignore[method-assign]
 
 
 def _limited(self: Container, *args: Any, **kwargs: Any) -> Any:
@@ -32,20 +32,22 @@ def _limited(self: Container, *args: Any, **kwargs: Any) -> Any:
     _under_way[:] = depth + 1, done
     if done > MOST:
         _under_way[0] = depth
-        raise _too_much(f"an interpolation that leads to more than {MOST} others")
+        raise _exceed(f"an interpolation that leads to more than {MOST} others")
     try:
-        found = _resolve(self, *args, **kwargs)
+        resolved = _resolve(self, *args, **kwargs)
     finally:
         _under_way[0] = depth
-    text = found._value() if isinstance(found, Node) and not isinstance(found, Container) else found
-    if isinstance(text, str) and len(text) > LONGEST:
-        raise _too_much(f"an interpolation that makes a text of more than {LONGEST >> 20} MiB")
-    return found
+    value = resolved
+    if isinstance(resolved, Node) and not isinstance(resolved, Container):
+        value = resolved._value()
+    if isinstance(value, str) and len(value) > LONGEST:
+        raise _exceed(f"an interpolation that makes a text of more than {LONGEST >> 20} MiB")
+    return resolved
 
 
-def _too_much(why: str) -> UserError:
-    _met.append(why)
-    return UserError(why)
+def _exceed(limit: str) -> UserError:
+    _exceeded.append(limit)
+    return UserError(limit)
 
 
 def check(cfg: DictConfig) -> None:
@@ -54,8 +56,12 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: they are too many, or never end.
     """
-    _met.clear()
-    count, left = 0, [node for key in cfg if key != "hydra" for node in _values(cfg, key)]
+    _exceeded.clear()
+    count = 0
+    left: list[object] = []
+    for key in cfg:
+        if key != "hydra":
+            left += _values(cfg, key)
     while left:
         node = left.pop()
         count += 1
@@ -64,16 +70,18 @@ def check(cfg: DictConfig) -> None:
                 f"the configuration has more than {MOST_VALUES} values, those that an interpolation (${{key}}) repeats "
                 "counted each time"
             )
-        if isinstance(node, DictConfig | ListConfig) and not node._is_none() and not node._is_missing():
-            for key in node if isinstance(node, DictConfig) else range(len(node)):
-                left += _values(node, key)
+        if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_missing():
+            continue
+        keys = list(node) if isinstance(node, DictConfig) else range(len(node))
+        for key in keys:
+            left += _values(node, key)
 
 
-def _values(node: DictConfig | ListConfig, key: Any) -> list[Any]:
+def _values(node: DictConfig | ListConfig, key: Any) -> list[object]:
     """What is under `key`, resolved; nothing where that has no value: who needs it will say so."""
     try:
         return [node[key]]
     except OmegaConfBaseException:
-        if _met:
-            raise UserError(f"`{node._get_full_key(key)}`: {_met[0]}") from None
+        if _exceeded:
+            raise UserError(f"`{node._get_full_key(key)}`: {_exceeded[0]}") from None
     return []

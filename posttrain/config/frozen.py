@@ -22,9 +22,11 @@ def text(cfg: DictConfig) -> str:
     return OmegaConf.to_yaml(literal(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)))
 
 
-def literal(values: dict[str, Any]) -> DictConfig:
+def literal(values: object) -> DictConfig:
     """A configuration of `values` as they are: `${...}` in a text is text."""
-    return OmegaConf.create(_changed(values, _escaped))
+    cfg = OmegaConf.create(map_texts(values, _escape))
+    assert isinstance(cfg, DictConfig)
+    return cfg
 
 
 def read(run_dir: Path, name: str = "config.yaml") -> DictConfig:
@@ -35,31 +37,37 @@ def read(run_dir: Path, name: str = "config.yaml") -> DictConfig:
     """
     secrets.register()
     cfg = yaml_file.read_in(run_dir, name)
-    _changed(OmegaConf.to_container(cfg, resolve=False), lambda value: _refuse_interpolation(value, run_dir / name))
+    map_texts(OmegaConf.to_container(cfg, resolve=False), lambda value: _refuse_interpolation(value, run_dir / name))
     return cfg
 
 
 def unescaped(values: Any) -> Any:
     """What plain YAML made of a file that `text` wrote, as the values that were written."""
-    return _changed(values, lambda value: OPENING.sub(lambda found: "\\" * (len(found[1]) // 2) + "${", value))
+    return map_texts(values, _unescape)
 
 
-def _escaped(value: str) -> str:
-    """In OmegaConf's grammar backslashes before `${` stand for half as many; an odd one escapes it."""
-    return OPENING.sub(lambda found: "\\" * (2 * len(found[1]) + 1) + "${", value)
-
-
-def _refuse_interpolation(value: str, path: Path) -> str:
-    if any(len(found[1]) % 2 == 0 for found in OPENING.finditer(value)):
-        raise UserError(f"{path}: holds an interpolation, ${{...}}; a run's configuration has none left")
-    return value
-
-
-def _changed(node: Any, change: Callable[[str], str]) -> Any:
+def map_texts(node: Any, change: Callable[[str], str]) -> Any:
+    """Plain values with every text at any depth changed; keys of mappings stay."""
     if isinstance(node, str):
         return change(node)
     if isinstance(node, dict):
-        return {key: _changed(value, change) for key, value in node.items()}
+        return {key: map_texts(value, change) for key, value in node.items()}
     if isinstance(node, list):
-        return [_changed(value, change) for value in node]
+        return [map_texts(value, change) for value in node]
     return node
+
+
+def _escape(value: str) -> str:
+    """In OmegaConf's grammar backslashes before `${` stand for half as many; an odd one escapes it."""
+    return OPENING.sub(lambda opening: "\\" * (2 * len(opening[1]) + 1) + "${", value)
+
+
+def _unescape(value: str) -> str:
+    return OPENING.sub(lambda opening: "\\" * (len(opening[1]) // 2) + "${", value)
+
+
+def _refuse_interpolation(value: str, path: Path) -> str:
+    for opening in OPENING.finditer(value):
+        if len(opening[1]) % 2 == 0:
+            raise UserError(f"{path}: holds an interpolation, ${{...}}; a run's configuration has none left")
+    return value

@@ -1,18 +1,17 @@
 """Format values as command-line overrides: `key=value` in Hydra's grammar."""
 
 import re
-from typing import Any
 
 PLAIN = re.compile(r"[\w./:@%+-]*[A-Za-z./][\w./:@%+-]*", re.ASCII)
 NOT_TEXT = re.compile(r"(?i)null|true|false|nan|inf|[\d.+-]+(e[+-]?\d+)?")
 
 
-def format_override(key: str, value: Any) -> str:
+def format_override(key: str, value: object) -> str:
     """Return `key=value` that Hydra reads as this value; a shell may require quotes around it."""
     return f"{key}={format_value(value)}"
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """Return a value in Hydra's grammar."""
     if value is None:
         return "null"
@@ -33,6 +32,8 @@ def _quote(text: str) -> str:
 
     def escape(match: re.Match[str]) -> str:
         backslashes, quote = match.groups()
-        return backslashes * 2 + ("\\'" if quote else "")
+        if quote:
+            return backslashes * 2 + "\\'"
+        return backslashes * 2
 
     return "'" + re.sub(r"(\\*)('|$)", escape, text) + "'"

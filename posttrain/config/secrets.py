@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -12,7 +13,7 @@ from posttrain.errors import UserError
 NAMES = re.compile(
     r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|(^|_)(API_?KEY|KEY|AUTH|PAT)(_|$)", re.IGNORECASE
 )
-VALUES = {
+KINDS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
     "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{36,}|\bgithub_pat_\w{50,}",
     "an API key": r"\bsk-[A-Za-z0-9_-]{32,}",
@@ -21,17 +22,20 @@ VALUES = {
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^/\s:@]+:[^/\s@]+@",
 }
-KINDS = [(kind, re.compile(pattern)) for kind, pattern in VALUES.items()]
+LEAST = 16  # characters of a secret variable's value that is looked for in a configuration
+_NO_DEFAULT = object()
 
 
-def env(name: str, default: Any = oc._DEFAULT_MARKER_) -> Any:
+def env(name: str, default: Any = _NO_DEFAULT) -> str | None:
     """OmegaConf's `oc.env`, closed for variables that hold a secret.
 
     Raises:
         UserError: for one of those.
     """
     refuse_variable(str(name), f"${{oc.env:{name}}}")
-    return oc.env(name) if default is oc._DEFAULT_MARKER_ else oc.env(name, default)
+    if default is _NO_DEFAULT:
+        return oc.env(name)
+    return oc.env(name, default)
 
 
 def refuse_variable(name: str, written: str) -> None:
@@ -52,15 +56,18 @@ def register() -> None:
     OmegaConf.register_new_resolver("oc.env", env, replace=True)
 
 
-def check(node: Any, path: str = "") -> None:
+def check(node: object, path: str = "") -> None:
     """Refuse values that look like secrets, or that are the value of a secret environment variable.
 
     Raises:
         UserError: naming the key, not the value.
     """
-    secrets = {value: name for name, value in os.environ.items() if NAMES.search(name) and len(value) >= 16}
-    for where, value in _texts(OmegaConf.to_container(node, resolve=True) if _is_config(node) else node, path):
-        kind = _kind(value) or next((f"the value of ${secrets[s]}" for s in secrets if s in value), None)
+    values = node
+    if isinstance(node, DictConfig | ListConfig):
+        values = OmegaConf.to_container(node, resolve=True)
+    secrets = _secret_variables()
+    for where, text in _texts(values, path):
+        kind = _kind(text) or _variable_in(text, secrets)
         if kind:
             raise UserError(
                 f"`{where}`: holds {kind}, and a configuration is written to files, logs and trackers; libraries take "
@@ -70,14 +77,31 @@ def check(node: Any, path: str = "") -> None:
 
 def _kind(value: str) -> str | None:
     """What kind of secret a text holds by its looks."""
-    return next((kind for kind, pattern in KINDS if pattern.search(value)), None)
+    for kind, pattern in KINDS.items():
+        if re.search(pattern, value):
+            return kind
+    return None
 
 
-def _is_config(node: Any) -> bool:
-    return isinstance(node, DictConfig | ListConfig)
+def _secret_variables() -> dict[str, str]:
+    """Value -> name of the environment variables that hold secrets."""
+    secrets = {}
+    for name, value in os.environ.items():
+        if NAMES.search(name) and len(value) >= LEAST:
+            secrets[value] = name
+    return secrets
 
 
-def _texts(value: Any, path: str) -> Any:
+def _variable_in(text: str, secrets: dict[str, str]) -> str | None:
+    """Which variable's value a text holds."""
+    for value, name in secrets.items():
+        if value in text:
+            return f"the value of ${name}"
+    return None
+
+
+def _texts(value: object, path: str) -> Iterator[tuple[str, str]]:
+    """(key path, text) of every text at or below `value`."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):

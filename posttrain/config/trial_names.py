@@ -10,13 +10,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 # Keys that say where and how a run is run, not what it computes.
-PLACES = ("run", "cache_dir", "launch", "hydra", "logger", "sweep")
+RUN_LOCAL = ("run", "cache_dir", "launch", "hydra", "logger", "sweep")
 LONGEST = 120  # characters of a name; a file name has 255, of which exports and logs need some
 
 
-def is_place(key: str) -> bool:
+def is_run_local(key: str) -> bool:
     """Whether `key` says where or how a run is run."""
-    return any(key == place or key.startswith(f"{place}.") for place in PLACES)
+    return key.partition(".")[0] in RUN_LOCAL
 
 
 def sweep_name(given: str | None, overrides: Sequence[str], params: Mapping[str, Any] | None) -> str:
@@ -27,16 +27,22 @@ def sweep_name(given: str | None, overrides: Sequence[str], params: Mapping[str,
     if given is not None:
         return _clean(given)
     swept = swept_keys(overrides, params)
-    fixed = {_key(o): o.value() for o in _parse(overrides) if _key(o) not in swept}
-    identity = {key: value for key, value in fixed.items() if not is_place(key)}
-    words = "-".join(short(key, swept) for key in swept) or "sweep"
-    return f"{_clean(words)[:LONGEST]}-{_hash([sorted(swept), identity])}"
+    identity = {}
+    for override in _parse(overrides):
+        key = _key(override)
+        if key not in swept and not is_run_local(key):
+            identity[key] = override.value()
+    keys = "-".join(short(key, swept) for key in swept) or "sweep"
+    return f"{_clean(keys)[:LONGEST]}-{_hash([sorted(swept), identity])}"
 
 
 def swept_keys(overrides: Sequence[str], params: Mapping[str, Any] | None) -> list[str]:
     """The keys that vary: those of the search space in YAML, then those of the command line."""
-    typed = [_key(o) for o in _parse(overrides) if o.is_sweep_override()]
-    return list(dict.fromkeys([*(str(key) for key in params or ()), *typed]))
+    keys = [str(key) for key in params or ()]
+    for override in _parse(overrides):
+        if override.is_sweep_override():
+            keys.append(_key(override))
+    return list(dict.fromkeys(keys))
 
 
 def trial_name(overrides: Iterable[str], swept: Sequence[str]) -> str:
@@ -46,24 +52,27 @@ def trial_name(overrides: Iterable[str], swept: Sequence[str]) -> str:
         overrides: the trial's own command line; 1e-4 and 0.0001 are the same.
         swept: see `swept_keys`.
     """
-    values = {_key(o): o.value() for o in _parse(overrides)}
-    own = {key: values[key] for key in swept if key in values and not is_place(key)}
-    whole, said = (
-        ",".join(f"{short(key, swept)}={say(value)}" for key, value in own.items()) or "trial"
-        for say in (_exactly, _briefly)
-    )
-    name = _clean(said)
-    return name if name == whole and len(name) <= LONGEST else f"{name[:LONGEST]}-{_hash(whole)}"
+    values = {_key(override): override.value() for override in _parse(overrides)}
+    exact, brief = [], []
+    for key in swept:
+        if key in values and not is_run_local(key):
+            exact.append(f"{short(key, swept)}={_exactly(values[key])}")
+            brief.append(f"{short(key, swept)}={_briefly(values[key])}")
+    whole = ",".join(exact) or "trial"
+    name = _clean(",".join(brief) or "trial")
+    if name == whole and len(name) <= LONGEST:
+        return name
+    return f"{name[:LONGEST]}-{_hash(whole)}"
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Say what of two flat configurations differs, places aside: ["seed: 1 -> 2", ...]."""
-    keys = dict.fromkeys([*old, *new])
-    return [
-        f"{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}"
-        for key in keys
-        if not is_place(key) and old.get(key) != new.get(key)
-    ]
+    """What differs between two flat configurations, run-local keys aside: ["seed: 1 -> 2", ...]."""
+    lines = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if before != after and not is_run_local(key):
+            lines.append(f"{key}: {json.dumps(before)} -> {json.dumps(after)}")
+    return lines
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -80,7 +89,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def short(key: str, keys: Sequence[str]) -> str:
     """`optimizer.lr` -> `lr` where no other of `keys` ends so."""
     last = key.rpartition(".")[2]
-    return last if sum(other.rpartition(".")[2] == last for other in keys) <= 1 else key
+    ends = [other.rpartition(".")[2] for other in keys]
+    return last if ends.count(last) <= 1 else key
 
 
 def _parse(overrides: Iterable[str]) -> list[Override]:
@@ -91,11 +101,13 @@ def _key(override: Override) -> str:
     return override.get_key_element().lstrip("+~")
 
 
-def _exactly(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str, separators=(",", ":"))
+def _exactly(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=str, separators=(",", ":"))
 
 
-def _briefly(value: Any) -> str:
+def _briefly(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else _exactly(value)
 
 
@@ -104,5 +116,5 @@ def _clean(text: str) -> str:
     return re.sub(r"[^\w.,=+-]+", "_", text).lstrip(".") or "_"
 
 
-def _hash(value: Any) -> str:
+def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]

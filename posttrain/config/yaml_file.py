@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,32 @@ WHOLE = re.compile(r"[-+]?[0-9][0-9a-fA-FxX_:]{320}")  # of more digits than any
 MOST_INTERPOLATIONS = 32  # in a text; OmegaConf takes a millisecond for each, and nests them as deep
 
 
-class Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """A safe loader of plain values; a date is text, as for OmegaConf."""
+def _plain_resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """What PyYAML takes a scalar for by its first character, dates aside: they are text, as for OmegaConf."""
+    resolvers = {}
+    for first, choices in yaml.SafeLoader.yaml_implicit_resolvers.items():
+        resolvers[first] = [choice for choice in choices if not choice[0].endswith(":timestamp")]
+    return resolvers
 
-    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own attributes)
-        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    yaml_constructors = {  # noqa: RUF012
-        tag: build
-        for tag, build in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rpartition(":")[2] in TYPES
-    }
+
+def _plain_constructors() -> dict[str | None, Callable[..., object]]:
+    """How PyYAML builds what JSON has too; the constructor without a tag refuses all others."""
+    constructors = {}
+    for tag, build in yaml.SafeLoader.yaml_constructors.items():
+        if tag is None or tag.rpartition(":")[2] in TYPES:
+            constructors[tag] = build
+    return constructors
+
+
+class Plain(yaml.CSafeLoader):
+    """A safe loader of plain values."""
+
+    yaml_implicit_resolvers = _plain_resolvers()
+    yaml_constructors = _plain_constructors()
 
     def construct_whole(self, node: yaml.ScalarNode) -> int:
         """As PyYAML's, within `MOST_BITS`."""
-        value = self.construct_yaml_int(node)
+        value: int = self.construct_yaml_int(node)
         if value.bit_length() > MOST_BITS:
             raise yaml.constructor.ConstructorError(None, None, "a whole number beyond every float", node.start_mark)
         return value
@@ -51,24 +61,24 @@ def read(path: Path) -> DictConfig:
     """The configuration in `path`.
 
     Raises:
-        UserError: it can't be read, is no YAML mapping, or see `check`.
+        UserError: it can't be read, is not a YAML mapping, or see `check`.
     """
     with _readable(path):
         return _built(read_text(path), path)
 
 
 def read_in(run_dir: Path, name: str) -> DictConfig:
-    """`read` of the file `name` below a run directory, which is no link (rundir.py)."""
+    """`read` of the file `name` below a run directory, which must not be a link (rundir.py)."""
     with _readable(run_dir / name):
         return _built(rundir.read_text(run_dir, name), run_dir / name)
 
 
 def _built(text: str, path: Path) -> DictConfig:
     check(text, path)
-    found = OmegaConf.load(io.StringIO(text))
-    if not isinstance(found, DictConfig):
+    cfg = OmegaConf.load(io.StringIO(text))
+    if not isinstance(cfg, DictConfig):
         raise UserError(f"{path}: not a configuration: its outermost level must be a mapping")
-    return found
+    return cfg
 
 
 def parse(path: Path, loader: type[Plain] = Plain) -> Any:
@@ -77,7 +87,7 @@ def parse(path: Path, loader: type[Plain] = Plain) -> Any:
         return parse_text(read_text(path), path, loader)
 
 
-def parse_text(text: str, name: Any, loader: type[Plain] = Plain) -> Any:
+def parse_text(text: str, name: object, loader: type[Plain] = Plain) -> Any:
     """The value of a document, of whatever kind.
 
     Args:
@@ -94,7 +104,7 @@ def parse_text(text: str, name: Any, loader: type[Plain] = Plain) -> Any:
 
 
 @contextmanager
-def _readable(path: Any) -> Iterator[None]:
+def _readable(path: object) -> Iterator[None]:
     """Errors of reading `path` as a user's."""
     try:
         yield
@@ -104,7 +114,7 @@ def _readable(path: Any) -> Iterator[None]:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def check(text: str, name: Any) -> None:
+def check(text: str, name: object) -> None:
     """Look at a document event by event, without building it.
 
     Aliases are counted as what they stand for: ten anchors of ten aliases each stand for ten thousand million values.
@@ -121,14 +131,15 @@ def check(text: str, name: Any) -> None:
     stack: list[tuple[str | None, int]] = []  # (anchor, nodes before it) of each collection that is open
     open_anchors: set[str] = set()
     total = 0
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in open_anchors:
                 raise UserError(f"{name}: the alias *{event.anchor} contains itself")
             total += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.CollectionStartEvent):
             stack.append((event.anchor, total))
-            open_anchors |= {event.anchor} - {None}
+            if event.anchor is not None:
+                open_anchors.add(event.anchor)
             total += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = stack.pop()

@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from posttrain.config.compose import compose
 from posttrain.config.containers import as_dict
-from posttrain.config.trial_names import flatten, is_place
+from posttrain.config.trial_names import flatten, is_run_local
 from posttrain.report import figures
 from posttrain.report.table import NUMBERS, columns, format_value, numbers_of
 from posttrain.report.trials import Trial, best_trial, ranked_by
@@ -101,7 +101,7 @@ def changed_keys(config: dict[str, Any], defaults: dict[str, Any]) -> list[tuple
     """(key, default, value) of every key that differs, those of where a run is run aside."""
     changed = []
     for key in dict.fromkeys([*config, *defaults]):
-        if not is_place(key) and config.get(key) != defaults.get(key):
+        if not is_run_local(key) and config.get(key) != defaults.get(key):
             changed.append((key, defaults.get(key), config.get(key)))
     return changed
 

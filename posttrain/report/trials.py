@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from posttrain.config import frozen, yaml_file
-from posttrain.config.trial_names import flatten, is_place
+from posttrain.config.trial_names import flatten, is_run_local
 from posttrain.errors import UserError
 from posttrain.utils import rundir
 
@@ -141,7 +141,7 @@ def differing(trials: list[Trial]) -> list[str]:
     different = []
     for key in keys:
         values = {json.dumps(trial.config.get(key)) for trial in trials}
-        if len(values) > 1 and not is_place(key):
+        if len(values) > 1 and not is_run_local(key):
             different.append(key)
     return different
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from posttrain.cli.command import compose
-from posttrain.config.compose import overrides_of
 from posttrain.errors import UserError
 from posttrain.primus.__main__ import import_config
 from posttrain.primus.read import read_primus
@@ -169,11 +169,17 @@ def test_both_forms(folder, text, means, lacks):
         assert commands[0][-1] == commands[1][-1] == "hydra.run.dir=runs/one"
 
 
+def given(words):
+    """KEY -> VALUE text of the overrides among the words of a command line, in Hydra's own grammar."""
+    parsed = OverridesParser.create().parse_overrides([word for word in words if "=" in word])
+    return {override.key_or_group: override.input_line.partition("=")[2] for override in parsed}
+
+
 def test_its_commands_are_readable_whatever_the_names(folder):
     text = "framework: megatron_bridge\nhf_path: a/b\ncheckpointing: {save: 'runs/mine ü'}"
     told = import_config([str(write(folder, text, "größer.yaml"))])
     commands = [shlex.split(line)[3:] for line in told.splitlines() if line.startswith("  python -m posttrain")]
-    found = [overrides_of([word for word in command if "=" in word]) for command in commands]
+    found = [given(command) for command in commands]
     assert [command["hydra.run.dir"] for command in found] == ["'runs/mine ü'"] * 2
     assert found[0]["experiment"] == "'größer'"
 

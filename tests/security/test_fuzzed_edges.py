@@ -16,7 +16,7 @@ from tiny_tokenizer import byte_tokenizer
 from posttrain.checkpoint import directories
 from posttrain.checkpoint.progress import FILE, Progress
 from posttrain.config import yaml_file
-from posttrain.config.compose import compose, flatten
+from posttrain.config.compose import compose, key_paths
 from posttrain.data import formats, sources
 from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.readers import Place, read
@@ -49,7 +49,7 @@ def mapping(names):
     return st.dictionaries(st.sampled_from(names) | st.text(max_size=6), JSON, max_size=len(names))
 
 
-KEYS = [key for key in flatten(compose()) if not key.startswith("logger")]
+KEYS = [key for key in key_paths(compose()) if not key.startswith("logger")]
 WORDS = st.builds(
     lambda prefix, key, value: f"{prefix}{key}={value}",
     st.sampled_from(["", "", "", "+", "++", "~"]),

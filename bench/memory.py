@@ -109,7 +109,7 @@ def tail(run: Path) -> str:
 
 def planned(words: list[str]) -> dict:
     """The plan, made as a user's is."""
-    from posttrain.config.compose import compose
+    from posttrain.config.composition import compose
     from posttrain.plan.report import build_plan
     from posttrain.utils.gpus import detect_gpus, find_gpu
 

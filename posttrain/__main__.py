@@ -14,7 +14,7 @@ from omegaconf import DictConfig, open_dict
 
 from posttrain import patches
 from posttrain.cli import command, help_screen
-from posttrain.config import compose
+from posttrain.config import composition
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch import launcher, nodes, prestart
 from posttrain.patches.registry import versions_of
@@ -91,7 +91,7 @@ def main() -> None:
     """Entry point of `python -m posttrain` and of the `posttrain` script."""
     stop.outlive_terminal()
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_screen.render(compose.CONF_DIR, compose.PACKAGE))
+        print(help_screen.render(composition.CONF_DIR, composition.PACKAGE))
         return
     if {"recipe=list", "recipe.name=list"} & set(sys.argv[1:]):
         from posttrain.recipes.__main__ import format_list

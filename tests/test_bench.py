@@ -32,7 +32,7 @@ def test_rows_name_what_there_is():
 
 
 def test_shapes_are_the_models():
-    from posttrain.config.compose import compose
+    from posttrain.config.composition import compose
 
     for name, model in MODELS.items():
         architecture = compose([f"model={model}"]).model.architecture

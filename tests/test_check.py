@@ -5,7 +5,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.spec import checks
 
@@ -82,7 +82,7 @@ def test_processes_per_node(words, gpus, processes):
 
 GROUPS = [
     f"{group.name}={choice.stem}"
-    for group in sorted(__import__("posttrain.config.compose", fromlist=["CONF_DIR"]).CONF_DIR.iterdir())
+    for group in sorted(__import__("posttrain.config.composition", fromlist=["CONF_DIR"]).CONF_DIR.iterdir())
     if group.is_dir() and group.name not in ("hydra",)
     for choice in sorted(group.glob("*.yaml"))
 ]
@@ -126,7 +126,7 @@ def options(path):
 
 
 def test_every_option_has_a_comment():
-    from posttrain.config.compose import CONF_DIR
+    from posttrain.config.composition import CONF_DIR
 
     bare = []
     for group in [CONF_DIR, *sorted(p for p in CONF_DIR.iterdir() if p.is_dir())]:

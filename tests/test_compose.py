@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from posttrain.config.compose import CONF_DIR, compose, key_paths
+from posttrain.config.composition import CONF_DIR, compose, key_paths
 from posttrain.errors import UserError, location_error
 
 
@@ -127,7 +127,7 @@ def test_rerun_of_a_pickle_is_refused():
 def test_composing_imports_nothing_heavy():
     program = (
         "import sys; import posttrain.__main__, posttrain.launch; from posttrain.spec.checks import check;"
-        "from posttrain.config.compose import compose; check(compose(), 0);"
+        "from posttrain.config.composition import compose; check(compose(), 0);"
         "print([m for m in ('torch', 'megatron', 'transformers', 'datasets', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

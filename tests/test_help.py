@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.cli import help_screen
-from posttrain.config.compose import CONF_DIR, PACKAGE
+from posttrain.config.composition import CONF_DIR, PACKAGE
 
 SCREEN = help_screen.render(CONF_DIR, PACKAGE)
 

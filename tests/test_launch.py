@@ -15,7 +15,7 @@ import time
 import psutil
 import pytest
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch import launcher, node_run, nodes
 from posttrain.launch.signals import SignalRelay

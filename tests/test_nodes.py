@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.launch import nodes
 from posttrain.sweep.job import set_launch

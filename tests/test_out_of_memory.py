@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.spec.run_spec import resolve_spec
 from posttrain.train import out_of_memory

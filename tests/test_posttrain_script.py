@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "posttrain.sh"
 OURS = [

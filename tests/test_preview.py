@@ -12,7 +12,7 @@ import pytest
 import torch  # noqa: F401  (before the preview keeps it from being imported, for the sake of later tests)
 
 from posttrain import preview
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))

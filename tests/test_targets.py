@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from posttrain.config import targets
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import UserError
 
 EVIL = [

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from posttrain import sweep
 from posttrain.cli.precheck import check_ahead
-from posttrain.config import compose as config
+from posttrain.config import composition as config
 from posttrain.config import hydra_guard
 from posttrain.errors import RunFailed, UserError, location_error
 from posttrain.recipes import layer
@@ -26,7 +26,7 @@ UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that its
 
 
 def compose(overrides: list[str] | None = None, config_name: str = "config", with_hydra: bool = False) -> DictConfig:
-    """As posttrain.config.compose.compose, with the recipe that `recipe=` names below everything else.
+    """As posttrain.config.composition.compose, with the recipe that `recipe=` names below everything else.
 
     Raises:
         UserError: for what `run` would report with exit code 2.

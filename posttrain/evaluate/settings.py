@@ -14,7 +14,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain.config import compose, frozen, policy, schema
+from posttrain.config import composition, frozen, policy, schema
 from posttrain.config.containers import as_dict
 from posttrain.errors import UserError
 from posttrain.utils import rundir
@@ -136,10 +136,10 @@ def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
-        raise UserError(compose.explain(error, overrides)) from None
+        raise UserError(composition.explain(error, overrides)) from None
     groups = set()
     for item in parsed:
-        if (compose.CONF_DIR / item.key_or_group).is_dir():
+        if (composition.CONF_DIR / item.key_or_group).is_dir():
             groups.add(item.key_or_group)
     of_groups = []
     of_values = []
@@ -150,7 +150,7 @@ def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             of_values.append(item)
     merged = cfg.copy()
     if groups:
-        composed = compose.compose(of_groups, "evaluate")
+        composed = composition.compose(of_groups, "evaluate")
         with open_dict(merged):
             for group in groups:
                 merged[group] = composed[group]

@@ -73,7 +73,7 @@ CHANGES = (
     ),
     _elsewhere(
         "compose-in-a-command",
-        "posttrain.config.compose",
+        "posttrain.config.composition",
         "hydra.core.global_hydra.GlobalHydra.instance().hydra",
         kind=Kind.CORRECTNESS,
         symptom="composing inside a command takes Hydra's state from the command",

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from posttrain.cli.command import compose
-from posttrain.config.compose import CONF_DIR
+from posttrain.config.composition import CONF_DIR
 from posttrain.config.overrides import format_override
 from posttrain.errors import UserError, location_error
 from posttrain.primus import experiment

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.config.compose import CONF_DIR
+from posttrain.config.composition import CONF_DIR
 from posttrain.errors import UserError
 from posttrain.primus.read import Primus
 from posttrain.recipes.resolve import option_of

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain.config.compose import CONF_DIR
+from posttrain.config.composition import CONF_DIR
 from posttrain.config.containers import as_dict
 from posttrain.errors import UserError
 from posttrain.recipes import catalog, resolve

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config.compose import CONF_DIR, compose
+from posttrain.config.composition import CONF_DIR, compose
 from posttrain.errors import RunFailed, UserError
 from posttrain.recipes import catalog
 from posttrain.utils.cache import build_once, cache_root

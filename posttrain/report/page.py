@@ -9,7 +9,7 @@ import plotly.colors
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.config.containers import as_dict
 from posttrain.config.trial_names import flatten, is_run_local
 from posttrain.report import figures

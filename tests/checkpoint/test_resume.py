@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from posttrain.checkpoint import directories, resume
 from posttrain.checkpoint.progress import Progress
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.train.metrics import kept_lines
 from posttrain.utils.atomic_files import write_text

@@ -4,7 +4,7 @@ import json
 
 from test_export import source
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.convert import card
 from posttrain.convert.training_metadata import FILE, collect_facts
 from posttrain.peft import LoRA

@@ -194,7 +194,7 @@ def test_the_template_of_the_training_is_exported(megatron, base, tmp_path):
     from tiny_tokenizer import byte_tokenizer
     from transformers import AutoTokenizer, GenerationConfig
 
-    from posttrain.config.compose import compose
+    from posttrain.config.composition import compose
     from posttrain.config.instantiate import built
     from posttrain.convert.export import export_source
     from posttrain.convert.trained_tokenizer import TrainedTokenizer
@@ -220,7 +220,7 @@ def test_the_template_of_the_training_is_exported(megatron, base, tmp_path):
 
 def chatml():
     """The template."""
-    from posttrain.config.compose import compose
+    from posttrain.config.composition import compose
     from posttrain.config.instantiate import built
 
     return built(compose(["template=chatml"]).template)

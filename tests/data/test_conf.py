@@ -5,7 +5,7 @@ import re
 import pytest
 from hydra.utils import instantiate
 
-from posttrain.config.compose import CONF_DIR, compose
+from posttrain.config.composition import CONF_DIR, compose
 from posttrain.data import TrainingData
 from posttrain.data.checks import check
 from posttrain.data.jinja import compile_template

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.data import sources
 from posttrain.data.conversation import Conversation, Message
 from posttrain.data.encode import Encoder

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from posttrain.checkpoint import resume
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.plan import auto
 

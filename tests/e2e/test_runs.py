@@ -102,7 +102,7 @@ def hf_loss(model, result, tiny):
     import torch
     from transformers import AutoTokenizer
 
-    from posttrain.config.compose import compose
+    from posttrain.config.composition import compose
 
     cfg = compose(["data=messages", f"data.path={tiny / 'data.jsonl'}", "data.validation_fraction=0.1"])
     from hydra.utils import instantiate

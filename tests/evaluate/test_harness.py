@@ -72,7 +72,7 @@ def test_refused_before_a_model_is_loaded(evaluate, tiny, tasks, monkeypatch, ca
         with pytest.raises(SystemExit) as stop:
             evaluate(tiny, *words, *more)
         assert stop.value.code == 2 and message in capsys.readouterr().err
-    from posttrain.config.compose import compose
+    from posttrain.config.composition import compose
     from posttrain.evaluate import harness
 
     file = compose([*words, "lm_eval.trust_include_path=true"], "evaluate").lm_eval  # as if a file had said so

@@ -8,7 +8,7 @@ from families import FAMILIES, LLAMA
 from parity import adapter_logits, build, differences, peft_logits, read_reference, train_step, write_reference
 from safetensors.torch import load_file
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.models import families
 from posttrain.models.shapes import check_directory

@@ -10,7 +10,7 @@ import pytest
 from families import FAMILIES, save_random
 from safetensors import safe_open
 
-from posttrain.config.compose import CONF_DIR
+from posttrain.config.composition import CONF_DIR
 from posttrain.errors import UserError
 from posttrain.models.families import (
     experts_of,

@@ -49,7 +49,7 @@ def train(model: Path, data: Path, run_dir: Path, words: list[str]):
 
     An adapter's start is kept in RUN_DIR/start.
     """
-    from posttrain.config.compose import compose
+    from posttrain.config.composition import compose
     from posttrain.convert.export import Source, write_adapter
     from posttrain.launch.launcher import prepare
     from posttrain.launch.nodes import reserve_port

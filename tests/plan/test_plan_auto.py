@@ -6,7 +6,7 @@ import json
 import pytest
 from omegaconf import OmegaConf, open_dict
 
-from posttrain.config.compose import CONF_DIR, compose
+from posttrain.config.composition import CONF_DIR, compose
 from posttrain.errors import UserError
 from posttrain.launch import launcher
 from posttrain.plan import auto

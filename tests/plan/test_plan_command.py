@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.plan import advice
 from posttrain.plan.__main__ import plan

@@ -3,7 +3,7 @@
 import textwrap
 from pathlib import Path
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.plan.__main__ import plan
 
 PAGE = Path(__file__).parents[2] / "docs" / "plan.md"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.plan.memory import GIB, estimate_memory, stage_memory
 from posttrain.spec.run_spec import resolve_spec
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from posttrain.config.compose import CONF_DIR, compose
+from posttrain.config.composition import CONF_DIR, compose
 from posttrain.errors import UserError
 from posttrain.spec.run_spec import resolve_spec
 from posttrain.spec.shape import Adapters, Shape, config_of

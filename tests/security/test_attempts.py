@@ -13,7 +13,7 @@ import yaml
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.config import frozen, yaml_file
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.data import sources
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError

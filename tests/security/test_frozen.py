@@ -12,7 +12,7 @@ from omegaconf.basecontainer import BaseContainer
 
 from posttrain.checkpoint import resume
 from posttrain.config import frozen, secrets
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.evaluate.settings import with_run
 from posttrain.launch import launcher

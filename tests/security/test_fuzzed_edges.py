@@ -16,7 +16,7 @@ from tiny_tokenizer import byte_tokenizer
 from posttrain.checkpoint import directories
 from posttrain.checkpoint.progress import FILE, Progress
 from posttrain.config import yaml_file
-from posttrain.config.compose import compose, key_paths
+from posttrain.config.composition import compose, key_paths
 from posttrain.data import formats, sources
 from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.readers import Place, read

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_tokenizer import byte_tokenizer
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.convert import card
 from posttrain.convert.artifacts import add_stop_tokens
 from posttrain.convert.training_metadata import FILE, are_facts, collect_facts

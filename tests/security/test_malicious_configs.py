@@ -169,7 +169,7 @@ def test_words_of_a_pasted_command(words, refused):
 
 def test_a_launchers_own_file_may_run_commands_but_no_other(canary, tmp_path):
     """A file chosen on the command line as the launcher is taken at its word; an experiment can't add to it."""
-    from posttrain.config.compose import compose
+    from posttrain.config.composition import compose
     from posttrain.errors import UserError
 
     (tmp_path / "hydra" / "launcher").mkdir(parents=True)
@@ -266,7 +266,7 @@ def test_a_lock_that_is_a_link_empties_no_file(tmp_path):
 
 
 def test_harmless_environment_variables_and_words(monkeypatch):
-    from posttrain.config.compose import compose
+    from posttrain.config.composition import compose
 
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     cfg = compose(["cache_dir=${oc.env:SCRATCH}", "run.name=${oc.env:NOT_SET,monkey}"])

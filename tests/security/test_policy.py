@@ -9,7 +9,7 @@ import yaml
 from posttrain import __main__ as run
 from posttrain import preview
 from posttrain.config import policy
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.config.schema import SlurmSchema
 from posttrain.convert import __main__ as convert
 from posttrain.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.data import sources
 from posttrain.data.readers import read
 from posttrain.data.templates import ChatTemplate

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.checkpoint import directories
-from posttrain.config import compose, hydra_guard
+from posttrain.config import composition, hydra_guard
 from posttrain.convert.checkpoints import find
 from posttrain.convert.merge import find_adapter
 from posttrain.convert.publish import publishing
@@ -63,7 +63,7 @@ PLANTED = [*rundir.FILES, *rundir.FOLDERS, "base/config.json", "logs/rank0.log"]
 def test_a_link_where_a_run_writes_is_refused_before_it_starts(name, run_dir, outside):
     path = plant(run_dir, name, outside)
     with pytest.raises(UserError, match="is a link") as refused:
-        launcher.launch(compose.compose(["model=hf", "model.path=x"]), run_dir, 0)
+        launcher.launch(composition.compose(["model=hf", "model.path=x"]), run_dir, 0)
     assert str(path) in str(refused.value) and path.is_symlink()
     left = {item.relative_to(run_dir).as_posix() for item in run_dir.rglob("*")}
     assert left <= {name, name.split("/")[0], ".lock"}
@@ -82,7 +82,7 @@ def test_the_command_refuses_them_by_name(name, run_dir, outside):
 def test_a_run_directory_may_itself_be_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
-    launcher.prepare(compose.compose(), tmp_path / "run")
+    launcher.prepare(composition.compose(), tmp_path / "run")
     rundir.check(tmp_path / "run")
     assert (tmp_path / "disk" / "config.yaml").is_file() and (tmp_path / "disk" / "logs").is_dir()
 
@@ -100,8 +100,8 @@ def test_a_pipe_a_folder_or_a_hard_link_for_a_log(make, run_dir):
 def test_hydras_own_record_is_not_written_through_links(run_dir, outside):
     plant(run_dir, ".hydra/overrides.yaml", outside)
     with pytest.raises(UserError, match=r"overrides\.yaml: is a link"):
-        hydra_guard.save_config(compose.compose(), "overrides.yaml", run_dir / ".hydra")
-    hydra_guard.save_config(compose.compose(), "config.yaml", run_dir / ".hydra")
+        hydra_guard.save_config(composition.compose(), "overrides.yaml", run_dir / ".hydra")
+    hydra_guard.save_config(composition.compose(), "config.yaml", run_dir / ".hydra")
     assert "optimizer:" in (run_dir / ".hydra" / "config.yaml").read_text()
 
 
@@ -201,7 +201,7 @@ def test_a_strangers_run_is_converted_and_evaluated_from_plain_files_alone(what,
     with pytest.raises(UserError, match=rf"config\.yaml: (is|has) {what}"):
         find(run_dir)
     with pytest.raises(UserError, match=rf"config\.yaml: (is|has) {what}"):
-        with_run(compose.compose(config_name="evaluate"), run_of(str(run_dir)))
+        with_run(composition.compose(config_name="evaluate"), run_of(str(run_dir)))
 
 
 @pytest.mark.parametrize("name", ["adapter", "hf", "adapter/tokenizer.json", "checkpoints"])
@@ -262,7 +262,7 @@ def test_a_trials_console_and_a_jobs_record(run_dir, outside):
         job.redirect(run_dir, 0)
     plant(run_dir, "status.json", outside)
     with pytest.raises(UserError, match=r"status\.json: is a link"):
-        Trial("run", run_dir, compose.compose(), error="x").record_failure()
+        Trial("run", run_dir, composition.compose(), error="x").record_failure()
 
 
 def test_what_a_killed_process_was_writing_is_swept(run_dir):

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.config import schema
-from posttrain.config.compose import compose, flatten
+from posttrain.config.composition import compose, key_paths
 from posttrain.data import TrainingData
 from posttrain.errors import UserError
 from posttrain.evaluate.settings import EvaluateConfig
@@ -93,7 +93,7 @@ def test_sources_of_other_kinds(plain):
 
 @pytest.mark.nightly
 def test_every_key_with_every_kind_of_value(plain):
-    for key in flatten(plain):
+    for key in key_paths(plain):
         for value in VALUES:
             attempt(plain, key, value)
 

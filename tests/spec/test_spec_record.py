@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.launch import launcher
 from posttrain.spec import checks

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.spec.checks import check
 from posttrain.train.pruning import above_median, among_best, verdict

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from posttrain.config.compose import compose
+from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.sweep import slurm
 

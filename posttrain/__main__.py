@@ -37,7 +37,7 @@ def task(cfg: DictConfig) -> float | None:
     if line and nodes.first(cfg):
         print(line, flush=True)
     architecture = checks.check(cfg, gpus)
-    untested = patches.check(patches.Platform.detect("cuda" if gpus else "cpu"))
+    untested = patches.check(patches.Platform.with_gpus(gpus))
     if untested and nodes.first(cfg):
         print(f"posttrain: {patches.UNTESTED}=1: {versions_of(untested)}", file=sys.stderr, flush=True)
     return launcher.launch(cfg, run_dir, gpus, specify(cfg, gpus, architecture))

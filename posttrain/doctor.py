@@ -174,7 +174,7 @@ def check_shared_memory() -> Finding:
 
 def list_changes() -> Iterator[Finding]:
     """List the changes to upstream that a run here makes, and those not tested with the installed versions."""
-    here = patches.Platform.detect("cuda" if visible_gpus() else "cpu")
+    here = patches.Platform.with_gpus(visible_gpus())
     made = [item.name for item in registered() if item.wanted(here)]
     yield Finding("patches", "ok", f"{len(made)}: {', '.join(made)}")
     others = [f"{item.name} ({item.module.removeprefix('posttrain.')})" for item in CHANGES]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import UserError
 from posttrain.models.families import family_of
-from posttrain.models.headers import own_file, read_json
+from posttrain.models.headers import own_file, read_json, read_optional_json
 from posttrain.models.tokenizer_files import FILES
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ def write_config(out: Path, config: "PretrainedConfig", base: Path | None, dtype
         base: directory whose config.json is kept word by word; None: what `config` says.
         dtype: of the weights written: float32, bfloat16.
     """
-    fields: dict[str, Any] = read_json(base / "config.json") if base else config.to_dict()
+    fields: dict[str, Any] = config.to_dict()
+    if base:
+        fields = read_json(base / "config.json")
     fields |= {"dtype": dtype, "torch_dtype": dtype, "vocab_size": config.vocab_size}
     rope = getattr(config, "rope_parameters", None)
     if rope and "rope_theta" in rope:
@@ -41,11 +43,6 @@ def write_config(out: Path, config: "PretrainedConfig", base: Path | None, dtype
     if family is not None:
         fields |= family.legacy_fields(config)
     _write(out / "config.json", fields)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """The fields of a JSON file; none where there is no file."""
-    return read_json(file) if file.is_file() else {}
 
 
 def _write(file: Path, fields: dict[str, Any]) -> None:
@@ -62,7 +59,7 @@ def copy_tokenizer(out: Path, source: Path) -> None:
         if own_file(source / name):
             shutil.copyfile(source / name, out / name)
     config = out / "tokenizer_config.json"
-    fields = _read(config)
+    fields = read_optional_json(config)
     if fields.get("tokenizer_class") == "TokenizersBackend":  # transformers 5 takes the older name for it too
         fields["tokenizer_class"] = "PreTrainedTokenizerFast"
         _write(config, fields)
@@ -81,7 +78,7 @@ def write_chat_template(out: Path, text: str) -> None:
     """
     file = out / "chat_template.jinja"
     config = out / "tokenizer_config.json"
-    fields = _read(config)
+    fields = read_optional_json(config)
     before = fields.get("chat_template")
     if file.is_file():
         before = file.read_text(encoding="utf-8")
@@ -112,7 +109,7 @@ def add_stop_tokens(out: Path, ids: set[int], known: int | list[int] | None) -> 
         known: the end tokens of config.json, which count where generation_config.json has none.
     """
     file = out / GENERATION
-    fields = _read(file)
+    fields = read_optional_json(file)
     present = as_set(fields.get("eos_token_id", known), file)
     if not ids <= present:
         fields["eos_token_id"] = sorted(present | ids)

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from posttrain.convert.training_metadata import FILE, are_facts, is_hub_id
+from huggingface_hub import ModelCard, ModelCardData
+
+from posttrain.convert.training_metadata import FILE, are_facts, is_hub_id, public_name
 from posttrain.errors import UserError
-from posttrain.models.headers import read_json
+from posttrain.models.headers import read_json, read_optional_json
 from posttrain.models.hf_adapter import base_of, is_adapter
 from posttrain.utils.atomic_files import write_json, write_text
 from posttrain.utils.escape import visible
@@ -32,8 +34,6 @@ def write_card(directory: Path, name: str, facts: dict[str, Any] | None, license
         facts: see posttrain.convert.training_metadata; None: nothing is known of a training.
         license: an identifier such as apache-2.0; None: the facts' own.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
     if facts is not None:
         facts = facts | {"license": license or facts.get("license")}
         write_json(directory / FILE, facts)
@@ -77,8 +77,7 @@ def describe(
     """The text below the front matter, in Markdown."""
     parts = [f"# {plain(name)}", ""]
     if facts and base:
-        public = base if is_hub_id(base) else Path(base).name
-        parts.append(f"Trained from {code(public)}: {plain(facts['method'])}.")
+        parts.append(f"Trained from {code(public_name(base))}: {plain(facts['method'])}.")
     else:
         parts.append("Converted; nothing says how it was trained.")
     licence = plain(license) if license else "unknown; name it with trainer.license or convert.license"
@@ -124,18 +123,16 @@ def verified(directory: Path) -> str:
 
 def verification(directory: Path) -> dict[str, Any] | None:
     """verification.json, or None."""
-    file = directory / "verification.json"
-    return read_json(file) if file.is_file() else None
+    return read_optional_json(directory / "verification.json") or None
 
 
 def read_facts(directory: Path) -> dict[str, Any] | None:
-    """training.json of an export; None where there is none, or one that isn't what `write` has written."""
-    file = directory / FILE
+    """training.json of an export; None where there is none, or one that isn't what `write_card` has written."""
     try:
-        facts = read_json(file) if file.is_file() else None
+        facts = read_optional_json(directory / FILE)
     except UserError:
         return None
-    return facts if facts is not None and are_facts(facts) else None
+    return facts if are_facts(facts) else None
 
 
 def plain(text: str) -> str:

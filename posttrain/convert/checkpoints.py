@@ -87,8 +87,8 @@ def find_in_run(directory: Path, run_dir: Path) -> Checkpoint:
 
 def read_facts(directory: Path, run_dir: Path, cfg: DictConfig) -> dict[str, Any]:
     """What the run's files say about its training up to this checkpoint."""
-    progress = _read_if_there(directory, progress_file)
-    summary = _read_if_there(run_dir, "summary.json")
+    progress = _read_own(directory, progress_file)
+    summary = _read_own(run_dir, "summary.json")
     results: dict[str, Any] = {"steps": directories.step_of(directory)}
     for key in ("train_loss", "val_loss_before", "supervised_tokens"):
         results[key] = progress.get(key)
@@ -103,5 +103,5 @@ def read_facts(directory: Path, run_dir: Path, cfg: DictConfig) -> dict[str, Any
     return found
 
 
-def _read_if_there(directory: Path, name: str) -> dict[str, Any]:
+def _read_own(directory: Path, name: str) -> dict[str, Any]:
     return read_json(directory / name) if rundir.is_file(directory, name) else {}

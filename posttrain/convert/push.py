@@ -3,6 +3,11 @@
 import os
 from pathlib import Path
 
+import httpx
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
 from posttrain.convert.card import CARD, verification
 from posttrain.convert.training_metadata import is_hub_id
 from posttrain.errors import UserError
@@ -15,10 +20,6 @@ def token_for(repo: str | None) -> str:
     Raises:
         UserError: one of them is missing or malformed, or the hub is switched off.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
     if repo is None:
         raise UserError("`convert.repo`: has no value; say where to push to, convert.repo=OWNER/NAME")
     try:
@@ -69,10 +70,6 @@ def upload(directory: Path, repo: str, token: str, private: bool) -> str:
     Raises:
         UserError: the hub refuses, can't be reached, or has a public repository of that name and `private` is true.
     """
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     api = HfApi(token=token)
     try:
         url = api.create_repo(repo, private=private, exist_ok=True)

@@ -40,11 +40,10 @@ def collect_facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, An
         results: of RESULTS those that are known; what is None is left out.
         report: what `TrainingData.build` counted; None: it isn't known.
     """
-    base = cfg.model.path
     settings = {key: OmegaConf.select(cfg, key) for key in SETTINGS}
     versions = {name: _version(name) for name in PACKAGES}
     return {
-        "base": base if is_hub_id(base) else public_name(Path(base)),
+        "base": public_name(cfg.model.path),
         "method": describe_method(cfg.peft),
         "data": describe_data(cfg.data, report or {}),
         "settings": _without_none(settings),
@@ -58,35 +57,45 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def are_facts(found: dict[str, Any]) -> bool:
-    """Whether a JSON object has the form of what `facts` returns: it may be from anybody's file."""
-    if not all(isinstance(found.get(key), str) for key in TEXTS[:2]) or not isinstance(found.get(TEXTS[2]), str | None):
+def are_facts(facts: dict[str, Any]) -> bool:
+    """Whether a JSON object has the form of what `collect_facts` returns: it may be from anybody's file."""
+    base, method, license = (facts.get(key) for key in TEXTS)
+    if not isinstance(base, str) or not isinstance(method, str) or not isinstance(license, str | None):
         return False
-    if not all(isinstance(found.get(key), dict) for key in PARTS):
+    if not all(isinstance(facts.get(key), dict) for key in PARTS):
         return False
-    data = found["data"]
+    for part in PARTS[1:]:
+        if not _are(list(facts[part].values()), str, int, float):
+            return False
+    data = facts["data"]
     digests = data.get("sha256", {})
-    values = [value for part in PARTS[1:] for value in found[part].values()]
     return (
-        all(isinstance(value, str | int | float) for value in values)
-        and isinstance(data.get("format"), str)
+        isinstance(data.get("format"), str)
         and _are(data.get("names"), str)
         and isinstance(digests, dict)
         and all(_are(values, str) for values in digests.values())
-        and all(_are_counts(data.get(split, {})) for split in ("train", "validation"))
+        and _are_counts(data.get("train", {}))
+        and _are_counts(data.get("validation", {}))
     )
 
 
-def _are(values: Any, kind: type) -> bool:
-    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+def _are(values: object, *kinds: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kinds) for value in values)
 
 
-def _are_counts(part: Any) -> bool:
+def _are_counts(part: object) -> bool:
     return isinstance(part, dict) and _are(list(part.values()), int)
 
 
-def public_name(directory: Path) -> str:
-    """A directory's name; in a hub's cache the id of the repository: models--OWNER--NAME/snapshots/REVISION."""
+def public_name(base: str) -> str:
+    """A model's name without this machine's path.
+
+    It is a hub id as it is, a directory's own name, or in a hub's cache (models--OWNER--NAME/snapshots/REVISION) the id
+    of the repository.
+    """
+    if is_hub_id(base):
+        return base
+    directory = Path(base)
     if directory.parent.name == "snapshots" and directory.parent.parent.name.startswith("models--"):
         return directory.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
     return directory.name

@@ -238,6 +238,11 @@ def _blobs(directory: Path) -> Path | None:
     return None
 
 
+def read_optional_json(file: Path) -> dict[str, Any]:
+    """As `read_json`, but empty where there is no file."""
+    return read_json(file) if file.is_file() else {}
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Return the JSON object in `file`; a UserError where it is not there, not a JSON object, or no file of its own."""
     try:

@@ -123,7 +123,6 @@ class SDPAAttention(MegatronModule):
 
         With more keys, the queries are the last positions.
         """
-        dropout = self.dropout if self.training else 0.0
         queries = q.size(2)
         keys = k.size(2)
         window = self.window
@@ -142,7 +141,7 @@ class SDPAAttention(MegatronModule):
             v,
             attn_mask=mask,
             is_causal=causal,
-            dropout_p=dropout,
+            dropout_p=self.dropout if self.training else 0.0,
             scale=self.softmax_scale,
             enable_gqa=q.size(1) != k.size(1),
         )
@@ -157,8 +156,7 @@ class SDPAAttention(MegatronModule):
         scores = (q @ k.transpose(-1, -2)).float() * self.softmax_scale
         scores = softcap * torch.tanh(scores / softcap)
         probs = scores.masked_fill(~visible, float("-inf")).softmax(-1).to(q.dtype)
-        dropout = self.dropout if self.training else 0.0
-        return F.dropout(probs, dropout, self.training) @ v
+        return F.dropout(probs, self.dropout, self.training) @ v
 
 
 def _visible(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:

@@ -43,6 +43,11 @@ class Platform:
     transformer_engine: bool
 
     @classmethod
+    def with_gpus(cls, visible: int) -> "Platform":
+        """That of a run which sees so many GPUs."""
+        return cls.detect("cuda" if visible else "cpu")
+
+    @classmethod
     def detect(cls, device: str) -> "Platform":
         """The platform of this process; Transformer Engine counts only on a GPU. Imports nothing."""
         installed = importlib.util.find_spec("transformer_engine") is not None

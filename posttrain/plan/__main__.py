@@ -54,7 +54,7 @@ def main() -> None:
         sys.argv[sys.argv.index("--json")] = "plan.json=true"
     fits = []
     command.run(lambda cfg: fits.append(plan(cfg)), config_name="plan")
-    raise SystemExit(0 if all(fits) else 1)
+    raise SystemExit(not all(fits))
 
 
 def plan(cfg: DictConfig) -> bool:

@@ -40,7 +40,7 @@ def print_plan(plan: dict[str, Any], file: IO[str] | None = None) -> None:
     else:
         console.print(f"[red]does not fit[/]: needs {needed:.1f} GiB, {available:g} GiB available")
         if best:
-            overrides = " ".join(best["words"])
+            overrides = " ".join(best["overrides"])
             console.print(f"cheapest change that fits: [bold]{overrides}[/]  {_effect(best)}")
         else:
             console.print("no combination of changes makes it fit on these GPUs")
@@ -129,7 +129,7 @@ def _change_table(changes: list[dict[str, Any]]) -> Table:
     table.add_column("", overflow="fold")
     for change in changes:
         table.add_row(
-            " ".join(change["words"]),
+            " ".join(change["overrides"]),
             f"{change['needed_gib']:.1f}",
             "[green]yes[/]" if change["fits"] else "[red]no[/]",
             f"x {change['time']:.2f}",

@@ -32,17 +32,20 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
     """
     setting = resolve_spec(cfg, world)
     stats = None
-    not_counted = "plan.read_data=false"
+    data: dict[str, Any] = {"not_counted": "plan.read_data=false"}
     if read_data:
         try:
             stats = estimate_data(cfg)
             setting = with_data(setting, stats)
+            data = vars(stats)
         except UserError as error:
-            not_counted = str(error)
+            data["not_counted"] = str(error)
     memory = estimate_memory(setting)
     steps, tokens = _steps(cfg, setting, stats)
     fits = memory.needed <= gpu.memory_gib * GIB
-    best = None if fits else advice.cheapest(setting, gpu)
+    best = None
+    if not fits:
+        best = advice.cheapest(setting, gpu)
     return {
         "model": str(cfg.model.path),
         "parameters": _parameters(setting),
@@ -64,7 +67,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
         "fits": fits,
         "changes": [_change(change, gpu) for change in advice.changes(setting, gpu)],
         "cheapest_change": _change(best, gpu) if best else None,
-        "data": vars(stats) if stats else {"not_counted": not_counted},
+        "data": data,
         "steps": steps,
         "tokens_per_step": round(tokens),
         "tokens": round(tokens * steps) if steps else None,
@@ -155,7 +158,7 @@ def _speed(speed: Speed, steps: int | None) -> dict[str, Any]:
 
 def _change(change: advice.Change, gpu: Gpu) -> dict[str, Any]:
     return {
-        "words": list(change.overrides),
+        "overrides": list(change.overrides),
         "kind": change.kind,
         "gpus": change.setting.world,
         "needed_gib": round(change.memory.needed / GIB, 2),

@@ -50,7 +50,7 @@ def check(cfg: DictConfig, visible_gpus: int) -> Mapping[str, Any] | None:
 
 def check_settings(cfg: DictConfig, visible_gpus: int) -> None:
     """Every check but that of the parallel sizes; see `check`."""
-    patches.check(patches.Platform.detect("cuda" if visible_gpus else "cpu"))
+    patches.check(patches.Platform.with_gpus(visible_gpus))
     check_keys(cfg)
     targets.check(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -120,7 +120,7 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
             f"`sweep.pruner={cfg.sweep.pruner}`: compares losses during training; set trainer.validation_interval"
         )
     if t.cuda_graph:
-        platform = patches.Platform.detect("cuda" if visible_gpus else "cpu")
+        platform = patches.Platform.with_gpus(visible_gpus)
         shape = architecture(cfg.model) or {}
         resolve_spec(cfg, world_size(cfg, visible_gpus), platform.transformer_engine, platform.device, shape).check()
     p = cfg.parallelism

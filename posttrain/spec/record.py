@@ -34,7 +34,7 @@ def specify(cfg: DictConfig, visible_gpus: int, architecture: Mapping[str, Any] 
     """
     if architecture is None:
         return None
-    platform = patches.Platform.detect("cuda" if visible_gpus else "cpu")
+    platform = patches.Platform.with_gpus(visible_gpus)
     world = checks.world_size(cfg, visible_gpus)
     try:
         return resolve_spec(cfg, world, platform.transformer_engine, platform.device, architecture)

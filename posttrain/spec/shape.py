@@ -1,7 +1,7 @@
 """A model's sizes and matrices, from the fields of its config.json: exact, and without building it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,7 @@ class Adapters:
 
     @classmethod
     def from_targets(
-        cls, shape: Shape, kind: str, rank: int, targets: str | Iterable[str], grouped: bool
+        cls, shape: Shape, kind: str, rank: int, targets: str | Sequence[str], grouped: bool
     ) -> "Adapters":
         """Count them as Megatron-Bridge attaches them.
 
@@ -219,7 +219,7 @@ class Adapters:
         Raises:
             UserError: an unknown name, or no layer has it.
         """
-        canonical, names = resolve(targets if isinstance(targets, str) else list(targets))
+        canonical, names = resolve(targets)
         sizes = {}
         for linear in shape.linears:
             pieces = linear.parts if canonical else ((linear.name, linear.outputs),)

@@ -62,7 +62,7 @@ def test_an_option_has_its_type_range_default_and_comment(site):
         re.sub(r"<[^>]+>|&para;", "", (site / "configuration" / f"{group}.html").read_text())
         for group in ("peft", "data")
     )
-    assert re.search(r"peft\.rank\s+int, at least 1, default 16\s+width of the low-rank products", peft)
+    assert re.search(r"peft\.rank\s+int, at least 1, at most 65536, default 16\s+width of the low-rank products", peft)
     assert re.search(r"data\.max_validation_rows\s+int \| None, default null\s+Most conversations of each split", data)
 
 

@@ -1,4 +1,4 @@
-"""What survives what on a GPU with Transformer Engine: `pytest tests/e2e/test_gpu_reliability.py -m gpu -s`, one GPU.
+"""Fault tolerance on a GPU with Transformer Engine: `pytest tests/e2e/test_gpu_reliability.py -m gpu -s`, one GPU.
 
 Twelve starts of a run, most of them on a model that is nothing but quick. Numbers that are measured are printed.
 """

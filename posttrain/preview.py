@@ -29,6 +29,8 @@ from posttrain.spec import checks
 from posttrain.utils import stop
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from posttrain.data.prepare import RowEncoder, Sample
     from posttrain.data.training_data import TrainingData
 
@@ -90,7 +92,7 @@ def show_data(cfg: DictConfig) -> None:
     out = Path(options.out).expanduser() if options.out else None
     page = Path(options.html).expanduser() if options.html else None
     chats = []
-    for sample in _samples(cfg, data, encoder, out):
+    for sample in _samples(cfg, data, encoder, tokenizer, out):
         # All samples (limit 0) may be more than fit in memory: not kept where they are only
         # written.
         if options.limit > 0 or page or not out:
@@ -127,6 +129,7 @@ def _samples(
     cfg: DictConfig,
     data: "TrainingData",
     encoder: "RowEncoder",
+    tokenizer: "PreTrainedTokenizerBase",
     out: Path | None,
 ) -> "Iterator[Sample]":
     """Yield the first `preview.limit` samples, each once it is written to `out`."""
@@ -142,7 +145,7 @@ def _samples(
             row = {
                 "row": sample.place.row,
                 "file": sample.place.file,
-                "text": sample.text,
+                "text": sample.text if sample.text is not None else tokenizer.decode(sample.encoded.input_ids),
                 "input_ids": sample.encoded.input_ids.tolist(),
                 "loss_mask": sample.encoded.mask.tolist(),
             }

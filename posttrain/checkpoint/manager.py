@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from megatron.bridge.training.checkpointing import (
@@ -100,6 +100,7 @@ class Manager(DefaultCheckpointManager):
         Raises:
             UserError: the disk refused it; earlier checkpoints are as they were.
         """
+        assert self.root is not None  # else Megatron doesn't save
         step = ctx.state.train_state.step
         if self.loaded == directories.directory(self.root, step):
             return  # the run had ended when it was started again
@@ -118,7 +119,7 @@ class Manager(DefaultCheckpointManager):
             if not self.checkpoint_config.async_save:
                 self._publish()
         except (Exception, CheckpointException) as error:
-            self._refuse(error)
+            _refuse(error, self.root, self.rank == 0)
         finally:
             self.checkpoint_config.save = str(self.root)
             self.run.heartbeat.end()
@@ -161,31 +162,13 @@ class Manager(DefaultCheckpointManager):
 
     def _publish(self) -> None:
         """Give the written checkpoint its name, point the tracker at it, remove old ones."""
-        step, self.pending = self.pending, None
+        step = self.pending
+        self.pending = None
+        assert self.root is not None
+        assert step is not None
         if self.rank == 0:
             directories.finish(self.root, step, self.run.total_limit)
         torch.distributed.barrier()
-
-    def _refuse(self, error: BaseException) -> None:
-        """Raise `error`, as the user's where the disk is at fault."""
-        causes, cause = [], error
-        while cause is not None:
-            causes.append(cause)
-            cause = cause.__cause__ or cause.__context__
-        system = next((c for c in causes if isinstance(c, OSError) and not isinstance(c, ConnectionError)), None)
-        # Megatron's writers keep the system's error to themselves; it is in the log.
-        refused = system or next((c for c in causes if isinstance(c, CheckpointException)), None)
-        if refused is None:
-            raise error
-        why = system or "a shard was not written to its end"
-        if self.rank == 0:
-            shutil.rmtree(self.root / directories.PARTIAL, ignore_errors=True)
-        kept, _ = directories.newest(self.root)
-        stays = f"{kept} stays; the same command goes on from it" if kept else "there is no earlier checkpoint"
-        free = shutil.disk_usage(self.root).free / 1e9
-        raise UserError(
-            f"checkpoint: {self.root} can't be written: {why} ({free:.1f} GB are free there); {stays}"
-        ) from error
 
     def _agree(self, value: Any) -> Any:
         """The first rank's `value` on every rank."""
@@ -194,3 +177,33 @@ class Manager(DefaultCheckpointManager):
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+
+def _refuse(error: BaseException, root: Path, is_first: bool) -> NoReturn:
+    """Raise `error`, as the user's where the disk is at fault.
+
+    Args:
+        error: of a save.
+        root: of the checkpoints.
+        is_first: whether this process removes what was begun.
+    """
+    system = None
+    writer = None  # Megatron's writers keep the system's error to themselves; it is in the log.
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and not isinstance(cause, ConnectionError):
+            system = system or cause
+        if isinstance(cause, CheckpointException):
+            writer = writer or cause
+        cause = cause.__cause__ or cause.__context__
+    if system is None and writer is None:
+        raise error
+    why = system or "a shard was not written to its end"
+    if is_first:
+        shutil.rmtree(root / directories.PARTIAL, ignore_errors=True)
+    kept, _ = directories.newest(root)
+    stays = "there is no earlier checkpoint"
+    if kept:
+        stays = f"{kept} stays; the same command resumes from it"
+    free = shutil.disk_usage(root).free / 1e9
+    raise UserError(f"checkpoint: {root} can't be written: {why} ({free:.1f} GB are free there); {stays}") from error

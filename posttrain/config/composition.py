@@ -47,15 +47,21 @@ def compose(overrides: list[str] | None = None, config_name: str = "config", wit
     Raises:
         UserError: for what `run` would report with exit code 2.
     """
-    hydra_guard.install()
     overrides = list(overrides or [])
+    try:
+        return _compose(overrides, config_name, with_hydra)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, overrides, config_name)) from error
+
+
+def _compose(overrides: list[str], config_name: str, with_hydra: bool = False) -> DictConfig:
+    """Compose; an error is Hydra's or OmegaConf's own."""
+    hydra_guard.install()
     outer = GlobalHydra.instance().hydra  # set when this is called from a command, e.g. at the end of a sweep
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
             return hydra.compose(config_name=config_name, overrides=overrides, return_hydra_config=with_hydra)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, overrides, config_name)) from error
     finally:
         GlobalHydra.instance().hydra = outer
 
@@ -159,7 +165,7 @@ def _known_keys(config_name: str) -> list[str]:
             choices.append(argument)
     for attempt in (choices, []):
         with contextlib.suppress(Exception):  # a bad group choice as well: the default configuration still helps
-            return list(key_paths(compose(attempt, config_name)))
+            return list(key_paths(_compose(attempt, config_name)))
     return []
 
 

@@ -47,14 +47,14 @@ class Sample:
     Attributes:
         place: the row that it is from.
         content: what the format read there: a conversation, as far as it was kept, or a document.
-        text: of its tokens.
+        text: of its tokens; None: it isn't known, but can be decoded.
         digest: of what is said, an int64; equal for duplicates, which a split keeps on one side.
         encoded: ids and mask.
     """
 
     place: Place
     content: Any
-    text: str
+    text: str | None
     digest: int
     encoded: Encoded
 
@@ -63,12 +63,13 @@ class RowEncoder(Protocol):
     """What an objective makes of the rows of its files.
 
     Attributes:
-        unit: what a sample is called: "conversation", "window".
+        unit, row_unit: what a sample is called, and what the format reads: "window" of a "document".
         pad_id: the token that sequences are padded with.
         identity: everything that decides the samples besides the files and their format; part of the cache's key.
     """
 
     unit: str
+    row_unit: str
     pad_id: int
 
     @property
@@ -97,6 +98,7 @@ class ConversationEncoder:
     """
 
     unit = "conversation"
+    row_unit = "conversation"
 
     def __init__(self, renderer: Renderer, tokenizer: Any, rules: Rules) -> None:
         self.renderer = renderer

@@ -68,7 +68,7 @@ def format_statistics(report: dict[str, Any]) -> list[tuple[str, str]]:
     counts = report["rows"]
     table = [
         ("rows read", f"{counts['rows']:,}"),
-        ("conversations in them", f"{counts['read']:,}"),
+        (f"{report['row_unit']}s in them", f"{counts['read']:,}"),
         ("kept", f"{counts['kept']:,}"),
     ]
     if counts["truncated"]:
@@ -85,7 +85,7 @@ def format_statistics(report: dict[str, Any]) -> list[tuple[str, str]]:
         supervised = f"{counts['supervised_tokens']:,} ({counts['supervised_share']:.1%})"
         sequences = f"{counts['bins']:,}, {counts['packing_efficiency']:.1%} filled"
         table += [
-            (f"{split}: conversations", f"{counts['conversations']:,}"),
+            (f"{split}: {report['unit']}s", f"{counts['conversations']:,}"),
             (f"{split}: tokens", f"{counts['tokens']:,}"),
             (f"{split}: supervised tokens", supervised),
             (f"{split}: length percentiles", "  ".join(lengths)),

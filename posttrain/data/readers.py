@@ -6,7 +6,7 @@ Nothing is read whole: a file may be larger than the memory.
 import csv
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +18,7 @@ from posttrain.errors import UserError
 
 # Bytes of one row. A file without line ends (binary, or one huge JSON value) stops here instead of filling the memory.
 MAX_ROW = 64 << 20
+LINE = "line"  # the column of a text file's rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,12 @@ class Place:
 Row = tuple[Place, dict[str, Any] | RowError]
 
 
-def read(path: Path) -> Iterator[Row]:
+def read(path: Path, kinds: Collection[str] | None = None) -> Iterator[Row]:
     """Yield the rows of one file, a broken row as its `RowError`.
+
+    Args:
+        path: of the file.
+        kinds: suffixes that may be read; None: those of rows with columns.
 
     Raises:
         UserError: the file as a whole can't be read: unknown kind, empty, binary, damaged.
@@ -45,10 +50,11 @@ def read(path: Path) -> Iterator[Row]:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else None
     reader = _READERS.get(suffixes[-1] if suffixes else "")
-    if reader is None:
-        raise UserError(f"data.path: {path}: unknown kind of file; known are {', '.join(sorted(KNOWN))}")
     if packed and reader is _parquet:
         raise UserError(f"data.path: {path}: Parquet compresses by itself; unpack it first")
+    kinds = KNOWN if kinds is None else kinds
+    if reader is None or not path.name.lower().endswith(tuple(kinds)):
+        raise UserError(f"data.path: {path}: unknown kind of file; known are {', '.join(sorted(kinds))}")
     count = 0
     try:
         if path.stat().st_size == 0:
@@ -219,6 +225,22 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise UserError(f"data.path: {path}: not a Parquet file, or damaged: {error}") from None
 
 
+def _lines(file: BinaryIO, path: Path) -> Iterator[Row]:
+    """The lines of a text file, each with its end; what a document is says the format."""
+    row = 0
+    while raw := file.readline(MAX_ROW):
+        name = f"line {row + 1}"
+        if len(raw) == MAX_ROW:
+            raise UserError(f"data.path: {path}, {name}: longer than {MAX_ROW >> 20} MiB")
+        yield Place(str(path), row, name), {LINE: _text(raw, path, name)}
+        row += 1
+
+
+def is_text(file: str) -> bool:
+    """Whether a file is plain text, read by lines."""
+    return file.lower().endswith(tuple(TEXT))
+
+
 _READERS: dict[str, Callable[..., Iterator[Row]]] = {
     ".json": _json,
     ".jsonl": _jsonl,
@@ -226,5 +248,10 @@ _READERS: dict[str, Callable[..., Iterator[Row]]] = {
     ".csv": _csv,
     ".tsv": _csv,
     ".parquet": _parquet,
+    ".txt": _lines,
 }
-KNOWN = frozenset(_READERS) | {f"{kind}{pack}" for kind in _READERS if kind != ".parquet" for pack in (".gz", ".zst")}
+COMPRESSED = (".gz", ".zst")
+TEXT = frozenset({".txt", *(f".txt{pack}" for pack in COMPRESSED)})
+KNOWN = (
+    frozenset(_READERS) | {f"{kind}{pack}" for kind in _READERS if kind != ".parquet" for pack in COMPRESSED}
+) - TEXT  # of rows with columns

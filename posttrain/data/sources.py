@@ -33,7 +33,7 @@ def rows(
     if isinstance(path, str) and path.startswith(HUB):
         found = hub_rows(path)
     else:
-        found = (row for file in files(path, key, cache_dir, kinds(form)) for row in readers.read(file))
+        found = (row for file in files(path, key, cache_dir, kinds(form)) for row in readers.read(file, kinds(form)))
     if category is not None:
         found = _labelled(found, category)
     yield from form.read(found) if hasattr(form, "read") else _row_by_row(found, form)

@@ -144,7 +144,12 @@ class TrainingData:
         train_rows = splits.repeat_by_weight(train_rows, train.sources, weights, seed)[: self.max_train_rows]
         if not len(train_rows):
             raise UserError(f"data.path={self.path}: nothing is left to train on: {json.dumps(counts['dropped'])}")
-        report = {"unit": maker.encoder.unit, "rows": counts, "sha256": maker.contents}
+        report = {
+            "unit": maker.encoder.unit,
+            "row_unit": maker.encoder.row_unit,
+            "rows": counts,
+            "sha256": maker.contents,
+        }
         datasets = {"train": maker.bins(train, train_rows, seq_length, seed)}
         report["train"] = splits.describe(datasets["train"], seq_length)
         if validation is not None and len(validation_rows):

@@ -2,5 +2,6 @@
 
 from posttrain.objectives.objective import Objective
 from posttrain.objectives.sft import SFT
+from posttrain.objectives.text import Text
 
-__all__ = ["SFT", "Objective"]
+__all__ = ["SFT", "Objective", "Text"]

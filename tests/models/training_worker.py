@@ -25,6 +25,9 @@ TARGETS = {
     "qwen3_moe": ATTENTION,
 }
 METHODS = {
+    # Continued pre-training: attention within documents, or over all of them as one stream.
+    "text": ["peft=none", "objective.overlap=1"],
+    "stream": ["peft=none", "objective.document_boundaries=false"],
     "full": ["peft=none"],
     "gentle": ["peft=none", "optimizer.lr=2e-6", "optimizer.adam_eps=1e-6"],
     "lora": ["peft=lora"],
@@ -36,15 +39,24 @@ METHODS = {
 
 
 def write_data(file: Path) -> None:
-    """Write 60 short conversations."""
-    with file.open("w") as out:
+    """Write 60 short conversations, and as many texts beside them."""
+    with file.open("w") as out, file.with_suffix(".txt").open("w") as texts:
         for i in range(60):
             said = f"say {i} " + "la " * (i % 5)
-            turns = [("user", said), ("assistant", f"number {i}, hello" + " world" * (i % 3))]
+            answer = f"number {i}, hello" + " world" * (i % 3)
+            turns = [("user", said), ("assistant", answer)]
             out.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
+            texts.write(f"{said}: {answer}, " * (1 + i % 4) + "\n")
 
 
-def train(model: Path, data: Path, run_dir: Path, words: list[str]):
+def data_words(file: Path, method: str) -> list[str]:
+    """What a method is trained on."""
+    if method in ("text", "stream"):
+        return ["objective=text", f"data.path={file.with_suffix('.txt')}", "data.format.split=line"]
+    return ["data=messages", f"data.path={file}", "template=chatml"]
+
+
+def train(model: Path, data: list[str], run_dir: Path, words: list[str]):
     """Run the product's trainer; return its context and the lines of its steps.
 
     An adapter's start is kept in RUN_DIR/start.
@@ -59,8 +71,8 @@ def train(model: Path, data: Path, run_dir: Path, words: list[str]):
     port = reserve_port()
     os.environ["MASTER_PORT"] = str(port.getsockname()[1])
     cfg = compose([
-        "model=hf", f"model.path={model}", "data=messages", f"data.path={data}", "data.validation_fraction=null",
-        "template=chatml", f"trainer.seq_length={LENGTH}", f"trainer.global_batch_size={BATCH}",
+        "model=hf", f"model.path={model}", *data, "data.validation_fraction=null",
+        f"trainer.seq_length={LENGTH}", f"trainer.global_batch_size={BATCH}",
         f"trainer.max_steps={STEPS}", "trainer.num_generations=0", "optimizer.lr=5e-3",
         f"cache_dir={run_dir / 'cache'}", *words,
     ])  # fmt: skip
@@ -145,7 +157,7 @@ def compare(case: str, directory: Path, bf16: bool, width: int, words: list[str]
     if method == "lora":
         targets = TARGETS.get(family, [*ATTENTION, "gate_proj", "up_proj", "down_proj"])
         words.append(f"peft.target_modules=[{','.join(targets)}]")
-    run, metrics = train(source, directory / "data.jsonl", run_dir, words)
+    run, metrics = train(source, data_words(directory / "data.jsonl", method), run_dir, words)
     result = {"ours": [line["loss"] for line in metrics]}
     for name, dtype in (("plain", torch.float32), ("plain_bf16", torch.bfloat16))[: 2 if bf16 else 1]:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager")

@@ -8,5 +8,6 @@ from posttrain.data.formats.chat import Messages, ShareGPT
 from posttrain.data.formats.columns import Alpaca, Dolly, PromptCompletion
 from posttrain.data.formats.custom import Custom
 from posttrain.data.formats.oasst import Oasst
+from posttrain.data.formats.text import Text
 
-__all__ = ["Alpaca", "Custom", "Dolly", "Messages", "Oasst", "PromptCompletion", "ShareGPT"]
+__all__ = ["Alpaca", "Custom", "Dolly", "Messages", "Oasst", "PromptCompletion", "ShareGPT", "Text"]

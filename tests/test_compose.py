@@ -132,3 +132,13 @@ def test_composing_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_file_of_a_group_that_overrides_no_group_is_explained(tmp_path, monkeypatch):
+    """The keys that are suggested are of a configuration that composes, not of the same broken one again."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "broken.yaml").write_text("# @package _global_\ndefaults:\n  - override /nothing: x\n")
+    words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=broken"]
+    monkeypatch.setattr(sys, "argv", ["posttrain", *words])
+    with pytest.raises(UserError, match="nothing"):
+        compose(words)

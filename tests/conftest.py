@@ -26,7 +26,8 @@ def pytest_collection_modifyitems(items):
     if not os.environ.get("POSTTRAIN_TEST_ALL"):
         skip = pytest.mark.skip(reason="takes longer than CI has: make test-all")
         for item in items:
-            if item.get_closest_marker("nightly") and not item.get_closest_marker("gpu"):
+            kept = item.get_closest_marker("every_run") or item.get_closest_marker("gpu")
+            if item.get_closest_marker("nightly") and not kept:
                 item.add_marker(skip)
     items.sort(key=lambda item: "e2e" not in item.path.parts and item.path.name != "test_training.py")
 

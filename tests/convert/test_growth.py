@@ -18,6 +18,7 @@ pytestmark = pytest.mark.nightly
 OWN = {family: bool(fields.get("tie_word_embeddings", family == "gpt2")) for family, (_, fields) in FAMILIES.items()}
 
 
+@pytest.mark.every_run
 def test_new_rows():
     """Like the old ones, the same each time, and none like another; the old ones are as they were."""
     torch.manual_seed(0)
@@ -103,6 +104,7 @@ def test_going_on_from_a_grown_adapter(megatron, base, tmp_path):
     assert close(loaded(tokens).logits, model(tokens).logits)
 
 
+@pytest.mark.every_run
 def test_padding_takes_no_part_in_the_softmax(megatron, base):
     """As tensor parallelism pads: the logits of the tokens are as they were, the others weigh nothing."""
     from posttrain.convert import megatron_logits as logits
@@ -117,6 +119,7 @@ def test_padding_takes_no_part_in_the_softmax(megatron, base):
     assert found.softmax(-1)[..., :90].equal(expected[..., :90].softmax(-1)) and not found.softmax(-1)[..., 90:].any()
 
 
+@pytest.mark.every_run
 def test_a_model_that_is_not_its_files_is_refused_before_training(megatron, base):
     """Logits of a whole model as loaded against transformers on the files given; said where they aren't compared."""
     from posttrain.convert.export import check_base

@@ -29,6 +29,7 @@ def steps(result):
     return [line["step"] for line in result.metrics if "loss" in line]
 
 
+@pytest.mark.every_run
 def test_kill_9_and_a_flipped_bit(started, posttrain, words):
     """The command is killed while it saves after every step, and the disk spoils its newest checkpoint."""
     process, run_dir = started(*SAVING, "checkpoint.save_total_limit=3")

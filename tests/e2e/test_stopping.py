@@ -68,6 +68,7 @@ def test_sigterm_while_another_machine_is_waited_for(posttrain, words, tmp_path)
     assert result.err == "posttrain: stopped by SIGTERM\n"
 
 
+@pytest.mark.every_run
 def test_a_killed_rank_is_named_and_the_other_stopped(started):
     process, run_dir = started("parallelism.nproc_per_node=2")
     workers(process)[1].send_signal(signal.SIGKILL)

@@ -19,6 +19,7 @@ def test_the_readme_shows_what_the_commands_print(shared, monkeypatch):
     assert transcript.differences(transcript.in_readme(), transcript.run()) == []
 
 
+@pytest.mark.every_run
 @pytest.mark.parametrize(
     "old, new, equal",
     [

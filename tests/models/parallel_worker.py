@@ -1,4 +1,4 @@
-"""One rank of two: `parallel_worker.py DIR RANK` takes a training step of every model in DIR in every layout.
+"""One rank of two: `parallel_worker.py DIR RANK LAYOUT/FAMILY...` takes a training step of models in DIR in layouts.
 
 Rank 0 and, in a pipeline, the rank with the logits write their differences to DIR/results.RANK.json.
 """
@@ -27,6 +27,7 @@ def applies(layout: str, family: str) -> bool:
 
 def main() -> None:
     directory, rank = Path(sys.argv[1]), int(sys.argv[2])
+    cases = sys.argv[3:]
     from posttrain import patches
 
     patches.apply(patches.Platform(device="cpu", transformer_engine=False))
@@ -43,7 +44,9 @@ def main() -> None:
         parallel_state.initialize_model_parallel(**groups, expert_tensor_parallel_size=1)
         tensor_parallel.model_parallel_cuda_manual_seed(1)
         pipeline = {"pipeline_dtype": torch.float32} if layout == "pp2" else {}
-        for family in filter(lambda family: applies(layout, family), FAMILIES):
+        for family in FAMILIES:
+            if f"{layout}/{family}" not in cases:
+                continue
             print(f"{layout}/{family}", flush=True)
             model, adapter = directory / family, directory / f"{layout}-{family}"
             step = train_step(model, **sizes, **pipeline)

@@ -8,16 +8,18 @@ from families import FAMILIES
 
 pytestmark = pytest.mark.nightly
 
+CASES = [(family, method) for family in FAMILIES for method in ("full", "lora")]
+CASES[CASES.index(("llama", "lora"))] = pytest.param("llama", "lora", marks=pytest.mark.every_run)
+
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[str, dict]:
+def results(selected, tmp_path_factory) -> dict[str, dict]:
     """family-method -> losses of the product (ours) and of the plain loop."""
-    cases = [f"{family}-{method}" for family in FAMILIES for method in ("full", "lora")]
+    cases = [f"{params['family']}-{params['method']}" for params in selected]
     return losses(tmp_path_factory.mktemp("training"), cases)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), CASES)
 def test_loss_curve(family, method, results, record_property):
     result = results[f"{family}-{method}"]
     assert "error" not in result, result["error"]

@@ -62,6 +62,7 @@ def test_a_grid_is_run_once_and_grows(tmp_path):
     assert len(list((tmp_path / "outputs/sweeps").iterdir())) == 1
 
 
+@pytest.mark.every_run
 def test_failing_trials_do_not_stop_the_rest_and_are_tried_again(tmp_path):
     # 1 fails, 2 is killed, rank 0 is refused before it starts
     code, out, err = sweep(tmp_path, "seed=1,2,5", "peft.rank=8,0", f"hydra.sweep.dir={tmp_path / 'here'}")
@@ -122,6 +123,7 @@ def test_a_search_goes_on_where_it_was(tmp_path):
     assert out.count("val loss") == 1  # one table
 
 
+@pytest.mark.every_run
 def test_shares_of_gpus(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [share.gpus for share in shares(2, 4)] == [["0", "1"], ["2", "3"]]

@@ -2,11 +2,13 @@
 # make docs                                          set up and build the documentation into site/
 # make test [ARGS="tests/data -k packing"]           set up and test
 # make test-all                                      the tests that take longer than CI has, as well
+# make coverage                                      as test, counting the lines of the package that commands run too
 # make upstream                                      what the newest Megatron-Bridge and Core would change (docs/upstream.md)
-.PHONY: run test test-all upstream docs lint format setup wheel clean help
+.PHONY: run test test-all coverage upstream docs lint format setup wheel clean help
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 JOBS := 2
+PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 SETUP := scripts/uv.sh scripts/setup.sh pyproject.toml uv.lock
 
 help:
@@ -16,10 +18,14 @@ run: .venv/.setup-run
 	@$(PYTHON) -m posttrain $(ARGS)
 
 test: .venv/.setup-test
-	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) --cov --cov-report= $(ARGS)
+	@echo "Lines of the package that ran in the test processes: $$($(PYTHON) -m coverage report --format=total) %"
 
 test-all: .venv/.setup-test
-	POSTTRAIN_TEST_ALL=1 $(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	POSTTRAIN_TEST_ALL=1 $(PYTEST) $(ARGS)
+
+coverage: .venv/.setup-test
+	$(PYTEST) --cov --cov-config=tests/coverage.ini --cov-report=term:skip-covered $(ARGS)
 
 upstream: .venv/.setup-test
 	$(PYTHON) scripts/upstream.py $(ARGS)
@@ -53,4 +59,4 @@ wheel: .venv/.setup-run
 	scripts/uv.sh build --wheel
 
 clean:
-	rm -rf .venv .venv-upstream .tools dist build site .pytest_cache .ruff_cache .mypy_cache .grimp_cache .hypothesis
+	rm -rf .venv .venv-upstream .tools dist build site .pytest_cache .coverage .ruff_cache .mypy_cache .grimp_cache .hypothesis

@@ -23,10 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain.cli import command
 from posttrain.config import schema, targets
 from posttrain.config.instantiate import built
+from posttrain.data.checks import check as check_data
 from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
 from posttrain.spec import checks
 from posttrain.utils import stop
+from posttrain.utils.cache import cache_root
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,8 +75,6 @@ def show_data(cfg: DictConfig) -> None:
     checks.check_objective(cfg)
 
     from posttrain.data import preview_text
-    from posttrain.data.checks import check as check_data
-    from posttrain.utils.cache import cache_root
 
     data, template = check_data(cfg)
     tokenizer = load_tokenizer(cfg)
@@ -133,8 +133,6 @@ def _samples(
     out: Path | None,
 ) -> "Iterator[Sample]":
     """Yield the first `preview.limit` samples, each once it is written to `out`."""
-    from posttrain.utils.cache import cache_root
-
     samples = data.samples(encoder, cache_root(cfg.cache_dir))
     samples = islice(samples, cfg.preview.limit or None)
     if out is None:

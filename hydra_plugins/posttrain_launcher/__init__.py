@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
+from posttrain.errors import RunFailed
 from posttrain.utils import rundir
+
+if TYPE_CHECKING:
+    from posttrain.sweep.trial import Trial
 
 
 class Outcome(JobReturn):
@@ -37,23 +41,27 @@ class LocalLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra, before it writes to the sweep's directory."""
         rundir.check_sweep(Path(config.hydra.sweep.dir))
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; returns one result per job, in order, failed ones included."""
         from posttrain.sweep import launched
 
         setup_globals()
-        made: dict = {}  # a trial that is asked for twice is run once
-        asked = [self._trial(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
-        asked = [made.setdefault(trial.directory, trial) for trial in asked]
-        trials = list(made.values())
+        by_directory: dict[Path, Trial] = {}  # a trial that is asked for twice is run once
+        jobs = []
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            trial = self._trial(overrides, number)
+            jobs.append(by_directory.setdefault(trial.directory, trial))
+        trials = list(by_directory.values())
         launched.add(Path(self.config.hydra.sweep.dir))
         self._run_all(trials)
         failed = [trial.name for trial in trials if trial.error]
-        return [self._result(trial, failed, len(trials)) for trial in asked]
+        return [self._result(trial, failed, len(trials)) for trial in jobs]
 
-    def _run_all(self, trials: list) -> None:
+    def _run_all(self, trials: "list[Trial]") -> None:
         from posttrain.sweep.local import run_trials
         from posttrain.utils.stop import Stopped
 
@@ -62,7 +70,7 @@ class LocalLauncher(Launcher):
         if number is not None:
             raise Stopped(number)
 
-    def _trial(self, overrides: Sequence[str], number: int):
+    def _trial(self, overrides: Sequence[str], number: int) -> "Trial":
         from posttrain.config.trial_names import swept_keys, trial_name
         from posttrain.sweep.trial import Trial
 
@@ -86,16 +94,16 @@ class LocalLauncher(Launcher):
         )
 
     @staticmethod
-    def _result(trial, failed: list[str], count: int) -> JobReturn:
-        from posttrain.errors import RunFailed
-
+    def _result(trial: "Trial", failed: list[str], count: int) -> JobReturn:
         result = Outcome(
-            overrides=OmegaConf.to_container(trial.config.hydra.overrides.task),
+            overrides=list(trial.config.hydra.overrides.task),
             working_dir=str(trial.directory),
-            status=JobStatus.FAILED if trial.error else JobStatus.COMPLETED,
+            status=JobStatus.COMPLETED,
         )
-        message = f"{len(failed)} of {count} trials failed: {', '.join(failed)}"
-        result.return_value = RunFailed(message) if trial.error else trial.value
+        result.return_value = trial.value
+        if trial.error:
+            result.status = JobStatus.FAILED
+            result.return_value = RunFailed(f"{len(failed)} of {count} trials failed: {', '.join(failed)}")
         return result
 
 
@@ -109,7 +117,7 @@ class SlurmLauncher(LocalLauncher):
     def __init__(self, **options) -> None:
         pass
 
-    def _run_all(self, trials: list) -> None:
+    def _run_all(self, trials: "list[Trial]") -> None:
         from posttrain.sweep import log_stderr
         from posttrain.sweep.slurm import run_jobs
 

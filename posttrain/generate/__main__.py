@@ -12,9 +12,10 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from posttrain.errors import RunFailed, UserError
+from posttrain.generate import load
 from posttrain.generate.decoding import Sampling, check_fits, continuations, stop_tokens
 from posttrain.models.tokenizer_files import failures
 from posttrain.utils import stop
@@ -124,7 +125,7 @@ def read_prompts(path: Path) -> list[list[Message]]:
     return conversations
 
 
-def _messages_of(row: Any) -> list[Message] | None:
+def _messages_of(row: object) -> list[Message] | None:
     """The conversation of a row of a .jsonl file; None: it is not one."""
     if not isinstance(row, dict):
         return None
@@ -232,9 +233,7 @@ def main() -> None:
     try:
         answer(build_parser().parse_intermixed_args())
     except (UserError, RunFailed) as error:
-        from posttrain.utils.stop import fail
-
-        fail(str(error), error.exit_code)
+        stop.fail(str(error), error.exit_code)
 
 
 def answer(args: argparse.Namespace) -> None:
@@ -243,8 +242,6 @@ def answer(args: argparse.Namespace) -> None:
     Raises:
         UserError: the model or the file does not exist, or is damaged.
     """
-    from posttrain.generate import load
-
     start: list[Message] = []
     if args.system:
         start.append({"role": "system", "content": args.system})

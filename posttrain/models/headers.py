@@ -179,7 +179,7 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-def _check_metadata(metadata: Any) -> None:
+def _check_metadata(metadata: object) -> None:
     """Texts by name, or nothing: the library refuses all else."""
     if metadata is None:
         return

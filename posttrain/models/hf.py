@@ -277,7 +277,7 @@ def import_bridges(fields: Mapping[str, Any]) -> None:
             import_bridge(architecture)
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return `value` with OmegaConf's containers as dicts and lists, which transformers can serialise."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

@@ -175,9 +175,11 @@ def check_config(config: Mapping[str, Any], file: Path) -> None:
         raise UserError(f"{file}: lora_alpha={str(config.get('lora_alpha'))[:80]}: must be a number")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Whether a value of JSON is a finite number."""
-    return type(value) in (int, float) and abs(value) < 1e30 and not math.isnan(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e30 and not math.isnan(value)
 
 
 def saved_vocabulary(directory: Path) -> dict[str, Tensor]:
@@ -188,7 +190,7 @@ def saved_vocabulary(directory: Path) -> dict[str, Tensor]:
     return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if is_vocabulary(name)}
 
 
-def check_patterns(patterns: Any, name: str) -> None:
+def check_patterns(patterns: object, name: str) -> None:
     """Raise a UserError unless `patterns` is a mapping of simple regular expressions to numbers.
 
     Anything that can take long to find that a name doesn't match is refused: groups that are repeated or looked ahead

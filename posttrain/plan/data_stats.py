@@ -9,7 +9,11 @@ import numpy as np
 from omegaconf import DictConfig
 
 from posttrain.config.instantiate import built
+from posttrain.data import packing, sources
+from posttrain.data.checks import check
 from posttrain.errors import UserError
+from posttrain.models.tokenizer import load_tokenizer
+from posttrain.utils.cache import cache_root
 
 if TYPE_CHECKING:
     from posttrain.data.dataset import PackedDataset
@@ -115,11 +119,6 @@ def estimate_data(cfg: DictConfig) -> DataStats:
     Raises:
         UserError: there is no tokenizer on this machine, or the data can't be read.
     """
-    from posttrain.data import packing
-    from posttrain.data.checks import check
-    from posttrain.models.tokenizer import load_tokenizer
-    from posttrain.utils.cache import cache_root
-
     data, template = check(cfg)
     seq_length = cfg.trainer.seq_length
     cache = cache_root(cfg.cache_dir)
@@ -169,8 +168,6 @@ def _estimate_total(data: "TrainingData", last: "Place", seen: int, cache: Path)
     Raises:
         UserError: neither can be done quickly.
     """
-    from posttrain.data import sources
-
     if not isinstance(data.path, str) or data.path.startswith(sources.HUB):
         raise UserError("data: too many to count quickly, and from several sources")
     began = time.monotonic()

@@ -2,11 +2,10 @@
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from posttrain.data.dataset import PackedDataset
 from posttrain.errors import UserError
 from posttrain.plan import advice
 from posttrain.plan.data_stats import DataStats, estimate_data
@@ -14,6 +13,9 @@ from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import Speed, estimate_speed
 from posttrain.spec.run_spec import RunSpec, resolve_spec
 from posttrain.utils.gpus import Gpu
+
+if TYPE_CHECKING:
+    from posttrain.data.dataset import PackedDataset
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
     }
 
 
-def planned_peak(spec: RunSpec, cfg: DictConfig, rows: PackedDataset) -> float | None:
+def planned_peak(spec: RunSpec, cfg: DictConfig, rows: "PackedDataset") -> float | None:
     """Return the GiB that a run on GPUs is expected to allocate at most, or None where that isn't known.
 
     Args:

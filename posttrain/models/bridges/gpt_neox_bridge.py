@@ -30,7 +30,7 @@ class ParallelResidualLayer(TransformerLayer):
     """x + attention(norm1(x)) + mlp(norm2(x)), where core's layer is sequential and has no switch."""
 
     def forward(
-        self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, hidden_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run both halves on the layer's input [s, b, h]; the same arguments and results as core's layer."""
         self._after_attention, context = self._forward_attention(hidden_states, *args, **kwargs)

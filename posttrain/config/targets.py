@@ -65,8 +65,19 @@ IN_HYDRA = [
 
 # What `trainer.megatron` may set: sections that say how to compute, and of those no field that names files or code
 # (Megatron unpickles, imports or writes what such fields name).
-SECTIONS = ("model", "train", "validation", "optimizer", "scheduler", "ddp", "dist", "rng", "rerun_state_machine",
-            "mixed_precision", "comm_overlap")  # fmt: skip
+SECTIONS = (
+    "model",
+    "train",
+    "validation",
+    "optimizer",
+    "scheduler",
+    "ddp",
+    "dist",
+    "rng",
+    "rerun_state_machine",
+    "mixed_precision",
+    "comm_overlap",
+)
 NOT_SET = re.compile(r"_.*|(?!use_)\w*(_dir|_path|_factory|_func|_spec|_class|_cfg)|restore_modelopt_state")
 
 

@@ -222,6 +222,8 @@ class Collate:
 
 def count(rows: list[dict[str, np.ndarray]], supervised: int, padded: int) -> Counts:
     """Count a micro-batch; on the host, since reading its tensors would wait for the device. Padding is no work."""
+    if not supervised:
+        return Counts(padded_tokens=padded)
     lengths = np.concatenate([row["seq_lens"] for row in rows]).astype(np.int64)
     checksum = 0
     for row in rows:
@@ -229,8 +231,8 @@ def count(rows: list[dict[str, np.ndarray]], supervised: int, padded: int) -> Co
             checksum += zlib.crc32(row["input_ids"].tobytes())
     return Counts(
         supervised_tokens=supervised,
-        tokens=int(lengths.sum()) if supervised else 0,
-        squared_lengths=int((lengths**2).sum()) if supervised else 0,
+        tokens=int(lengths.sum()),
+        squared_lengths=int((lengths**2).sum()),
         padded_tokens=padded,
         checksum=checksum,
     )

@@ -65,10 +65,14 @@ class Screen:
 
     def step(self, step: int, values: dict[str, Any]) -> None:
         """Move the progress line, or print one now and then."""
-        norm = f"  norm {values['grad_norm']:.2f}" if values.get("grad_norm") is not None else ""
-        mfu = f"  MFU {values['mfu']:.0%}" if values.get("mfu") is not None else ""
-        speed = f"{values['supervised_tokens_per_second']:,.0f} supervised tok/s of {values['tokens_per_second']:,.0f}"
-        text = f"loss {values['loss']:.4f}  lr {values['lr']:.2e}{norm}  {speed}{mfu}"
+        parts = [f"loss {values['loss']:.4f}", f"lr {values['lr']:.2e}"]
+        if values.get("grad_norm") is not None:
+            parts.append(f"norm {values['grad_norm']:.2f}")
+        supervised = values["supervised_tokens_per_second"]
+        parts.append(f"{supervised:,.0f} supervised tok/s of {values['tokens_per_second']:,.0f}")
+        if values.get("mfu") is not None:
+            parts.append(f"MFU {values['mfu']:.0%}")
+        text = "  ".join(parts)
         if self.progress:
             self.progress.update(self.task, completed=step, description=text)
         elif time.monotonic() - self.last_line > PLAIN_INTERVAL_S or step == self.steps:
@@ -100,15 +104,18 @@ class Screen:
             self.console.print(table)
         before, after = summary.get("val_loss_before"), summary.get("val_loss_after")
         if after is not None:
-            drop = f"{before:.4f} -> " if before is not None else ""
-            self.print(f"validation loss {drop}[bold]{after:.4f}[/]")
+            line = f"validation loss [bold]{after:.4f}[/]"
+            if before is not None:
+                line = f"validation loss {before:.4f} -> [bold]{after:.4f}[/]"
+            self.print(line)
         if summary.get("supervised_tokens_per_second"):
-            trained = "time_to_first_step_s" in summary  # not by a run that had ended when it was started again
-            self.print(
+            line = (
                 f"{summary['supervised_tokens']:,} supervised tokens, {summary['supervised_tokens_per_second']:,.0f} "
                 f"per second; peak memory {summary['peak_memory_gib']:.1f} GiB"
-                + (f"; first step after {summary['time_to_first_step_s']:.0f} s" if trained else "")
             )
+            if "time_to_first_step_s" in summary:  # absent if the run was already complete when restarted
+                line += f"; first step after {summary['time_to_first_step_s']:.0f} s"
+            self.print(line)
         self.print(f"run directory: {shown(summary['run_dir'])}")
         if summary.get("export"):
             self.print(f"export: {shown(summary['export'])}")
@@ -117,8 +124,9 @@ class Screen:
 
 def _tail(prompt: str, most: int = 240) -> str:
     """The end of a prompt, where the question is, without the role that the answer starts with."""
-    lines = [line for line in prompt.splitlines() if line.strip()]
-    if len(lines) > 1 and len(lines[-1]) < 12:  # "assistant", "model"
+    lines = [""]
+    lines += filter(str.strip, prompt.splitlines())
+    if len(lines) > 2 and len(lines[-1]) < 12:  # "assistant", "model"
         lines.pop()
-    text = lines[-1] if lines else ""
+    text = lines[-1]
     return text if len(text) <= most else "..." + text[-most:]

@@ -94,6 +94,11 @@ class RunContext:
         return self.rank == 0
 
     @property
+    def loader_workers(self) -> int:
+        """Processes that read ahead: where there is a GPU to keep busy."""
+        return self.settings.num_workers if self.on_gpu else 0
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         steps = self.spec.steps(len(self.splits.train))

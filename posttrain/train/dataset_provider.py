@@ -30,11 +30,10 @@ class RowsProvider(DatasetProvider):
     @classmethod
     def from_run(cls, run: "RunContext", batches: "RunBatches") -> "RowsProvider":
         """The provider of `batches`."""
-        workers = run.settings.num_workers if run.on_gpu else 0
         return cls(
             dataloader_type="external",
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            num_workers=run.loader_workers,
+            persistent_workers=run.loader_workers > 0,
             pin_memory=run.on_gpu,
             seq_length=run.settings.seq_length,
             run_batches=batches,

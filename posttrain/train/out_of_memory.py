@@ -90,7 +90,8 @@ def held(chunks: list[Any], optimizer: Any) -> dict[str, int]:
         for tensor in tensors:
             if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
                 storage = tensor.untyped_storage()
-                found += storage.nbytes() if storage.data_ptr() not in seen else 0
+                if storage.data_ptr() not in seen:
+                    found += storage.nbytes()
                 seen.add(storage.data_ptr())
         return found
 

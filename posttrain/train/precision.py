@@ -43,6 +43,9 @@ class Precision:
         """
         from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 
-        recipes = {"bf16": "bf16_mixed", "fp8": "bf16_with_fp8_current_scaling_mixed"}
-        name = "bf16" if eight_bit_base else self.resolve(device)
-        return get_mixed_precision_config(recipes[name]) if name in recipes else None
+        name = self.resolve(device)
+        if name == "fp32":
+            return None
+        if name == "fp8" and not eight_bit_base:
+            return get_mixed_precision_config("bf16_with_fp8_current_scaling_mixed")
+        return get_mixed_precision_config("bf16_mixed")

@@ -4,6 +4,7 @@ The ranks write down which rows, and end; the launcher starts them again, as aft
 """
 
 import time
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,30 @@ class RolledBack(Exception):
 def read(run_dir: Path) -> list[dict[str, Any]]:
     """The rollbacks of a run so far, the oldest first."""
     try:
-        found = rundir.read_json(run_dir, FILE)
-        return [{"step": int(one["step"]), "to": int(one["to"]), "why": str(one["why"]), "time": float(one["time"]),
-                 "skip": [int(place) for place in one["skip"]]} for one in found]  # fmt: skip
+        return [parse(record) for record in rundir.read_json(run_dir, FILE)]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise UserError(f"{run_dir / FILE}: damaged ({error}); remove it to train on all rows again") from None
 
 
+def parse(record: dict[str, Any]) -> dict[str, Any]:
+    """One rollback of the file, with every value of its type."""
+    return {
+        "step": int(record["step"]),
+        "to": int(record["to"]),
+        "why": str(record["why"]),
+        "time": float(record["time"]),
+        "skip": list(map(int, record["skip"])),
+    }
+
+
 def merged(saved: list[dict[str, Any]], written: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those that a checkpoint knows of and those written since, each once."""
-    found = {(one["step"], *one["skip"]): one for one in [*saved, *written]}
-    return sorted(found.values(), key=lambda one: one["time"])
+    by_rows = {}
+    for record in [*saved, *written]:
+        by_rows[(record["step"], *record["skip"])] = record
+    return sorted(by_rows.values(), key=itemgetter("time"))
 
 
 def record(run_dir: Path, before: list[dict[str, Any]], step: int, to: int, why: str, skip: list[int]) -> None:

@@ -42,8 +42,7 @@ class RunBatches:
         self.order = TrainOrder(
             run.splits.train, run.steps * size, run.config.seed, self.collate, skip=skip, batch=size
         )
-        workers = run.settings.num_workers if run.on_gpu else 0  # read ahead where there is a GPU to keep busy
-        self.counter.batches = self._open(self.order, consumed, size, workers)
+        self.counter.batches = self._open(self.order, consumed, size, run.loader_workers)
         return self.counter.batches
 
     def validation(self) -> CountingIterator:

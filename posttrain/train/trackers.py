@@ -56,9 +56,15 @@ class Wandb(Tracker):
         if host != wandb.Settings.model_fields["base_url"].default and self.mode == "online":
             self.notice = f"wandb: the run is sent to {host}"
         self.run = wandb.init(
-            project=self.project, entity=self.entity, mode=self.mode, tags=list(self.tags), name=name,
-            dir=str(run_dir), config=config, settings=wandb.Settings(console="off", silent=True),
-        )  # fmt: skip
+            project=self.project,
+            entity=self.entity,
+            mode=self.mode,
+            tags=list(self.tags),
+            name=name,
+            dir=str(run_dir),
+            config=config,
+            settings=wandb.Settings(console="off", silent=True),
+        )
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self.run.log(values, step=step)

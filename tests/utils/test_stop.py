@@ -12,7 +12,7 @@ import pytest
 
 from posttrain.utils import stop
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = """
     import os, signal, sys, tempfile, time
     from posttrain.utils import stop

@@ -10,7 +10,7 @@ from posttrain.bench.__main__ import print_table, write_full_length
 from posttrain.bench.peers import PEERS
 from posttrain.bench.workloads import MODELS, SHAPES, WORKLOADS, Workload
 
-sys.path.insert(0, str(Path(__file__).parent / "data"))  # the small tokenizer
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # the small tokenizer
 
 
 def test_operations_of_a_step():

@@ -12,7 +12,7 @@ from posttrain.generate.__main__ import Answerer, build_parser, main, read_promp
 from posttrain.generate.decoding import Sampling, stop_tokens
 from posttrain.generate.load import export_of
 
-sys.path.insert(0, str(Path(__file__).parent / "data"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 
 @pytest.fixture(scope="module")

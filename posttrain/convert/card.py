@@ -43,7 +43,7 @@ def write_card(directory: Path, name: str, facts: dict[str, Any] | None, license
     base = facts.get("base")
     tags = ["posttrain", "megatron-bridge"]
     if facts:
-        tags.append("sft")
+        tags.append(str(facts.get("settings", {}).get("objective", "sft")).lower())
     if is_adapter(directory):
         library = "peft"
         base = base or base_of(directory)

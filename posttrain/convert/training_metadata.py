@@ -40,12 +40,18 @@ def collect_facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, An
         results: of RESULTS those that are known; what is None is left out.
         report: what `TrainingData.build` counted; None: it isn't known.
     """
-    settings = {key: OmegaConf.select(cfg, key) for key in SETTINGS}
+    report = report or {}
+    settings = {"objective": cfg.objective._target_.rpartition(".")[2]}
+    for key in SETTINGS:
+        settings[key] = OmegaConf.select(cfg, key)
+    if report.get("row_unit") == "document":  # these are of conversations
+        del settings["data.train_on"]
+        del settings["template.name"]
     versions = {name: _version(name) for name in PACKAGES}
     return {
         "base": public_name(cfg.model.path),
         "method": describe_method(cfg.peft),
-        "data": describe_data(cfg.data, report or {}),
+        "data": describe_data(cfg.data, report),
         "settings": _without_none(settings),
         "results": _without_none({key: results.get(key) for key in RESULTS}),
         "license": cfg.trainer.get("license"),

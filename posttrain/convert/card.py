@@ -11,7 +11,7 @@ from posttrain.errors import UserError
 from posttrain.models.headers import read_json, read_optional_json
 from posttrain.models.hf_adapter import base_of, is_adapter
 from posttrain.utils.atomic_files import write_json, write_text
-from posttrain.utils.escape import visible
+from posttrain.utils.escape import escape_control
 
 CARD = "README.md"
 LOAD = {
@@ -145,7 +145,7 @@ def plain(text: str) -> str:
 
 def code(text: str) -> str:
     """Such a text as code, in which Markdown sees no links, pictures nor HTML."""
-    line = visible(" ".join(text.split()))[:LONGEST]
+    line = escape_control(" ".join(text.split()))[:LONGEST]
     return f"`{line.replace('`', chr(39)).replace('|', '&#124;') or ' '}`"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.prepare import Sample
-from posttrain.utils.escape import visible
+from posttrain.utils.escape import escape_control
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ def to_chat(sample: Sample, tokenizer: "PreTrainedTokenizerBase") -> Chat:
         before = core.decode(context, skip_special_tokens=False)
         with_token = core.decode([*context, token_id], skip_special_tokens=False)
         text = with_token[_common_prefix(before, with_token) :].replace("\ufffd", "")
-        tokens.append(Token(visible(text), token_id, bool(mask[position]), token_id in special))
+        tokens.append(Token(escape_control(text), token_id, bool(mask[position]), token_id in special))
     return Chat(f"{sample.place}: {len(tokens)} tokens, {sum(mask)} supervised", tokens)
 
 
@@ -109,7 +109,7 @@ def print_chats(chats: Sequence[Chat], report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     brackets = console.color_system is None
     for chat in chats:
-        console.print(Text(f"── {visible(chat.name)} ──", "dim"))
+        console.print(Text(f"── {escape_control(chat.name)} ──", "dim"))
         text = Text()
         within = False
         for token in chat.tokens:
@@ -128,9 +128,9 @@ def print_chats(chats: Sequence[Chat], report: dict[str, Any]) -> None:
     table = format_statistics(report)
     width = max(len(name) for name, _ in table)
     for name, value in table:
-        console.print(Text.assemble((f"{name:{width}}  ", "dim"), visible(value)))
+        console.print(Text.assemble((f"{name:{width}}  ", "dim"), escape_control(value)))
     for example in report["rows"]["examples"].values():
-        console.print(Text(visible(f"first dropped row: {example}"), "yellow"))
+        console.print(Text(escape_control(f"first dropped row: {example}"), "yellow"))
 
 
 def _shown_text(token: Token) -> str:

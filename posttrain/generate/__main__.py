@@ -19,7 +19,7 @@ from posttrain.generate import load
 from posttrain.generate.decoding import Sampling, check_fits, continuations, stop_tokens
 from posttrain.models.tokenizer_files import failures
 from posttrain.utils import stop
-from posttrain.utils.escape import visible
+from posttrain.utils.escape import escape_control
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -293,7 +293,7 @@ def print_answer(prompt: str, text: str, as_json: bool) -> None:
     if as_json:
         line = json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False)
     if sys.stdout.isatty():
-        line = visible(line)
+        line = escape_control(line)
     print(line, flush=True)
 
 

@@ -25,7 +25,7 @@ from posttrain.spec.record import format_spec
 from posttrain.spec.run_spec import RunSpec
 from posttrain.train import rollback
 from posttrain.utils import rundir
-from posttrain.utils.escape import visible
+from posttrain.utils.escape import escape_control
 
 
 def launch(cfg: DictConfig, run_dir: Path, gpus: int, spec: RunSpec | None = None) -> float | None:
@@ -87,7 +87,7 @@ def _run(cfg: DictConfig, run_dir: Path, gpus: int, relay: SignalRelay) -> None:
             if ranks.signalled_after_end:
                 raise
             if error.rolled_back:  # as often as trainer.max_rollbacks says; the ranks count
-                print(f"posttrain: {visible(str(error))}", file=sys.stderr)
+                print(f"posttrain: {escape_control(str(error))}", file=sys.stderr)
                 continue
             if restarts == cfg.launch.max_restarts or not error.restartable:
                 raise

@@ -28,7 +28,7 @@ from posttrain.recipes import catalog
 from posttrain.spec import checks
 from posttrain.utils import stop
 from posttrain.utils.atomic_files import write_text
-from posttrain.utils.escape import visible
+from posttrain.utils.escape import escape_control
 from posttrain.utils.gpus import visible_gpus
 from posttrain.utils.stop import fail
 
@@ -43,7 +43,7 @@ def main() -> None:
         print(__doc__.strip())
         raise SystemExit(0 if arguments else 2)
     try:
-        print(visible(import_config(arguments)))
+        print(escape_control(import_config(arguments)))
     except UserError as error:
         fail(str(error))
     except OSError as error:

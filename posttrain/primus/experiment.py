@@ -7,14 +7,14 @@ from omegaconf import OmegaConf
 from posttrain.config.overrides import format_override
 from posttrain.primus.read import Primus
 from posttrain.primus.translate import Translation
-from posttrain.utils.escape import visible
+from posttrain.utils.escape import escape_control
 
 
 def format_file(primus: Primus, translation: Translation) -> str:
     """The file: an experiment that chooses the groups and sets the values."""
     lines = [
         "# @package _global_",
-        f"# From {visible(primus.path.name)}, a configuration of Primus for Megatron-Bridge.",
+        f"# From {escape_control(primus.path.name)}, a configuration of Primus for Megatron-Bridge.",
     ]
     if primus.variables:
         variables = ", ".join(primus.variables)

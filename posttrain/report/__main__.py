@@ -6,7 +6,7 @@ from pathlib import Path
 from posttrain.errors import UserError
 from posttrain.report import write_report
 from posttrain.utils import stop
-from posttrain.utils.escape import visible
+from posttrain.utils.escape import escape_control
 from posttrain.utils.stop import fail
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write the page (default: DIR/report.html)")
     args = parser.parse_args()
     try:
-        print(visible(f"\n{write_report(args.directory, args.out)}"))
+        print(escape_control(f"\n{write_report(args.directory, args.out)}"))
     except UserError as error:
         fail(str(error), error.exit_code)
 

@@ -15,7 +15,7 @@ from posttrain.config.trial_names import flatten, is_run_local
 from posttrain.report import figures
 from posttrain.report.table import NUMBERS, columns, format_value, numbers_of
 from posttrain.report.trials import Trial, best_trial, ranked_by
-from posttrain.utils.escape import visible
+from posttrain.utils.escape import escape_control
 
 FOLDER = Path(__file__).parent
 MOST_POINTS = 1500  # per curve: more than a screen has columns, few enough for 100 trials in one file
@@ -26,7 +26,7 @@ MOST_HUES = 10  # trials told apart by hue; more are coloured by rank
 
 def _escaped(value: object) -> object:
     """A text of a run with its control characters made visible; markup is left as it is."""
-    return visible(value) if type(value) is str else value
+    return escape_control(value) if type(value) is str else value
 
 
 def render(trials: list[Trial], title: str) -> str:

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from posttrain.config.trial_names import short
 from posttrain.report.trials import Trial, best_trial, differing, ranked_by
-from posttrain.utils.escape import visible
+from posttrain.utils.escape import escape_control
 
 STYLE = {
     "finished": "green",
@@ -39,7 +39,7 @@ def print_table(trials: list[Trial], console: Console | None = None) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("trial", overflow="fold", min_width=10)
     for key in keys:
-        table.add_column(Text(visible(short(key, keys))), justify="right", overflow="fold")
+        table.add_column(Text(escape_control(short(key, keys))), justify="right", overflow="fold")
     shown = [name for name in numbers_of(trials) if name in TERMINAL]
     for name in shown:
         style = "bold" if name == ranked_by(trials) else None
@@ -50,13 +50,13 @@ def print_table(trials: list[Trial], console: Console | None = None) -> None:
         cells = [f"{mark} {trial.name}"]
         cells += [format_value(trial.config.get(key)) for key in keys]
         cells += [format_value(trial.summary.get(name)) for name in shown]
-        state = Text(visible(trial.state), style=STYLE.get(trial.state, ""))
-        table.add_row(*(Text(visible(cell)) for cell in cells), state)
+        state = Text(escape_control(trial.state), style=STYLE.get(trial.state, ""))
+        table.add_row(*(Text(escape_control(cell)) for cell in cells), state)
     console.print(table)
     for trial in trials:
         if trial.error:
             style = STYLE.get(trial.state, "")
-            console.print(Text(visible(f"{trial.name}: {trial.error}"), style=style))
+            console.print(Text(escape_control(f"{trial.name}: {trial.error}"), style=style))
 
 
 def columns(trials: list[Trial]) -> list[str]:

@@ -12,14 +12,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from posttrain.utils import stop
-from posttrain.utils.escape import visible
+from posttrain.utils.escape import escape_control
 
 PLAIN_INTERVAL_S = 10.0  # between lines where the output is not a terminal
 
 
 def shown(text: str | None) -> str:
     """Text from outside as it may be drawn: no control character acts, no bracket is markup."""
-    return escape(visible(text or ""))
+    return escape(escape_control(text or ""))
 
 
 class Screen:

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from posttrain.errors import UserError, location_error
 from posttrain.utils import limits
-from posttrain.utils.escape import visible
+from posttrain.utils.escape import escape_control
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -93,7 +93,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             message = location_error(error) if isinstance(error, OSError) else str(error)
             if message is None or os.environ.get(FULL_ERROR) == "1":
                 raise
-            print(f"posttrain: {visible(message)}", file=sys.stderr)
+            print(f"posttrain: {escape_control(message)}", file=sys.stderr)
             raise SystemExit(UserError.exit_code) from None
         except KeyboardInterrupt as error:
             exit_for(error)
@@ -152,5 +152,5 @@ def outlive_terminal() -> None:
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """Print `message` to stderr and exit with `code`."""
-    print(f"posttrain: {visible(message)}", file=sys.stderr)
+    print(f"posttrain: {escape_control(message)}", file=sys.stderr)
     raise SystemExit(code)

@@ -391,12 +391,12 @@ def test_end_tokens_of_a_base_that_are_none(ids, tmp_path):
 
 
 def test_an_error_has_no_control_characters_of_a_header(tmp_path):
-    from posttrain.utils.escape import visible
+    from posttrain.utils.escape import escape_control
 
     write_header(tmp_path / "model.safetensors", {"\x1b[31m": {**WEIGHT, "dtype": "\x1b[2J"}})
     with pytest.raises(UserError) as refused:
         read_header(tmp_path / "model.safetensors")
-    assert "\x1b" not in visible(str(refused.value))  # as every command prints it
+    assert "\x1b" not in escape_control(str(refused.value))  # as every command prints it
 
 
 def test_a_tokenizers_template_of_a_stranger_has_no_more_time_in_an_export(tmp_path):

@@ -4,13 +4,13 @@ import pytest
 
 from posttrain.generate import __main__
 from posttrain.utils import stop
-from posttrain.utils.escape import visible
+from posttrain.utils.escape import escape_control
 
 TITLE = "\x1b]0;owned\x07"
 
 
 def test_control_characters_are_spelt_out():
-    assert visible(f"a\tb\n{TITLE}\x9b31m\x7f é ✓") == "a\tb\n\\x1b]0;owned\\x07\\x9b31m\\x7f é ✓"
+    assert escape_control(f"a\tb\n{TITLE}\x9b31m\x7f é ✓") == "a\tb\n\\x1b]0;owned\\x07\\x9b31m\\x7f é ✓"
 
 
 def test_an_error_that_quotes_a_file(capsys):

@@ -128,7 +128,7 @@ def ours(args: argparse.Namespace) -> None:
     built = data.build(encoder=encoder, seq_length=args.seq_length, seed=0, cache_dir=cache)
     seconds = time.perf_counter() - start
     train = built.report["train"]
-    print(json.dumps(result(seconds, cpu, train["tokens"], train["supervised_tokens"], train["bins"])))
+    print(json.dumps(result(seconds, cpu, train["tokens"], train["supervised_tokens"], train["packed_sequences"])))
 
 
 def trl(args: argparse.Namespace) -> None:
@@ -190,7 +190,7 @@ def result(seconds: float, cpu: float, tokens: int, supervised: int, bins: int) 
         "cpu_seconds": cpu_seconds() - cpu,
         "tokens": tokens,
         "supervised_tokens": supervised,
-        "bins": bins,
+        "packed_sequences": bins,
     }
 
 
@@ -207,7 +207,7 @@ def report(name: str, rows: int, runs: dict[str, list[dict]]) -> None:
         cpu = statistics.median(run["cpu_seconds"] for run in found)
         peak = max(run["peak_gb"] for run in found)
         last = found[-1]
-        counts = " | ".join(f"{last[key]:,}" for key in ("tokens", "supervised_tokens", "bins"))
+        counts = " | ".join(f"{last[key]:,}" for key in ("tokens", "supervised_tokens", "packed_sequences"))
         print(f"| {side} | {speed[side]:,.0f} | {each} | {cpu:.1f} | {peak:.2f} | {counts} |")
     best = max(value for side, value in speed.items() if side != "ours")
     print(f"\nours / the better TRL: {speed['ours'] / best:.1f}x", flush=True)

@@ -20,6 +20,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.base import Node
 
 from posttrain.config import expansion, policy, schema, secrets, targets, yaml_file
 from posttrain.errors import UserError
@@ -31,7 +32,7 @@ from posttrain.utils.atomic_files import read_text
 EMPTY = ("callbacks", "env", "job.env_set", "job.env_copy")
 LOGGING = {"version", "root", "disable_existing_loggers", "incremental"}  # without handlers nor factories
 COMMANDS = ("setup", "python")  # of a launcher: shell lines
-PLACES = ("run.dir", "sweep.dir", "sweep.subdir", "job.name", "output_subdir")
+PATHS = ("run.dir", "sweep.dir", "sweep.subdir", "job.name", "output_subdir")
 OWN_GROUPS = ("hydra/launcher/", "hydra/sweeper/")  # of Hydra's, of which there may be files besides the shipped ones
 
 _others: list[Path] = []  # files that take part in what is being composed, the shipped ones aside
@@ -146,7 +147,7 @@ def install(command: str | None = None) -> None:
         _command[0] = command
     expansion.register()
     Plugins.instance()  # registers Hydra's own sources
-    hydra._internal.hydra.ConfigLoaderImpl = Loader
+    hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[attr-defined]
     hydra.core.utils._save_config = save_config
     SourcesRegistry.instance().types |= {"file": Files, "pkg": Packages}
 
@@ -183,15 +184,22 @@ def check(settings: DictConfig) -> None:
         name = place.removeprefix("hydra.launcher.").partition("[")[0]
         if policy.CONTROL.search(text) and name not in COMMANDS:
             raise UserError(f"{place}: holds a line end or control character")
-    for name in PLACES:
-        node = settings
-        for part in name.split("."):
-            node = node._get_node(part)
-        if policy.CONTROL.search(str(node._value())):
+    for name in PATHS:
+        if policy.CONTROL.search(str(_written_value(settings, name))):
             raise UserError(f"hydra.{name}: holds a line end or control character")
     subdir = settings.output_subdir
     if subdir is not None and (Path(subdir).name != subdir or subdir in (".", "..")):
         raise UserError(f"hydra.output_subdir={subdir}: must be a plain name within the run directory")
+
+
+def _written_value(settings: DictConfig, path: str) -> object:
+    """The value at a key path as it is written, interpolations unresolved."""
+    node: object = settings
+    for part in path.split("."):
+        assert isinstance(node, DictConfig)
+        node = node._get_node(part)
+    assert isinstance(node, Node)
+    return node._value()
 
 
 def _check_numbers(settings: DictConfig) -> None:

@@ -90,14 +90,18 @@ def walk(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
             if OmegaConf.is_missing(node, key):
                 continue
             value = node[key]
-            where = f"{path}.{key}" if path else str(key)
+            name = str(key)
+            where = f"{path}.{name}" if path else name
             if key == "_target_" and value is not None:
                 yield where, value
             else:
                 yield from walk(value, where)
     elif isinstance(node, dict):  # of a resolver, which Hydra would build all the same
         for key, value in node.items():
-            yield from [(f"{path}.{key}", value)] if key == "_target_" else walk(value, f"{path}.{key}")
+            if key == "_target_":
+                yield f"{path}.{key}", value
+            else:
+                yield from walk(value, f"{path}.{key}")
     elif isinstance(node, list | tuple) or (isinstance(node, ListConfig) and not node._is_none()):
         for index, value in enumerate(node):
             yield from walk(value, f"{path}[{index}]")
@@ -194,14 +198,23 @@ def check(cfg: Any) -> None:
         for where, text in policy.texts(plain, group):
             if "${" in text:
                 raise UserError(f"`{where}`: holds ${{...}} as text, which would be filled in where it is used")
-    passed = None if OmegaConf.is_missing(cfg, "trainer") else OmegaConf.select(cfg, "trainer.megatron")
-    for section, values in passed.items() if isinstance(passed, DictConfig) else ():
-        if section not in SECTIONS:
-            raise UserError(
-                f"trainer.megatron.{section}: not a section that may be set; possible: {', '.join(SECTIONS)}"
-            )
-        for key in filter(NOT_SET.fullmatch, map(str, values if isinstance(values, DictConfig) else ())):
-            raise UserError(f"trainer.megatron.{section}.{key}: names files or code, so it may not be set")
+    if not OmegaConf.is_missing(cfg, "trainer"):
+        _check_megatron(OmegaConf.select(cfg, "trainer.megatron"))
+
+
+def _check_megatron(sections: object) -> None:
+    """Refuse what `trainer.megatron` may not set."""
+    if not isinstance(sections, DictConfig):
+        return
+    for section, values in sections.items():
+        name = str(section)
+        if name not in SECTIONS:
+            raise UserError(f"trainer.megatron.{name}: not a section that may be set; possible: {', '.join(SECTIONS)}")
+        if not isinstance(values, DictConfig):
+            continue
+        for key in map(str, values):
+            if NOT_SET.fullmatch(key):
+                raise UserError(f"trainer.megatron.{name}.{key}: names files or code, so it may not be set")
 
 
 def _instead(path: str) -> str:

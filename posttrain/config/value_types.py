@@ -31,11 +31,14 @@ def check(node: DictConfig | ListConfig) -> None:
     Raises:
         UserError: naming the key, its value and what it may be.
     """
-    for key in range(len(node)) if isinstance(node, ListConfig) else node:
+    keys = range(len(node)) if isinstance(node, ListConfig) else list(node)
+    for key in keys:
         inner = None if OmegaConf.is_missing(node, key) else node[key]
         if isinstance(inner, DictConfig | ListConfig):
             check(inner)
-    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    if isinstance(node, ListConfig):
+        return
+    target = node.get("_target_")
     kind = get_object(target) if isinstance(target, str) else None
     if not is_dataclass(kind):
         return

@@ -1,4 +1,4 @@
-"""The cached files behind a run's data: encoded conversations, and which bins they are packed into."""
+"""The cached files behind a run's data: encoded conversations, and how they are packed into sequences."""
 
 import gc
 import hashlib
@@ -22,8 +22,19 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Maker:
-    """Makes the cached files of one run's data."""
+class DatasetBuilder:
+    """Builds one run's datasets, and the cached files behind them.
+
+    Attributes:
+        pack: several samples in a sequence; False: one in each.
+        multiple: each sample is padded to a multiple of this many tokens.
+        encoder: makes samples of rows.
+        cache: folder of the cached files.
+        build: False: wait for another process to make them.
+        used: is told which folders were opened.
+        category: column with a row's category; None: none is kept.
+        contents: digests of what each key of the configuration names.
+    """
 
     pack: bool
     multiple: int
@@ -32,7 +43,7 @@ class Maker:
     build: bool
     used: sealed.Used
     category: str | None = None
-    contents: dict[str, list[str]] = field(default_factory=dict)  # what each key of the configuration names: digests
+    contents: dict[str, list[str]] = field(default_factory=dict)
 
     def store(self, path: Any, form: Any, key: str, limit: int | None) -> tuple[Store, dict[str, Any]]:
         """The encoded samples of `path`, at most `limit`, and how many rows were kept and dropped."""
@@ -71,8 +82,10 @@ class Maker:
         started = shown = time.monotonic()
         with Writer(folder / "rows.arrow") as file:
             for samples in self.encoder.samples(rows, counts):
-                over = counts.kept - limit if limit is not None else 0
-                file.write(samples[: len(samples) - over] if over > 0 else samples)
+                over = 0
+                if limit is not None:
+                    over = counts.kept - limit
+                file.write(samples[: len(samples) - max(over, 0)])
                 now = time.monotonic()
                 if now - shown > 5:
                     shown = now
@@ -82,11 +95,11 @@ class Maker:
                     break
         (folder / "counts.json").write_text(json.dumps(vars(counts)), encoding="utf-8")
 
-    def bins(self, store: Store, rows: Any, seq_length: int, seed: int) -> PackedDataset:
+    def packed(self, store: Store, rows: np.ndarray, seq_length: int, seed: int) -> PackedDataset:
         """Pack some of a store's rows."""
         if not self.pack:
-            order, starts = packing.one_per_bin(len(rows))
-            return self._bins(store, rows[order], starts)
+            order, starts = packing.one_per_sequence(len(rows))
+            return self._dataset(store, rows[order], starts)
 
         def write(folder: Path) -> None:
             order, starts = packing.pack(-(-store.lengths[rows] // self.multiple) * self.multiple, seq_length, seed)
@@ -103,14 +116,14 @@ class Maker:
                 hashlib.sha256(rows.tobytes()).hexdigest(),
             ]
         )
-        target = self._made(self.cache / f"bins-{digest}", write)
+        target = self._made(self.cache / f"packed-{digest}", write)
         order = np.load(target / "order.npy", mmap_mode="r")
         starts = np.load(target / "starts.npy", mmap_mode="r")
         if not packing.fits(order, starts, len(store)):
             raise ValueError(f"{target}: order and starts are not of these conversations")
-        return self._bins(store, order, starts)
+        return self._dataset(store, order, starts)
 
-    def _bins(self, store: Store, order: np.ndarray, starts: np.ndarray) -> PackedDataset:
+    def _dataset(self, store: Store, order: np.ndarray, starts: np.ndarray) -> PackedDataset:
         return PackedDataset(store, order, starts, self.multiple, self.encoder.pad_id)
 
     def _made(self, target: Path, write: Callable[[Path], None]) -> Path:

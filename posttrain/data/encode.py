@@ -78,7 +78,7 @@ class Encoder:
         flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
         starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
         specials = np.diff(np.concatenate([[0], np.cumsum(self._is_special[flat])])[starts]).tolist()
-        results = []
+        results: list[Encoded | RowError] = []
         for at, (item, encoding) in enumerate(zip(batch, encodings, strict=True)):
             try:
                 results.append(self._finish(item, encoding, flat[starts[at] : starts[at + 1]], specials[at]))
@@ -94,7 +94,7 @@ class Encoder:
         """
         renderer = self._renderer
         spans, shift = item.spans, None
-        if renderer.special and not renderer.template.parse_content:
+        if not renderer.template.parse_content:
             written = renderer.count_special_outside(item.text)
             if item.guarded or specials != written:
                 encoding, ids, shift = self._encode_guarded(item)
@@ -135,11 +135,11 @@ class Encoder:
         renderer.check_no_injection(item.conversation, item.text)
         core, names, back = self._guarding or self._guard()
         pieces, starts, growth, at, grown = [], [0], [0], 0, 0
-        for found in renderer.special_outside(item.text):
-            name = names[found.group()]
-            pieces += [str.__getitem__(item.text, slice(at, found.start())), name]
-            at = found.end()
-            grown += len(name) - len(found.group())
+        for token in renderer.special_outside(item.text):
+            name = names[token.group()]
+            pieces += [str.__getitem__(item.text, slice(at, token.start())), name]
+            at = token.end()
+            grown += len(name) - len(token.group())
             starts.append(at)
             growth.append(grown)
         pieces.append(str.__getitem__(item.text, slice(at, None)))

@@ -10,7 +10,7 @@ from jinja2.compiler import CodeGenerator
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from posttrain.data.budget import ITEM, Budget
-from posttrain.data.provenance import Marked, concat, source_of
+from posttrain.data.provenance import TrackedStr, concat, source_of
 from posttrain.errors import UserError
 
 # What `a * b` and `a ** b` may make, far more than any chat template asks for: characters or items, and bits.
@@ -21,7 +21,7 @@ MAX_BITS = 1 << 16
 class _Generation(jinja2.ext.Extension):
     """Accepts `{% generation %}` blocks and renders what is inside: the mask comes from the messages, not from them."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012  (Jinja's own attribute)
 
     def parse(self, parser):
         line = next(parser.stream).lineno
@@ -111,15 +111,18 @@ def check_operands(operator: str, left: object, right: object) -> None:
         if bits > MAX_BITS and abs(left) > 1:
             raise jinja2.TemplateError(f"`{operator}` makes a number of more than {MAX_BITS:,} bits")
     for value, times in ((left, right), (right, left)):
-        repeated = isinstance(value, str | bytes | list | tuple) and isinstance(times, int)
-        if repeated and len(value) * times > MAX_REPEATED:
+        if not isinstance(value, str | bytes | list | tuple) or not isinstance(times, int):
+            continue
+        if len(value) * times > MAX_REPEATED:
             raise jinja2.TemplateError(f"`{operator}` makes a text or list of more than {MAX_REPEATED:,}")
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     source = source_of(value)
-    return Marked(text, ((0, len(text), source, 0),)) if source else text
+    if source is None:
+        return text
+    return TrackedStr(text, ((0, len(text), source, 0),))
 
 
 @jinja2.pass_eval_context
@@ -131,6 +134,12 @@ def _join(eval_ctx, value, d="", attribute=None):
 
 def _raise_exception(message):
     raise jinja2.exceptions.TemplateError(message)
+
+
+def budget_of(template: jinja2.Template) -> Budget:
+    """What a template that `compile_template` returned has left for the row that is rendered."""
+    assert isinstance(template.environment, _Environment)
+    return template.environment.budget
 
 
 def compile_template(source: str, name: str) -> jinja2.Template:

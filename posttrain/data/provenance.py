@@ -1,7 +1,7 @@
 """A string that remembers which message its characters come from, through what chat templates do to strings.
 
-A template is rendered with `Marked` message texts. Concatenating, trimming, splitting, slicing and replacing keep the
-marks at the right characters; every other operation returns a plain string, so that text which can no longer be
+A template is rendered with `TrackedStr` message texts. Concatenating, trimming, splitting, slicing and replacing keep
+the marks at the right characters; every other operation returns a plain string, so that text which can no longer be
 attributed is never attributed wrongly.
 """
 
@@ -20,7 +20,7 @@ class Source(NamedTuple):
 Span = tuple[int, int, Source, int]
 
 
-class Marked(str):
+class TrackedStr(str):
     """A `str` with spans in ascending order. Equal to, and hashed like, the plain string."""
 
     __slots__ = ("spans",)
@@ -36,36 +36,42 @@ class Marked(str):
 
     def __add__(self, other):
         if type(other) is str:
-            return Marked(str.__add__(self, other), self.spans)
-        return concat((self, other)) if isinstance(other, str) else NotImplemented
+            return TrackedStr(str.__add__(self, other), self.spans)
+        if isinstance(other, str):
+            return concat((self, other))
+        return NotImplemented
 
     def __radd__(self, other):
         if type(other) is str:
-            return Marked(str.__add__(other, self), _moved(self.spans, len(other)))
-        return concat((other, self)) if isinstance(other, str) else NotImplemented
+            return TrackedStr(str.__add__(other, self), _moved(self.spans, len(other)))
+        if isinstance(other, str):
+            return concat((other, self))
+        return NotImplemented
 
     def __getitem__(self, key):
         if not isinstance(key, slice):
             key = slice(key, key + 1 or None)
         start, stop, step = key.indices(len(self))
-        return self._cut(start, max(start, stop)) if step == 1 else str.__getitem__(self, key)
+        if step != 1:
+            return str.__getitem__(self, key)
+        return self._cut(start, max(start, stop))
 
-    def _cut(self, start: int, stop: int) -> "Marked":
+    def _cut(self, start: int, stop: int) -> "TrackedStr":
         spans = tuple(
             (max(a, start) - start, min(b, stop) - start, source, origin + max(start - a, 0))
             for a, b, source, origin in self.spans
             if a <= stop and b >= start
         )
-        return Marked(str.__getitem__(self, slice(start, stop)), spans)
+        return TrackedStr(str.__getitem__(self, slice(start, stop)), spans)
 
-    def _pieces(self, parts: Iterable[str]) -> list["Marked"]:
+    def _pieces(self, parts: Iterable[str]) -> list["TrackedStr"]:
         """`parts` of this string, in order and not overlapping, each cut out with its marks."""
-        found, at = [], 0
+        pieces, at = [], 0
         for part in parts:
             at = self.find(part, at)
-            found.append(self._cut(at, at + len(part)))
+            pieces.append(self._cut(at, at + len(part)))
             at += len(part)
-        return found
+        return pieces
 
     def strip(self, chars=None):
         return self.lstrip(chars).rstrip(chars)
@@ -77,10 +83,14 @@ class Marked(str):
         return self._cut(0, len(str.rstrip(self, chars)))
 
     def removeprefix(self, prefix):
-        return self._cut(len(prefix), len(self)) if prefix and self.startswith(prefix) else self
+        if prefix and self.startswith(prefix):
+            return self._cut(len(prefix), len(self))
+        return self
 
     def removesuffix(self, suffix):
-        return self._cut(0, len(self) - len(suffix)) if suffix and self.endswith(suffix) else self
+        if suffix and self.endswith(suffix):
+            return self._cut(0, len(self) - len(suffix))
+        return self
 
     def split(self, sep=None, maxsplit=-1):
         return self._split(str.split(self, sep, maxsplit), sep)
@@ -91,15 +101,17 @@ class Marked(str):
     def _split(self, parts, sep):
         if sep is None:
             return self._pieces(parts)
-        found, at = [], 0
+        pieces, at = [], 0
         for part in parts:
-            found.append(self._cut(at, at + len(part)))
+            pieces.append(self._cut(at, at + len(part)))
             at += len(part) + len(sep)
-        return found
+        return pieces
 
     def splitlines(self, keepends=False):
-        whole = self._pieces(str.splitlines(self, True))
-        return whole if keepends else [line._cut(0, len(str.splitlines(line)[0])) for line in whole]
+        lines = self._pieces(str.splitlines(self, True))
+        if keepends:
+            return lines
+        return [line._cut(0, len(str.splitlines(line)[0])) for line in lines]
 
     def partition(self, sep):
         return self._halves(str.partition(self, sep))
@@ -114,22 +126,26 @@ class Marked(str):
     def replace(self, old, new, count=-1):
         if not old:
             return str.replace(self, old, new, count)
-        return concat(self.split(old, count), new) if old in self else self
+        if old not in self:
+            return self
+        return concat(self.split(old, count), new)
 
     def join(self, parts):
         return concat(parts, self)
 
 
-class MarkedDict(dict):
+class TrackedDict(dict[Any, Any]):
     """A mapping from a message: its JSON text is marked as that message's."""
 
     __slots__ = ("source",)
+    source: Source
 
 
-class MarkedList(list):
+class TrackedList(list[Any]):
     """A list from a message: its JSON text is marked as that message's."""
 
     __slots__ = ("source",)
+    source: Source
 
 
 def _moved(spans: tuple[Span, ...], by: int) -> tuple[Span, ...]:
@@ -140,32 +156,43 @@ def concat(parts: Iterable[str], separator: str = "") -> str:
     """`separator.join(parts)` that keeps the marks of parts and separator."""
     parts = list(parts)
     if separator and len(parts) > 1:
-        parts = [piece for part in parts for piece in (separator, part)][1:]
+        joined = parts[:1]
+        for part in parts[1:]:
+            joined += [separator, part]
+        parts = joined
     text = "".join(parts)
-    spans, at = [], 0
+    spans: list[Span] = []
+    at = 0
     for part in parts:
-        if type(part) is Marked:
+        if type(part) is TrackedStr:
             spans += _moved(part.spans, at)
         at += len(part)
-    return Marked(text, tuple(spans)) if spans else text
+    if not spans:
+        return text
+    return TrackedStr(text, tuple(spans))
 
 
 def mark(value: Any, source: Source) -> Any:
     """`value` with every string in it, at any depth, marked as coming from `source`."""
     if isinstance(value, str):
-        return Marked(value, ((0, len(value), source, 0),))
+        return TrackedStr(value, ((0, len(value), source, 0),))
     if isinstance(value, dict):
-        marked = MarkedDict((key, mark(item, source)) for key, item in value.items())
-    elif isinstance(value, list):
-        marked = MarkedList(mark(item, source) for item in value)
-    else:
-        return value
-    marked.source = source
-    return marked
+        mapping = TrackedDict()
+        for key, item in value.items():
+            mapping[key] = mark(item, source)
+        mapping.source = source
+        return mapping
+    if isinstance(value, list):
+        items = TrackedList()
+        for item in value:
+            items.append(mark(item, source))
+        items.source = source
+        return items
+    return value
 
 
-def source_of(value: Any) -> Source | None:
+def source_of(value: object) -> Source | None:
     """Where a marked string or container comes from; None for anything else."""
-    if type(value) is Marked:
+    if type(value) is TrackedStr:
         return value.spans[0][2] if value.spans else None
     return getattr(value, "source", None)

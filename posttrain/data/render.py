@@ -2,7 +2,7 @@
 
 What is trained of a message is the text from its first character (its reasoning or tool call, where that comes first,
 with the tags that the template puts around them) to the end of the stop token after it. Both ends are read off the
-marks that the rendered text carries (see marked.py); where they can't be, the row is refused, never guessed.
+marks that the rendered text carries (see provenance.py); where they can't be, the row is refused, never guessed.
 """
 
 import re
@@ -13,13 +13,14 @@ from typing import Any
 import jinja2
 
 from posttrain.data.conversation import Conversation, Message, RowError
-from posttrain.data.jinja import compile_template
-from posttrain.data.provenance import Source, concat, mark
+from posttrain.data.jinja import budget_of, compile_template
+from posttrain.data.provenance import Source, Span, concat, mark
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
 
 # Read by some templates within the header of a turn: not part of what is said, so not marked.
-_UNMARKED = {"name", "tool_call_id"}
+_UNMARKED = {"role", "name", "tool_call_id"}
+_NOTHING = re.compile(r"(?!)")  # matches nowhere
 _PROBE = [Message("user", "ping"), Message("assistant", "pong")]
 _CALL = {"type": "function", "function": {"name": "probe", "arguments": {"key": "value"}}, "id": "123456789"}
 _PROBE_CALL = [Message("user", "ping"), Message("assistant", "", tool_calls=[_CALL])]
@@ -34,7 +35,7 @@ class Renderer:
 
     Attributes:
         source: the Jinja text.
-        special: regular expression of the tokenizer's special tokens; None if it has none.
+        special: regular expression of the tokenizer's special tokens; without any it matches nowhere.
         stops: the tokens that end an assistant's turn.
         ends: those of them that this template was seen to write there, the one of a plain answer first.
 
@@ -55,7 +56,9 @@ class Renderer:
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
         special = {token.content for token in added if token.special} | set(template.stop_tokens)
         longest_first = sorted(filter(None, special), key=lambda token: (-len(token), token))
-        self.special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self.special = _NOTHING
+        if longest_first:
+            self.special = re.compile("|".join(map(re.escape, longest_first)))
         self._headers: list[str] = []
         self.stops = {tokenizer.eos_token} - {None} | set(template.stop_tokens)
         self.ends: list[str] = []
@@ -63,65 +66,68 @@ class Renderer:
 
     def _probe(self) -> None:
         """Learn how this template opens and closes an assistant's turn from two tiny conversations."""
-        found = False
         for messages in (_PROBE, _PROBE_CALL):
             try:
                 text = self.render(Conversation(messages))
             except RowError:
-                continue  # it wants a system message, or knows no tools: the rows will tell
-            spans = getattr(text, "spans", ())
-            tail = self.special and self.special.search(
-                text, max((s[1] for s in spans if s[2].message == 1), default=0)
-            )
-            if tail:
-                self.stops.add(tail.group())
-                self.ends.append(tail.group())
-            if messages is _PROBE:
-                users = [s[1] for s in spans if s[2].message == 0]
-                answers = [s[0] for s in spans if s[2].message == 1]
-                if users and answers:
-                    found = bool(tail)
-                    self._headers.append(text[users[-1] : answers[0]])
-                    if not found and self.template.require_stop:
-                        raise UserError(
-                            f"template={self.template.name}: no special token of the tokenizer follows the assistant's "
-                            "answer, so the model would never learn to stop. End the turn with {{ eos_token }} in the "
-                            "template, name the token with template.stop_tokens=[...], or accept it with "
-                            "template.require_stop=false"
-                        )
+                continue  # it requires a system message, or knows no tools: the rows will tell
+            users: list[Span] = []
+            answers: list[Span] = []
+            for span in getattr(text, "spans", ()):
+                if span[2].message == 0:
+                    users.append(span)
+                elif span[2].message == 1:
+                    answers.append(span)
+            end = max((span[1] for span in answers), default=0)
+            stop = self.special.search(text, end)
+            if stop:
+                self.stops.add(stop.group())
+                self.ends.append(stop.group())
+            if messages is _PROBE and users and answers:
+                self._headers.append(text[users[-1][1] : answers[0][0]])
+                if not stop and self.template.require_stop:
+                    raise UserError(
+                        f"template={self.template.name}: no special token of the tokenizer follows the assistant's "
+                        "answer, so the model would never learn to stop. End the turn with {{ eos_token }} in the "
+                        "template, name the token with template.stop_tokens=[...], or accept it with "
+                        "template.require_stop=false"
+                    )
         try:
-            asked = Conversation(_PROBE[:1])
-            plain, prompted = self.render(asked), self.render(asked, add_generation_prompt=True)
+            question = Conversation(_PROBE[:1])
+            plain = self.render(question)
+            prompted = self.render(question, add_generation_prompt=True)
             if prompted.startswith(plain) and len(prompted) > len(plain):
                 self._headers.insert(0, prompted[len(plain) :])
         except RowError:
             pass
-        self._headers = [header for header in map(str, self._headers) if header.strip()]
+        self._headers = [str(header) for header in self._headers if header.strip()]
 
     def render(self, conversation: Conversation, add_generation_prompt: bool = False) -> str:
-        """The text, `Marked` with where each message's parts went.
+        """The text, `TrackedStr` with where each message's parts went.
 
         Raises:
             RowError: the template refuses the conversation or fails on it.
         """
-        messages = [
-            {
-                key: value if key == "role" or key in _UNMARKED else mark(value, Source(index, key))
-                for key, value in message.for_template().items()
-            }
-            for index, message in enumerate(conversation.messages)
-        ]
-        compiled = self._compiled_tools if conversation.tools else self._compiled
+        messages = []
+        for index, message in enumerate(conversation.messages):
+            marked = {}
+            for key, value in message.for_template().items():
+                marked[key] = value if key in _UNMARKED else mark(value, Source(index, key))
+            messages.append(marked)
+        compiled, tools = self._compiled, None
+        if conversation.tools:
+            compiled = self._compiled_tools
+            tools = mark(conversation.tools, Source(-1, "tools"))
         try:
             # As compiled.render does it, without copying the environment's globals for every conversation.
             variables = {
                 **compiled.globals,
                 **self._variables,
                 "messages": messages,
-                "tools": mark(conversation.tools, Source(-1, "tools")) if conversation.tools else None,
+                "tools": tools,
                 "add_generation_prompt": add_generation_prompt,
             }
-            budget = compiled.environment.budget
+            budget = budget_of(compiled)
             budget.begin()
             return concat(budget.written(compiled.root_render_func(compiled.new_context(variables, shared=True))))
         except jinja2.TemplateError as error:
@@ -159,11 +165,10 @@ class Renderer:
         message = conversation.messages[index]
         name = f"messages[{index}] ({message.role})"
         silent = not message.content.strip()  # its place still marks where the turn begins
-        own = [
-            at
-            for at, (a, b, source, _) in enumerate(spans)
-            if source.message == index and (b > a or (silent and source.field == "content"))
-        ]
+        own = []
+        for at, (start, end, source, _) in enumerate(spans):
+            if source.message == index and (end > start or (silent and source.field == "content")):
+                own.append(at)
         if not own:
             raise RowError(
                 f"{name}: the template {self.template.name} leaves it out or rewrites it, so its place is unknown",
@@ -175,11 +180,13 @@ class Renderer:
                 "the template leaves out tool calls",
             )
         first, last = own[0], own[-1]
-        others = [span for span in spans[first:last] if span[2].message != index and span[1] > span[0]]
-        if others:
-            raise RowError(f"{name}: the template mixes it with other messages", "messages are mixed by the template")
-        before = max((b for _, b, source, _ in spans[:first] if source.message != index), default=0)
-        after = min((a for a, _, source, _ in spans[last + 1 :] if source.message != index), default=len(text))
+        for start, end, source, _ in spans[first:last]:
+            if source.message != index and end > start:
+                raise RowError(
+                    f"{name}: the template mixes it with other messages", "messages are mixed by the template"
+                )
+        before = max((end for _, end, source, _ in spans[:first] if source.message != index), default=0)
+        after = min((start for start, _, source, _ in spans[last + 1 :] if source.message != index), default=len(text))
         start, _, source, origin = spans[first]
         if source.field != "content" or message.content[:origin].strip():
             start = self._header_end(text, before, start, name)
@@ -198,9 +205,9 @@ class Renderer:
 
     def _stop_end(self, text: str, end: int, after: int, name: str) -> int:
         """The end of the stop token that closes a turn whose own text ends at `end`."""
-        found = self.special and self.special.search(text, end, after)
-        if found and found.group() in self.stops:
-            return found.end()
+        stop = self.special.search(text, end, after)
+        if stop and stop.group() in self.stops:
+            return stop.end()
         if not self.template.require_stop:
             return end
         raise RowError(
@@ -211,8 +218,7 @@ class Renderer:
 
     def special_text(self, conversation: Conversation) -> bool:
         """Whether a message, call or tool definition contains the text of a special token."""
-        search = self.special.search if self.special else lambda _: None
-        return any(search(text) for text in _texts(conversation))
+        return any(self.special.search(text) for text in _texts(conversation))
 
     def count_special_outside(self, text: str) -> int:
         """How many special tokens the template wrote."""
@@ -225,9 +231,9 @@ class Renderer:
                 at = max(at, b)
             pieces.append(str.__getitem__(text, slice(at, None)))
             return len(self.special.findall("\n".join(pieces)))
-        return sum(1 for _ in self.special_outside(text))
+        return len(list(self.special_outside(text)))
 
-    def special_outside(self, text: str) -> Iterator[re.Match]:
+    def special_outside(self, text: str) -> Iterator[re.Match[str]]:
         """The special tokens that the template wrote: those outside of every mark, in order."""
         at = 0
         for a, b, _, _ in getattr(text, "spans", ()):
@@ -246,7 +252,7 @@ class Renderer:
             RowError: text of a message reached a place that isn't marked.
         """
         harmless = self.render(_defused(conversation, self.special))
-        if sum(1 for _ in self.special_outside(text)) != sum(1 for _ in self.special_outside(harmless)):
+        if len(list(self.special_outside(text))) != len(list(self.special_outside(harmless))):
             raise RowError(
                 f"a message holds the text of a special token, and the template {self.template.name} rewrites that "
                 "message; template.parse_content=true reads it as the token",
@@ -273,7 +279,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _defused(value: Any, special: re.Pattern) -> Any:
+def _defused(value: Any, special: re.Pattern[str]) -> Any:
     """`value` with the text of special tokens replaced by as many letters."""
     if isinstance(value, Conversation):
         return Conversation([_defused(m, special) for m in value.messages], _defused(value.tools, special))
@@ -285,7 +291,7 @@ def _defused(value: Any, special: re.Pattern) -> Any:
             extra=_defused(value.extra, special),
         )
     if isinstance(value, str):
-        return special.sub(lambda found: "x" * len(found.group()), value)
+        return special.sub(lambda token: "x" * len(token.group()), value)
     if isinstance(value, dict):
         return {_defused(key, special): _defused(item, special) for key, item in value.items()}
     if isinstance(value, list):

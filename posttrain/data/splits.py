@@ -88,6 +88,6 @@ def describe(dataset: PackedDataset, seq_length: int) -> dict[str, Any]:
         "supervised_tokens": supervised,
         "supervised_share": supervised / tokens,
         "length_percentiles": percentiles,
-        "bins": len(dataset),
+        "packed_sequences": len(dataset),
         "packing_efficiency": tokens / (len(dataset) * seq_length),
     }

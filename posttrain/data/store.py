@@ -55,13 +55,16 @@ class Writer:
         masks = _lists([sample.encoded.mask for sample in samples], pa.uint8())
         starts, flat = _numpy(masks.offsets, np.int32)[:-1], _numpy(masks.values, np.uint8)
         categories = [sample.place.category for sample in samples]
+        category = pa.nulls(len(samples), pa.string())
+        if any(categories):
+            category = pa.array(categories, pa.string())
         columns = [
             _lists([sample.encoded.input_ids for sample in samples], pa.int32()),
             masks,
             _column(np.add.reduceat(flat, starts, dtype=np.int32) - flat[starts], pa.int32()),
             _column(np.array([sample.digest for sample in samples], np.int64), pa.int64()),
             _column(np.array([sample.place.row for sample in samples], np.int64), pa.int64()),
-            pa.array(categories, pa.string()) if any(categories) else pa.nulls(len(samples), pa.string()),
+            category,
         ]
         self._file.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
@@ -77,7 +80,7 @@ class Store:
         sources: int64[n], which of `paths` it is in.
     """
 
-    def __init__(self, paths: Sequence[Path]):
+    def __init__(self, paths: Sequence[Path | str]):
         self.paths = [str(path) for path in paths]
         self._open()
 
@@ -89,27 +92,37 @@ class Store:
             sources += [source] * file.num_record_batches
         sizes = [batch.num_rows for batch in batches]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-        self._offsets = [_numpy(batch.column(0).offsets, np.int32) for batch in batches]
-        self._ids = [_numpy(batch.column(0).values, np.int32) for batch in batches]
-        self._masks = [_numpy(batch.column(1).values, np.uint8) for batch in batches]
-
-        def column(index: int, kind) -> np.ndarray:
-            return np.concatenate([np.empty(0, kind), *(_numpy(batch.column(index), kind) for batch in batches)])
-
-        self.lengths = np.concatenate([np.empty(0, np.int64), *map(np.diff, self._offsets)]).astype(np.int64)
-        self.supervised, self.digests, self.rows = column(2, np.int32), column(3, np.int64), column(4, np.int64)
+        self._offsets, self._ids, self._masks = [], [], []
+        for batch in batches:
+            ids, mask = batch.column(0), batch.column(1)
+            self._offsets.append(_numpy(ids.offsets, np.int32))
+            self._ids.append(_numpy(ids.values, np.int32))
+            self._masks.append(_numpy(mask.values, np.uint8))
         self._batches = batches
+        self.lengths = np.concatenate([np.empty(0, np.int64), *map(np.diff, self._offsets)]).astype(np.int64)
+        self.supervised = self._numbers(2, np.int32)
+        self.digests = self._numbers(3, np.int64)
+        self.rows = self._numbers(4, np.int64)
         self.sources = np.repeat(np.array(sources, np.int64), sizes)
+
+    def _numbers(self, column: int, kind: type) -> np.ndarray:
+        """A column of numbers of all files."""
+        parts = [_numpy(batch.column(column), kind) for batch in self._batches]
+        return np.concatenate([np.empty(0, kind), *parts])
 
     def categories(self) -> list[str | None]:
         """Of every row, as it was named by the column that was asked for."""
-        return [name for batch in self._batches for name in batch.column(5).to_pylist()]
+        names: list[str | None] = []
+        for batch in self._batches:
+            names += batch.column(5).to_pylist()
+        return names
 
     def __getstate__(self):
         return {"paths": self.paths}  # loader processes map the files themselves
 
     def __setstate__(self, state):
-        self.__init__(state["paths"])
+        self.paths = state["paths"]
+        self._open()
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -52,6 +52,7 @@ class ChatTemplate:
         Raises:
             UserError: it can't be read.
         """
+        assert self.file is not None
         try:
             return read_text(Path(self.file).expanduser())
         except OSError as error:

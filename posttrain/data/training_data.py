@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
-    from posttrain.data.cached import Maker
+    from posttrain.data.cached import DatasetBuilder
     from posttrain.data.dataset import PackedDataset
     from posttrain.data.prepare import RowEncoder, Sample
     from posttrain.data.rules import Rules
@@ -87,7 +87,7 @@ class TrainingData:
 
         Args:
             encoder: an objective's, which says what a row becomes.
-            seq_length: tokens per bin.
+            seq_length: tokens per packed sequence.
             seed: of split and packing, unless `data.seed` is set.
             cache_dir: root of the cache.
             build: False: never do the work, only wait for another process to do it.
@@ -100,15 +100,15 @@ class TrainingData:
         Raises:
             UserError: something about the data, the template or their combination is wrong.
         """
-        from posttrain.data.cached import Maker
+        from posttrain.data.cached import DatasetBuilder
         from posttrain.data.sealed import Used
 
         cache = Path(cache_dir) / "data"
         opened = used or Used()
         for again in (False, True):  # what a disk has changed is made again, once
-            maker = Maker(self.packing, length_multiple, encoder, cache, build, opened, category)
+            builder = DatasetBuilder(self.packing, length_multiple, encoder, cache, build, opened, category)
             try:
-                found = self._build(maker, seq_length, seed)
+                found = self._build(builder, seq_length, seed)
             except UserError:
                 raise
             except Exception as error:  # whatever libraries say of bytes that are not what was written
@@ -120,7 +120,7 @@ class TrainingData:
                 break
         return found
 
-    def _build(self, maker: "Maker", seq_length: int, seed: int) -> Splits:
+    def _build(self, builder: "DatasetBuilder", seq_length: int, seed: int) -> Splits:
         import numpy as np
 
         from posttrain.data import splits
@@ -128,32 +128,32 @@ class TrainingData:
         seed = seed if self.seed is None else self.seed
         started = time.monotonic()
         limit = self.max_train_rows if self.validation_fraction is None else None
-        parts = [maker.store(source["path"], source["format"], "data.path", limit) for source in self._sources()]
+        parts = [builder.store(source["path"], source["format"], "data.path", limit) for source in self._sources()]
         train, counts = splits.join_stores(parts)
         weights = np.array([float(source["weight"]) for source in self._sources()])
-        validation, validation_rows = None, None
+        validation, validation_rows, validation_counts = None, np.empty(0, np.int64), None
         if self.validation_path is not None:
             key, limit = "data.validation_path", self.max_validation_rows
-            validation, validation_counts = maker.store(self.validation_path, self.format, key, limit)
+            validation, validation_counts = builder.store(self.validation_path, self.format, key, limit)
             validation_rows = np.arange(len(validation))
             train_rows = np.arange(len(train))
         else:
             train_rows, held_out = splits.hold_out(train.digests, self.validation_fraction or 0, seed)
             if len(held_out):
-                validation, validation_rows, validation_counts = train, held_out[: self.max_validation_rows], None
+                validation, validation_rows = train, held_out[: self.max_validation_rows]
         train_rows = splits.repeat_by_weight(train_rows, train.sources, weights, seed)[: self.max_train_rows]
         if not len(train_rows):
             raise UserError(f"data.path={self.path}: nothing is left to train on: {json.dumps(counts['dropped'])}")
-        report = {
-            "unit": maker.encoder.unit,
-            "row_unit": maker.encoder.row_unit,
+        report: dict[str, Any] = {
+            "unit": builder.encoder.unit,
+            "row_unit": builder.encoder.row_unit,
             "rows": counts,
-            "sha256": maker.contents,
+            "sha256": builder.contents,
         }
-        datasets = {"train": maker.bins(train, train_rows, seq_length, seed)}
+        datasets = {"train": builder.packed(train, train_rows, seq_length, seed)}
         report["train"] = splits.describe(datasets["train"], seq_length)
         if validation is not None and len(validation_rows):
-            datasets["validation"] = maker.bins(validation, validation_rows, seq_length, seed)
+            datasets["validation"] = builder.packed(validation, validation_rows, seq_length, seed)
             report["validation"] = splits.describe(datasets["validation"], seq_length)
             report["validation"]["also_in_train"] = int(
                 np.isin(validation.digests[validation_rows], train.digests[train_rows]).sum()

@@ -150,7 +150,7 @@ def estimate_data(cfg: DictConfig) -> DataStats:
     if data.packing:
         order, starts = packing.pack(sizes, seq_length, cfg.seed)
     else:
-        order, starts = packing.one_per_bin(len(sizes))
+        order, starts = packing.one_per_sequence(len(sizes))
     return DataStats.from_packing(sizes[order], np.array(supervised)[order], starts, cfg, scale)
 
 

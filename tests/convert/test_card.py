@@ -15,7 +15,7 @@ def trained(*words):
     cfg = compose(["model=hf", "model.path=owner/base", "data=alpaca", "data.path=/secret/place/my.json", *words])
     report = {
         "sha256": {"data.path": ["ab12"]},
-        "train": {"conversations": 1200, "tokens": 9000, "supervised_tokens": 3000, "bins": 3},
+        "train": {"conversations": 1200, "tokens": 9000, "supervised_tokens": 3000, "packed_sequences": 3},
     }
     results = {"steps": 10, "val_loss_before": 3.61, "val_loss_after": 0.37, "train_loss": None}
     return collect_facts(cfg, results, report)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.data.packing import one_per_bin, pack
+from posttrain.data.packing import one_per_sequence, pack
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.integers(50, 90), st.integers(0, 9))
@@ -51,7 +51,7 @@ def test_many_conversations_in_seconds_and_nearly_full():
 
 
 def test_alone():
-    order, starts = one_per_bin(3)
+    order, starts = one_per_sequence(3)
     assert order.tolist() == [0, 1, 2] and starts.tolist() == [0, 1, 2, 3]
 
 

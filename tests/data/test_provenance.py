@@ -1,16 +1,16 @@
-"""Marked strings are the same strings, and what they say about their characters is true."""
+"""Tracked strings are the same strings, and what they say about their characters is true."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.data.provenance import Marked, Source, concat, mark
+from posttrain.data.provenance import Source, TrackedStr, concat, mark
 
 SOURCE = Source(0, "content")
 TEXT = st.text(alphabet="ab <|\n", max_size=12)
 
 
-def true(value: Marked, original: str) -> bool:
+def true(value: TrackedStr, original: str) -> bool:
     """Every span shows the characters of the original that it says it shows."""
     return all(str.__getitem__(value, slice(a, b)) == original[o : o + b - a] for a, b, _, o in value.spans)
 
@@ -46,19 +46,19 @@ def test_same_text_and_true_marks_after_any_operations(original, names):
     for name in names:
         plain, marked = OPERATIONS[name](plain), OPERATIONS[name](marked)
     assert marked == plain and hash(marked) == hash(plain)
-    if isinstance(marked, Marked):
+    if isinstance(marked, TrackedStr):
         assert true(marked, original)
 
 
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"upper", "multiply"}))
 def test_operations_keep_the_marks(name):
     result = OPERATIONS[name](mark(" aab<a b\nba b", SOURCE))
-    assert isinstance(result, Marked) and result.spans
+    assert isinstance(result, TrackedStr) and result.spans
 
 
 @pytest.mark.parametrize("name", ["upper", "multiply"])
 def test_text_that_is_no_longer_the_messages_is_not_marked(name):
-    assert not isinstance(OPERATIONS[name](mark("ab", SOURCE)), Marked)
+    assert not isinstance(OPERATIONS[name](mark("ab", SOURCE)), TrackedStr)
 
 
 def test_an_empty_message_keeps_its_place():

@@ -30,11 +30,11 @@ DAMAGE = {
     "cut rows": ("rows-*/rows.arrow", lambda path: os.truncate(path, 100)),
     "no rows": ("rows-*/rows.arrow", Path.unlink),
     "no seal": (f"rows-*/{sealed.SEAL}", Path.unlink),
-    "a seal of nothing": (f"bins-*/{sealed.SEAL}", lambda path: path.write_text("{}")),
-    "a seal of another kind": (f"bins-*/{sealed.SEAL}", lambda path: path.write_text("[1]")),
-    "a wild index": ("bins-*/order.npy", lambda path: np.save(path, np.load(path) + 10**6)),
-    "bins that overlap": ("bins-*/starts.npy", lambda path: np.save(path, np.load(path)[::-1].copy())),
-    "another order": ("bins-*/order.npy", lambda path: np.save(path, np.load(path)[::-1].copy())),
+    "a seal of nothing": (f"packed-*/{sealed.SEAL}", lambda path: path.write_text("{}")),
+    "a seal of another kind": (f"packed-*/{sealed.SEAL}", lambda path: path.write_text("[1]")),
+    "a wild index": ("packed-*/order.npy", lambda path: np.save(path, np.load(path) + 10**6)),
+    "sequences that overlap": ("packed-*/starts.npy", lambda path: np.save(path, np.load(path)[::-1].copy())),
+    "another order": ("packed-*/order.npy", lambda path: np.save(path, np.load(path)[::-1].copy())),
 }
 
 

@@ -113,8 +113,8 @@ def test_the_cache_is_used_until_something_changes(tokenizer, tmp_path, monkeypa
     options = {"path": path, "train_on": "assistant"}
     first = build(tokenizer, tmp_path, **options)
     made = []
-    written = cached.Maker._write
-    monkeypatch.setattr(cached.Maker, "_write", lambda *args: (made.append(args), written(*args))[1])
+    written = cached.DatasetBuilder._write
+    monkeypatch.setattr(cached.DatasetBuilder, "_write", lambda *args: (made.append(args), written(*args))[1])
     again = build(tokenizer, tmp_path, **options)
     assert not made
     for i in range(len(first.train)):

@@ -137,8 +137,8 @@ def content(item: Mapping[str, Any], where: str) -> str:
 
 def _part_text(part: Any, where: str) -> str:
     """The text of a part of a message's content: a string or an object of type text."""
-    text = part
-    kind = type(part).__name__
+    text: Any = part
+    kind: Any = type(part).__name__
     if isinstance(part, dict):
         kind = part.get("type")
         text = None

@@ -51,15 +51,16 @@ class Custom:
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
         if self.function is not None:
-            yield from self._called(row)
+            yield from self._called(row, self.function)
         elif self.messages is not None:
-            yield from self._of_messages(row)
+            yield from self._of_messages(row, self.messages)
         else:
+            assert self.prompt is not None and self.answer is not None
             system = _filled(row, self.system) if self.system else ""
             yield pair(_filled(row, self.prompt), _filled(row, self.answer), system)
 
-    def _of_messages(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
-        columns = {"messages": _at(row, self.messages)}
+    def _of_messages(self, row: Mapping[str, Any], column: str) -> Iterator[Conversation]:
+        columns = {"messages": _at(row, column)}
         if self.system:
             columns["system"] = _filled(row, self.system)
         if self.tools:
@@ -67,9 +68,9 @@ class Custom:
         chat = ShareGPT("messages", self.role, self.content, roles=self.roles)
         yield from chat.conversations(columns)
 
-    def _called(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
+    def _called(self, row: Mapping[str, Any], function: Callable[[dict[str, Any]], Any]) -> Iterator[Conversation]:
         try:
-            result = self.function(dict(row))
+            result = function(dict(row))
         except Exception as error:  # whatever the user's code raises is about this row
             raise RowError(
                 f"data.format.function raised {type(error).__name__}: {error}",

@@ -63,8 +63,8 @@ class Oasst:
             elif node.parent in flat:
                 flat[node.parent].replies.append(node)
             else:
-                error = RowError(f"its parent {node.parent} is not in the file", "a parent is not in the file")
-                yield node.place, error
+                reason = f"its parent {node.parent} is not in the file"
+                yield node.place, RowError(reason, "a parent is not in the file")
         for root in roots:
             yield from self._paths(root)
 

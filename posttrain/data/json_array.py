@@ -3,10 +3,18 @@
 import codecs
 import json
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 CHUNK = 1 << 20
 _SPACE = " \t\n\r"
+
+
+class Readable(Protocol):
+    """A file as far as it is needed here."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes, none at the end."""
+        ...
 
 
 class NotAnArray(Exception):
@@ -34,7 +42,7 @@ class JSONArray:
         NotAnArray: not valid JSON, not UTF-8, or cut off.
     """
 
-    def __init__(self, head: bytes, file: BinaryIO, largest: int):
+    def __init__(self, head: bytes, file: Readable, largest: int):
         self._file = file
         self._largest = largest
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode

@@ -3,9 +3,9 @@
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from posttrain.data import fingerprint
 from posttrain.data.conversation import Conversation, RowError
@@ -15,6 +15,9 @@ from posttrain.data.readers import Place
 from posttrain.data.render import Renderer
 from posttrain.data.rules import Rules
 from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 # Rows per call of the tokenizer: enough to keep its threads busy, few enough to stay small in memory.
 BATCH = 512
@@ -32,7 +35,7 @@ class Counts:
     read: int = 0
     kept: int = 0
     truncated: int = 0
-    dropped: Counter = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def drop(self, reason: str, place: Place, detail: str | None = None) -> None:
@@ -118,7 +121,7 @@ class ConversationEncoder:
 
     def samples(self, rows: Iterable[tuple[Place, Conversation | RowError]], counts: Counts) -> Iterator[list[Sample]]:
         encoder = Encoder(self.tokenizer, self.renderer)
-        return prepare(rows, self.renderer, encoder, self.rules, counts)
+        return encode_conversations(rows, self.renderer, encoder, self.rules, counts)
 
 
 def pad_token(tokenizer: Any) -> int:
@@ -129,7 +132,7 @@ def pad_token(tokenizer: Any) -> int:
     return 0
 
 
-def prepare(
+def encode_conversations(
     conversations: Iterable[tuple[Place, Conversation | RowError]],
     renderer: Renderer,
     encoder: Encoder,
@@ -145,16 +148,21 @@ def prepare(
     """
     rows = _rendered(conversations, renderer, rules, counts)
     with ThreadPoolExecutor(1) as pool:
-        waiting = deque()
+        waiting: deque[tuple[list[tuple[Place, Rendered]], Future[list[Encoding]]]] = deque()
         for batch in _batches(rows):
-            waiting.append((batch, pool.submit(encoder.encode, [item for _, item in batch])))
+            texts = [rendered for _, rendered in batch]
+            waiting.append((batch, pool.submit(encoder.encode, texts)))
             if len(waiting) > 1:
-                yield _finished(*waiting.popleft(), renderer, encoder, rules, counts)
+                batch, encodings = waiting.popleft()
+                yield _finished(batch, encodings.result(), renderer, encoder, rules, counts)
         while waiting:
-            yield _finished(*waiting.popleft(), renderer, encoder, rules, counts)
+            batch, encodings = waiting.popleft()
+            yield _finished(batch, encodings.result(), renderer, encoder, rules, counts)
 
 
-def _rendered(conversations, renderer, rules, counts) -> Iterator[tuple[Place, Rendered]]:
+def _rendered(
+    conversations: Iterable[tuple[Place, Conversation | RowError]], renderer: Renderer, rules: Rules, counts: Counts
+) -> Iterator[tuple[Place, Rendered]]:
     last = None
     for place, conversation in conversations:
         counts.rows += place is not last
@@ -175,26 +183,35 @@ def _rendered(conversations, renderer, rules, counts) -> Iterator[tuple[Place, R
 
 def _batches(rows: Iterable[tuple[Place, Rendered]]) -> Iterator[list[tuple[Place, Rendered]]]:
     """Rows in lists of up to BATCH, which end early where they have CHARACTERS."""
-    batch, characters = [], 0
+    batch: list[tuple[Place, Rendered]] = []
+    characters = 0
     for row in rows:
         batch.append(row)
         characters += len(row[1].text)
         if len(batch) == BATCH or characters >= CHARACTERS:
             yield batch
-            batch, characters = [], 0
+            batch = []
+            characters = 0
     if batch:
         yield batch
 
 
-def _finished(batch, encodings, renderer, encoder, rules, counts) -> list[Sample]:
+def _finished(
+    batch: list[tuple[Place, Rendered]],
+    encodings: "list[Encoding]",
+    renderer: Renderer,
+    encoder: Encoder,
+    rules: Rules,
+    counts: Counts,
+) -> list[Sample]:
     samples = []
-    results = encoder.finish([rendered for _, rendered in batch], encodings.result())
+    results = encoder.finish([rendered for _, rendered in batch], encodings)
     for (place, rendered), encoded in zip(batch, results, strict=True):
         try:
             if isinstance(encoded, RowError):
                 raise encoded
             if len(encoded.input_ids) > rules.max_length:
-                shorter = _shortened(place, rendered, len(encoded.input_ids), renderer, encoder, rules, counts)
+                shorter = _truncate(place, rendered, len(encoded.input_ids), renderer, encoder, rules, counts)
                 if shorter is None:
                     continue
                 rendered, encoded = shorter
@@ -224,28 +241,33 @@ def render(conversation: Conversation, renderer: Renderer, train_on: str) -> Ren
     """
     if not conversation.messages:
         raise RowError("there are no messages")
-    trained = chosen(conversation, train_on)
+    trained = messages_to_train(conversation, train_on)
     if not trained:
         return None
     text = renderer.render(conversation)
     guarded = renderer.special_text(conversation)
     if train_on == "all":
-        untrained = {i for i, message in enumerate(conversation.messages) if message.train is False}
-        spans = _without(text, untrained) if untrained else None
+        untrained = {index for index, message in enumerate(conversation.messages) if message.train is False}
+        spans = None
+        if untrained:
+            spans = _without(text, untrained)
     else:
         spans = renderer.trained(conversation, text, trained)
     return Rendered(conversation, text, spans, guarded)
 
 
-def chosen(conversation: Conversation, train_on: str) -> list[int]:
+def messages_to_train(conversation: Conversation, train_on: str) -> list[int]:
     """Indices of the messages to train, ascending. Empty answers are never trained."""
-    chosen = []
+    indices = []
+    answers = []
     for index, message in enumerate(conversation.messages):
+        if message.role == "assistant":
+            answers.append(index)
         if message.train is False:
             continue
         if train_on == "all" or message.role == "assistant":
             if message.content.strip() or message.tool_calls or any(message.extra.values()):
-                chosen.append(index)
+                indices.append(index)
         elif message.train:
             raise RowError(
                 f"messages[{index}] asks to be trained, but its role is {message.role}; data.train_on=all trains every "
@@ -253,23 +275,30 @@ def chosen(conversation: Conversation, train_on: str) -> list[int]:
                 "a message that is not the assistant's asks to be trained",
             )
     if train_on == "last":
-        last = max((i for i, m in enumerate(conversation.messages) if m.role == "assistant"), default=-1)
-        return [index for index in chosen if index == last]
-    return chosen
+        return [index for index in indices if index == answers[-1]]
+    return indices
 
 
 def _without(text: str, untrained: set[int]) -> list[tuple[int, int]]:
     """Everything but the text of some messages."""
     spans: tuple[Span, ...] = getattr(text, "spans", ())
-    found, at = [], 0
+    others, at = [], 0
     for start, end, source, _ in spans:
         if source.message in untrained:
-            found.append((at, start))
+            others.append((at, start))
             at = end
-    return [*found, (at, len(text))]
+    return [*others, (at, len(text))]
 
 
-def _shortened(place, rendered, length, renderer, encoder, rules, counts) -> tuple[Rendered, Encoded] | None:
+def _truncate(
+    place: Place,
+    rendered: Rendered,
+    length: int,
+    renderer: Renderer,
+    encoder: Encoder,
+    rules: Rules,
+    counts: Counts,
+) -> tuple[Rendered, Encoded] | None:
     """The longest run of whole turns that fits; None where the conversation is dropped.
 
     Cut on the right, the first turns up to an answer stay; on the left, the system prompt and the last turns from a
@@ -287,18 +316,11 @@ def _shortened(place, rendered, length, renderer, encoder, rules, counts) -> tup
     best, low, high = None, 0, len(options)
     while low < high:
         middle = (low + high) // 2
-        found = None
-        try:
-            candidate = render(options[middle], renderer, rules.train_on)
-            if candidate:
-                encoded = encoder([candidate])[0]
-                if isinstance(encoded, RowError):
-                    raise encoded
-                found = candidate, encoded
-        except RowError:
-            found = None
-        if found is None or len(found[1].input_ids) <= rules.max_length:
-            best, low = found or best, middle + 1
+        candidate = _encode_one(options[middle], renderer, encoder, rules)
+        if candidate is None:
+            low = middle + 1
+        elif len(candidate[1].input_ids) <= rules.max_length:
+            best, low = candidate, middle + 1
         else:
             high = middle
     if best is None:
@@ -308,13 +330,36 @@ def _shortened(place, rendered, length, renderer, encoder, rules, counts) -> tup
     return best
 
 
+def _encode_one(
+    conversation: Conversation, renderer: Renderer, encoder: Encoder, rules: Rules
+) -> tuple[Rendered, Encoded] | None:
+    """A conversation's text and ids; None where it has nothing to train on, or can't be rendered."""
+    try:
+        rendered = render(conversation, renderer, rules.train_on)
+    except RowError:
+        return None
+    if rendered is None:
+        return None
+    encoded = encoder([rendered])[0]
+    return None if isinstance(encoded, RowError) else (rendered, encoded)
+
+
 def _turns(conversation: Conversation, truncation_side: str) -> list[Conversation]:
     """The shorter conversations made of whole turns, shortest first."""
     messages, tools = conversation.messages, conversation.tools
     if truncation_side == "right":
-        ends = [i + 1 for i, message in enumerate(messages[:-1]) if message.role == "assistant"]
-        ends = [end for end in ends if messages[end].role != "tool"]
-        return [Conversation(messages[:end], tools) for end in ends]
-    first = next((i for i, message in enumerate(messages) if message.role not in ("system", "developer")), 0)
-    starts = [i for i, message in enumerate(messages) if message.role == "user" and i > first]
-    return [Conversation(messages[:first] + messages[start:], tools) for start in reversed(starts)]
+        shorter = []
+        for end in range(1, len(messages)):
+            if messages[end - 1].role == "assistant" and messages[end].role != "tool":
+                shorter.append(Conversation(messages[:end], tools))
+        return shorter
+    first = 0  # message after the system prompt; 0 too where there is nothing else
+    while first < len(messages) and messages[first].role in ("system", "developer"):
+        first += 1
+    if first == len(messages):
+        first = 0
+    shorter = []
+    for start in range(len(messages) - 1, first, -1):
+        if messages[start].role == "user":
+            shorter.append(Conversation(messages[:first] + messages[start:], tools))
+    return shorter

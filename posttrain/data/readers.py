@@ -5,16 +5,20 @@ Nothing is read whole: a file may be larger than the memory.
 
 import csv
 import gzip
+import io
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 from posttrain.data import json_array
 from posttrain.data.conversation import RowError
-from posttrain.data.json_array import JSONArray, NotAnArray
+from posttrain.data.json_array import JSONArray, NotAnArray, Readable
 from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    import zstandard
 
 # Bytes of one row. A file without line ends (binary, or one huge JSON value) stops here instead of filling the memory.
 MAX_ROW = 64 << 20
@@ -34,6 +38,18 @@ class Place:
         return f"{self.file}, {self.name}"
 
 
+class Lines(Protocol):
+    """A file that is read line by line."""
+
+    def readline(self, limit: int, /) -> bytes:
+        """A line, cut off after `limit` bytes; nothing at the end."""
+        ...
+
+
+class Bytes(Lines, Readable, Protocol):
+    """A file as readers need it."""
+
+
 Row = tuple[Place, dict[str, Any] | RowError]
 
 
@@ -48,7 +64,9 @@ def read(path: Path, kinds: Collection[str] | None = None) -> Iterator[Row]:
         UserError: the file as a whole can't be read: unknown kind, empty, binary, damaged.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else None
+    packed = None
+    if suffixes and suffixes[-1] in (".gz", ".zst"):
+        packed = suffixes.pop()
     reader = _READERS.get(suffixes[-1] if suffixes else "")
     if packed and reader is _parquet:
         raise UserError(f"data.path: {path}: Parquet compresses by itself; unpack it first")
@@ -71,7 +89,7 @@ def read(path: Path, kinds: Collection[str] | None = None) -> Iterator[Row]:
         raise UserError(f"data.path: {path}: there are no rows in it")
 
 
-def _text_rows(reader: Callable[[BinaryIO, Path], Iterator[Row]], path: Path, packed: str | None) -> Iterator[Row]:
+def _text_rows(reader: Callable[[Bytes, Path], Iterator[Row]], path: Path, packed: str | None) -> Iterator[Row]:
     if packed == ".zst":
         import zstandard
 
@@ -83,19 +101,25 @@ def _text_rows(reader: Callable[[BinaryIO, Path], Iterator[Row]], path: Path, pa
                 yield from reader(_Buffered(file), path)
         except zstandard.ZstdError as error:
             raise UserError(f"data.path: {path}: not a Zstandard file, or damaged: {error}") from None
+    elif packed:
+        with gzip.open(path, "rb") as unpacked:
+            yield from reader(unpacked, path)
     else:
-        with (gzip.open if packed else open)(path, "rb") as file:
-            yield from reader(file, path)
+        with path.open("rb") as plain:
+            yield from reader(plain, path)
 
 
 class _Buffered:
     """`read` and `readline` over a stream that only reads."""
 
-    def __init__(self, stream: BinaryIO):
-        import io
-
+    def __init__(self, stream: "zstandard.ZstdDecompressionReader"):
         self._file = io.BufferedReader(stream, json_array.CHUNK)
-        self.read, self.readline = self._file.read, self._file.readline
+
+    def read(self, size: int, /) -> bytes:
+        return self._file.read(size)
+
+    def readline(self, limit: int, /) -> bytes:
+        return self._file.readline(limit)
 
 
 def _text(raw: bytes, path: Path, name: str) -> str:
@@ -118,7 +142,7 @@ def _object(value: Any) -> dict[str, Any] | RowError:
     return RowError(f"expected an object with named fields, found {type(value).__name__}", "a row is not an object")
 
 
-def _jsonl(file: BinaryIO, path: Path) -> Iterator[Row]:
+def _jsonl(file: Lines, path: Path) -> Iterator[Row]:
     line, row = 0, 0
     while raw := file.readline(MAX_ROW):
         line += 1
@@ -140,10 +164,13 @@ def _jsonl(file: BinaryIO, path: Path) -> Iterator[Row]:
         row += 1
 
 
-def _json(file: BinaryIO, path: Path) -> Iterator[Row]:
+def _json(file: Bytes, path: Path) -> Iterator[Row]:
     """An array of objects, taken apart as it is read; or JSON Lines under the wrong name."""
     head = file.read(json_array.CHUNK)
-    start = _text(head[:4096].rsplit(b"\n", 1)[0] if len(head) > 4096 else head, path, "line 1").lstrip()
+    beginning = head
+    if len(head) > 4096:
+        beginning = head[:4096].rsplit(b"\n", 1)[0]
+    start = _text(beginning, path, "line 1").lstrip()
     if not start.startswith("["):
         if not start.startswith("{"):
             raise UserError(f"data.path: {path}: not JSON: begins with {start[:20]!r}; expected [ or {{")
@@ -155,17 +182,19 @@ def _json(file: BinaryIO, path: Path) -> Iterator[Row]:
 class _Prefixed:
     """`readline` over bytes already read and the stream behind them."""
 
-    def __init__(self, head: bytes, stream: BinaryIO):
+    def __init__(self, head: bytes, stream: Lines):
         self._head, self._stream = head, stream
 
     def readline(self, limit: int) -> bytes:
         if not self._head:
             return self._stream.readline(limit)
         line, newline, self._head = self._head.partition(b"\n")
-        return line + newline if newline or self._head else line + self._stream.readline(limit)
+        if newline or self._head:
+            return line + newline
+        return line + self._stream.readline(limit)
 
 
-def _array(head: bytes, file: BinaryIO, path: Path) -> Iterator[Row]:
+def _array(head: bytes, file: Bytes, path: Path) -> Iterator[Row]:
     try:
         for row, (value, line) in enumerate(JSONArray(head, file, MAX_ROW)):
             yield Place(str(path), row, f"row {row} (line {line})"), _object(value)
@@ -173,7 +202,7 @@ def _array(head: bytes, file: BinaryIO, path: Path) -> Iterator[Row]:
         raise UserError(f"data.path: {path}, line {error.line}: {error}") from None
 
 
-def _csv(file: BinaryIO, path: Path) -> Iterator[Row]:
+def _csv(file: Lines, path: Path) -> Iterator[Row]:
     read = 0  # bytes of the row that is being read: a text in quotation marks may have any number of lines
 
     def lines() -> Iterator[str]:
@@ -225,7 +254,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise UserError(f"data.path: {path}: not a Parquet file, or damaged: {error}") from None
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[Row]:
+def _lines(file: Bytes, path: Path) -> Iterator[Row]:
     """The lines of a text file, each with its end; what a document is says the format."""
     row = 0
     while raw := file.readline(MAX_ROW):

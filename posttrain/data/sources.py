@@ -31,12 +31,20 @@ def rows(
         UserError: a file can't be read.
     """
     if isinstance(path, str) and path.startswith(HUB):
-        found = hub_rows(path)
+        source = hub_rows(path)
     else:
-        found = (row for file in files(path, key, cache_dir, kinds(form)) for row in readers.read(file, kinds(form)))
+        source = _rows_of(files(path, key, cache_dir, kinds(form)), kinds(form))
     if category is not None:
-        found = _labelled(found, category)
-    yield from form.read(found) if hasattr(form, "read") else _row_by_row(found, form)
+        source = _labelled(source, category)
+    if hasattr(form, "read"):
+        yield from form.read(source)
+    else:
+        yield from _row_by_row(source, form)
+
+
+def _rows_of(paths: Iterable[Path], kinds: frozenset[str]) -> Iterator[readers.Row]:
+    for path in paths:
+        yield from readers.read(path, kinds)
 
 
 def kinds(form: Any) -> frozenset[str]:
@@ -57,8 +65,9 @@ def _row_by_row(rows: Iterable[readers.Row], form: Any) -> Iterator[tuple[reader
 
 def _labelled(rows: Iterable[readers.Row], column: str) -> Iterator[readers.Row]:
     for place, row in rows:
-        label = row.get(column) if isinstance(row, dict) else None
-        yield (replace(place, category=str(label)) if isinstance(label, str | int | float) else place), row
+        if isinstance(row, dict) and isinstance(row.get(column), str | int | float):
+            place = replace(place, category=str(row[column]))
+        yield place, row
 
 
 def files(path: str | list[str], key: str, cache_dir: Path, kinds: Collection[str] = readers.KNOWN) -> list[Path]:
@@ -74,7 +83,10 @@ def files(path: str | list[str], key: str, cache_dir: Path, kinds: Collection[st
         UserError: there is nothing, or nothing readable.
     """
     if not isinstance(path, str):
-        return [file for one in path for file in files(one, key, cache_dir, kinds)]
+        several: list[Path] = []
+        for one in path:
+            several += files(one, key, cache_dir, kinds)
+        return several
     if path.startswith("demo:"):
         from posttrain.demo.data import ensure_sentences
 
@@ -87,8 +99,12 @@ def files(path: str | list[str], key: str, cache_dir: Path, kinds: Collection[st
     if where.is_file():
         return [where]
     if where.is_dir():
-        below = (folder / name for folder, names in _walk(where, f"{key}={path}", links=False) for name in names)
-        found = [file for file in below if file.is_file() and _known(file, kinds)]
+        found = []
+        for folder, names in _walk(where, f"{key}={path}", links=False):
+            for name in names:
+                file = folder / name
+                if file.is_file() and _known(file, kinds):
+                    found.append(file)
         if not found:
             raise UserError(f"{key}={path}: no {', '.join(sorted(kinds))} file in this folder")
     else:
@@ -157,7 +173,7 @@ def hub_rows(name: str) -> Iterator[readers.Row]:
         UserError: it can't be reached or does not exist.
     """
     from datasets import load_dataset
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     target, _, split = name.removeprefix(HUB).partition("@")
     owner_name, _, configuration = target.partition(":")
@@ -181,6 +197,6 @@ def hub_revision(name: str) -> str:
 
     owner_name = name.removeprefix(HUB).partition("@")[0].partition(":")[0]
     try:
-        return HfApi().dataset_info(owner_name).sha
+        return str(HfApi().dataset_info(owner_name).sha)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise UserError(f"data.path={name}: the hub does not answer: {str(error).splitlines()[0]}") from None

@@ -10,7 +10,7 @@ from posttrain.config.composition import compose
 from posttrain.data import sources
 from posttrain.data.conversation import Conversation, Message
 from posttrain.data.encode import Encoder
-from posttrain.data.prepare import Counts, prepare, render
+from posttrain.data.prepare import Counts, encode_conversations, render
 from posttrain.data.render import Renderer
 from posttrain.data.rules import Rules
 from posttrain.errors import UserError
@@ -102,7 +102,7 @@ def test_ids_and_mask(shared, folders, tokenizer_name, template_name):
     for file, words in FILES.items():
         counts = Counts()
         rows = conversations(str(shared / "data" / file), tuple(words))
-        samples = [s for batch in prepare(rows, renderer, encoder, rules, counts) for s in batch]
+        samples = [s for batch in encode_conversations(rows, renderer, encoder, rules, counts) for s in batch]
         refused = {kind: n for kind, n in counts.dropped.items() if kind != "nothing to train on"}
         if file.startswith("tools/") and (template_name, tokenizer_name) not in WITH_TOOLS:
             assert all("tool" in kind for kind in refused) and refused

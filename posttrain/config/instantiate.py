@@ -15,7 +15,7 @@ def built(node: Any, key: str = "") -> Any:
 
     Args:
         node: the group.
-        key: its key path, for the error where `node` has none of its own because it is no mapping.
+        key: its key path, where the object itself is needed and not what a function of it returns later.
 
     Raises:
         UserError: it is no mapping with a `_target_`, a value has another type than its class says, or the class
@@ -24,6 +24,8 @@ def built(node: Any, key: str = "") -> Any:
     if not isinstance(node, DictConfig) or node.get("_target_") is None:
         where = key or getattr(node, "_get_full_key", lambda _: "")(None)
         raise UserError(f"`{where}`: must be a mapping with a `_target_`, as the files of this group in conf/ have it")
+    if key and node.get("_partial_"):
+        raise UserError(f"`{key}._partial_`: builds nothing yet; remove it")
     targets.require_own(node)
     if OmegaConf.get_type(node) is dict:  # the schema has no types for it
         value_types.check(node)
@@ -34,3 +36,5 @@ def built(node: Any, key: str = "") -> Any:
             raise error.__cause__ from None
         cause = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"`{node._get_full_key(None)}`: {cause}") from error
+    except TypeError as error:  # Hydra's own, of its flags: `_partial_: text`
+        raise UserError(f"`{node._get_full_key(None)}`: {' '.join(str(error).split())}") from error

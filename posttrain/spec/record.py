@@ -48,7 +48,7 @@ def format_spec(spec: RunSpec) -> str:
     """The text of spec.yaml."""
     decisions = {}
     for name, decision in spec.decisions().items():
-        decisions[name] = {"on": decision.on, "reason": decision.reason}
+        decisions[name] = {"enabled": decision.on, "reason": decision.reason}
     values = {
         "device": spec.device,
         "transformer_engine": spec.transformer_engine,

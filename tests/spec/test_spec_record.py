@@ -28,7 +28,7 @@ def test_a_run_on_eight_gpus(tmp_path, capsys):
     assert spec.processes.world == 8 and spec.processes.data == 4
     assert spec.batch.micro_batches_per_step == 32 // (2 * 4)
     graph = spec.decisions["CUDA graph"]
-    assert not graph.on and graph.reason
+    assert not graph.enabled and graph.reason
     assert f"CUDA graph: off, {graph.reason}\n" in capsys.readouterr().out
 
 

@@ -273,13 +273,15 @@ SAMPLER_SEED = {"ge": 0, "le": 2**32 - 1}
 
 def limits(config: type = Config) -> dict[str, dict[str, Any]]:
     """Key path -> its limits, for every field of `config` that has some."""
-    found = {name.name: dict(name.metadata) for name in fields(config) if name.metadata}
+    by_key = {}
     for group in fields(config):
+        if group.metadata:
+            by_key[group.name] = dict(group.metadata)
         kind = DataRanges if group.name == "data" else group.type
         for item in getattr(kind, "__dataclass_fields__", {}).values():
             if item.metadata:
-                found[f"{group.name}.{item.name}"] = dict(item.metadata)
-    return found
+                by_key[f"{group.name}.{item.name}"] = dict(item.metadata)
+    return by_key
 
 
 def check(cfg: DictConfig, limits: Mapping[str, Mapping[str, Any]], above: str = "") -> None:

@@ -8,7 +8,6 @@ prefixes, comma separated), which no configuration file can set.
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -81,7 +80,7 @@ SECTIONS = (
 NOT_SET = re.compile(r"_.*|(?!use_)\w*(_dir|_path|_factory|_func|_spec|_class|_cfg)|restore_modelopt_state")
 
 
-def walk(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def walk(node: object, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield (key path, target) for every `_target_` anywhere below `node`, lists included."""
     if isinstance(node, DictConfig):
         if OmegaConf.is_missing(node, "_target_") or node._is_none():
@@ -124,7 +123,7 @@ def allowed_by_user(target: str) -> bool:
     return any(_within(target, prefix) for prefix in _own())
 
 
-def require_own(node: Any) -> None:
+def require_own(node: object) -> None:
     """Refuse targets of the user's modules that are defined elsewhere, as `mine.torch.load` is; imports the modules.
 
     Args:
@@ -176,26 +175,27 @@ def allowed_in_hydra(target: str) -> bool:
     return any(pattern.fullmatch(target) for pattern in IN_HYDRA)
 
 
-def check(cfg: Any) -> None:
+def check(cfg: DictConfig) -> None:
     """Refuse a configuration that names anything else, also by a field of `trainer.megatron`.
 
     Raises:
         UserError: naming the key, the target and how to allow code of one's own.
     """
     try:
-        found = list(walk(cfg))
+        named = list(walk(cfg))
     except RecursionError:
         raise UserError("the configuration refers to itself without end (an interpolation like a: ${a})") from None
-    for path, target in found:
+    for path, target in named:
         if not isinstance(target, str) or not allowed(path, target):
             raise UserError(
                 f"{path}={target}: not a target that a configuration may name{_instead(path)}. Code of your own: put "
                 f"it on PYTHONPATH and allow its module with the environment variable {ENVIRONMENT}=your_module."
             )
-    for group in {re.split(r"[.\[]", path)[0] for path, _ in found}:
+    for group in {re.split(r"[.\[]", path)[0] for path, _ in named}:
         values = cfg[group]
-        plain = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else values
-        for where, text in policy.texts(plain, group):
+        if OmegaConf.is_config(values):
+            values = OmegaConf.to_container(values, resolve=True)
+        for where, text in policy.texts(values, group):
             if "${" in text:
                 raise UserError(f"`{where}`: holds ${{...}} as text, which would be filled in where it is used")
     if not OmegaConf.is_missing(cfg, "trainer"):
@@ -218,7 +218,9 @@ def _check_megatron(sections: object) -> None:
 
 
 def _instead(path: str) -> str:
-    """What may stand there, in words to go on with."""
+    """What may stand there; completes "may name"."""
     place = path.removesuffix("._target_")
-    names = [words for where, _, words in PLACES if where.fullmatch(place)]
-    return f" here, where {names[0]} is expected" if names else ""
+    for where, _, words in PLACES:
+        if where.fullmatch(place):
+            return f" here, where {words} is expected"
+    return ""

@@ -57,7 +57,7 @@ def check(node: DictConfig | ListConfig) -> None:
             raise UserError(f"`{node._get_full_key(field.name)}={value}`: must be {describe(hints[field.name])}")
 
 
-def fits(value: Any, hint: Any) -> bool:
+def fits(value: object, hint: Any) -> bool:
     """Whether a plain value may stand where `hint` is annotated; of kinds of hints that aren't looked at, it may."""
     if get_origin(hint) in (Union, types.UnionType):
         return any(fits(value, option) for option in get_args(hint))

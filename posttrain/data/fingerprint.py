@@ -21,12 +21,13 @@ def digest(parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _described(value: Any) -> Any:
+def _described(value: object) -> Any:
     if callable(value) and not hasattr(value, "__dataclass_fields__"):
-        function = getattr(value, "func", value)  # a partial's function
+        function: Any = getattr(value, "func", value)  # a partial's function
         file = inspect.getsourcefile(function)
         bound = [getattr(value, "args", ()), getattr(value, "keywords", {})]
-        return [function.__qualname__, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else "", *bound]
+        content = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+        return [function.__qualname__, content, *bound]
     if hasattr(value, "items"):
         return dict(value.items())
     if isinstance(value, Sequence):

@@ -170,13 +170,17 @@ def render_page(title: str, chats: Sequence[Chat], report: dict[str, Any]) -> st
         parts.append(f"<p>first dropped row: {html.escape(example)}")
     for chat in chats:
         parts.append(f"<h2>{html.escape(chat.name)}</h2><pre>")
-        parts += [_render_token(token) for token in chat.tokens]
+        parts += map(_render_token, chat.tokens)
         parts.append("</pre>")
     parts.append("</html>\n")
     return "".join(parts)
 
 
 def _render_token(token: Token) -> str:
-    kinds = [name for name in ("supervised", "special") if getattr(token, name)]
+    kinds = []
+    if token.supervised:
+        kinds.append("supervised")
+    if token.special:
+        kinds.append("special")
     attribute = f' class="{" ".join(kinds)}"' if kinds else ""
     return f'<span{attribute} title="{token.id}">{html.escape(_shown_text(token))}</span>'

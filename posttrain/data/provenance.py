@@ -172,7 +172,7 @@ def concat(parts: Iterable[str], separator: str = "") -> str:
     return TrackedStr(text, tuple(spans))
 
 
-def mark(value: Any, source: Source) -> Any:
+def mark(value: object, source: Source) -> Any:
     """`value` with every string in it, at any depth, marked as coming from `source`."""
     if isinstance(value, str):
         return TrackedStr(value, ((0, len(value), source, 0),))

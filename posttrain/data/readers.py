@@ -136,7 +136,7 @@ def _text(raw: bytes, path: Path, name: str) -> str:
     return text
 
 
-def _object(value: Any) -> dict[str, Any] | RowError:
+def _object(value: object) -> dict[str, Any] | RowError:
     if isinstance(value, dict):
         return value
     return RowError(f"expected an object with named fields, found {type(value).__name__}", "a row is not an object")

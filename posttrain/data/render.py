@@ -260,7 +260,7 @@ class Renderer:
             )
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     """Every string within a conversation or a part of it, the keys of mappings included."""
     if isinstance(value, str):
         yield value
@@ -279,7 +279,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _defused(value: Any, special: re.Pattern[str]) -> Any:
+def _defused(value: object, special: re.Pattern[str]) -> Any:
     """`value` with the text of special tokens replaced by as many letters."""
     if isinstance(value, Conversation):
         return Conversation([_defused(m, special) for m in value.messages], _defused(value.tools, special))

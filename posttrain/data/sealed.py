@@ -42,11 +42,11 @@ def problem(folder: Path, hashes: bool = False) -> str | None:
             return f"{unsealed[0]} is not in {SEAL}"
         for name, entry in sealed.items():
             path = folder / name
-            found = path.lstat()
-            if path.name != name or not stat.S_ISREG(found.st_mode):
+            status = path.lstat()
+            if path.name != name or not stat.S_ISREG(status.st_mode):
                 return f"{SEAL} names {name[:200]!r}, which is not a file of this folder"
-            if found.st_size != entry["size"]:
-                return f"{name} has {found.st_size} bytes instead of {entry['size']}"
+            if status.st_size != entry["size"]:
+                return f"{name} has {status.st_size} bytes instead of {entry['size']}"
             if hashes and _sha256(path) != entry["sha256"]:
                 return f"the content of {name} has changed"
     except FileNotFoundError as error:
@@ -66,7 +66,7 @@ class Used:
 
     verify: bool = True
     opened: dict[Path, int] = field(default_factory=dict)  # -> descriptor, by which it is known if it was made again
-    found: dict[Path, str] = field(default_factory=dict)  # what is wrong with it
+    damage: dict[Path, str] = field(default_factory=dict)  # what is wrong with it
     threads: list[threading.Thread] = field(default_factory=list)
 
     def add(self, folder: Path, made: bool) -> None:
@@ -79,8 +79,9 @@ class Used:
             self.threads.append(thread)
 
     def _verify(self, folder: Path) -> None:
-        if why := problem(folder, hashes=True):
-            self.found[folder] = why
+        why = problem(folder, hashes=True)
+        if why:
+            self.damage[folder] = why
 
     def remove_damaged(self, verify: bool = False) -> bool:
         """Wait for what is read in the background and remove what is damaged, so that it is made again.
@@ -93,13 +94,13 @@ class Used:
         """
         for thread in self.threads:
             thread.join()
-        damaged = dict(self.found)
+        damaged = dict(self.damage)
         for folder, descriptor in self.opened.items():
             inode = os.fstat(descriptor).st_ino
             if not folder.is_dir() or folder.stat().st_ino != inode:
                 damaged[folder] = "another process has replaced it"
                 continue
-            why = problem(folder, hashes=True) if verify else self.found.get(folder)
+            why = problem(folder, hashes=True) if verify else self.damage.get(folder)
             if why:
                 damaged[folder] = why
                 discard(folder, inode)
@@ -107,7 +108,7 @@ class Used:
             log.warning("data: %s is damaged (%s) and is made again", folder, why)
         for descriptor in self.opened.values():
             os.close(descriptor)
-        self.opened, self.found, self.threads = {}, {}, []
+        self.opened, self.damage, self.threads = {}, {}, []
         return bool(damaged)
 
 

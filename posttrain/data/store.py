@@ -52,18 +52,24 @@ class Writer:
     def write(self, samples: Sequence[Sample]) -> None:
         if not samples:
             return
-        masks = _lists([sample.encoded.mask for sample in samples], pa.uint8())
+        ids, sample_masks, digests, rows, categories = [], [], [], [], []
+        for sample in samples:
+            ids.append(sample.encoded.input_ids)
+            sample_masks.append(sample.encoded.mask)
+            digests.append(sample.digest)
+            rows.append(sample.place.row)
+            categories.append(sample.place.category)
+        masks = _lists(sample_masks, pa.uint8())
         starts, flat = _numpy(masks.offsets, np.int32)[:-1], _numpy(masks.values, np.uint8)
-        categories = [sample.place.category for sample in samples]
         category = pa.nulls(len(samples), pa.string())
         if any(categories):
             category = pa.array(categories, pa.string())
         columns = [
-            _lists([sample.encoded.input_ids for sample in samples], pa.int32()),
+            _lists(ids, pa.int32()),
             masks,
             _column(np.add.reduceat(flat, starts, dtype=np.int32) - flat[starts], pa.int32()),
-            _column(np.array([sample.digest for sample in samples], np.int64), pa.int64()),
-            _column(np.array([sample.place.row for sample in samples], np.int64), pa.int64()),
+            _column(np.array(digests, np.int64), pa.int64()),
+            _column(np.array(rows, np.int64), pa.int64()),
             category,
         ]
         self._file.write_batch(pa.record_batch(columns, schema=_SCHEMA))

@@ -108,7 +108,7 @@ class TrainingData:
         for again in (False, True):  # what a disk has changed is made again, once
             builder = DatasetBuilder(self.packing, length_multiple, encoder, cache, build, opened, category)
             try:
-                found = self._build(builder, seq_length, seed)
+                datasets = self._build(builder, seq_length, seed)
             except UserError:
                 raise
             except Exception as error:  # whatever libraries say of bytes that are not what was written
@@ -118,19 +118,22 @@ class TrainingData:
                 continue
             if used is not None or again or not opened.remove_damaged():
                 break
-        return found
+        return datasets
 
     def _build(self, builder: "DatasetBuilder", seq_length: int, seed: int) -> Splits:
         import numpy as np
 
         from posttrain.data import splits
 
-        seed = seed if self.seed is None else self.seed
+        if self.seed is not None:
+            seed = self.seed
         started = time.monotonic()
         limit = self.max_train_rows if self.validation_fraction is None else None
-        parts = [builder.store(source["path"], source["format"], "data.path", limit) for source in self._sources()]
+        parts, weights = [], []
+        for source in self._sources():
+            parts.append(builder.store(source["path"], source["format"], "data.path", limit))
+            weights.append(float(source["weight"]))
         train, counts = splits.join_stores(parts)
-        weights = np.array([float(source["weight"]) for source in self._sources()])
         validation, validation_rows, validation_counts = None, np.empty(0, np.int64), None
         if self.validation_path is not None:
             key, limit = "data.validation_path", self.max_validation_rows
@@ -141,7 +144,7 @@ class TrainingData:
             train_rows, held_out = splits.hold_out(train.digests, self.validation_fraction or 0, seed)
             if len(held_out):
                 validation, validation_rows = train, held_out[: self.max_validation_rows]
-        train_rows = splits.repeat_by_weight(train_rows, train.sources, weights, seed)[: self.max_train_rows]
+        train_rows = splits.repeat_by_weight(train_rows, train.sources, np.array(weights), seed)[: self.max_train_rows]
         if not len(train_rows):
             raise UserError(f"data.path={self.path}: nothing is left to train on: {json.dumps(counts['dropped'])}")
         report: dict[str, Any] = {
@@ -181,7 +184,7 @@ class TrainingData:
         """What to train on, each with path, format and weight."""
         if not self.sources:
             return [{"path": self.path, "format": self.format, "weight": 1.0}]
-        found = []
+        sources = []
         for index, source in enumerate(self.sources):
             unknown = set(source) - {"path", "format", "weight"}
             if unknown or "path" not in source:
@@ -197,23 +200,25 @@ class TrainingData:
                 raise UserError(
                     f"data.sources[{index}].weight={weight}: must be a number of passes, 0 to {MOST_PASSES}"
                 )
-            found.append({"path": source["path"], "format": source.get("format", self.format), "weight": weight})
-        return found
+            sources.append({"path": path, "format": source.get("format", self.format), "weight": weight})
+        return sources
 
     def paths(self) -> list[tuple[Any, str, Any]]:
         """Every path of this configuration, with the key it is from and its format."""
-        found = [(source["path"], "data.path", source["format"]) for source in self._sources()]
+        paths = []
+        for source in self._sources():
+            paths.append((source["path"], "data.path", source["format"]))
         if self.validation_path is not None:
-            found.append((self.validation_path, "data.validation_path", self.format))
-        return found
+            paths.append((self.validation_path, "data.validation_path", self.format))
+        return paths
 
     def formats(self) -> list[tuple[Any, str]]:
         """Every format of this configuration, with the key it is from."""
-        found = [(self.format, "data.format")]
+        formats = [(self.format, "data.format")]
         for index, source in enumerate(self.sources):
             if "format" in source:
-                found.append((source["format"], f"data.sources[{index}].format"))
-        return found
+                formats.append((source["format"], f"data.sources[{index}].format"))
+        return formats
 
     def rules(self, seq_length: int) -> "Rules":
         """What to do with each conversation.

@@ -38,7 +38,7 @@ class Messages:
         yield Conversation(messages, read_tools(row.get(self.tools), self.tools))
 
     @staticmethod
-    def _message(item: Any, where: str, names: Mapping[str, str]) -> Message:
+    def _message(item: object, where: str, names: Mapping[str, str]) -> Message:
         if not isinstance(item, dict):
             raise wrong_type(where, "an object with role and content", item)
         known_role = role(item.get("role"), f"{where}.role", names)
@@ -135,7 +135,7 @@ def content(item: Mapping[str, Any], where: str) -> str:
     return "".join(_part_text(part, where) for part in value)
 
 
-def _part_text(part: Any, where: str) -> str:
+def _part_text(part: object, where: str) -> str:
     """The text of a part of a message's content: a string or an object of type text."""
     text: Any = part
     kind: Any = type(part).__name__
@@ -181,7 +181,7 @@ def read_calls(text: str, where: str) -> list[dict[str, Any]]:
     return [_read_call(call, where) for call in calls]
 
 
-def _read_call(call: Any, where: str) -> dict[str, Any]:
+def _read_call(call: object, where: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RowError(
@@ -192,7 +192,7 @@ def _read_call(call: Any, where: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def read_tools(value: Any, name: str) -> list[dict[str, Any]] | None:
+def read_tools(value: object, name: str) -> list[dict[str, Any]] | None:
     """Read tool definitions, a list or its JSON text.
 
     Returns:

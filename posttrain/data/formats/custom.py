@@ -112,7 +112,7 @@ def _filled(row: Mapping[str, Any], pattern: str) -> str:
     return text
 
 
-def _written(value: Any, name: str) -> str:
+def _written(value: object, name: str) -> str:
     if value is None:
         return ""
     if isinstance(value, str | int | float | bool):

@@ -51,7 +51,7 @@ def text(row: Mapping[str, Any], name: str, optional: bool = False) -> str:
     return value
 
 
-def wrong_type(name: str, expected: str, value: Any) -> RowError:
+def wrong_type(name: str, expected: str, value: object) -> RowError:
     """Return the error for a field of the wrong type."""
     actual = "null" if value is None else type(value).__name__
     column = name.split("[")[0]
@@ -61,7 +61,7 @@ def wrong_type(name: str, expected: str, value: Any) -> RowError:
     )
 
 
-def role(value: Any, name: str, names: Mapping[str, str]) -> str:
+def role(value: object, name: str, names: Mapping[str, str]) -> str:
     """Return the role that a file's name for it means."""
     if not isinstance(value, str):
         raise wrong_type(name, "a role", value)

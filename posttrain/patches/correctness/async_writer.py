@@ -4,7 +4,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from multiprocessing.managers import SyncManager
 from types import ModuleType
 
 from posttrain.patches.deferred import on_import
@@ -39,6 +38,8 @@ def _replace_queue(module: ModuleType) -> None:
     def get_write_results_queue(mp_mode: str = "spawn") -> object:
         """As Megatron's: the one queue of this process for what was written, in a server's process."""
         if module._results_queue is None:
+            from multiprocessing.managers import SyncManager  # here: every command imports this module
+
             manager = SyncManager(ctx=multiprocessing.get_context(mp_mode))
             manager.start(die_with_parent)
             replace(module, _results_queue=manager.Queue())

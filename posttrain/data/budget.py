@@ -19,6 +19,7 @@ MAX_WIDTH = 1 << 20  # characters, or items, that one padding, indentation or fo
 WIDE_FORMAT = re.compile(r"\d{7,}|%[^%a-zA-Z]*\*|\{[^{}]*\{")
 PADDING = ("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice")
 FORMATS = ("format", "format_map")
+LOOKED_AT = frozenset((*PADDING, *FORMATS, "replace"))  # methods of a text that can make much of little
 
 
 class TooMuch(jinja2.TemplateError):
@@ -59,7 +60,9 @@ class Budget:
     def written(self, parts: Iterable[str]) -> Iterator[str]:
         """The parts of what a template writes, counted one by one."""
         for part in parts:
-            self.made(len(part))
+            self.left -= len(part)  # here and not by `made`: there are some for each message
+            if self.left < 0:
+                self.made(0)
             yield part
 
     def before(self, name: str, text: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:

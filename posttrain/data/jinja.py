@@ -9,7 +9,7 @@ from jinja2 import nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from posttrain.data.budget import ITEM, Budget
+from posttrain.data.budget import ITEM, LOOKED_AT, Budget
 from posttrain.data.provenance import TrackedStr, concat, source_of
 from posttrain.errors import UserError
 
@@ -74,7 +74,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner = getattr(called, "__self__", None)
         if type(owner) is str and called.__name__ == "join" and len(args) == 1:
             return concat(self.budget.written(args[0]), owner)
-        if isinstance(owner, str | bytes):
+        if isinstance(owner, str | bytes) and called.__name__ in LOOKED_AT:
             self.budget.before(called.__name__, owner, args, kwargs)
         elif owner is None and getattr(called, "__name__", "") in ("format", "format_map"):  # Jinja's, around a text's
             self.budget.before(called.__name__, called.__wrapped__.__self__, args, kwargs)
@@ -87,7 +87,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "+":
             result = left + right
             if isinstance(result, str):
-                self.budget.made(len(result))
+                self.budget.left -= len(result)
+                if self.budget.left < 0:
+                    self.budget.made(0)
             elif isinstance(result, list | tuple):
                 self.budget.made(ITEM * len(result))
             return result

@@ -6,11 +6,11 @@ through its callbacks.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.bridge.training.finetune import finetune
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from posttrain.checkpoint.progress import Progress
 from posttrain.config.schema import TrainerSchema
@@ -55,7 +55,8 @@ class Trainer:
         self.run_dir = run_dir
         self.config = frozen
         self.clock = clock
-        self.settings = TrainerSchema(**settings)
+        plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(settings)))  # all the way down
+        self.settings = TrainerSchema(**plain)
 
     def fit(self) -> None:
         """Validate, train, validate, save, export.

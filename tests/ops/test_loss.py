@@ -48,10 +48,11 @@ def test_chunked_loss_of_a_frozen_layer(torch):
     """Values and gradient in bf16 within bf16's own distance from fp32."""
     if not torch.cuda.is_available() or str(torch.cuda.current_device()) == "cpu":
         pytest.skip("no GPU")
-    from posttrain.ops.linear_cross_entropy import CHUNK, FrozenLinearCrossEntropy
+    from posttrain.ops.chunk_sizes import LOGIT_ROWS
+    from posttrain.ops.linear_cross_entropy import FrozenLinearCrossEntropy
 
     torch.manual_seed(0)
-    rows = CHUNK + 300  # the last chunk is not full
+    rows = LOGIT_ROWS + 300  # the last chunk is not full
     hidden = torch.randn(rows, 256, device="cuda")
     weight, labels = 0.05 * torch.randn(5000, 256, device="cuda"), torch.randint(0, 5000, (rows,), device="cuda")
     upstream = torch.rand(rows, device="cuda")

@@ -14,7 +14,7 @@ from posttrain.plan.__main__ import plan
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.spec import checks
 from posttrain.spec.run_spec import resolve_spec
-from posttrain.sweep.job import place
+from posttrain.sweep.job import set_launch
 from posttrain.sweep.local import shares
 from posttrain.sweep.slurm import check_run, options_of
 from posttrain.sweep.trial import Trial
@@ -172,7 +172,7 @@ def test_slurm_jobs_are_checked_by_the_memory_that_is_given():
 def test_a_job_chooses_on_its_nodes_from_the_frozen_configuration(tmp_path):
     launcher.prepare(composed("parallelism=auto", "model=llama31_70b"), tmp_path)
     cfg = OmegaConf.load(tmp_path / "config.yaml")
-    place(cfg, {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_ID": "7"}, "first")
+    set_launch(cfg, {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_ID": "7"}, "first")
     assert auto.resolve(cfg, 8, 79.2, True).startswith("parallelism=auto: tensor 4, data 4: ")
     launcher.prepare(cfg, tmp_path)
     queued_again = OmegaConf.load(tmp_path / "config.yaml")

@@ -150,6 +150,8 @@ def is_own(target: str) -> bool:
     from hydra.utils import get_object
 
     prefixes = [prefix for prefix in _own() if _within(target, prefix)]
+    if not prefixes:
+        return False  # before anything is imported
     if target in prefixes:
         return True
     try:

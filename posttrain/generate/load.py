@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig, OmegaConf
+
 from posttrain.checkpoint import directories
+from posttrain.config import frozen, targets
+from posttrain.config.instantiate import built
 from posttrain.errors import RunFailed, UserError
 from posttrain.models import HFModel
 from posttrain.models.headers import own_file, read_headers
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+SHIPPED = "posttrain.models.HFModel"
 WHAT = "run directory, checkpoint, PEFT adapter, Hugging Face directory or hub id"
 
 
@@ -39,6 +44,7 @@ def open_export(what: str) -> Iterator[Path]:
         UserError: there is no such thing, it is half written, or its parts are of different models.
     """
     path = Path(what).expanduser()
+    import_family(path)
     if not path.is_dir():
         is_hub_id = what.count("/") == 1 and not what.startswith((".", "/", "~")) and not path.parent.is_dir()
         if is_hub_id or what.startswith(DEMO):
@@ -61,6 +67,24 @@ def open_export(what: str) -> Iterator[Path]:
         raise UserError(f"{path}: is not a {WHAT}")
     with tempfile.TemporaryDirectory(prefix="posttrain-") as scratch:
         yield export_checkpoint(path, Path(scratch) / "model")
+
+
+def import_family(path: Path) -> None:
+    """Import the user's own class of the model that a run was of, which makes its family known.
+
+    Args:
+        path: the run, or an export or a checkpoint in it; of anything else nothing is imported.
+
+    Raises:
+        UserError: the class is not allowed.
+    """
+    for folder in (path, *path.absolute().parents[:2]):
+        if rundir.is_file(folder, "config.yaml"):
+            model = frozen.read(folder).get("model")
+            if isinstance(model, DictConfig) and model.get("_target_") not in (None, SHIPPED):
+                targets.check(OmegaConf.create({"model": model}))  # before anything is imported
+                built(model)
+            return
 
 
 def export_of(path: Path) -> Path | None:

@@ -13,6 +13,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
+from posttrain.errors import UserError
+
+WHOLE = 0.01  # how far a sum of weights may be from a whole number, by rounding
+
 
 class Rows(Protocol):
     """Packed sequences; see posttrain.data.dataset.PackedDataset."""
@@ -206,6 +210,12 @@ class Collate:
         supervised_at[: len(at)] = at
         supervised_mask = torch.zeros(1, fill)
         supervised_mask[0, : len(at)] = weights[at]
+        total = float(weights.double().sum())
+        if abs(total - round(total)) > WHOLE:
+            raise UserError(
+                f"objective: the weights of a micro-batch sum to {total:.4f}; those of each row must sum to a whole "
+                "number, of tokens or of conversations, by which a step's loss is divided"
+            )
         return {
             "tokens": batch["tokens"],
             "labels": batch["labels"],
@@ -215,7 +225,7 @@ class Collate:
             "max_seqlen": longest,
             "supervised_at": supervised_at,
             "supervised_mask": supervised_mask,
-            "normalizer": weights.double().sum().round().int(),
+            "normalizer": torch.tensor(round(total), dtype=torch.int32),
             "counts": count(rows, len(at), batch["tokens"].numel()),
         }
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from posttrain.errors import UserError
 from posttrain.objectives import SFT
 from posttrain.train.batches import Collate, CountingIterator, TrainOrder, ValidationOrder, blank_row
 
@@ -110,3 +111,13 @@ def test_weights_are_the_objectives():
     assert int(batch["normalizer"]) == 2
     assert batch["counts"].supervised_tokens == 4
     assert int(collate()([row(3, 2), row(8)])["normalizer"]) == 3
+
+
+def test_weights_sum_to_a_whole_number():
+    """They are what a step's loss is divided by, and that is counted."""
+
+    def root(packed):
+        return packed["loss_mask"] / np.sqrt(np.float32(packed["loss_mask"].sum()))
+
+    with pytest.raises(UserError, match=r"weights of a micro-batch sum to 1\.7321; .* a whole number"):
+        collate(weights=root)([row(8, supervised=3)])

@@ -9,6 +9,7 @@ archives of that kind are refused before it sees them.
 """
 
 import contextlib
+import pickle
 import re
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ KNOWN = [
     )
 ]
 
+WEIGHTS_ONLY = "Weights only load failed"  # torch's own refusal, where Megatron's function has it load weights alone
+
 _reading: list[Path] = []
 _refused: list[str] = []
 _hooked = False
@@ -71,6 +74,12 @@ def reading(checkpoint: Path) -> Iterator[None]:
     except BaseException as error:
         if _refused:
             raise UserError(_refused[0]) from error
+        if isinstance(error, pickle.UnpicklingError) and WEIGHTS_ONLY in str(error):
+            name = re.search(r"GLOBAL (\S+)", str(error))
+            raise UserError(
+                f"{checkpoint}: holds a pickle that would run {name[1] if name else 'code'} within a tensor's bytes; a "
+                "checkpoint needs no such thing, so it was not read"
+            ) from error
         raise
     finally:
         _reading.pop()

@@ -107,10 +107,10 @@ def hf_loss(model, result, tiny):
     cfg = compose(["data=messages", f"data.path={tiny / 'data.jsonl'}", "data.validation_fraction=0.1"])
     from hydra.utils import instantiate
 
-    splits = instantiate(cfg.data).build(
-        tokenizer=AutoTokenizer.from_pretrained(tiny), template=instantiate(cfg.template), seq_length=128,
-        seed=cfg.seed, cache_dir=result.run_dir / "cache",
-    )  # fmt: skip
+    data = instantiate(cfg.data)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    encoder = instantiate(cfg.objective).encoder(data, instantiate(cfg.template), tokenizer, 128)
+    splits = data.build(encoder=encoder, seq_length=128, seed=cfg.seed, cache_dir=result.run_dir / "cache")
     total, count = 0.0, 0
     for row in splits.validation:
         start = 0

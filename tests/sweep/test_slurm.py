@@ -50,7 +50,7 @@ def test_submit_stands_for_the_launcher():
     [
         (["launch.submit=true"], "no Slurm on this machine"),
         (["hydra/launcher=slurm", "--multirun", "seed=1,2"], "no Slurm on this machine"),
-        (["hydra/launcher=slurm"], "goes with launch.submit=true"),
+        (["hydra/launcher=slurm"], "requires launch.submit=true"),
         (["launch.submit=true", "hydra.launcher.partion=x"], "unknown key"),
     ],
 )

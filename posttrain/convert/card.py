@@ -146,7 +146,7 @@ def plain(text: str) -> str:
 def code(text: str) -> str:
     """Such a text as code, in which Markdown sees no links, pictures nor HTML."""
     line = escape_control(" ".join(text.split()))[:LONGEST]
-    return f"`{line.replace('`', chr(39)).replace('|', '&#124;') or ' '}`"
+    return f"`{line.replace('`', chr(39)) or ' '}`"
 
 
 def _data(data: dict[str, Any]) -> list[str]:
@@ -165,5 +165,6 @@ def _table(values: dict[str, Any]) -> list[str]:
     rows = ["| | |", "|---|---|"]
     for key, value in values.items():
         text = f"{value:.4g}" if isinstance(value, float) else plain(str(value))
-        rows.append(f"| {plain(key)} | {text} |")
+        cells = [cell.replace("|", r"\|") for cell in (plain(key), text)]  # in a table it would end the cell
+        rows.append(f"| {' | '.join(cells)} |")
     return rows

@@ -266,7 +266,7 @@ def test_an_export_says_where_to_stop(adapter, megatron, base, tmp_path):
         "tokens": 269, "conversation": True, "end_tokens": ["<|endoftext|>", "<|im_end|>"]
     }  # fmt: skip
     card = (tmp_path / "out" / "README.md").read_text()
-    assert ("[264, 266] (`<|endoftext|>`, `<|im_end|>`)" in card) == bool(adapter)
+    assert ("`[264, 266]` (`<|endoftext|>`, `<|im_end|>`)" in card) == bool(adapter)
 
 
 def test_the_tokens_that_a_template_added_are_exported(megatron, base, tmp_path):

@@ -1,4 +1,4 @@
-"""When a run saves and from what it goes on. No torch at import."""
+"""When a run saves and what it resumes from. No torch at import."""
 
 from dataclasses import dataclass
 from pathlib import Path

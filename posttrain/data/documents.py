@@ -10,7 +10,7 @@ import numpy as np
 from posttrain.data import fingerprint
 from posttrain.data.conversation import RowError
 from posttrain.data.encode import FAILS, Encoded
-from posttrain.data.prepare import BATCH, CHARACTERS, Counts, Sample, pad_token
+from posttrain.data.prepare import BATCH, Counts, Sample, batches, pad_token
 from posttrain.data.readers import Place
 from posttrain.errors import UserError
 from posttrain.models.tokenizer_files import failures
@@ -92,7 +92,7 @@ class DocumentEncoder:
         return {"windows": self.windows, "tokenizer": fingerprint.tokenizer(self.tokenizer), "on_error": self.on_error}
 
     def samples(self, rows: Iterable[tuple[Place, Document | RowError]], counts: Counts) -> Iterator[list[Sample]]:
-        documents = self._tokens(self._batches(rows, counts))
+        documents = self._tokens(batches(self._usable(rows, counts)))
         cut = self._documents(documents) if self.windows.boundaries else self._stream(documents)
         batch: list[Sample] = []
         for place, content, encoded in cut:
@@ -107,12 +107,10 @@ class DocumentEncoder:
         if batch:
             yield batch
 
-    def _batches(
+    def _usable(
         self, rows: Iterable[tuple[Place, Document | RowError]], counts: Counts
-    ) -> Iterator[list[tuple[Place, Document]]]:
-        """Documents in lists of up to BATCH, which end early where they have CHARACTERS."""
-        batch: list[tuple[Place, Document]] = []
-        characters = 0
+    ) -> Iterator[tuple[Place, Document]]:
+        """The rows that are documents with a text; the others are counted."""
         for place, document in rows:
             counts.rows += 1
             if isinstance(document, RowError):
@@ -122,22 +120,17 @@ class DocumentEncoder:
                 counts.drop(document.kind, place, document.reason)
                 continue
             counts.read += 1
-            if not document.text.strip():
+            if document.text.strip():
+                yield place, document
+            else:
                 counts.drop("an empty document", place)
-                continue
-            batch.append((place, document))
-            characters += len(document.text)
-            if len(batch) == BATCH or characters >= CHARACTERS:
-                yield batch
-                batch = []
-                characters = 0
-        if batch:
-            yield batch
 
-    def _tokens(self, batches: Iterable[list[tuple[Place, Document]]]) -> Iterator[tuple[Place, Document, np.ndarray]]:
+    def _tokens(
+        self, documents: Iterable[list[tuple[Place, Document]]]
+    ) -> Iterator[tuple[Place, Document, np.ndarray]]:
         """The token ids int32[n] of each document."""
         eos = self.tokenizer.eos_token_id
-        for batch in batches:
+        for batch in documents:
             texts = [document.text for _, document in batch]
             with failures(self.tokenizer.name_or_path, FAILS):
                 encodings = self.tokenizer(texts, truncation=False, padding=False, verbose=False)

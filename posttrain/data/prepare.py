@@ -149,7 +149,7 @@ def encode_conversations(
     rows = _rendered(conversations, renderer, rules, counts)
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[tuple[list[tuple[Place, Rendered]], Future[list[Encoding]]]] = deque()
-        for batch in _batches(rows):
+        for batch in batches(rows):
             texts = [rendered for _, rendered in batch]
             waiting.append((batch, pool.submit(encoder.encode, texts)))
             if len(waiting) > 1:
@@ -181,9 +181,15 @@ def _rendered(
             yield place, rendered
 
 
-def _batches(rows: Iterable[tuple[Place, Rendered]]) -> Iterator[list[tuple[Place, Rendered]]]:
+class HasText(Protocol):
+    """What is tokenized."""
+
+    text: str
+
+
+def batches[T: HasText](rows: Iterable[tuple[Place, T]]) -> Iterator[list[tuple[Place, T]]]:
     """Rows in lists of up to BATCH, which end early where they have CHARACTERS."""
-    batch: list[tuple[Place, Rendered]] = []
+    batch: list[tuple[Place, T]] = []
     characters = 0
     for row in rows:
         batch.append(row)

@@ -182,7 +182,7 @@ def lazy(*packages: str) -> None:
 
 
 def on_import(module: str, hook: Callable[[types.ModuleType], None]) -> None:
-    """Call the hook with the module once it has run and before its importer goes on; now, if it has run already."""
+    """Call the hook with the module once it has run and before its importer continues; now, if it has run already."""
     if module in sys.modules:
         hook(sys.modules[module])
     else:

@@ -251,7 +251,7 @@ def architecture(model: DictConfig) -> Mapping[str, Any] | None:
     """config.json fields of the config group `model`: those of a local directory, else as configured; None: unknown.
 
     Raises:
-        UserError: one that a check computes with is no size.
+        UserError: one that a check computes with is not a size.
     """
     config = Path(model.path or "").expanduser() / "config.json"
     if config.is_file() and not (model.random_init and model.architecture is not None):

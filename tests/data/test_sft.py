@@ -291,14 +291,14 @@ def test_batches_end_early_where_rows_are_large(tokenizer, tmp_path, monkeypatch
     path = write(tmp_path / "a.jsonl", pairs(40))
     whole = build(tokenizer, tmp_path / "whole", path=path, packing=False)
     sizes = []
-    make = prepare._batches
+    make = prepare.batches
 
     def watched(rows):
         for batch in make(rows):
             sizes.append(len(batch))
             yield batch
 
-    monkeypatch.setattr(prepare, "_batches", watched)
+    monkeypatch.setattr(prepare, "batches", watched)
     monkeypatch.setattr(prepare, "CHARACTERS", 200)
     cut = build(tokenizer, tmp_path / "cut", path=path, packing=False)
     assert sum(sizes) == 40 and 1 < max(sizes) < 10

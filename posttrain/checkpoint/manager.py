@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 from megatron.bridge.training.checkpointing import (
@@ -16,10 +16,11 @@ from megatron.bridge.training.checkpointing import (
     is_empty_async_queue,
 )
 from megatron.bridge.training.config import CheckpointConfig
+from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 from omegaconf import DictConfig
 from torch.distributed.checkpoint.api import CheckpointException
 
-from posttrain.checkpoint import directories, pickles, resume
+from posttrain.checkpoint import Checkpoint, directories, pickles, resume
 from posttrain.checkpoint import fingerprints as inputs
 from posttrain.checkpoint.progress import Progress
 from posttrain.config import frozen
@@ -30,6 +31,8 @@ from posttrain.utils.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from megatron.bridge import AutoBridge
+    from megatron.bridge.training.callbacks import CallbackManager
+    from megatron.bridge.training.state import GlobalState
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +71,42 @@ class RunCheckpointConfig(CheckpointConfig):
     def __post_init__(self, saved_run: SavedRun | None) -> None:
         self.run = saved_run
 
+    @classmethod
+    def from_group(
+        cls, group: Checkpoint, directory: Path, base: Path, resume_from: Path | None, run: SavedRun
+    ) -> Self:
+        """What the config group `checkpoint` means to Megatron-Bridge.
+
+        Args:
+            group: when is saved, and what.
+            directory: where this run's checkpoints go.
+            base: Hugging Face directory of the weights before training.
+            resume_from: the checkpoint to go on from.
+            run: what the manager needs of the run.
+        """
+        register_allowed_target_prefix("posttrain.checkpoint.manager")
+        return cls(
+            pretrained_checkpoint=str(base),
+            save=str(directory) if group.save else None,
+            load=str(resume_from) if resume_from else None,
+            save_interval=group.save_interval,
+            most_recent_k=-1,  # the manager removes old ones
+            save_optim=group.save_optimizer,
+            save_rng=group.save_optimizer,
+            async_save=group.async_save,
+            async_strategy="mcore",
+            ckpt_format="torch_dist",
+            fully_parallel_save=False,
+            custom_manager_class="posttrain.checkpoint.manager.Manager",
+            saved_run=run,
+        )
+
 
 class Manager(DefaultCheckpointManager):
     """Writes aside and publishes; loads the newest checkpoint whose every byte is as it was written.
 
     Args:
-        config: made by posttrain.checkpoint.Checkpoint.build.
+        config: made by its `from_group`.
     """
 
     def __init__(self, config: RunCheckpointConfig) -> None:
@@ -94,7 +127,7 @@ class Manager(DefaultCheckpointManager):
         """What this run reads besides its configuration."""
         return self.run.inputs()
 
-    def save(self, ctx: CheckpointSaveContext, callback_manager: Any) -> None:
+    def save(self, ctx: CheckpointSaveContext, callback_manager: "CallbackManager | None") -> None:
         """Save; a collective call. In the background it is published by a later `finalize_async_saves`.
 
         Raises:
@@ -124,7 +157,7 @@ class Manager(DefaultCheckpointManager):
             self.checkpoint_config.save = str(self.root)
             self.run.heartbeat.end()
 
-    def finalize_async_saves(self, state: Any, blocking: bool = False, terminate: bool = False) -> None:
+    def finalize_async_saves(self, state: "GlobalState", blocking: bool = False, terminate: bool = False) -> None:
         """Publish the save in the background if it is written; a collective call."""
         super().finalize_async_saves(state, blocking, terminate)
         if self.pending is not None and (blocking or is_empty_async_queue(state)):
@@ -141,7 +174,7 @@ class Manager(DefaultCheckpointManager):
         if config.load is None:
             return super().load(ctx)
         where = Path(config.load).parent
-        found, skipped = self._agree(directories.newest(where, hashes=True) if self.rank == 0 else None)
+        found, skipped = self._from_first(lambda: directories.newest(where, hashes=True))
         for line in skipped:
             log.warning("skipped %s", line)
         if found is None:
@@ -155,7 +188,7 @@ class Manager(DefaultCheckpointManager):
         self.loaded = found
         self.run.progress.skipped = skipped
         self.run.progress.read(found)
-        now = self._agree(self.inputs if self.rank == 0 else None)
+        now = self._from_first(lambda: self.inputs)
         inputs.check(self.run.progress.inputs, now, found)
         with pickles.reading(found):
             return super().load(ctx)
@@ -170,11 +203,13 @@ class Manager(DefaultCheckpointManager):
             directories.finish(self.root, step, self.run.total_limit)
         torch.distributed.barrier()
 
-    def _agree(self, value: Any) -> Any:
-        """The first rank's `value` on every rank."""
+    def _from_first[T](self, compute: Callable[[], T]) -> T:
+        """What the first rank, and no other, computes; a collective call."""
         if torch.distributed.get_world_size() == 1:
-            return value
-        box = [value]
+            return compute()
+        box: list[Any] = [None]
+        if self.rank == 0:
+            box = [compute()]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 

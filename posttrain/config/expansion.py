@@ -4,13 +4,16 @@ Each of forty keys that names the next one twice makes a million million texts o
 one interpolation leads to, and to what a whole configuration has once all are resolved.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import Container, Node
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf.base import DictKeyType
 
 MOST = 40  # interpolations that one leads to; those of conf/ lead to a handful
 MOST_VALUES = 10_000  # of a configuration; there are some 300
@@ -26,7 +29,14 @@ def register() -> None:
     Container.resolve_parse_tree = _limited  # type: ignore[method-assign]
 
 
-def _limited(self: Container, *args: Any, **kwargs: Any) -> Any:
+def _limited(
+    self: Container,
+    parse_tree: object,
+    node: Node,
+    memo: set[int] | None = None,
+    key: "DictKeyType | None" = None,
+) -> object:
+    """As OmegaConf's own."""
     depth, before = _under_way
     done = before + 1 if depth else 1
     _under_way[:] = depth + 1, done
@@ -34,7 +44,7 @@ def _limited(self: Container, *args: Any, **kwargs: Any) -> Any:
         _under_way[0] = depth
         raise _exceed(f"an interpolation that leads to more than {MOST} others")
     try:
-        resolved = _resolve(self, *args, **kwargs)
+        resolved = _resolve(self, parse_tree, node, memo, key)
     finally:
         _under_way[0] = depth
     value = resolved
@@ -77,7 +87,7 @@ def check(cfg: DictConfig) -> None:
             left += _values(node, key)
 
 
-def _values(node: DictConfig | ListConfig, key: Any) -> list[object]:
+def _values(node: Container, key: "DictKeyType") -> list[object]:
     """What is under `key`, resolved; nothing where that has no value: who needs it will say so."""
     try:
         return [node[key]]

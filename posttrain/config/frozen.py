@@ -41,9 +41,9 @@ def read(run_dir: Path, name: str = "config.yaml") -> DictConfig:
     return cfg
 
 
-def unescaped(values: Any) -> Any:
+def unescaped(values: dict[str, Any]) -> dict[str, Any]:
     """What plain YAML made of a file that `text` wrote, as the values that were written."""
-    return map_texts(values, _unescape)
+    return {key: map_texts(value, _unescape) for key, value in values.items()}
 
 
 def map_texts(node: Any, change: Callable[[str], str]) -> Any:

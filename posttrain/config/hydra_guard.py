@@ -7,7 +7,6 @@ configuration is looked at where Hydra composes it, and compared with what the c
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import hydra._internal.hydra
 import hydra.core.utils
@@ -19,6 +18,7 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.base import Node
 
@@ -42,7 +42,14 @@ _command: list[str] = ["config"]  # what the command composes unless --config-na
 class Loader(ConfigLoaderImpl):
     """Composes as Hydra's loader does, and refuses what may not be changed."""
 
-    def load_configuration(self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> Any:
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
         """Every composed configuration comes from here: runs, trials, `--cfg`, `--info`.
 
         Raises:
@@ -51,7 +58,8 @@ class Loader(ConfigLoaderImpl):
 
         def composed(words: list[str], name: str | None = config_name) -> tuple[DictConfig, list[Path]]:
             _others.clear()
-            cfg = super(Loader, self).load_configuration(name, words, *args, **kwargs)
+            load = super(Loader, self).load_configuration
+            cfg = load(name, words, run_mode, from_shell, validate_sweep_overrides)
             return cfg, list(_others)
 
         try:

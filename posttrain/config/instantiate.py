@@ -10,7 +10,7 @@ from posttrain.config import targets, value_types
 from posttrain.errors import UserError
 
 
-def built(node: Any, key: str = "") -> Any:
+def built(node: object, key: str = "") -> Any:
     """Instantiate a group; what its class says against a value is raised as it was said, without Hydra's wrapping.
 
     Args:

@@ -6,9 +6,9 @@ metadata: `ge`, `gt`, `le`, `lt` or `choices`; `check` reads it. No torch: the c
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -29,7 +29,17 @@ COMPARED: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 }
 
 
-def ranged(default: Any = MISSING, **limits: Any) -> Any:
+# OmegaConf can't merge unions, nor put a mapping in the place of null where the type says so: to it these may be
+# anything, and `check` or the class that they go to looks at them.
+if TYPE_CHECKING:
+    IntOrWord = int | str
+    TextOrList = str | list[str]
+    MappingOrNull = dict[str, Any] | None
+else:
+    IntOrWord = TextOrList = MappingOrNull = Any
+
+
+def ranged[T](default: T = MISSING, **limits: float | str | Sequence[str]) -> T:
     """A field with limits (`ge`, `gt`, `le`, `lt`, `choices`), or a `word` in place of a number."""
     return field(default=default, metadata=limits)
 
@@ -43,7 +53,7 @@ class ModelSchema:
     tokenizer: str | None = None
     random_init: bool = False
     trust_remote_code: bool = False
-    architecture: Any = None  # a mapping, which OmegaConf can't put in the place of null where the type says so
+    architecture: MappingOrNull = None
     learning_rate_scale: float = ranged(1.0, gt=0, le=1e6)
 
 
@@ -55,7 +65,7 @@ class PeftSchema:
     rank: int = ranged(16, ge=1, le=65_536)
     alpha: float | None = ranged(None, gt=0, le=1e6)
     dropout: float = ranged(0.0, ge=0, lt=1)
-    target_modules: Any = "all-linear"
+    target_modules: TextOrList = "all-linear"
     rslora: bool = False
     lora_plus_ratio: float | None = ranged(None, gt=0, le=1e6)
     fused: bool = True
@@ -128,7 +138,7 @@ class TrainerSchema:
     max_steps: int | None = ranged(None, ge=1, le=STEPS)
     epochs: float | None = ranged(None, gt=0, le=10_000)
     global_batch_size: int = ranged(ge=1, le=1_048_576)
-    micro_batch_size: Any = ranged(ge=1, le=65_536, word="auto")  # noqa: RUF009  an int; OmegaConf can't merge unions
+    micro_batch_size: IntOrWord = ranged(ge=1, le=65_536, word="auto")  # noqa: RUF009  as the others
     seq_length: int = ranged(ge=8, le=TOKENS)
     log_interval: int = ranged(1, ge=1, le=STEPS)
     validation_interval: int | None = ranged(None, ge=1, le=STEPS)
@@ -243,9 +253,9 @@ class Config:
 
     model: ModelSchema = MISSING
     peft: PeftSchema = MISSING
-    objective: Any = MISSING
-    data: Any = MISSING
-    template: Any = MISSING
+    objective: dict[str, Any] = MISSING
+    data: dict[str, Any] = MISSING
+    template: dict[str, Any] = MISSING
     parallelism: ParallelismSchema = MISSING
     optimizer: OptimizerSchema = MISSING
     scheduler: SchedulerSchema = MISSING

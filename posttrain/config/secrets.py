@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.resolvers import oc
@@ -26,7 +25,7 @@ LEAST = 16  # characters of a secret variable's value that is looked for in a co
 _NO_DEFAULT = object()
 
 
-def env(name: str, default: Any = _NO_DEFAULT) -> str | None:
+def env(name: str, default: object = _NO_DEFAULT) -> str | None:
     """OmegaConf's `oc.env`, closed for variables that hold a secret.
 
     Raises:

@@ -7,14 +7,16 @@ that is chosen, which takes whatever it is given and fails later, far from the k
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from posttrain.errors import UserError
 
-NAMES = {
+Hint = type | types.UnionType | types.GenericAlias  # what stands behind the colon of a field
+
+NAMES: dict[Hint, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -57,7 +59,7 @@ def check(node: DictConfig | ListConfig) -> None:
             raise UserError(f"`{node._get_full_key(field.name)}={value}`: must be {describe(hints[field.name])}")
 
 
-def fits(value: object, hint: Any) -> bool:
+def fits(value: object, hint: Hint) -> bool:
     """Whether a plain value may stand where `hint` is annotated; of kinds of hints that aren't looked at, it may."""
     if get_origin(hint) in (Union, types.UnionType):
         return any(fits(value, option) for option in get_args(hint))
@@ -75,7 +77,7 @@ def fits(value: object, hint: Any) -> bool:
     return True
 
 
-def describe(hint: Any) -> str:
+def describe(hint: Hint) -> str:
     """A type in words."""
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(describe(option) for option in get_args(hint))

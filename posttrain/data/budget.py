@@ -65,7 +65,7 @@ class Budget:
                 self.made(0)
             yield part
 
-    def before(self, name: str, text: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def before(self, name: str, text: object, arguments: tuple[object, ...], named: dict[str, object]) -> None:
         """Look at a method or filter of a text, or of a list, before it is called.
 
         Args:
@@ -97,7 +97,7 @@ class Budget:
             passed: whether Jinja passes its context before the value.
         """
 
-        def counting(*arguments: Any, **named: Any) -> Any:
+        def counting(*arguments: object, **named: object) -> Any:
             self.step()
             own = arguments[1:] if passed else arguments
             if own:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from posttrain.data import fingerprint, packing, sealed, sources
 from posttrain.data.dataset import PackedDataset
+from posttrain.data.format_types import Format
 from posttrain.data.prepare import Counts, RowEncoder
 from posttrain.data.store import Store, Writer
 from posttrain.utils.cache import build_once, check_private, make_private
@@ -45,7 +46,9 @@ class DatasetBuilder:
     category: str | None = None
     contents: dict[str, list[str]] = field(default_factory=dict)
 
-    def store(self, path: Any, form: Any, key: str, limit: int | None) -> tuple[Store, dict[str, Any]]:
+    def store(
+        self, path: str | Sequence[str], form: Format, key: str, limit: int | None
+    ) -> tuple[Store, dict[str, Any]]:
         """The encoded samples of `path`, at most `limit`, and how many rows were kept and dropped."""
         if isinstance(path, str) and path.startswith(sources.HUB):
             contents = [path, sources.hub_revision(path)]
@@ -69,14 +72,14 @@ class DatasetBuilder:
         target = self._made(self.cache / f"rows-{name}", lambda folder: self._write(folder, path, form, key, limit))
         return Store([target / "rows.arrow"]), json.loads((target / "counts.json").read_text(encoding="utf-8"))
 
-    def _write(self, folder: Path, path: Any, form: Any, key: str, limit: int | None) -> None:
+    def _write(self, folder: Path, path: str | Sequence[str], form: Format, key: str, limit: int | None) -> None:
         gc.freeze()  # what is loaded by now is not searched again and again for garbage: a tenth of the time
         try:
             self._write_rows(folder, path, form, key, limit)
         finally:
             gc.unfreeze()
 
-    def _write_rows(self, folder: Path, path: Any, form: Any, key: str, limit: int | None) -> None:
+    def _write_rows(self, folder: Path, path: str | Sequence[str], form: Format, key: str, limit: int | None) -> None:
         counts = Counts()
         rows = sources.rows(path, form, key, self.cache.parent, self.category)
         started = shown = time.monotonic()

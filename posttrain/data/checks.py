@@ -1,15 +1,17 @@
 """What can be known to be wrong with `data` and `template` before a tokenizer is loaded. Imports nothing heavy."""
 
 from pathlib import Path
-from typing import Any
+
+from omegaconf import DictConfig
 
 from posttrain.config.instantiate import built
+from posttrain.data.format_types import Format
 from posttrain.data.templates import ChatTemplate
 from posttrain.data.training_data import TrainingData
 from posttrain.errors import UserError
 
 
-def check(cfg: Any) -> tuple[TrainingData, ChatTemplate]:
+def check(cfg: DictConfig) -> tuple[TrainingData, ChatTemplate]:
     """Build the objects of both groups and look for the files they name.
 
     Raises:
@@ -29,7 +31,7 @@ def check(cfg: Any) -> tuple[TrainingData, ChatTemplate]:
     return data, template
 
 
-def _look_for(path: str, key: str, form: Any) -> None:
+def _look_for(path: str, key: str, form: Format) -> None:
     from posttrain.data import sources
 
     if path.startswith((sources.HUB, "demo:")):

@@ -5,17 +5,20 @@ import inspect
 import json
 import time
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.utils.atomic_files import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _PACKAGE = Path(__file__).parent
 
 
-def digest(parts: Any) -> str:
+def digest(parts: object) -> str:
     """32 hex digits of a JSON-able value; objects in it count by their class and attributes."""
     text = json.dumps(parts, sort_keys=True, default=_described)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -23,11 +26,10 @@ def digest(parts: Any) -> str:
 
 def _described(value: object) -> Any:
     if callable(value) and not hasattr(value, "__dataclass_fields__"):
-        function: Any = getattr(value, "func", value)  # a partial's function
-        file = inspect.getsourcefile(function)
-        bound = [getattr(value, "args", ()), getattr(value, "keywords", {})]
+        call = value if isinstance(value, partial) else partial(value)
+        file = inspect.getsourcefile(call.func)
         content = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
-        return [function.__qualname__, content, *bound]
+        return [call.func.__qualname__, content, call.args, call.keywords]
     if hasattr(value, "items"):
         return dict(value.items())
     if isinstance(value, Sequence):
@@ -46,7 +48,7 @@ def code() -> str:
     return found.hexdigest()
 
 
-def tokenizer(tok: Any) -> str:
+def tokenizer(tok: "PreTrainedTokenizerFast") -> str:
     """A digest of a tokenizer's Rust core and special tokens."""
     found = hashlib.sha256(tok.backend_tokenizer.to_str().encode())
     found.update(json.dumps(tok.special_tokens_map, sort_keys=True, default=str).encode())

@@ -18,6 +18,9 @@ from posttrain.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerFast
+
+    from posttrain.data.documents import Document
 
 # Rows per call of the tokenizer: enough to keep its threads busy, few enough to stay small in memory.
 BATCH = 512
@@ -56,7 +59,7 @@ class Sample:
     """
 
     place: Place
-    content: Any
+    content: "Conversation | Document"
     text: str | None
     digest: int
     encoded: Encoded
@@ -103,7 +106,7 @@ class ConversationEncoder:
     unit = "conversation"
     row_unit = "conversation"
 
-    def __init__(self, renderer: Renderer, tokenizer: Any, rules: Rules) -> None:
+    def __init__(self, renderer: Renderer, tokenizer: "PreTrainedTokenizerFast", rules: Rules) -> None:
         self.renderer = renderer
         self.tokenizer = tokenizer
         self.rules = rules
@@ -124,7 +127,7 @@ class ConversationEncoder:
         return encode_conversations(rows, self.renderer, encoder, self.rules, counts)
 
 
-def pad_token(tokenizer: Any) -> int:
+def pad_token(tokenizer: "PreTrainedTokenizerFast") -> int:
     """The id that sequences are padded with; any will do, since padding is masked."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:

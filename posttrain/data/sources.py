@@ -2,15 +2,19 @@
 
 import glob
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from posttrain.data import readers
 from posttrain.data.conversation import Conversation, RowError
+from posttrain.data.format_types import FileFormat, Format, RowFormat
 from posttrain.errors import UserError
 from posttrain.utils import kernel_files
+
+if TYPE_CHECKING:
+    from posttrain.data.documents import Document
 
 HUB = "hf://"
 MOST_FOLDERS = 100_000  # that are searched
@@ -18,8 +22,8 @@ DEMO = "demo:sentences"
 
 
 def rows(
-    path: str | list[str], form: Any, key: str, cache_dir: Path, category: str | None = None
-) -> Iterator[tuple[readers.Place, Any]]:
+    path: str | Sequence[str], form: Format, key: str, cache_dir: Path, category: str | None = None
+) -> "Iterator[tuple[readers.Place, Conversation | Document | RowError]]":
     """Stream what the format `form` reads from `path`, conversations or documents; the broken ones as their error.
 
     Args:
@@ -36,7 +40,7 @@ def rows(
         source = _rows_of(files(path, key, cache_dir, kinds(form)), kinds(form))
     if category is not None:
         source = _labelled(source, category)
-    if hasattr(form, "read"):
+    if isinstance(form, FileFormat):
         yield from form.read(source)
     else:
         yield from _row_by_row(source, form)
@@ -47,12 +51,14 @@ def _rows_of(paths: Iterable[Path], kinds: frozenset[str]) -> Iterator[readers.R
         yield from readers.read(path, kinds)
 
 
-def kinds(form: Any) -> frozenset[str]:
+def kinds(form: Format) -> frozenset[str]:
     """Suffixes of the files in a folder that the format `form` reads."""
     return getattr(form, "kinds", readers.KNOWN)
 
 
-def _row_by_row(rows: Iterable[readers.Row], form: Any) -> Iterator[tuple[readers.Place, Conversation | RowError]]:
+def _row_by_row(
+    rows: Iterable[readers.Row], form: RowFormat
+) -> Iterator[tuple[readers.Place, Conversation | RowError]]:
     for place, row in rows:
         try:
             if isinstance(row, RowError):
@@ -70,7 +76,7 @@ def _labelled(rows: Iterable[readers.Row], column: str) -> Iterator[readers.Row]
         yield place, row
 
 
-def files(path: str | list[str], key: str, cache_dir: Path, kinds: Collection[str] = readers.KNOWN) -> list[Path]:
+def files(path: str | Sequence[str], key: str, cache_dir: Path, kinds: Collection[str] = readers.KNOWN) -> list[Path]:
     """The files that `path` means: a file, a folder (searched below), a glob, several of these, or the demo's.
 
     Args:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.format_types import Format
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Splits:
 class TrainingData:
     """Rows of files, encoded as the objective says. What each option means is said in conf/data/base/options.yaml."""
 
-    format: Any
+    format: Format
     path: str | Sequence[str] | None = None
     validation_path: str | Sequence[str] | None = None
     validation_fraction: float | None = None
@@ -203,7 +204,7 @@ class TrainingData:
             sources.append({"path": path, "format": source.get("format", self.format), "weight": weight})
         return sources
 
-    def paths(self) -> list[tuple[Any, str, Any]]:
+    def paths(self) -> list[tuple[str | Sequence[str], str, Format]]:
         """Every path of this configuration, with the key it is from and its format."""
         paths = []
         for source in self._sources():
@@ -212,7 +213,7 @@ class TrainingData:
             paths.append((self.validation_path, "data.validation_path", self.format))
         return paths
 
-    def formats(self) -> list[tuple[Any, str]]:
+    def formats(self) -> list[tuple[Format, str]]:
         """Every format of this configuration, with the key it is from."""
         formats = [(self.format, "data.format")]
         for index, source in enumerate(self.sources):

@@ -103,7 +103,7 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
         import torch
 
         device = "cuda" if visible_gpus() and torch.cuda.is_available() else "cpu"
-        dtype = str(built(cfg.precision).dtype(device)).removeprefix("torch.")
+        dtype = built(cfg.precision).dtype(device)
         model, tokenizer = load.load_model(directory, dtype)
         result: dict[str, Any] = {"model": what, "overrides": overrides, "dtype": dtype, "device": device}
         measured, answers = measure(model, tokenizer, cfg, datasets, metric)

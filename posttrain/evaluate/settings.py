@@ -28,7 +28,7 @@ class EvaluateSchema:
     """conf/evaluate.yaml."""
 
     split: str = schema.ranged("auto", choices=["auto", "validation", "train"])
-    datasets: Any = None  # name -> overrides
+    datasets: schema.MappingOrNull = None  # name -> overrides
     group_by: str | None = "category"
     limit: int | None = schema.ranged(None, ge=1, le=10**12)
     batch_tokens: int = schema.ranged(4096, ge=1, le=schema.TOKENS)
@@ -58,7 +58,7 @@ class EvaluateConfig(schema.Config):
 
     evaluate: EvaluateSchema = field(default_factory=EvaluateSchema)
     lm_eval: LMEvalSchema = field(default_factory=LMEvalSchema)
-    metric: Any = MISSING
+    metric: dict[str, Any] = MISSING
 
 
 ConfigStore.instance().store(name="schema_evaluate", node=EvaluateConfig)

@@ -136,7 +136,7 @@ def _read_mapping(path: Path, variables: list[str]) -> dict[str, Any]:
     return values
 
 
-def replace_placeholders(value: Any, variables: list[str], path: Path) -> Any:
+def replace_placeholders(value: object, variables: list[str], path: Path) -> Any:
     """`value` with ${VARIABLE:default} replaced by the environment's value, else the default.
 
     A value that is nothing but a placeholder is read as YAML afterwards, so that ${STEPS:200} is a number.

@@ -27,6 +27,7 @@ from posttrain.recipes import catalog
 from posttrain.utils.cache import build_once, cache_root
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from megatron.bridge.models.gpt_provider import GPTModelProvider
     from megatron.bridge.training.config import ConfigContainer
 
@@ -167,7 +168,7 @@ def describe(function: "Callable[[], ConfigContainer]", hub: Hub) -> dict[str, A
     config.mixed_precision = get_mixed_precision_config(config.mixed_precision or "bf16_mixed")
     sections = {}
     for name, value in vars(config).items():
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             sections[name] = describe_section(value, hub.provider if name == "model" else None)
     hub_id = hub.requested or config.tokenizer.tokenizer_model
     return {
@@ -179,7 +180,7 @@ def describe(function: "Callable[[], ConfigContainer]", hub: Hub) -> dict[str, A
     }
 
 
-def describe_section(section: Any, default: Any = None) -> dict[str, Any]:
+def describe_section(section: "DataclassInstance", default: object = None) -> dict[str, Any]:
     """Return a section's type, plain values, and the names of those that were changed.
 
     Args:
@@ -220,7 +221,7 @@ def _default_of(section_type: type) -> Any:
         return defaults
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return `value` as JSON has it; what has no such form as text in angle brackets."""
     if value is None or isinstance(value, bool | int | float | str):
         return value

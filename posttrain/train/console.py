@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -29,7 +29,7 @@ class Screen:
         file: where to draw.
     """
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: TextIO) -> None:
         self.console = Console(file=file, highlight=False, soft_wrap=True)
         self.live = self.console.is_terminal
         self.progress: Progress | None = None

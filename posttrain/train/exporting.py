@@ -70,7 +70,7 @@ class Exporter:
             bridge=self.model.bridge,
             parts=parts,
             peft=self.model.peft,
-            dtype=groups.precision.dtype(device),
+            dtype=getattr(torch, groups.precision.dtype(device)),
             device=device,
             unchecked=self.why_unchecked(),
             tokenizer=tokenizer,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from megatron.bridge.training.config import (
     ConfigContainer,
+    DistributedDataParallelConfig,
+    DistributedInitConfig,
     LoggerConfig,
     RerunStateMachineConfig,
     RNGConfig,
@@ -17,9 +19,10 @@ from megatron.bridge.training.config import (
     TrainingConfig,
     ValidationConfig,
 )
+from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 
 from posttrain.checkpoint import fingerprints, resume
-from posttrain.checkpoint.manager import SavedRun
+from posttrain.checkpoint.manager import RunCheckpointConfig, SavedRun
 from posttrain.errors import UserError
 from posttrain.models.hf_adapter import read_adapter
 from posttrain.models.local_spec import use_local_layers
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from megatron.bridge import AutoBridge
     from megatron.bridge.models.gpt_provider import GPTModelProvider
     from megatron.bridge.peft.base import PEFT
+    from megatron.bridge.training.config import SchedulerConfig
+    from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 
 MIN_TIMEOUT_MINUTES = 10  # of a collective call; the launcher's own limit is usually shorter
 
@@ -76,7 +81,7 @@ def build_model(run: RunContext) -> MegatronModel:
     else:
         use_local_layers(provider)
     groups.parallelism.apply(provider, run.platform, run.spec.sequence_parallel)
-    dtype = groups.precision.dtype(run.platform.device)
+    dtype = getattr(torch, groups.precision.dtype(run.platform.device))
     provider.params_dtype = dtype
     provider.autocast_dtype = dtype
     provider.pipeline_dtype = dtype
@@ -144,21 +149,15 @@ def build_container(run: RunContext, model: MegatronModel, batches: RunBatches) 
     groups = run.groups
     optimizer = groups.optimizer
     optimizer.use_distributed_optimizer = groups.parallelism.distributed_optimizer
-    mixed = groups.precision.build(run.platform.device, bool(run.spec.eight_bit_base))
+    mixed = mixed_precision(run)
     if mixed is None:
         optimizer.params_dtype = model.provider.params_dtype
-    ddp = groups.parallelism.ddp(run.platform)
-    # Looking into each bucket waits for the device; the gradient's norm tells as much (train/nonfinite.py).
-    looked_at = bool(run.spec.cuda_graph or optimizer.clip_grad or settings.on_nonfinite != "stop")
-    ddp.check_for_nan_in_grad = not looked_at
-    dist = groups.parallelism.dist(run.platform)
-    dist.distributed_timeout_minutes = max(MIN_TIMEOUT_MINUTES, math.ceil(run.config.launch.timeout_s / 60))
     container = ConfigContainer(
         model=model.provider,
         train=TrainingConfig(
             train_iters=run.steps,
             global_batch_size=settings.global_batch_size,
-            micro_batch_size=settings.micro_batch_size,
+            micro_batch_size=run.spec.micro_batch,
             exit_signal_handler=False,  # until there is something to save: callbacks.py
             manual_gc=True,  # the collector runs between steps on all ranks at once, not inside one of them
             manual_gc_interval=100,
@@ -167,16 +166,17 @@ def build_container(run: RunContext, model: MegatronModel, batches: RunBatches) 
             eval_interval=None,  # validation is called by our callback, which also does it before training
             eval_iters=run.validation_steps,
             eval_global_batch_size=run.validation_batch_size,
-            eval_micro_batch_size=settings.micro_batch_size,
+            eval_micro_batch_size=run.spec.micro_batch,
         ),
         optimizer=optimizer,
         scheduler=schedule(run),
-        ddp=ddp,
-        dist=dist,
+        ddp=data_parallel(run),
+        dist=process_groups(run),
         dataset=RowsProvider.from_run(run, batches),
         logger=LoggerConfig(log_interval=1, skip_train_metrics_log=True, tensorboard_dir=None),
         tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=model.vocab_size),
-        checkpoint=groups.checkpoint.build(
+        checkpoint=RunCheckpointConfig.from_group(
+            groups.checkpoint,
             run.run_dir / "checkpoints",
             base_directory(run),
             resume.find(run.config, run.run_dir),
@@ -193,7 +193,46 @@ def build_container(run: RunContext, model: MegatronModel, batches: RunBatches) 
     return container
 
 
-def schedule(run: RunContext) -> Any:
+def mixed_precision(run: RunContext) -> "MixedPrecisionConfig | None":
+    """The number formats of the group `precision`; None for fp32."""
+    name = run.groups.precision.resolve(run.platform.device)
+    if name == "fp32":
+        return None
+    # Where the products in 8 bits are those of ops/fp8_linear.py, everything around them is bf16.
+    if name == "fp8" and not run.spec.eight_bit_base:
+        return get_mixed_precision_config("bf16_with_fp8_current_scaling_mixed")
+    return get_mixed_precision_config("bf16_mixed")
+
+
+def data_parallel(run: RunContext) -> DistributedDataParallelConfig:
+    """How data-parallel processes share gradients: summed, normalised by tokens elsewhere."""
+    parallelism = run.groups.parallelism
+    overlap = parallelism.overlap and run.on_gpu and parallelism.distributed_optimizer
+    # Looking into each bucket waits for the device; the gradient's norm tells as much (train/nonfinite.py).
+    looked_at = run.spec.cuda_graph or run.groups.optimizer.clip_grad or run.settings.on_nonfinite != "stop"
+    return DistributedDataParallelConfig(
+        use_distributed_optimizer=parallelism.distributed_optimizer,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap,
+        average_in_collective=False,
+        check_for_nan_in_grad=not looked_at,
+        use_megatron_fsdp=parallelism.fsdp,
+        data_parallel_sharding_strategy="optim_grads_params" if parallelism.fsdp else "no_shard",
+    )
+
+
+def process_groups(run: RunContext) -> DistributedInitConfig:
+    """How processes find and wait for each other."""
+    parallelism = run.groups.parallelism
+    return DistributedInitConfig(
+        distributed_backend="nccl" if run.on_gpu else "gloo",
+        use_gloo_process_groups=not run.on_gpu or parallelism.distributed_optimizer,
+        use_megatron_fsdp=parallelism.fsdp,
+        distributed_timeout_minutes=max(MIN_TIMEOUT_MINUTES, math.ceil(run.config.launch.timeout_s / 60)),
+    )
+
+
+def schedule(run: RunContext) -> "SchedulerConfig":
     """Return the group `scheduler` with what follows from the run."""
     optimizer = run.groups.optimizer
     scheduler = run.groups.scheduler

@@ -3,10 +3,10 @@
 import json
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from posttrain.config.containers import as_dict
 from posttrain.plan.flops import ModelFlops
 from posttrain.train.batches import Counts
 from posttrain.train.console import Screen, shown
@@ -39,7 +39,7 @@ class Metrics:
         self.keep(SAMPLES, first_step)
         self.file = os.fdopen(rundir.append(run.run_dir, METRICS), "a", encoding="utf-8")
         name = run.config.run.name or run.run_dir.name
-        config = OmegaConf.to_container(run.config, resolve=True)
+        config = as_dict(run.config)
         for tracker in self.trackers:
             tracker.start(run.run_dir, name, config)
             if tracker.notice:
@@ -125,7 +125,7 @@ class Metrics:
         for tracker in self.trackers:
             tracker.table(step, "samples", answers)
 
-    def write(self, step: int, values: dict[str, Any], **for_file: Any) -> None:
+    def write(self, step: int, values: Mapping[str, float | None], **for_file: str) -> None:
         """One object in metrics.jsonl, one point in every tracker; `for_file` is no number to draw."""
         present = {key: value for key, value in values.items() if value is not None}
         line = {"step": step, "time": round(time.time(), 3), **present, **for_file}

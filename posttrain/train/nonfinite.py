@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +20,8 @@ from posttrain.train import rollback
 from posttrain.train.batches import TrainOrder, describe_rows
 
 if TYPE_CHECKING:
+    from megatron.core.optimizer import MegatronOptimizer
+
     from posttrain.train.context import RunContext
     from posttrain.train.run_batches import RunBatches
 
@@ -84,7 +86,7 @@ class NonFinitePolicy:
             order=lambda: batches.order,
         )
 
-    def watch(self, optimizer: Any) -> None:
+    def watch(self, optimizer: "MegatronOptimizer") -> None:
         """Have Megatron's optimizer leave out an update whose gradient isn't finite, on every rank, where we look."""
         if not self.look:
             return

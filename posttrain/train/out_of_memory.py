@@ -1,12 +1,17 @@
 """What to say when a GPU's memory is full: what has it, and which settings would help most, by how much."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
 
 from posttrain.plan.advice import Change, changes, cheapest
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.spec.run_spec import RunSpec
 from posttrain.utils.gpus import Gpu
+
+if TYPE_CHECKING:
+    from megatron.core.optimizer import MegatronOptimizer
 
 MOST = 3  # changes that are shown
 
@@ -63,7 +68,9 @@ def best(possible: list[Change], needed: float, gpu: Gpu) -> list[Change]:
     return list(found.values())[:MOST]
 
 
-def describe(spec: RunSpec, error: Exception, chunks: list[Any], optimizer: Any) -> str:
+def describe(
+    spec: RunSpec, error: Exception, chunks: list[torch.nn.Module], optimizer: "MegatronOptimizer | None"
+) -> str:
     """`message` for a run whose allocation failed in this process.
 
     Args:
@@ -71,21 +78,17 @@ def describe(spec: RunSpec, error: Exception, chunks: list[Any], optimizer: Any)
         error: torch's.
         chunks, optimizer: of the live model; empty and None before there is one.
     """
-    import torch
-
     total = torch.cuda.mem_get_info()[1]
     setting = spec if spec.shape is not None else None
     gpu = Gpu(torch.cuda.get_device_name(), None, total / GIB)
     return message(str(error), torch.cuda.memory_stats(), total, held(chunks, optimizer), setting, gpu)
 
 
-def held(chunks: list[Any], optimizer: Any) -> dict[str, int]:
+def held(chunks: list[torch.nn.Module], optimizer: "MegatronOptimizer | None") -> dict[str, int]:
     """Bytes on the GPU of the weights, their gradients and the optimizer's state; each storage once."""
-    import torch
-
     seen: set[int] = set()
 
-    def size(tensors: Any) -> int:
+    def size(tensors: Iterable[torch.Tensor | None]) -> int:
         found = 0
         for tensor in tensors:
             if isinstance(tensor, torch.Tensor) and tensor.is_cuda:

@@ -1,10 +1,13 @@
 """How a run is divided over processes. No torch at import."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from posttrain.errors import UserError
 from posttrain.patches import Platform
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.gpt_provider import GPTModelProvider
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Parallelism:
     fsdp: bool = False
     overlap: bool = True
 
-    def apply(self, model: Any, platform: Platform, sequence_parallel: bool) -> None:
+    def apply(self, model: "GPTModelProvider", platform: Platform, sequence_parallel: bool) -> None:
         """Set the sizes on a Megatron model provider.
 
         Args:
@@ -55,28 +58,3 @@ class Parallelism:
         model.context_parallel_size = self.context_parallel_size
         model.expert_model_parallel_size = self.expert_model_parallel_size
         model.sequence_parallel = sequence_parallel and self.tensor_model_parallel_size > 1
-
-    def ddp(self, platform: Platform) -> Any:
-        """Return Megatron's data-parallel configuration: gradients summed, normalised by tokens elsewhere."""
-        from megatron.bridge.training.config import DistributedDataParallelConfig
-
-        overlap = self.overlap and platform.device == "cuda" and self.distributed_optimizer
-        return DistributedDataParallelConfig(
-            use_distributed_optimizer=self.distributed_optimizer,
-            overlap_grad_reduce=overlap,
-            overlap_param_gather=overlap,
-            average_in_collective=False,
-            check_for_nan_in_grad=True,
-            use_megatron_fsdp=self.fsdp,
-            data_parallel_sharding_strategy="optim_grads_params" if self.fsdp else "no_shard",
-        )
-
-    def dist(self, platform: Platform) -> Any:
-        """Return Megatron-Bridge's process-group configuration."""
-        from megatron.bridge.training.config import DistributedInitConfig
-
-        return DistributedInitConfig(
-            distributed_backend="nccl" if platform.device == "cuda" else "gloo",
-            use_gloo_process_groups=platform.device == "cpu" or self.distributed_optimizer,
-            use_megatron_fsdp=self.fsdp,
-        )

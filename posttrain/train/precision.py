@@ -1,7 +1,6 @@
 """Number formats: what `precision=` means on this machine. No torch at import."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from posttrain.errors import UserError
 
@@ -28,24 +27,6 @@ class Precision:
             return "bf16" if device == "cuda" else "fp32"
         return self.name
 
-    def dtype(self, device: str) -> Any:
-        """The torch dtype of weights and activations."""
-        import torch
-
-        return torch.float32 if self.resolve(device) == "fp32" else torch.bfloat16
-
-    def build(self, device: str, eight_bit_base: bool = False) -> Any:
-        """Return Megatron-Bridge's mixed-precision configuration, None for fp32.
-
-        Args:
-            device: "cpu" or "cuda".
-            eight_bit_base: the products in 8 bits are those of ops/fp8_linear.py, everything around them is bf16.
-        """
-        from megatron.bridge.training.mixed_precision import get_mixed_precision_config
-
-        name = self.resolve(device)
-        if name == "fp32":
-            return None
-        if name == "fp8" and not eight_bit_base:
-            return get_mixed_precision_config("bf16_with_fp8_current_scaling_mixed")
-        return get_mixed_precision_config("bf16_mixed")
+    def dtype(self, device: str) -> str:
+        """The name of torch's dtype of weights and activations."""
+        return "float32" if self.resolve(device) == "fp32" else "bfloat16"

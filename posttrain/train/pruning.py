@@ -8,8 +8,8 @@ trials at once and as Slurm jobs. The rules are Optuna's MedianPruner and Succes
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from posttrain.config.schema import SweepSchema
 from posttrain.report.trials import read_series
 from posttrain.utils import rundir
 
@@ -18,7 +18,7 @@ REDUCTION = 4  # of the trials at one rung, one in so many moves on to the next,
 Curve = dict[int, float]  # step -> validation loss
 
 
-def verdict(run_dir: Path, sweep: Any) -> str | None:
+def verdict(run_dir: Path, sweep: SweepSchema) -> str | None:
     """Why the trial in `run_dir` should end now, None if it should continue.
 
     Args:

@@ -65,7 +65,7 @@ class RunBatches:
             rows,
             consumed,
             "single",
-            self.run.settings.micro_batch_size,
+            self.run.spec.micro_batch,
             workers,
             True,
             collate_fn=rows.collate_fn,
@@ -134,7 +134,7 @@ def maximum_over_all(values: list[float], world: int) -> list[float]:
 
 def build_collate(run: RunContext) -> Collate:
     """Return rows -> micro-batch, of one shape for all where a CUDA graph needs that."""
-    size = run.settings.micro_batch_size
+    size = run.spec.micro_batch
     sequences = None
     supervised = None
     if run.spec.cuda_graph:

@@ -21,7 +21,7 @@ class Tracker:
 
     notice = ""
 
-    def start(self, run_dir: Path, name: str, config: Any) -> None:
+    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
         """Begin the run `name` with its configuration."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -43,7 +43,7 @@ class Wandb(Tracker):
     mode: Literal["online", "offline", "disabled"] = "online"
     tags: Sequence[str] = ()
 
-    def start(self, run_dir: Path, name: str, config: Any) -> None:
+    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
         """Begin the run.
 
         Raises:
@@ -106,7 +106,7 @@ def refuse_workspace() -> None:
 class TensorBoard(Tracker):
     """TensorBoard event files in RUN_DIR/tensorboard."""
 
-    def start(self, run_dir: Path, name: str, config: Any) -> None:
+    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(run_dir / "tensorboard"))

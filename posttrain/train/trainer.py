@@ -6,13 +6,13 @@ through its callbacks.
 
 import os
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from megatron.bridge.training.finetune import finetune
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain.checkpoint.progress import Progress
+from posttrain.config.containers import as_dict
 from posttrain.config.schema import TrainerSchema
 from posttrain.data.sealed import Used
 from posttrain.errors import Pruned, UserError
@@ -48,15 +48,14 @@ class Trainer:
         run_dir: Path,
         frozen: DictConfig,
         clock: StartupClock,
-        **settings: Any,
+        **settings: object,
     ) -> None:
         self.groups = groups
         self.platform = platform
         self.run_dir = run_dir
         self.config = frozen
         self.clock = clock
-        plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(settings)))  # all the way down
-        self.settings = TrainerSchema(**plain)
+        self.settings = TrainerSchema(**as_dict(OmegaConf.create(settings)))
 
     def fit(self) -> None:
         """Validate, train, validate, save, export.

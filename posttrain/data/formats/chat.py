@@ -137,8 +137,8 @@ def content(item: Mapping[str, Any], where: str) -> str:
 
 def _part_text(part: object, where: str) -> str:
     """The text of a part of a message's content: a string or an object of type text."""
-    text: Any = part
-    kind: Any = type(part).__name__
+    text = part
+    kind: object = type(part).__name__
     if isinstance(part, dict):
         kind = part.get("type")
         text = None

@@ -81,9 +81,9 @@ class Custom:
         yield from Messages(roles=self.roles).conversations(result)
 
 
-def _at(row: Any, path: str) -> Any:
+def _at(row: Mapping[str, Any], path: str) -> Any:
     """The value at `path`: a column, or columns within columns joined by dots."""
-    if isinstance(row, dict) and path in row:
+    if path in row:
         return row[path]
     head, dot, rest = path.partition(".")
     if not dot:

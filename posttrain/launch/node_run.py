@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from posttrain.errors import RunFailed
 from posttrain.launch import failure, nodes, prestart
-from posttrain.launch.rank_process import base_environment, start_process
+from posttrain.launch.rank_process import base_environment, kernel_cache, start_process
 from posttrain.launch.signals import SignalRelay
 from posttrain.spec import checks
 from posttrain.utils import heartbeat, rundir
@@ -108,8 +108,11 @@ class NodeRun:
         """A rank's environment, with the variables that torch reads."""
         launch = self.cfg.launch
         port = launch.master_port or self.port.getsockname()[1]
+        env = base_environment(self.gpus, self.local_size, self.cfg.trainer.deterministic)
+        if self.gpus:
+            env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernel_cache(self.cfg.cache_dir)))
         return {
-            **base_environment(self.gpus, self.local_size, self.cfg.trainer.deterministic),
+            **env,
             "RANK": str(rank),
             "LOCAL_RANK": str(local_rank),
             "WORLD_SIZE": str(self.local_size * launch.nnodes),

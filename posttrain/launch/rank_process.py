@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO
 
+from posttrain.utils.cache import cache_root, check_private, make_private
 from posttrain.utils.rank_environment import DEVICE
 
 
@@ -58,6 +60,7 @@ def base_environment(gpus: int, local_size: int, deterministic: bool = False) ->
         defaults["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # Megatron's overlap relies on the order of kernel launches
         defaults["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         defaults["NVTE_FRAMEWORK"] = "pytorch"
+        defaults["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a few kernels; a pool of processes takes longer to start
         if deterministic:  # what torch, Transformer Engine and Megatron ask for
             defaults["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
             defaults["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
@@ -73,3 +76,18 @@ def base_environment(gpus: int, local_size: int, deterministic: bool = False) ->
         "PYTHONUNBUFFERED": "1",
         DEVICE: "cuda" if gpus else "cpu",
     }
+
+
+def kernel_cache(cache_dir: str | None) -> Path:
+    """The directory of kernels that were compiled in earlier runs, made for this user alone.
+
+    Args:
+        cache_dir: the cache's root; None: the user's, see `posttrain.utils.cache.cache_root`.
+
+    Raises:
+        UserError: others may write to it.
+    """
+    directory = cache_root(cache_dir) / "kernels" / "inductor"
+    check_private(directory)
+    make_private(directory)
+    return directory

@@ -1,8 +1,11 @@
-"""Core attention by PyTorch's scaled_dot_product_attention, without Transformer Engine.
+"""Core attention by PyTorch, without Transformer Engine, of whatever a layer is: grouped, windowed, soft-capped.
 
-Megatron's own local attention materialises every score and refuses packed sequences. This one runs
-each packed sequence by itself, so no conversation sees another, and honours grouped queries,
-softmax scale, sliding windows and logit soft-capping (Gemma 2).
+Megatron's own local attention materialises every score and refuses packed sequences, and no attention has soft-capped
+scores. This one lets no packed sequence see another. Which way it is computed depends on the layer and the device:
+
+- without a soft cap, sequence by sequence, by scaled_dot_product_attention;
+- with one, on a GPU, the whole row at once, by FlexAttention (capped_attention.py), nothing asked of the device;
+- with one, on a CPU or where FlexAttention does not pay, written out.
 """
 
 import itertools
@@ -19,6 +22,10 @@ from megatron.core.transformer.utils import is_layer_window_attention
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer import TransformerConfig
+    from torch.nn.attention.flex_attention import BlockMask
+
+FUSED_FROM = 256  # tokens of a row: fewer have few scores, for which no kernel has to be compiled
+FUSED_HEAD = 16  # smallest head of FlexAttention's kernels
 
 
 def sequence_lengths(packed: PackedSeqParams, total: int) -> list[int]:
@@ -37,6 +44,22 @@ def sequence_lengths(packed: PackedSeqParams, total: int) -> list[int]:
             lengths.append(padding)
         packed.posttrain_lengths = lengths
     return lengths
+
+
+def first_visible(ends: torch.Tensor, total: int, window: int | None) -> torch.Tensor:
+    """int32[total]: the first key that each token of a packed row sees; computed on the device, without a wait.
+
+    Args:
+        ends: int32[n + 1], the boundaries of the sequences, of which the last ones may be empty.
+        total: tokens of the row; those after the last boundary are a sequence of padding.
+        window: how many earlier keys a token sees besides its own; None: all of its sequence.
+    """
+    token = torch.arange(total, dtype=torch.int32, device=ends.device)
+    sequence = torch.searchsorted(ends, token, right=True, out_int32=True) - 1
+    first = ends[sequence]
+    if window is not None:
+        first = torch.maximum(first, token - window)
+    return first
 
 
 class SDPAAttention(MegatronModule):
@@ -102,6 +125,8 @@ class SDPAAttention(MegatronModule):
         Returns:
             [s, b, heads * d], or packed [t, heads, d].
         """
+        if packed_seq_params is not None and self.softcap is not None and query.is_cuda:
+            return self.attend_row(query, key, value, packed_seq_params, self.softcap)
         if packed_seq_params is None:
             # [s, b, heads, d] -> [b, heads, s, d]
             out = self._attend(query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3))
@@ -117,6 +142,29 @@ class SDPAAttention(MegatronModule):
             )
             parts.append(out.squeeze(0).transpose(0, 1))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def attend_row(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedSeqParams, softcap: float
+    ) -> torch.Tensor:
+        """Soft-capped attention of a packed row at once; see `forward`. Never waits for the device."""
+        total = query.size(0)
+        window = self.window
+        if window is not None and total <= window + 1:
+            window = None
+        # [t, heads, d] -> [1, heads, t, d]
+        q, k, v = (states.transpose(0, 1).unsqueeze(0) for states in (query, key, value))
+        dropped = self.training and self.dropout > 0.0
+        if total >= FUSED_FROM and query.size(-1) >= FUSED_HEAD and not dropped:
+            from posttrain.ops import capped_attention  # Dynamo, which it loads, takes seconds
+
+            mask = row_mask(packed, total, window)
+            out = capped_attention.attend(q, k, v, mask, softcap, self.softmax_scale)
+        else:
+            first = first_visible(packed.cu_seqlens_q, total, window)
+            visible = _visible(total, total, None, query.device)
+            visible &= torch.arange(total, device=query.device) >= first[:, None]
+            out = self._attend_softcapped(q, k, v, softcap, visible)
+        return out.squeeze(0).transpose(0, 1)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Causal attention of [b, heads, s, d] queries over as many keys, or more.
@@ -157,6 +205,24 @@ class SDPAAttention(MegatronModule):
         scores = softcap * torch.tanh(scores / softcap)
         probs = scores.masked_fill(~visible, float("-inf")).softmax(-1).to(q.dtype)
         return F.dropout(probs, self.dropout, self.training) @ v
+
+
+def row_mask(packed: PackedSeqParams, total: int, window: int | None) -> "BlockMask":
+    """The mask of a packed row, built by the first layer with this window and kept with the row's boundaries.
+
+    Args:
+        packed: THD parameters, of one batch.
+        total: tokens of the row.
+        window: see `first_visible`.
+    """
+    from posttrain.ops import capped_attention  # as above
+
+    masks: dict[int | None, BlockMask] = getattr(packed, "posttrain_masks", {})
+    if window not in masks:
+        first = first_visible(packed.cu_seqlens_q, total, window)
+        masks[window] = capped_attention.build_block_mask(first)
+        packed.posttrain_masks = masks
+    return masks[window]
 
 
 def _visible(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:

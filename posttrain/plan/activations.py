@@ -89,7 +89,7 @@ def _saved_by_adapters(s: RunSpec, adapters: Adapters) -> dict[str, float]:
 
 def is_unfused(s: RunSpec) -> bool:
     """Whether attention is Transformer Engine's of single operations: no kernel of it has fp32."""
-    return s.precision == "fp32" and s.transformer_engine and not s.known_shape.family.attention_scores
+    return s.precision == "fp32" and s.transformer_engine and not s.known_shape.score_softcap
 
 
 def _padded(s: RunSpec) -> tuple[int, float]:
@@ -106,16 +106,21 @@ def _query_key_value(s: RunSpec) -> float:
     if is_unfused(s):
         sequences, longest = _padded(s)
         return 3 * shape.query * sequences * longest / s.tokens
-    if shape.family.attention_scores:
+    if keeps_capped_scores(s):
         return 3 * shape.query
     return shape.query + 2 * shape.key
 
 
+def keeps_capped_scores(s: RunSpec) -> bool:
+    """Whether attention is written out, soft-capped: on a GPU one kernel does it and keeps no scores."""
+    return s.known_shape.score_softcap and s.device == "cpu"
+
+
 def attention_scores(s: RunSpec) -> float:
-    """Bytes of attention scores per token, where the kernel keeps them: soft-capped ones, and any in fp32."""
+    """Bytes of attention scores per token, where they are kept: soft-capped ones on a CPU, and any in fp32."""
     shape = s.known_shape
     heads = shape.heads / s.tensor
-    if shape.family.attention_scores:  # posttrain.ops.attention: tanh and softmax in fp32, softmax in bf16, masks
+    if keeps_capped_scores(s):  # posttrain.ops.attention: tanh and softmax in fp32, softmax in bf16, masks
         return heads * (8 + s.width) * (s.squares or s.length)
     if is_unfused(s):  # the softmax, the softmax with padding set to 0, and the mask
         sequences, longest = _padded(s)

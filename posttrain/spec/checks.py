@@ -16,7 +16,13 @@ from posttrain.config import schema, secrets, targets
 from posttrain.config.instantiate import built
 from posttrain.data import checks as data
 from posttrain.errors import UserError
-from posttrain.models.families import experts_of, family_of, learned_positions_of, possible_families
+from posttrain.models.families import (
+    experts_of,
+    family_of,
+    learned_positions_of,
+    possible_families,
+    score_softcap_of,
+)
 from posttrain.models.headers import read_json
 from posttrain.models.hf import check_trust
 from posttrain.models.hf_adapter import is_adapter, read_adapter
@@ -228,6 +234,11 @@ def _check_shape(cfg: DictConfig, shape: Mapping[str, Any], sizes: ParallelSizes
     length = cfg.trainer.seq_length
     if positions is not None and length > positions:
         raise UserError(f"`trainer.seq_length={length}`: this model has learned positions for {positions} tokens only")
+    if score_softcap_of(shape) is not None and sizes.context > 1:
+        raise UserError(
+            f"`parallelism.context_parallel_size={sizes.context}`: this model's attention scores are soft-capped, "
+            "and no such attention divides a sequence over processes; use tensor or pipeline parallelism"
+        )
     if experts_of(shape) and sizes.tensor > 1 and cfg.parallelism.sequence_parallel is False:
         raise UserError(
             "`parallelism.sequence_parallel=false`: a mixture of experts with tensor parallelism needs it; "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.models.families import families, family_of, softcap_of
+from posttrain.models.families import families, family_of, score_softcap_of, softcap_of
 from posttrain.models.families.family import ModelFamily, is_set
 from posttrain.models.headers import read_json
 from posttrain.models.hf import DEMO, HFModel, fetch, plain
@@ -57,7 +57,7 @@ class Shape:
         ffn: the MLP's inner width, an expert's in a mixture.
         positions: learned ones, 0 with a rotary embedding.
         experts, chosen: per layer, and how many of them a token visits; 0: no mixture.
-        softcap: whether output logits are soft-capped.
+        softcap, score_softcap: whether output logits and attention scores are soft-capped.
         dropout: of the residual stream.
         biases: linear layers that have one.
         parallel_residual: attention and MLP read the same input.
@@ -76,6 +76,7 @@ class Shape:
     experts: int
     chosen: int
     softcap: bool
+    score_softcap: bool
     dropout: float
     biases: frozenset[str]
     parallel_residual: bool
@@ -114,6 +115,7 @@ class Shape:
             experts=sizes.experts,
             chosen=sizes.chosen,
             softcap=softcap_of(config) is not None,
+            score_softcap=score_softcap_of(config) is not None,
             dropout=family.dropout if dropout is None else float(dropout),
             biases=frozenset(name for name in FUSED if family.has_bias(name, config)),
             parallel_residual=is_set(family.parallel_residual, config),

@@ -133,10 +133,23 @@ def test_other_families_keep_more():
     )
     assert "MLP gate" not in mistral.detail["layer"] and "MLP gate" in unfused.detail["layer"]
     gemma = estimate_memory(setting(["model=gemma2_2b"])).detail["layer"]
-    assert {"MLP gate", "inputs of output norms", "attention scores"} <= gemma.keys()
+    assert {"MLP gate", "inputs of output norms"} <= gemma.keys()
     assert "inputs of query and key norms" in estimate_memory(setting(["model=qwen3_8b"])).detail["layer"]
     neox = estimate_memory(setting(["model=pythia_1b"])).detail["layer"]
     assert "MLP input" not in neox and neox["MLP first matrix"] == 4096 * 2 * 8192
+
+
+def test_soft_capped_scores_are_kept_on_a_cpu_alone():
+    on_gpu = setting(["model=gemma2_9b"])
+    on_cpu = estimate_memory(replace(on_gpu, device="cpu", transformer_engine=False)).detail["layer"]
+    layer = estimate_memory(on_gpu).detail["layer"]
+    assert "attention scores" not in layer and on_cpu["attention scores"] > 16 * 4096**2 * 8
+    assert layer["query, key, value"] == 4096 * (16 + 2 * 8) * 256 * 2
+    assert layer["softmax statistics"] == 4096 * 16 * 4
+
+
+def test_a_step_with_soft_capped_scores_is_captured():
+    assert setting(["model=gemma2_9b"]).cuda_graph
 
 
 def test_logits():

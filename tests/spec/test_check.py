@@ -32,6 +32,7 @@ LLAMA = ["model=llama3_8b"]
         ([*LLAMA, "parallelism=single", "parallelism.nproc_per_node=4"], 2, "this machine has 2 visible GPUs"),
         ([*LLAMA, "parallelism=tp2", "parallelism.pipeline_model_parallel_size=3"], 6, "32 layers can't be divided"),
         ([*LLAMA, "parallelism=cp2"], 0, "Transformer Engine's, which needs GPUs"),
+        (["model=gemma2_2b", "parallelism=cp2"], 2, "attention scores are soft-capped"),
         ([*LLAMA, "parallelism=fsdp"], 0, "Megatron-FSDP needs GPUs; use parallelism=zero1"),
         ([*LLAMA, "parallelism=ep2"], 2, "this model has no experts"),
         ([*LLAMA, "parallelism=tp8", "trainer.seq_length=100"], 8, "must be a multiple of tensor_model_parallel_size"),

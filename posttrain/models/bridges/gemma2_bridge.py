@@ -66,7 +66,8 @@ def gemma2_layer_spec(config: "PackedGemma2ModelProvider", vp_stage: int | None 
     else:
         layer, norm = local_layer(config), ZeroCenteredRMSNorm
     add = ModuleSpec(module=PostNormAdd, params={"config": config, "norm": norm})
-    layer.submodules.self_attention.submodules.core_attention = SDPAAttention
+    if config.attn_logit_softcapping is not None:  # Transformer Engine has no such attention
+        layer.submodules.self_attention.submodules.core_attention = SDPAAttention
     layer.submodules.self_attn_bda = layer.submodules.mlp_bda = add
     return block(config, layer, vp_stage)
 

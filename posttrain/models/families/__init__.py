@@ -78,6 +78,12 @@ def softcap_of(config: Mapping[str, Any]) -> float | None:
     return softcap
 
 
+def score_softcap_of(config: Mapping[str, Any]) -> float | None:
+    """What a model with this config.json squashes its attention scores to; None: nothing."""
+    softcap: float | None = _first_value("score_softcap", config)
+    return softcap
+
+
 def learned_positions_of(config: Mapping[str, Any]) -> int | None:
     """How many positions a model with this config.json has embeddings for; None: it has none, or isn't known."""
     family = family_of(config)

@@ -126,6 +126,7 @@ class ConfigFields:
         experts, chosen: experts of a layer, and how many of them a token visits.
         dropout: of the residual stream.
         softcap: what output logits are squashed to.
+        score_softcap: what attention scores are squashed to.
     """
 
     hidden: tuple[str, ...] = ("hidden_size",)
@@ -142,6 +143,7 @@ class ConfigFields:
     chosen: tuple[str, ...] = ()
     dropout: tuple[str, ...] = ()
     softcap: tuple[str, ...] = ()
+    score_softcap: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,6 @@ class ModelFamily:
         norm_bias: LayerNorm rather than RMSNorm.
         qk_norm: queries and keys are normalised.
         parallel_residual: attention and MLP read the same input.
-        attention_scores: attention is this project's (posttrain.ops.attention), which keeps its scores.
         dropout: of the residual stream, where config.json does not say.
         no_cuda_graph: why a step is not captured in a CUDA graph unless that is asked for; None: it is.
         legacy_fields: fields to add to a written config.json that transformers 4 has other names for.
@@ -229,7 +230,6 @@ class ModelFamily:
     norm_bias: bool = False
     qk_norm: bool = False
     parallel_residual: bool | Flag = False
-    attention_scores: bool = False
     dropout: float = 0.0
     no_cuda_graph: str | None = None
     legacy_fields: Callable[["PretrainedConfig"], dict[str, Any]] = no_legacy_fields

@@ -16,11 +16,9 @@ FAMILY = ModelFamily(
     # Upstream's attention refuses packed sequences, and its LoRA on output matrices is added after a norm.
     bridge="posttrain.models.bridges.gemma2_bridge",
     matrices=(EMBEDDING, OUTPUT, *attention(ATTENTION_BIAS, ATTENTION_BIAS), *gated_mlp()),
-    fields=ConfigFields(softcap=("final_logit_softcapping",)),
+    fields=ConfigFields(softcap=("final_logit_softcapping",), score_softcap=("attn_logit_softcapping",)),
     tied=True,
     always_tied=True,
     gate="gelu",
     norms=4,
-    attention_scores=True,
-    no_cuda_graph="Gemma 2's attention asks the device for the sequences' lengths",
 )

@@ -1,0 +1,99 @@
+"""Attention with soft-capped scores over packed sequences as one kernel, by PyTorch's FlexAttention.
+
+Importing it loads Dynamo and Inductor. Nothing here asks the device for a number and every shape follows from the row's
+length, so that a step can be captured in a CUDA graph, masks included.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions, flex_attention
+
+BLOCK = 128  # queries and keys of a block of the mask; FlexAttention's own size
+# Its kernel for a few queries wants another mask.
+KERNEL_OPTIONS: FlexKernelOptions = {"BACKEND": "TRITON"}
+
+
+def build_block_mask(first: torch.Tensor) -> BlockMask:
+    """The blocks of keys that each block of queries sees, and the reverse for the backward pass.
+
+    Each query sees the keys from one place on up to its own, and these places never go back. So the blocks that a block
+    sees are a range: those at its left end may be seen in part, those after them are seen whole, and the last one, its
+    own, is seen in part. No block has to be looked into, or sorted.
+
+    Args:
+        first: int32[t], non-decreasing: the first key that each query sees.
+    """
+    total = first.numel()
+    count = -(-total // BLOCK)
+    block = torch.arange(count, dtype=torch.int32, device=first.device)
+    begin = block * BLOCK
+    of_first_query = first[::BLOCK].contiguous()
+    # A block that the row doesn't fill sees none whole.
+    of_last_query = F.pad(first, (0, count * BLOCK - total), value=total)[BLOCK - 1 :: BLOCK].contiguous()
+
+    low = of_first_query // BLOCK
+    whole_from = torch.minimum((of_last_query + BLOCK - 1) // BLOCK, block)
+    high = torch.searchsorted(of_first_query, begin + BLOCK - 1, right=True, out_int32=True) - 1
+    whole_to = torch.searchsorted(of_last_query, begin, right=True, out_int32=True) - 1
+    whole_to = torch.maximum(whole_to, block)
+
+    place = block[None]
+    own = block[:, None]
+    part_left = whole_from - low
+    keys = torch.where(place < part_left[:, None], low[:, None] + place, own)
+    whole_keys = whole_from[:, None] + place
+    queries = torch.where(place == 0, own, whole_to[:, None] + place)
+    whole_queries = own + 1 + place
+
+    def counted(number: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """In FlexAttention's shapes [batch, heads, blocks]; what follows the counted indices is any that exists."""
+        return number[None, None], indices.clamp(max=count - 1)[None, None]
+
+    def is_visible(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (key >= first[query]) & (key <= query)
+
+    return BlockMask(
+        (total, total),
+        *counted(part_left + 1, keys),
+        *counted(block - whole_from, whole_keys),
+        *counted(high - whole_to + 1, queries),
+        *counted(whole_to - block, whole_queries),
+        BLOCK_SIZE=(BLOCK, BLOCK),
+        mask_mod=is_visible,
+    )
+
+
+@torch.compile(fullgraph=True)
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: BlockMask,
+    softcap: float,
+    scale: float,
+) -> torch.Tensor:
+    """softmax(softcap * tanh(QK^T * scale / softcap))V, compiled when it is first called with a shape.
+
+    Args:
+        query: [1, heads, t, d], of any strides.
+        key: [1, groups, t, d].
+        value: as key.
+        mask: see `build_block_mask`.
+        softcap: what scores are squashed to.
+        scale: of the scores.
+
+    Returns:
+        [1, heads, t, d], in memory as `query` is.
+    """
+
+    def cap(
+        score: torch.Tensor, batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, column: torch.Tensor
+    ) -> torch.Tensor:
+        # tanh(x) = 2 sigmoid(2x) - 1: CUDA's tanh is many instructions for each score, this is an exponential and a
+        # division.
+        return softcap * (2.0 * torch.sigmoid(score * (2.0 / softcap)) - 1.0)
+
+    grouped = query.size(1) != key.size(1)
+    out = flex_attention(query, key, value, cap, mask, scale, enable_gqa=grouped, kernel_options=KERNEL_OPTIONS)
+    assert isinstance(out, torch.Tensor)  # and no statistics, which were not asked for
+    return out

@@ -3,6 +3,7 @@
 from posttrain.models import HFModel
 from posttrain.models.families import register
 from posttrain.models.families.family import EMBEDDING, OUTPUT, ConfigFields, Flag, Matrix, ModelFamily, attention
+from posttrain.models.families.rules import COUNT, FRACTION, POSITIVE, SWITCH, decoder_rules, equal
 
 BIAS = Flag("use_bias", default=True)
 
@@ -18,6 +19,15 @@ FAMILY = register(
             Matrix("mlp.c_fc", ("inner", "hidden"), "linear_fc1", BIAS),
             Matrix("mlp.c_proj", ("hidden", "inner"), "linear_fc2", BIAS),
         ),
+        # What each field of a config.json may say; any other is refused.
+        rules=decoder_rules(
+            norm_epsilon=POSITIVE,
+            use_bias=SWITCH,
+            sliding_window=COUNT,
+            residual_dropout=FRACTION,
+            embedding_dropout=FRACTION,
+        ),
+        constraints=(equal("embedding_dropout", "residual_dropout", 0.0, "Megatron has one dropout for both"),),
         fields=ConfigFields(dropout=("residual_dropout",)),
         tied=True,
         gate=None,

@@ -9,7 +9,7 @@ from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.core.models.gpt.gpt_model import GPTModel
 from transformers import Starcoder2ForCausalLM
 
-from posttrain.models.bridges.activation_functions import activation
+from posttrain.models.bridges.whole_config import WholeConfig
 
 LAYER, HERE = "decoder.layers.*.", "model.layers.*."
 # Megatron's name (a norm before a linear layer belongs to it) -> Hugging Face's.
@@ -24,8 +24,8 @@ MODULES = {
 
 
 @MegatronModelBridge.register_bridge(source=Starcoder2ForCausalLM, target=GPTModel, model_type="starcoder2")
-class Starcoder2Bridge(MegatronModelBridge):
-    """Starcoder2ForCausalLM <-> GPTModel."""
+class Starcoder2Bridge(WholeConfig, MegatronModelBridge):
+    """Starcoder2ForCausalLM <-> GPTModel; rotary embedding, windows and activation are WholeConfig's to set."""
 
     # Fields of config.json that upstream's table lacks, with the provider's names for them.
     CONFIG_MAPPING: ClassVar = [
@@ -35,11 +35,8 @@ class Starcoder2Bridge(MegatronModelBridge):
 
     def provider_bridge(self, hf_pretrained) -> GPTModelProvider:
         """Convert the config."""
-        config, provider = hf_pretrained.config, super().provider_bridge(hf_pretrained)
+        provider = super().provider_bridge(hf_pretrained)
         provider.normalization, provider.gated_linear_unit = "LayerNorm", False
-        provider.activation_func = activation(config.hidden_act)
-        if config.sliding_window is not None:
-            provider.window_size = (config.sliding_window - 1, 0)
         return provider
 
     def mapping_registry(self) -> MegatronMappingRegistry:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
 from posttrain.models.hf_adapter import CONFIG, PREFIX, WEIGHTS, base_of, is_adapter, saved_vocabulary
-from posttrain.models.shapes import check_directory
+from posttrain.models.shapes import check_config, check_directory
 from posttrain.models.tokenizer_files import check_files, check_loaded, check_spec, failures
 from posttrain.models.vocabulary import grown, is_vocabulary
 
@@ -144,9 +144,12 @@ class HFModel:
         try:
             if self.random_init and self.architecture is not None:
                 fields = plain(self.architecture)
+                check_config(fields, "model.architecture.")
                 return AutoConfig.for_model(fields.pop("model_type"), **fields)
             directory = self.directory if not self.random_init else fetch(self.path, [*CONFIG_FILES, *self._code])
-            import_bridges(read_json(directory / "config.json"))
+            fields = read_json(directory / "config.json")
+            check_config(fields, f"{directory / 'config.json'}: ")
+            import_bridges(fields)
             return AutoConfig.from_pretrained(directory, trust_remote_code=self._trusted())
         except UserError:
             raise

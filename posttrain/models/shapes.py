@@ -14,6 +14,21 @@ from posttrain.models.vocabulary import is_embedding, is_output
 log = logging.getLogger(__name__)
 
 
+def check_config(config: Mapping[str, Any], source: str) -> None:
+    """Raise a UserError where a config.json says what would not be honoured.
+
+    Of a family that isn't known nothing is refused: what its bridge makes of the fields is Megatron-Bridge's to say.
+
+    Args:
+        config: its fields.
+        source: begins the error: the file, or the key in front of a field's name.
+    """
+    family = family_of(config)
+    problem = family.problem(config) if family is not None else None
+    if family is not None and problem is not None:
+        raise UserError(f"{source}{problem} (model_type {family.model_type})")
+
+
 def check_directory(directory: Path) -> dict[str, Tensor]:
     """Return the tensors of a Hugging Face model directory, once they agree with each other and with its config.json.
 
@@ -24,6 +39,7 @@ def check_directory(directory: Path) -> dict[str, Tensor]:
             config.json.
     """
     config = read_json(directory / "config.json")
+    check_config(config, f"{directory / 'config.json'}: ")
     tensors = read_headers(directory)
     family = family_of(config)
     if family is None:
@@ -74,11 +90,6 @@ def check_output(
         )
     if family is None or tied:
         return
-    if output and family.always_tied:
-        raise UserError(
-            f"{directory}: a {family.model_type} with an output matrix of its own (tie_word_embeddings is false) is "
-            "not supported: the layers here take the embedding for it"
-        )
     if not output:
         raise UserError(
             f"{directory}: the weights have no output matrix (lm_head), but config.json says that it is not the "

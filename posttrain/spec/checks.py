@@ -24,8 +24,9 @@ from posttrain.models.families import (
     score_softcap_of,
 )
 from posttrain.models.headers import read_json
-from posttrain.models.hf import check_trust
+from posttrain.models.hf import check_trust, plain
 from posttrain.models.hf_adapter import is_adapter, read_adapter
+from posttrain.models.shapes import check_config
 from posttrain.peft import adapter_checks
 from posttrain.peft.adapters import resolve
 from posttrain.spec.parallel_sizes import KEYS, Counts, ParallelSizes, model_parallel_sizes
@@ -267,6 +268,7 @@ def architecture(model: DictConfig) -> Mapping[str, Any] | None:
     config = Path(model.path or "").expanduser() / "config.json"
     if config.is_file() and not (model.random_init and model.architecture is not None):
         shape = read_json(config)
+        check_config(shape, f"{config}: ")
         _check_sizes(shape, f"{config}: ")
         return shape
     configured: object = model.architecture
@@ -275,6 +277,7 @@ def architecture(model: DictConfig) -> Mapping[str, Any] | None:
     if not isinstance(configured, DictConfig):
         raise UserError(f"`model.architecture={configured}`: must be a mapping, the fields of a config.json")
     shape = {str(name): value for name, value in configured.items()}
+    check_config(plain(shape), "model.architecture.")
     _check_sizes(shape, "model.architecture.")
     return shape
 

@@ -6,7 +6,6 @@ the linear layers, so that a LoRA adapter on them is added after the norm and no
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from megatron.bridge.models.conversion.auto_bridge import transformers
@@ -22,13 +21,10 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 
+from posttrain.models.bridges.whole_config import WholeConfig
 from posttrain.models.local_spec import Specification, block, local_layer, uses_te
 from posttrain.models.norms import ZeroCenteredRMSNorm
 from posttrain.ops.attention import SDPAAttention
-
-if TYPE_CHECKING:
-    from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
-
 
 type WithBias = tuple[torch.Tensor, torch.Tensor | None]
 type Add = Callable[[WithBias, torch.Tensor, float], torch.Tensor]
@@ -77,21 +73,14 @@ class PackedGemma2ModelProvider(Gemma2ModelProvider):
     """Gemma 2 of layers that take packed sequences, with or without Transformer Engine."""
 
     transformer_layer_spec: ModuleSpec | Callable[..., Specification] = gemma2_layer_spec
-    window_attn_skip_freq: int | list[int] | None = 2  # every second layer has no window
 
 
 # `transformers` as AutoBridge sees it: the key under which upstream has registered its bridge, which this one replaces.
 @MegatronModelBridge.register_bridge(
     source=transformers.Gemma2ForCausalLM, target=GPTModel, provider=PackedGemma2ModelProvider, model_type="gemma2"
 )
-class PackedGemma2Bridge(Gemma2Bridge):
+class PackedGemma2Bridge(WholeConfig, Gemma2Bridge):
     """Gemma2ForCausalLM <-> GPTModel."""
-
-    def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> PackedGemma2ModelProvider:
-        """Convert the config."""
-        provider = super().provider_bridge(hf_pretrained)
-        provider.softmax_scale = provider.query_pre_attn_scalar**-0.5
-        return provider
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         """Upstream's names, with the output norms where they are here."""

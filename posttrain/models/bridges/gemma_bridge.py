@@ -9,6 +9,8 @@ from megatron.bridge.models.gemma.gemma_provider import GemmaModelProvider
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.enums import AttnBackend
 
+from posttrain.models.bridges.whole_config import WholeConfig
+
 if TYPE_CHECKING:
     from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 @MegatronModelBridge.register_bridge(
     source=transformers.GemmaForCausalLM, target=GPTModel, provider=GemmaModelProvider, model_type="gemma"
 )
-class AnyKernelGemmaBridge(GemmaBridge):
+class AnyKernelGemmaBridge(WholeConfig, GemmaBridge):
     """GemmaForCausalLM <-> GPTModel."""
 
     def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> GemmaModelProvider:

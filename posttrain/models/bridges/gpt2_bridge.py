@@ -16,8 +16,8 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from transformers import GPT2LMHeadModel
 
 from posttrain.errors import UserError
-from posttrain.models.bridges.activation_functions import activation
 from posttrain.models.bridges.buffers import KeepsBuffers
+from posttrain.models.bridges.whole_config import WholeConfig
 from posttrain.models.families.gpt2 import FAMILY
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class QKVMapping(AutoMapping):
 @MegatronModelBridge.register_bridge(
     source=GPT2LMHeadModel, target=GPTModel, provider=GPT2ModelProvider, model_type="gpt2"
 )
-class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
+class GPT2Bridge(KeepsBuffers, WholeConfig, MegatronModelBridge):
     """GPT2LMHeadModel <-> GPTModel."""
 
     NORM = "ln_1.weight"
@@ -126,24 +126,10 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
     )
 
     def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> GPT2ModelProvider:
-        """Convert the config.
-
-        Raises:
-            UserError: an option of GPT-2's config that no published model uses and Megatron does not have.
-        """
-        config = hf_pretrained.config
-        required = {
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "add_cross_attention": False,
-        }
-        for name, usual in required.items():
-            if getattr(config, name) != usual:
-                raise UserError(f"config.json: {name}={getattr(config, name)} is not supported for GPT-2")
+        """Convert the config."""
         provider = super().provider_bridge(hf_pretrained)
         provider.position_embedding_type = "learned_absolute"
         provider.normalization = "LayerNorm"
-        provider.activation_func = activation(config.activation_function)
         provider.add_bias_linear = True
         return provider
 
@@ -161,6 +147,7 @@ class GPT2Bridge(KeepsBuffers, MegatronModelBridge):
         layer, here = "decoder.layers.*.", f"{root}h.*."
         plain = {
             "embedding.word_embeddings.weight": f"{root}wte.weight",
+            "output_layer.weight": "lm_head.weight",  # where it isn't the embedding
             "decoder.final_layernorm.weight": f"{root}ln_f.weight",
             "decoder.final_layernorm.bias": f"{root}ln_f.bias",
             f"{layer}self_attention.linear_qkv.layer_norm_weight": f"{here}ln_1.weight",

@@ -1,6 +1,5 @@
 """GPT-NeoX and Pythia: partial rotary embedding, and attention and MLP that read the same input (parallel residual)."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,15 +14,13 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from transformers import GPTNeoXForCausalLM
 
-from posttrain.errors import UserError
-from posttrain.models.bridges.activation_functions import activation
 from posttrain.models.bridges.buffers import KeepsBuffers
+from posttrain.models.bridges.whole_config import WholeConfig
 from posttrain.models.families.gpt_neox import FAMILY
 from posttrain.models.local_spec import Specification, block, local_layer, uses_te
 
 if TYPE_CHECKING:
     from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
-    from transformers import PretrainedConfig
 
 
 class ParallelResidualLayer(TransformerLayer):
@@ -70,7 +67,7 @@ class GPTNeoXModelProvider(GPTModelProvider):
 @MegatronModelBridge.register_bridge(
     source=GPTNeoXForCausalLM, target=GPTModel, provider=GPTNeoXModelProvider, model_type="gpt_neox"
 )
-class GPTNeoXBridge(KeepsBuffers, MegatronModelBridge):
+class GPTNeoXBridge(KeepsBuffers, WholeConfig, MegatronModelBridge):
     """GPTNeoXForCausalLM <-> GPTModel. Its fused query_key_value has Megatron's own layout: q, k, v by head."""
 
     NORM = "input_layernorm.weight"
@@ -91,30 +88,14 @@ class GPTNeoXBridge(KeepsBuffers, MegatronModelBridge):
     )
 
     def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> GPTNeoXModelProvider:
-        """Convert the config.
-
-        Raises:
-            UserError: attention without biases, or a scaled rotary embedding, which Megatron's layer cannot express.
-        """
-        config = hf_pretrained.config
-        rope = config.rope_parameters
-        if not config.attention_bias:
-            raise UserError("config.json: attention_bias=false is not supported for GPT-NeoX")
-        if rope.get("rope_type", "default") != "default":
-            raise UserError(f"config.json: rope_type {rope['rope_type']!r} is not supported for GPT-NeoX")
+        """Convert the config."""
+        rope = hf_pretrained.config.rope_parameters
         provider = super().provider_bridge(hf_pretrained)
         provider.normalization = "LayerNorm"
         provider.rotary_base = rope["rope_theta"]
         provider.rotary_percent = rope["partial_rotary_factor"]
-        provider.activation_func = activation(config.hidden_act)
         provider.add_bias_linear = True
         return provider
-
-    def hf_config_to_provider_kwargs(self, hf_config: "PretrainedConfig") -> dict[str, Any]:
-        """As upstream's, which knows fewer activations: ours is set afterwards."""
-        known = copy.copy(hf_config)
-        known.hidden_act = "gelu"
-        return super().hf_config_to_provider_kwargs(known)
 
     @classmethod
     def megatron_to_hf_config(cls, provider: GPTNeoXModelProvider) -> dict[str, Any]:

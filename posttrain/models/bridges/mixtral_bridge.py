@@ -12,13 +12,14 @@ from transformers import MixtralForCausalLM
 
 from posttrain.models.bridges.experts import SeparateExperts
 from posttrain.models.bridges.mixture import set_mixture
+from posttrain.models.bridges.whole_config import WholeConfig
 
 if TYPE_CHECKING:
     from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
 
 
 @MegatronModelBridge.register_bridge(source=MixtralForCausalLM, target=GPTModel, model_type="mixtral")
-class MixtralBridge(SeparateExperts, MegatronModelBridge):
+class MixtralBridge(SeparateExperts, WholeConfig, MegatronModelBridge):
     """MixtralForCausalLM <-> GPTModel."""
 
     def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> GPTModelProvider:
@@ -35,8 +36,6 @@ class MixtralBridge(SeparateExperts, MegatronModelBridge):
         provider.moe_grouped_gemm = True
         provider.moe_permute_fusion = True
         set_mixture(provider, config)
-        if config.sliding_window is not None:
-            provider.window_size = (config.sliding_window - 1, 0)
         return provider
 
     @classmethod

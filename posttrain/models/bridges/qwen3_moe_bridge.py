@@ -10,6 +10,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 
 from posttrain.models.bridges.experts import SeparateExperts
 from posttrain.models.bridges.mixture import set_mixture
+from posttrain.models.bridges.whole_config import WholeConfig
 
 if TYPE_CHECKING:
     from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 # `transformers` as AutoBridge sees it: the key under which upstream has registered its bridge, which this one replaces.
 @MegatronModelBridge.register_bridge(source=transformers.Qwen3MoeForCausalLM, target=GPTModel, model_type="qwen3_moe")
-class BalancedQwen3MoEBridge(SeparateExperts, Qwen3MoEBridge):
+class BalancedQwen3MoEBridge(SeparateExperts, WholeConfig, Qwen3MoEBridge):
     """Qwen3MoeForCausalLM <-> GPTModel."""
 
     def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> GPTModelProvider:

@@ -10,6 +10,7 @@ from typing import Any
 
 from posttrain.models.families.family import ModelFamily
 
+SHARED = ("family", "rules")  # modules that the families are written with
 _known: dict[str, ModelFamily] = {}
 
 
@@ -103,7 +104,7 @@ def _first_value(size: str, config: Mapping[str, Any]) -> Any:
 
 def _discover() -> None:
     for module in pkgutil.iter_modules(__path__):
-        if module.name != "family":
+        if module.name not in SHARED:
             register(importlib.import_module(f"{__name__}.{module.name}").FAMILY)
 
 

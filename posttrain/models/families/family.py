@@ -5,9 +5,18 @@ Imports nothing heavy: checks and plans read records before torch is loaded.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
+
+from posttrain.models.families.rules import (
+    Constraint,
+    Rule,
+    problem_in,
+    rope_is_said_once,
+    types_for_each_layer,
+    windows_have_a_size,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -34,6 +43,9 @@ class Flag:
     field: str
     default: bool = False
 
+
+# What fields may say together, of every family that has them.
+CONSTRAINTS = (rope_is_said_once, types_for_each_layer, windows_have_a_size)
 
 ATTENTION_BIAS = Flag("attention_bias")  # of query, key, value and output; most families have it, few models set it
 
@@ -193,12 +205,13 @@ class ModelFamily:
         architectures: names of its classes of causal language models.
         matrices: all of them.
         fields: what config.json calls its sizes.
+        rules: what each field of config.json may say; empty: not known, and nothing is refused.
+        constraints: what fields may say together; each returns what is wrong, None: nothing.
         bridge: module that registers its bridge to Megatron; None: Megatron-Bridge's own is right.
         layer_list: what the list of its layers is called in tensors' names.
         embedding: end of the name of the embedding's tensor.
         output_layer: end of the name of the output layer's tensor, which files leave out where it is the embedding.
         tied: the output layer is the embedding, where config.json does not say.
-        always_tied: its layers in Megatron take the embedding for the output layer whatever config.json says.
         transposed: weights of linear layers are [in, out].
         buffers: ends of the names of tensors that some published checkpoints hold and that are no weights.
         gate: activation of the MLP's gate; None: the MLP has no gate.
@@ -216,12 +229,13 @@ class ModelFamily:
     architectures: tuple[str, ...]
     matrices: tuple[Matrix, ...]
     fields: ConfigFields = ConfigFields()
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    constraints: tuple[Constraint, ...] = ()
     bridge: str | None = None
     layer_list: str = "layers"
     embedding: str = "embed_tokens.weight"
     output_layer: str = "lm_head.weight"
     tied: bool = False
-    always_tied: bool = False
     transposed: bool = False
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     gate: Literal["silu", "gelu"] | None = "silu"
@@ -264,6 +278,19 @@ class ModelFamily:
         if type(value) is not int or value < 1:
             raise ValueError(f"{value!r} is not a size: a positive whole number is required")
         return value
+
+    def problem(self, config: Mapping[str, Any]) -> str | None:
+        """The first thing in a config.json that can't be honoured, as "field=value: ..."; None: nothing.
+
+        Args:
+            config: fields of the config.json.
+        """
+        if not self.rules:
+            return None
+        problem = problem_in(config, self.rules)
+        for constraint in (*CONSTRAINTS, *self.constraints):
+            problem = problem or constraint(config)
+        return problem
 
     def dimensions(self, config: Mapping[str, Any]) -> Dimensions:
         """All sizes of a model.

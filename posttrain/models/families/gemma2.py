@@ -9,6 +9,16 @@ from posttrain.models.families.family import (
     attention,
     gated_mlp,
 )
+from posttrain.models.families.rules import (
+    ACTIVATION,
+    COUNT,
+    LAYER_TYPES,
+    NO_EFFECT,
+    POSITIVE,
+    SWITCH,
+    decoder_rules,
+    only,
+)
 
 FAMILY = ModelFamily(
     model_type="gemma2",
@@ -16,9 +26,22 @@ FAMILY = ModelFamily(
     # Upstream's attention refuses packed sequences, and its LoRA on output matrices is added after a norm.
     bridge="posttrain.models.bridges.gemma2_bridge",
     matrices=(EMBEDDING, OUTPUT, *attention(ATTENTION_BIAS, ATTENTION_BIAS), *gated_mlp()),
+    rules=decoder_rules(
+        attention_bias=SWITCH,
+        hidden_activation=ACTIVATION,
+        query_pre_attn_scalar=POSITIVE,
+        sliding_window=COUNT,
+        layer_types=LAYER_TYPES,
+        attn_logit_softcapping=POSITIVE,
+        final_logit_softcapping=POSITIVE,
+        use_bidirectional_attention=only(False),
+        # transformers 4's name of a kind of cache, and its former way to say which activation
+        cache_implementation=NO_EFFECT,
+        sliding_window_size=NO_EFFECT,
+        hidden_act=NO_EFFECT,
+    ),
     fields=ConfigFields(softcap=("final_logit_softcapping",), score_softcap=("attn_logit_softcapping",)),
     tied=True,
-    always_tied=True,
     gate="gelu",
     norms=4,
 )

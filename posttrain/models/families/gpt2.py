@@ -1,6 +1,7 @@
 """GPT-2: learned positions, tied embeddings, linear weights stored transposed (Conv1D), biases everywhere."""
 
 from posttrain.models.families.family import ConfigFields, Matrix, ModelFamily
+from posttrain.models.families.rules import ACTIVATION, COMMON, COUNT, FRACTION, NO_EFFECT, POSITIVE, equal, only
 
 FAMILY = ModelFamily(
     model_type="gpt2",
@@ -15,6 +16,29 @@ FAMILY = ModelFamily(
         Matrix("mlp.c_fc", ("hidden", "inner"), "linear_fc1", bias=True),
         Matrix("mlp.c_proj", ("inner", "hidden"), "linear_fc2", bias=True),
     ),
+    rules={
+        **COMMON,
+        "n_embd": COUNT,
+        "n_inner": COUNT,
+        "n_layer": COUNT,
+        "n_head": COUNT,
+        "n_positions": COUNT,
+        "n_ctx": NO_EFFECT,
+        "activation_function": ACTIVATION,
+        "resid_pdrop": FRACTION,
+        "embd_pdrop": FRACTION,
+        "attn_pdrop": FRACTION,
+        "layer_norm_epsilon": POSITIVE,
+        "scale_attn_weights": only(True),
+        "scale_attn_by_inverse_layer_idx": only(False),
+        "reorder_and_upcast_attn": NO_EFFECT,  # the same in more precise arithmetic
+        "summary_type": NO_EFFECT,
+        "summary_use_proj": NO_EFFECT,
+        "summary_activation": NO_EFFECT,
+        "summary_proj_to_labels": NO_EFFECT,
+        "summary_first_dropout": NO_EFFECT,
+    },
+    constraints=(equal("embd_pdrop", "resid_pdrop", 0.1, "Megatron has one dropout for both"),),
     fields=ConfigFields(
         hidden=("n_embd",),
         inner=("n_inner",),
@@ -29,7 +53,6 @@ FAMILY = ModelFamily(
     layer_list="h",
     embedding="wte.weight",
     tied=True,
-    always_tied=True,
     transposed=True,
     buffers=("attn.bias", "attn.masked_bias"),
     gate=None,

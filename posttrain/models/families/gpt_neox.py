@@ -3,10 +3,26 @@
 from typing import TYPE_CHECKING, Any
 
 from posttrain.models.families.family import ConfigFields, Flag, Matrix, ModelFamily
+from posttrain.models.families.rules import (
+    ACTIVATION,
+    COMMON,
+    COUNT,
+    FRACTION,
+    NO_EFFECT,
+    POSITIVE,
+    ROPE_KINDS,
+    SHARE,
+    SWITCH,
+    above,
+    only,
+    rope_rule,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+# Those that also scale attention do so in the rotated part of a head alone, which Megatron's attention can't.
+ROPE = rope_rule(*(name for name, kind in ROPE_KINDS.items() if not kind.scales_attention))
 ATTENTION_BIAS = Flag("attention_bias", default=True)
 
 
@@ -30,6 +46,29 @@ FAMILY = ModelFamily(
         Matrix("mlp.dense_h_to_4h", ("inner", "hidden"), "linear_fc1", bias=True),
         Matrix("mlp.dense_4h_to_h", ("hidden", "inner"), "linear_fc2", bias=True),
     ),
+    rules={
+        **COMMON,
+        "hidden_size": COUNT,
+        "intermediate_size": COUNT,
+        "num_hidden_layers": COUNT,
+        "num_attention_heads": COUNT,
+        "hidden_act": ACTIVATION,
+        "max_position_embeddings": COUNT,
+        "layer_norm_eps": POSITIVE,
+        "attention_dropout": FRACTION,
+        "hidden_dropout": FRACTION,
+        "classifier_dropout": NO_EFFECT,
+        "attention_probs_dropout_prob": only(0, 0.0),
+        "hidden_dropout_prob": only(0, 0.0),
+        "use_parallel_residual": SWITCH,
+        "attention_bias": only(True),
+        "rotary_pct": SHARE,
+        "partial_rotary_factor": SHARE,
+        "rotary_emb_base": above(1),
+        "rope_theta": above(1),
+        "rope_scaling": ROPE,
+        "rope_parameters": ROPE,
+    },
     fields=ConfigFields(groups=(), head=(), dropout=("hidden_dropout",)),
     embedding="embed_in.weight",
     output_layer="embed_out.weight",

@@ -1,10 +1,19 @@
 """Qwen3, dense: Llama's layer, with normalised queries and keys."""
 
 from posttrain.models.families.family import ATTENTION_BIAS, EMBEDDING, OUTPUT, ModelFamily, attention, gated_mlp
+from posttrain.models.families.rules import COUNT, LAYER_TYPES, LAYERS, SWITCH, decoder_rules
 
 FAMILY = ModelFamily(
     model_type="qwen3",
     architectures=("Qwen3ForCausalLM",),
+    bridge="posttrain.models.bridges.qwen3_bridge",  # upstream's leaves out fields of config.json
     matrices=(EMBEDDING, OUTPUT, *attention(ATTENTION_BIAS, ATTENTION_BIAS), *gated_mlp()),
+    rules=decoder_rules(
+        attention_bias=SWITCH,
+        use_sliding_window=SWITCH,
+        sliding_window=COUNT,
+        max_window_layers=LAYERS,
+        layer_types=LAYER_TYPES,
+    ),
     qk_norm=True,
 )

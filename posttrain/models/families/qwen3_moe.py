@@ -1,5 +1,6 @@
 """Qwen3, mixture of experts: Qwen3's attention, and gated experts with a width of their own."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from posttrain.models.families.family import (
@@ -12,6 +13,7 @@ from posttrain.models.families.family import (
     attention,
     gated_mlp,
 )
+from posttrain.models.families.rules import COUNT, NO_EFFECT, SWITCH, at_least, decoder_rules, only
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
 def legacy_fields(config: "PretrainedConfig") -> dict[str, Any]:
     """transformers 4 knows the former name, 5 writes the latter."""
     return {"num_experts": config.num_experts, "num_local_experts": config.num_experts}
+
+
+def one_expert_is_weighed(config: Mapping[str, object]) -> str | None:
+    """A single expert's weight, made to sum to one, is always 1, which Megatron's router can't express."""
+    if config.get("num_experts_per_tok") == 1 and config.get("norm_topk_prob"):
+        return "num_experts_per_tok=1: is not supported with norm_topk_prob=true"
+    return None
 
 
 FAMILY = ModelFamily(
@@ -36,6 +45,22 @@ FAMILY = ModelFamily(
         Matrix("experts.*.up_proj", ("expert_inner", "hidden"), "linear_fc1_up"),
         Matrix("experts.*.down_proj", ("hidden", "expert_inner"), "linear_fc2"),
     ),
+    rules=decoder_rules(
+        attention_bias=SWITCH,
+        use_sliding_window=SWITCH,
+        sliding_window=COUNT,
+        max_window_layers=NO_EFFECT,  # every layer has the window
+        decoder_sparse_step=only(1),
+        mlp_only_layers=only([]),
+        moe_intermediate_size=COUNT,
+        num_experts=COUNT,
+        num_local_experts=COUNT,
+        num_experts_per_tok=COUNT,
+        norm_topk_prob=SWITCH,
+        output_router_logits=SWITCH,
+        router_aux_loss_coef=at_least(0),
+    ),
+    constraints=(one_expert_is_weighed,),
     fields=ConfigFields(
         expert_inner=("moe_intermediate_size",),
         experts=("num_local_experts", "num_experts"),

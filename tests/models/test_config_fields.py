@@ -1,0 +1,141 @@
+"""Every field of config.json is honoured, so that logits are transformers' own, or refused in one line."""
+
+import json
+
+import pytest
+import torch
+from config_variants import BASE, HONOURED, REFUSED
+
+from posttrain.convert.artifacts import write_config
+from posttrain.errors import UserError
+from posttrain.models import HFModel
+from posttrain.models.families import families
+from posttrain.models.shapes import check_config
+
+RECORDS = {family.model_type: family for family in families()}
+LENGTHS = (3, 64, 200)
+TOLERANCE = 2e-5  # largest difference over the largest logit; right models are at 2e-6 or below
+CASES = [(model_type, name) for model_type, variants in HONOURED.items() for name in variants]
+# One of each kind that has code of its own; the rest is the same code with other numbers.
+QUICK = {
+    ("llama", "yarn"),
+    ("llama", "attention_bias"),
+    ("llama", "mlp_bias"),
+    ("llama", "llama3_narrow"),
+    ("mistral", "yarn_factor"),
+    ("mixtral", "linear"),
+    ("qwen2", "window"),
+    ("qwen2", "longrope"),
+    ("qwen3", "layer_types"),
+    ("qwen3_moe", "window"),
+    ("qwen3_moe", "attention_bias"),
+    ("gemma", "gelu"),
+    ("gemma", "untied"),
+    ("gemma2", "layer_types"),
+    ("gemma2", "yarn"),
+    ("gpt2", "untied"),
+    ("gpt_neox", "linear"),
+}
+
+
+def marked(case):
+    """A parameter of a test, for every night unless it is one of QUICK."""
+    marks = [] if case in QUICK else [pytest.mark.nightly]
+    return pytest.param(*case, marks=marks, id="-".join(case))
+
+
+@torch.no_grad()
+def write_model(model_type, fields, directory):
+    """Write a random fp32 model whose every part shows in the logits; return it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = AutoConfig.for_model(model_type, **{**BASE[model_type], **tokens, **fields})
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        else:
+            parameter.mul_(10.0)
+    model.save_pretrained(directory)
+    return model
+
+
+@torch.no_grad()
+def megatron_logits(model):
+    """Logits [1, t, vocabulary] of the imported model, by the number of tokens t."""
+    from posttrain.models.local_spec import use_local_layers
+
+    provider = model.bridge().to_megatron_provider()
+    use_local_layers(provider)
+    provider.use_cpu_initialization = True
+    provider.finalize()
+    (part,) = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
+    part.eval()
+    return {length: part(tokens(length), torch.arange(length)[None], None) for length in LENGTHS}
+
+
+def tokens(length):
+    """Ids [1, length]."""
+    return torch.randint(3, 517, (1, length), generator=torch.Generator().manual_seed(length))
+
+
+@pytest.mark.parametrize(("model_type", "name"), [marked(case) for case in CASES])
+def test_a_field_is_honoured(model_type, name, megatron, tmp_path):
+    from transformers import AutoConfig
+
+    fields = HONOURED[model_type][name]
+    hf = write_model(model_type, fields, tmp_path / "model")
+    model = HFModel(path=str(tmp_path / "model"))
+    for length, found in megatron_logits(model).items():
+        with torch.no_grad():
+            expected = hf(tokens(length)).logits
+        difference = (found - expected).abs().max() / expected.abs().max()
+        assert difference < TOLERANCE, (length, float(difference))
+    (tmp_path / "out").mkdir()
+    write_config(tmp_path / "out", model.hf_config(), model.directory, "float32")
+    back = AutoConfig.from_pretrained(tmp_path / "out")
+    written, before = back.to_dict(), hf.config.to_dict()
+    assert {key for key in before if before[key] != written.get(key)} <= {"_name_or_path"}
+    check_config(json.loads((tmp_path / "out" / "config.json").read_text()), "")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"), [(model_type, name) for model_type, variants in REFUSED.items() for name in variants]
+)
+def test_a_field_is_refused(model_type, name):
+    fields, message = REFUSED[model_type][name]
+    config = {"model_type": model_type, **BASE[model_type], **fields}
+    with pytest.raises(UserError, match=message) as refused:
+        check_config(config, "config.json: ")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("model_type", BASE)
+def test_every_field_of_transformers_has_a_rule(model_type):
+    """A field that a coming version adds is seen here before a model has it."""
+    from transformers import AutoConfig
+
+    family = RECORDS[model_type]
+    usual = AutoConfig.for_model(model_type).to_dict()
+    assert usual.keys() <= family.rules.keys()
+    assert family.problem(usual) is None
+    assert family.problem({"model_type": model_type, **BASE[model_type]}) is None
+
+
+def test_every_family_has_its_variants():
+    assert set(BASE) == set(HONOURED) == set(REFUSED) == set(RECORDS)
+
+
+def test_accepted_activations_are_those_that_there_are(megatron):
+    from transformers.activations import ACT2FN
+
+    from posttrain.models.bridges.activation_functions import ACTIVATIONS
+    from posttrain.models.families.rules import ACTIVATION
+
+    assert [name for name in ACT2FN if ACTIVATION.accepts(name)] == [name for name in ACT2FN if name in ACTIVATIONS]
+    x = torch.linspace(-4, 4, 101)
+    for name, function in ACTIVATIONS.items():
+        torch.testing.assert_close(function(x), ACT2FN[name](x), atol=2e-6, rtol=1e-5)

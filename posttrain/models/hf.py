@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import UserError
+from posttrain.models.config_checks import check_config
 from posttrain.models.headers import read_json
 from posttrain.models.hf_adapter import CONFIG, PREFIX, WEIGHTS, base_of, is_adapter, saved_vocabulary
-from posttrain.models.shapes import check_config, check_directory
+from posttrain.models.shapes import check_directory
 from posttrain.models.tokenizer_files import check_files, check_loaded, check_spec, failures
 from posttrain.models.vocabulary import grown, is_vocabulary
 

@@ -1,5 +1,6 @@
 """Tensor parallelism fills the vocabulary up to a multiple of its size; what it adds must not count as tokens."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,14 @@ from megatron.core import parallel_state
 from megatron.core.transformer.module import MegatronModule
 
 type WithBias = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def padded_rows(vocabulary: int, tensor: int) -> int:
+    """Rows of the embedding where `tensor` processes, the tensor-parallel size, hold equal parts of it.
+
+    Computed here: what upstream pads a size that it takes from its placeholder of a tokenizer can be a row short.
+    """
+    return math.ceil(vocabulary / tensor) * tensor
 
 
 def hide_padding(parts: list[MegatronModule], vocabulary: int) -> None:

@@ -6,27 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
+from posttrain.models.config_checks import check_config
 from posttrain.models.families import family_of
 from posttrain.models.families.family import ModelFamily
 from posttrain.models.headers import Tensor, read_headers, read_json, same_content
 from posttrain.models.vocabulary import is_embedding, is_output
 
 log = logging.getLogger(__name__)
-
-
-def check_config(config: Mapping[str, Any], source: str) -> None:
-    """Raise a UserError where a config.json says what would not be honoured.
-
-    Of a family that isn't known nothing is refused: what its bridge makes of the fields is Megatron-Bridge's to say.
-
-    Args:
-        config: its fields.
-        source: begins the error: the file, or the key in front of a field's name.
-    """
-    family = family_of(config)
-    problem = family.problem(config) if family is not None else None
-    if family is not None and problem is not None:
-        raise UserError(f"{source}{problem} (model_type {family.model_type})")
 
 
 def check_directory(directory: Path) -> dict[str, Tensor]:

@@ -16,17 +16,16 @@ from posttrain.config import schema, secrets, targets
 from posttrain.config.instantiate import built
 from posttrain.data import checks as data
 from posttrain.errors import UserError
+from posttrain.models.config_checks import check_config, check_length
 from posttrain.models.families import (
     experts_of,
     family_of,
-    learned_positions_of,
     possible_families,
     score_softcap_of,
 )
 from posttrain.models.headers import read_json
 from posttrain.models.hf import check_trust, plain
 from posttrain.models.hf_adapter import is_adapter, read_adapter
-from posttrain.models.shapes import check_config
 from posttrain.peft import adapter_checks
 from posttrain.peft.adapters import resolve
 from posttrain.spec.parallel_sizes import KEYS, Counts, ParallelSizes, model_parallel_sizes
@@ -231,10 +230,7 @@ def _check_shape(cfg: DictConfig, shape: Mapping[str, Any], sizes: ParallelSizes
             "heads and experts can be divided by the parallel sizes",
             file=sys.stderr,
         )
-    positions = learned_positions_of(shape)
-    length = cfg.trainer.seq_length
-    if positions is not None and length > positions:
-        raise UserError(f"`trainer.seq_length={length}`: this model has learned positions for {positions} tokens only")
+    check_length(shape, cfg.trainer.seq_length)
     if score_softcap_of(shape) is not None and sizes.context > 1:
         raise UserError(
             f"`parallelism.context_parallel_size={sizes.context}`: this model's attention scores are soft-capped, "

@@ -24,9 +24,10 @@ from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 from posttrain.checkpoint import fingerprints, resume
 from posttrain.checkpoint.manager import RunCheckpointConfig, SavedRun
 from posttrain.errors import UserError
+from posttrain.models.config_checks import check_length
 from posttrain.models.hf_adapter import read_adapter
 from posttrain.models.local_spec import use_local_layers
-from posttrain.models.padding import hide_padding
+from posttrain.models.padding import hide_padding, padded_rows
 from posttrain.patches.correctness.random_base_weights import write_random_base
 from posttrain.peft import adapter_checks, load_adapter
 from posttrain.peft.lora_plus import LoRAPlus
@@ -69,6 +70,7 @@ def build_model(run: RunContext) -> MegatronModel:
     """
     groups = run.groups
     groups.model.grow(len(run.tokenizer))
+    check_length(groups.model.hf_config().to_dict(), run.settings.seq_length)
     bridge = groups.model.bridge()
     provider = bridge.to_megatron_provider(load_weights=False)
     if run.platform.transformer_engine:
@@ -101,11 +103,8 @@ def build_model(run: RunContext) -> MegatronModel:
         provider.cuda_graph_impl = "full_iteration"
         provider.use_te_rng_tracker = True
     vocab_size = provider.vocab_size
-    padded = vocab_size % provider.tensor_model_parallel_size > 0
-    if padded:
-        provider.vocab_size = None  # taken from the tokenizer and padded
-        provider.should_pad_vocab = True
-        provider.make_vocab_size_divisible_by = 1
+    provider.vocab_size = padded_rows(vocab_size, provider.tensor_model_parallel_size)
+    padded = provider.vocab_size > vocab_size
     clock = run.clock
 
     def model_built(parts: list[torch.nn.Module]) -> list[torch.nn.Module]:

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from config_variants import BASE, HONOURED, REFUSED
+from config_variants import BASE, HONOURED, LONG, REFUSED, SHORT, rope
 
 from posttrain.convert.artifacts import write_config
 from posttrain.errors import UserError
 from posttrain.models import HFModel
-from posttrain.models.families import families
-from posttrain.models.shapes import check_config
+from posttrain.models.config_checks import check_config, check_length
+from posttrain.models.families import families, position_limit_of
 
 RECORDS = {family.model_type: family for family in families()}
 LENGTHS = (3, 64, 200)
@@ -123,6 +123,35 @@ def test_every_field_of_transformers_has_a_rule(model_type):
     assert usual.keys() <= family.rules.keys()
     assert family.problem(usual) is None
     assert family.problem({"model_type": model_type, **BASE[model_type]}) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit"),
+    [
+        (rope("linear", factor=4.0), None),
+        (rope("dynamic", factor=4.0), 512),
+        (rope("longrope", short_factor=SHORT, long_factor=LONG, original_max_position_embeddings=64), 64),
+        (rope("longrope", short_factor=SHORT, long_factor=LONG), 512),
+        (rope("longrope", short_factor=SHORT, long_factor=SHORT), None),
+    ],
+)
+def test_frequencies_that_change_with_the_length_limit_it(fields, limit):
+    """Beyond, transformers takes others for a longer sequence, and packed ones of both lengths are trained together."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = {"model_type": "llama", **BASE["llama"], **fields}
+    assert position_limit_of(config) == limit
+    if limit is None:
+        check_length(config, 10**6)
+    else:
+        check_length(config, limit)
+        with pytest.raises(UserError, match=rf"`trainer.seq_length={limit + 1}`: .* up to {limit} tokens only"):
+            check_length(config, limit + 1)
+    rotary = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).model.rotary_emb
+    before = rotary.inv_freq
+    for length, same in ((limit or 600, True), ((limit or 600) + 1, limit is None)):
+        rotary(torch.zeros(1), torch.arange(length)[None])
+        assert torch.equal(rotary.inv_freq, before) == same
 
 
 def test_every_family_has_its_variants():

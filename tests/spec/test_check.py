@@ -37,7 +37,7 @@ LLAMA = ["model=llama3_8b"]
         ([*LLAMA, "parallelism=ep2"], 2, "this model has no experts"),
         ([*LLAMA, "parallelism=tp8", "trainer.seq_length=100"], 8, "must be a multiple of tensor_model_parallel_size"),
         (["checkpoint.async_save=true"], 0, "needs a GPU"),
-        (["model=gpt2", "trainer.seq_length=2048"], 0, "learned positions for 1024 tokens only"),
+        (["model=gpt2", "trainer.seq_length=2048"], 0, "sequences up to 1024 tokens only"),
         (["model=mixtral_8x7b", "parallelism=tp2", "parallelism.sequence_parallel=false"], 2, "mixture of experts"),
         (["model=mixtral_8x7b", "peft=dora"], 0, "`peft=dora`: of experts PEFT knows LoRA alone"),
         (["trainer.generation_interval=2", "parallelism=pp2"], 0, "leave it out, and ask the run's checkpoints"),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.models.families.family import ModelFamily
+from posttrain.models.families.rules import rope_limit
 
 SHARED = ("family", "rules")  # modules that the families are written with
 _known: dict[str, ModelFamily] = {}
@@ -92,6 +93,18 @@ def learned_positions_of(config: Mapping[str, Any]) -> int | None:
         return None
     positions: int | None = family.value("learned_positions", config)
     return positions
+
+
+def position_limit_of(config: Mapping[str, Any]) -> int | None:
+    """The longest sequence, in tokens, that a model with this config.json can be trained on; None: any, or not known.
+
+    It has embeddings for so many positions, or a rotary embedding whose frequencies depend on the sequence's length
+    beyond: packed sequences of several lengths share one set of frequencies.
+    """
+    family = family_of(config)
+    if family is None:
+        return None
+    return family.value("learned_positions", config) or rope_limit(config)
 
 
 def _first_value(size: str, config: Mapping[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from posttrain.models.families.rules import (
     Rule,
     problem_in,
     rope_is_said_once,
+    rope_limit_is_said,
     types_for_each_layer,
     windows_have_a_size,
 )
@@ -45,7 +46,7 @@ class Flag:
 
 
 # What fields may say together, of every family that has them.
-CONSTRAINTS = (rope_is_said_once, types_for_each_layer, windows_have_a_size)
+CONSTRAINTS = (rope_is_said_once, rope_limit_is_said, types_for_each_layer, windows_have_a_size)
 
 ATTENTION_BIAS = Flag("attention_bias")  # of query, key, value and output; most families have it, few models set it
 

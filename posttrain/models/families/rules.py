@@ -305,6 +305,25 @@ def rope_is_said_once(config: Mapping[str, object]) -> str | None:
     return None
 
 
+def rope_limit(config: Mapping[str, object]) -> int | None:
+    """The longest sequence for which the frequencies of the rotary embedding don't depend on its length; None: any."""
+    parameters = rope_parameters_of(config)
+    limit = None
+    if rope_kind(parameters) == "dynamic":
+        limit = config.get("max_position_embeddings")
+    if rope_kind(parameters) == "longrope" and parameters.get("short_factor") != parameters.get("long_factor"):
+        limit = parameters.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+    return limit if isinstance(limit, int) else None
+
+
+def rope_limit_is_said(config: Mapping[str, object]) -> str | None:
+    """Frequencies that depend on the length do so from a length on that the file has to say."""
+    kind = rope_kind(rope_parameters_of(config))
+    if kind in ("dynamic", "longrope") and config.get("max_position_embeddings") is None:
+        return f"max_position_embeddings: is missing, and the rotary embedding {kind!r} is defined by it"
+    return None
+
+
 def windows_have_a_size(config: Mapping[str, object]) -> str | None:
     """Layers of sliding attention need sliding_window, and use_sliding_window where the family has that."""
     types = config.get("layer_types")

@@ -4,13 +4,27 @@ Importing it loads Dynamo and Inductor. Nothing here asks the device for a numbe
 length, so that a step can be captured in a CUDA graph, masks included.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions, flex_attention
 
 BLOCK = 128  # queries and keys of a block of the mask; FlexAttention's own size
-# Its kernel for a few queries wants another mask.
-KERNEL_OPTIONS: FlexKernelOptions = {"BACKEND": "TRITON"}
+# For 16-bit heads above 128 on Hopper. FlexAttention's own backward kernel has more accumulators there than registers:
+# at 256 it spills 3.8 KB of each thread, this one 0.25 KB. `bench/attention.py --tune` times these and others.
+WIDE_HEADS = {
+    "fwd_BLOCK_M": 128,
+    "fwd_BLOCK_N": 64,
+    "fwd_num_warps": 8,
+    "fwd_num_stages": 2,
+    "bwd_BLOCK_M1": 32,
+    "bwd_BLOCK_N1": 64,
+    "bwd_BLOCK_M2": 64,
+    "bwd_BLOCK_N2": 32,
+    "bwd_num_warps": 8,
+    "bwd_num_stages": 3,
+}
 
 
 def build_block_mask(first: torch.Tensor) -> BlockMask:
@@ -63,7 +77,15 @@ def build_block_mask(first: torch.Tensor) -> BlockMask:
     )
 
 
-@torch.compile(fullgraph=True)
+def kernel_options(query: torch.Tensor) -> FlexKernelOptions:
+    """FlexAttention's options for queries of this device, width and number format."""
+    options: dict[str, str | int] = {"BACKEND": "TRITON"}  # its kernel for a few queries wants another mask
+    wide = query.size(-1) > 128 and query.element_size() == 2
+    if wide and query.is_cuda and torch.cuda.get_device_capability(query.device) == (9, 0):
+        options |= WIDE_HEADS
+    return cast(FlexKernelOptions, options)  # which does not list the prefixed names that it documents
+
+
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -72,7 +94,9 @@ def attend(
     softcap: float,
     scale: float,
 ) -> torch.Tensor:
-    """softmax(softcap * tanh(QK^T * scale / softcap))V, compiled when it is first called with a shape.
+    """softmax(softcap * tanh(QK^T * scale / softcap))V, compiled when it is first called.
+
+    Rows of one length have kernels of their own; a second length compiles kernels for any.
 
     Args:
         query: [1, heads, t, d], of any strides.
@@ -85,7 +109,19 @@ def attend(
     Returns:
         [1, heads, t, d], in memory as `query` is.
     """
+    return _attend(query, key, value, mask, softcap, scale, kernel_options(query))
 
+
+@torch.compile(fullgraph=True)
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: BlockMask,
+    softcap: float,
+    scale: float,
+    options: FlexKernelOptions,
+) -> torch.Tensor:
     def cap(
         score: torch.Tensor, batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, column: torch.Tensor
     ) -> torch.Tensor:
@@ -94,6 +130,6 @@ def attend(
         return softcap * (2.0 * torch.sigmoid(score * (2.0 / softcap)) - 1.0)
 
     grouped = query.size(1) != key.size(1)
-    out = flex_attention(query, key, value, cap, mask, scale, enable_gqa=grouped, kernel_options=KERNEL_OPTIONS)
+    out = flex_attention(query, key, value, cap, mask, scale, enable_gqa=grouped, kernel_options=options)
     assert isinstance(out, torch.Tensor)  # and no statistics, which were not asked for
     return out

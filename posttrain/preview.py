@@ -92,7 +92,7 @@ def show_data(cfg: DictConfig) -> None:
     out = Path(options.out).expanduser() if options.out else None
     page = Path(options.html).expanduser() if options.html else None
     chats = []
-    for sample in _samples(cfg, data, encoder, tokenizer, out):
+    for sample in _samples(cfg, data, encoder, tokenizer, out, splits.names()):
         # All samples (limit 0) may be more than fit in memory: not kept where they are only
         # written.
         if options.limit > 0 or page or not out:
@@ -131,18 +131,20 @@ def _samples(
     encoder: "RowEncoder",
     tokenizer: "PreTrainedTokenizerBase",
     out: Path | None,
+    split_names: list[str],
 ) -> "Iterator[Sample]":
-    """Yield the first `preview.limit` samples, each once it is written to `out`."""
-    samples = data.samples(encoder, cache_root(cfg.cache_dir))
-    samples = islice(samples, cfg.preview.limit or None)
+    """Yield the first `preview.limit` samples that are in a split, each once it is written to `out`."""
+    read = zip(split_names, data.samples(encoder, cache_root(cfg.cache_dir)), strict=False)
+    samples = islice((one for one in read if one[0]), cfg.preview.limit or None)
     if out is None:
-        yield from samples
+        yield from (sample for _, sample in samples)
         return
     with out.open("w", encoding="utf-8") as file:
-        for sample in samples:
+        for split, sample in samples:
             row = {
                 "row": sample.place.row,
                 "file": sample.place.file,
+                "split": split,
                 "text": sample.text if sample.text is not None else tokenizer.decode(sample.encoded.input_ids),
                 "input_ids": sample.encoded.input_ids.tolist(),
                 "loss_mask": sample.encoded.mask.tolist(),

@@ -35,6 +35,7 @@ class DatasetBuilder:
         used: is told which folders were opened.
         category: column with a row's category; None: none is kept.
         contents: digests of what each key of the configuration names.
+        notes: what a person should know of the data.
     """
 
     pack: bool
@@ -45,6 +46,7 @@ class DatasetBuilder:
     used: sealed.Used
     category: str | None = None
     contents: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def store(
         self, path: str | Sequence[str], form: Format, key: str, limit: int | None
@@ -58,6 +60,7 @@ class DatasetBuilder:
             check_private(memo)
             make_private(self.cache)
             contents = fingerprint.files(files, memo)
+            self.notes += sources.left_out(path, key, sources.kinds(form))
         self.contents.setdefault(key, []).extend(contents)
         name = fingerprint.digest(
             {

@@ -1,7 +1,6 @@
 """What every file format is turned into: a typed list of messages, with the tools they may call."""
 
-import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +28,9 @@ class Message:
     Args:
         role: one of `ROLES`.
         content: the text; empty where an assistant message only calls tools.
-        train: True or False where the row says so itself (`weight`, `loss`); None leaves it to `data.train_on`.
-        tool_calls: calls as the chat templates read them: `{"type": "function", "function": {"name", "arguments"}}`.
+        train: True or False where the row says so itself (`weight`, `train`); None leaves it to `data.train_on`.
+        tool_calls: calls as the chat templates read them: `{"type": "function", "function": {"name", "arguments"}}`;
+            the arguments are an object, or the JSON text of one.
         extra: further keys a chat template may read (`reasoning_content`, `name`, `tool_call_id`, ...).
     """
 
@@ -50,17 +50,18 @@ class Message:
 
 @dataclass(slots=True)
 class Conversation:
-    """Messages in order, and the tool definitions (JSON schemas) they were made with."""
+    """Messages in order, and the tool definitions (JSON schemas) they were made with.
+
+    Args:
+        messages: in order.
+        tools: their definitions; None: there are none.
+        variables: the row's own variables of the chat template, e.g. {enable_thinking: false}.
+        unread: columns of the row that the format did not read, and that are not metadata.
+        tree: a number that all conversations of a tree have, which a split keeps together; None: it is by itself.
+    """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
-
-    def digest(self) -> int:
-        """64 bits of what is said, equal for duplicates: the unit of the train / validation split."""
-        found = hashlib.blake2b(digest_size=8)
-        for m in self.messages:
-            rest = json.dumps([m.tool_calls, m.extra], sort_keys=True) if m.tool_calls or m.extra else ""
-            found.update(f"{m.role} {len(m.content)} {m.content}{rest}".encode("utf-8", "surrogatepass"))
-        if self.tools:
-            found.update(json.dumps(self.tools, sort_keys=True).encode())
-        return int.from_bytes(found.digest(), "little", signed=True)
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    unread: Mapping[str, Any] = field(default_factory=dict)
+    tree: int | None = None

@@ -1,8 +1,8 @@
 """Plain text: documents as formats read them, and the windows of tokens that are trained on."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Document:
-    """A text that is trained as a whole, from its first character to its end."""
+    """A text that is trained as a whole, from its first character to its end.
+
+    Args:
+        text: all of it.
+        unread: columns of the row besides, that are not metadata.
+    """
 
     text: str
+    unread: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,8 @@ class DocumentEncoder:
                 continue
             counts.read += 1
             if document.text.strip():
+                for name, value in document.unread.items():
+                    counts.leave_unread(name, value, place)
                 yield place, document
             else:
                 counts.drop("an empty document", place)

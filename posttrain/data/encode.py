@@ -28,6 +28,7 @@ class Rendered:
     text: str
     spans: list[tuple[int, int]] | None
     guarded: bool = False  # messages hold the text of special tokens, to be read as plain text
+    unread: Sequence[tuple[str, object]] = ()  # fields of the row, and their values, that are not in the text
 
 
 @dataclass(slots=True)

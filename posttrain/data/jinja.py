@@ -144,6 +144,16 @@ def budget_of(template: jinja2.Template) -> Budget:
     return template.environment.budget
 
 
+def names_in(template: jinja2.Template, source: str) -> frozenset[str]:
+    """Every name, attribute and text in a template: keys of messages that are not among them are not read by it."""
+    names = set()
+    for node in template.environment.parse(source).find_all((nodes.Name, nodes.Getattr, nodes.Const)):
+        for value in (getattr(node, "name", None), getattr(node, "attr", None), getattr(node, "value", None)):
+            if isinstance(value, str):
+                names.add(value)
+    return frozenset(names)
+
+
 def compile_template(source: str, name: str) -> jinja2.Template:
     """Compile a chat template.
 

@@ -14,6 +14,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from pyarrow import types
 
+from posttrain.data.arrow_values import plain_row
 from posttrain.errors import UserError
 
 BATCH = 1024  # rows that are read at once
@@ -45,7 +46,7 @@ def rows(path: Path, max_row: int) -> Iterator[dict[str, Any]]:
         for group in range(file.num_row_groups):  # each has its own dictionary
             for batch in file.iter_batches(batch_size=size, row_groups=[group]):
                 for part in _parts(batch, first, path, max_row):
-                    yield from pyarrow.Table.from_batches([part]).cast(schema).to_pylist()
+                    yield from map(plain_row, pyarrow.Table.from_batches([part]).cast(schema).to_pylist())
                 first += batch.num_rows
 
 

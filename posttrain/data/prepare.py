@@ -1,5 +1,6 @@
 """Conversations to token ids and masks: which messages are trained, what is too long, what is left out and why."""
 
+import hashlib
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from posttrain.data import fingerprint
 from posttrain.data.conversation import Conversation, RowError
 from posttrain.data.encode import Encoded, Encoder, Rendered
+from posttrain.data.presence import find_unread
 from posttrain.data.provenance import Span
 from posttrain.data.readers import Place
 from posttrain.data.render import Renderer
 from posttrain.data.rules import Rules
+from posttrain.data.trace import REASONING, holds
 from posttrain.errors import UserError
+from posttrain.utils.escape import shorten
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 # Rows per call of the tokenizer: enough to keep its threads busy, few enough to stay small in memory.
 BATCH = 512
+ANSWERS = (*REASONING, "tool_plan")  # what makes an answer of a message, besides text and calls
+MOST_UNREAD = 50  # fields that are counted each by itself
 CHARACTERS = 32 << 20  # of those rows, but for what the last one has beyond it: a row may be as large as 64 MiB
 
 
@@ -31,7 +37,8 @@ CHARACTERS = 32 << 20  # of those rows, but for what the last one has beyond it:
 class Counts:
     """Rows and conversations read, conversations kept and dropped.
 
-    `examples` holds the first row of each reason.
+    `unread` counts, by field, the conversations in which something is neither trained nor shown to the model nor known
+    as metadata. `examples` holds the first row of each reason and field.
     """
 
     rows: int = 0
@@ -39,11 +46,20 @@ class Counts:
     kept: int = 0
     truncated: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def drop(self, reason: str, place: Place, detail: str | None = None) -> None:
         self.dropped[reason] += 1
         self.examples.setdefault(reason, f"{place}: {detail or reason}")
+
+    def leave_unread(self, name: str, value: object, place: Place) -> None:
+        """Count what is in a row and not in its text; of very many fields only the first are told apart."""
+        if name not in self.unread and len(self.unread) >= MOST_UNREAD:
+            name = "further fields"
+        self.unread[name] += 1
+        if name not in self.examples:
+            self.examples[name] = f"{place}: {shorten(repr(value), 100)}"
 
 
 @dataclass(slots=True)
@@ -54,8 +70,9 @@ class Sample:
         place: the row that it is from.
         content: what the format read there: a conversation, as far as it was kept, or a document.
         text: of its tokens; None: it isn't known, but can be decoded.
-        digest: of what is said, an int64; equal for duplicates, which a split keeps on one side.
+        digest: of what is rendered, an int64; equal for duplicates, which a split keeps on one side.
         encoded: ids and mask.
+        tree: an int64 that is equal for samples which a split keeps on one side too; None: it is by itself.
     """
 
     place: Place
@@ -63,6 +80,7 @@ class Sample:
     text: str | None
     digest: int
     encoded: Encoded
+    tree: int | None = None
 
 
 class RowEncoder(Protocol):
@@ -116,8 +134,8 @@ class ConversationEncoder:
     def identity(self) -> dict[str, Any]:
         source = self.renderer.source
         return {
-            "template": [source, replace(self.renderer.template, jinja=None, file=None)],
-            "today": time.strftime("%F") if "strftime_now" in source else None,
+            "template": [source, self.renderer.tools_source, replace(self.renderer.template, jinja=source, file=None)],
+            "today": time.strftime("%F") if "strftime_now" in source + self.renderer.tools_source else None,
             "tokenizer": fingerprint.tokenizer(self.tokenizer),
             "rules": self.rules,
         }
@@ -180,8 +198,10 @@ def _rendered(
             continue
         if rendered is None:
             counts.drop("nothing to train on", place)
-        else:
-            yield place, rendered
+            continue
+        for name, value in rendered.unread:
+            counts.leave_unread(name, value, place)
+        yield place, rendered
 
 
 class HasText(Protocol):
@@ -232,7 +252,8 @@ def _finished(
             continue
         counts.kept += 1
         conversation = rendered.conversation
-        samples.append(Sample(place, conversation, str.__str__(rendered.text), conversation.digest(), encoded))
+        text = str.__str__(rendered.text)
+        samples.append(Sample(place, conversation, text, digest(text), encoded, conversation.tree))
     return samples
 
 
@@ -253,7 +274,7 @@ def render(conversation: Conversation, renderer: Renderer, train_on: str) -> Ren
     trained = messages_to_train(conversation, train_on)
     if not trained:
         return None
-    text = renderer.render(conversation)
+    text = renderer.closed(conversation, renderer.render(conversation))
     guarded = renderer.special_text(conversation)
     if train_on == "all":
         untrained = {index for index, message in enumerate(conversation.messages) if message.train is False}
@@ -262,7 +283,14 @@ def render(conversation: Conversation, renderer: Renderer, train_on: str) -> Ren
             spans = _without(text, untrained)
     else:
         spans = renderer.trained(conversation, text, trained)
-    return Rendered(conversation, text, spans, guarded)
+    return Rendered(conversation, text, spans, guarded, find_unread(conversation, text, trained, renderer))
+
+
+def digest(text: str) -> int:
+    """64 bits of what is rendered, equal for duplicates: the unit of the train / validation split."""
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True
+    )
 
 
 def messages_to_train(conversation: Conversation, train_on: str) -> list[int]:
@@ -275,7 +303,7 @@ def messages_to_train(conversation: Conversation, train_on: str) -> list[int]:
         if message.train is False:
             continue
         if train_on == "all" or message.role == "assistant":
-            if message.content.strip() or message.tool_calls or any(message.extra.values()):
+            if message.content.strip() or message.tool_calls or any(holds(message.extra.get(key)) for key in ANSWERS):
                 indices.append(index)
         elif message.train:
             raise RowError(
@@ -355,12 +383,12 @@ def _encode_one(
 
 def _turns(conversation: Conversation, truncation_side: str) -> list[Conversation]:
     """The shorter conversations made of whole turns, shortest first."""
-    messages, tools = conversation.messages, conversation.tools
+    messages = conversation.messages
     if truncation_side == "right":
         shorter = []
         for end in range(1, len(messages)):
             if messages[end - 1].role == "assistant" and messages[end].role != "tool":
-                shorter.append(Conversation(messages[:end], tools))
+                shorter.append(replace(conversation, messages=messages[:end]))
         return shorter
     first = 0  # message after the system prompt; 0 too where there is nothing else
     while first < len(messages) and messages[first].role in ("system", "developer"):
@@ -370,5 +398,5 @@ def _turns(conversation: Conversation, truncation_side: str) -> list[Conversatio
     shorter = []
     for start in range(len(messages) - 1, first, -1):
         if messages[start].role == "user":
-            shorter.append(Conversation(messages[:first] + messages[start:], tools))
+            shorter.append(replace(conversation, messages=messages[:first] + messages[start:]))
     return shorter

@@ -75,6 +75,8 @@ def format_statistics(report: dict[str, Any]) -> list[tuple[str, str]]:
         table.append(("truncated", f"{counts['truncated']:,}"))
     for reason, count in counts["dropped"].items():
         table.append((f"dropped: {reason}", f"{count:,}"))
+    for field, count in counts["unread"].items():
+        table.append((f"not in the text: {field}", f"{count:,}"))
     for split in ("train", "validation"):
         if split not in report:
             continue
@@ -96,6 +98,18 @@ def format_statistics(report: dict[str, Any]) -> list[tuple[str, str]]:
     if "steps_per_epoch" in report:
         table.append(("steps per epoch", f"{report['steps_per_epoch']:,}"))
     return table
+
+
+def first_examples(report: dict[str, Any]) -> list[str]:
+    """The first row of each reason for which rows were dropped, and of each field that is not in the text."""
+    counts = report["rows"]
+    lines = list(report["notes"])
+    for name, example in counts["examples"].items():
+        if name in counts["dropped"]:
+            lines.append(f"first dropped row: {example}")
+        else:
+            lines.append(f"first not in the text, {name}: {example}")
+    return lines
 
 
 def print_chats(chats: Sequence[Chat], report: dict[str, Any]) -> None:
@@ -129,8 +143,8 @@ def print_chats(chats: Sequence[Chat], report: dict[str, Any]) -> None:
     width = max(len(name) for name, _ in table)
     for name, value in table:
         console.print(Text.assemble((f"{name:{width}}  ", "dim"), escape_control(value)))
-    for example in report["rows"]["examples"].values():
-        console.print(Text(escape_control(f"first dropped row: {example}"), "yellow"))
+    for example in first_examples(report):
+        console.print(Text(escape_control(example), "yellow"))
 
 
 def _shown_text(token: Token) -> str:
@@ -166,8 +180,8 @@ def render_page(title: str, chats: Sequence[Chat], report: dict[str, Any]) -> st
     for name, value in format_statistics(report):
         parts.append(f"<tr><td>{html.escape(name)}<td>{html.escape(value)}")
     parts.append("</table>")
-    for example in report["rows"]["examples"].values():
-        parts.append(f"<p>first dropped row: {html.escape(example)}")
+    for example in first_examples(report):
+        parts.append(f"<p>{html.escape(escape_control(example))}")
     for chat in chats:
         parts.append(f"<h2>{html.escape(chat.name)}</h2><pre>")
         parts += map(_render_token, chat.tokens)

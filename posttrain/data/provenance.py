@@ -10,10 +10,21 @@ from typing import Any, NamedTuple
 
 
 class Source(NamedTuple):
-    """Where text comes from: the index of the message (-1: the tool definitions) and the field within it."""
+    """Where text comes from.
+
+    Attributes:
+        message: its index; TOOLS for the tool definitions, VARIABLES for the row's own variables of the template.
+        field: the key of the message.
+        path: keys and indices within the field, down to the text or to the container that was written as JSON.
+    """
 
     message: int
     field: str
+    path: tuple[str | int, ...] = ()
+
+
+TOOLS = -1
+VARIABLES = -2
 
 
 # start and end in the marked string (characters), source, offset of `start` in the source's own text
@@ -173,19 +184,19 @@ def concat(parts: Iterable[str], separator: str = "") -> str:
 
 
 def mark(value: object, source: Source) -> Any:
-    """`value` with every string in it, at any depth, marked as coming from `source`."""
+    """`value` with every string in it, at any depth, marked as coming from its place within `source`."""
     if isinstance(value, str):
         return TrackedStr(value, ((0, len(value), source, 0),))
     if isinstance(value, dict):
         mapping = TrackedDict()
         for key, item in value.items():
-            mapping[key] = mark(item, source)
+            mapping[key] = mark(item, Source(source.message, source.field, (*source.path, key)))
         mapping.source = source
         return mapping
     if isinstance(value, list):
         items = TrackedList()
-        for item in value:
-            items.append(mark(item, source))
+        for index, item in enumerate(value):
+            items.append(mark(item, Source(source.message, source.field, (*source.path, index))))
         items.source = source
         return items
     return value

@@ -5,6 +5,7 @@ Nothing is read whole: a file may be larger than the memory.
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 from collections.abc import Callable, Collection, Iterator
@@ -36,6 +37,11 @@ class Place:
 
     def __str__(self):
         return f"{self.file}, {self.name}"
+
+    def digest(self) -> int:
+        """64 bits that are equal for the same row alone."""
+        digest = hashlib.blake2b(f"{self.file} {self.row}".encode("utf-8", "surrogateescape"), digest_size=8)
+        return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 class Lines(Protocol):
@@ -138,8 +144,37 @@ def _text(raw: bytes, path: Path, name: str) -> str:
 
 def _object(value: object) -> dict[str, Any] | RowError:
     if isinstance(value, dict):
-        return value
+        half = _half_character(value, "")
+        if half is None:
+            return value
+        return RowError(
+            f"field `{half}`: holds half of a character, which is no text; a program has cut a text within an emoji",
+            "text with half of a character",
+        )
     return RowError(f"expected an object with named fields, found {type(value).__name__}", "a row is not an object")
+
+
+def _half_character(value: object, path: str) -> str | None:
+    """The path of the first text with one surrogate without the other, as JSON can write it; None: all is text."""
+    if isinstance(value, str):
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return path
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if type(item) is str and item.isascii():
+                continue
+            found = _half_character(item, f"{path}.{name}" if path else name)
+            if found is not None:
+                return found
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            found = _half_character(item, f"{path}[{index}]")
+            if found is not None:
+                return found
+    return None
 
 
 def _jsonl(file: Lines, path: Path) -> Iterator[Row]:

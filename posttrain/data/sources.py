@@ -2,14 +2,18 @@
 
 import glob
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain.data import readers
+from posttrain.data.arrow_values import plain_row
 from posttrain.data.conversation import Conversation, RowError
 from posttrain.data.format_types import FileFormat, Format, RowFormat
+from posttrain.data.formats.fields import variables
+from posttrain.data.trace import TracedRow, check_row_weight
 from posttrain.errors import UserError
 from posttrain.utils import kernel_files
 
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
 HUB = "hf://"
 MOST_FOLDERS = 100_000  # that are searched
 DEMO = "demo:sentences"
+# A word of a file's or folder's name that says which split it is of, as the Hugging Face hub reads them.
+OTHER_SPLIT = re.compile(r"(?<![a-z0-9])(test|testing|valid|validation|val|dev|eval|evaluation)(?![a-z0-9])")
+TRAIN_SPLIT = re.compile(r"(?<![a-z0-9])(train|training)(?![a-z0-9])")
 
 
 def rows(
@@ -59,14 +66,36 @@ def kinds(form: Format) -> frozenset[str]:
 def _row_by_row(
     rows: Iterable[readers.Row], form: RowFormat
 ) -> Iterator[tuple[readers.Place, Conversation | RowError]]:
+    metadata = frozenset(getattr(form, "metadata", ()))
     for place, row in rows:
         try:
             if isinstance(row, RowError):
                 raise row
-            for conversation in form.conversations(row):
-                yield place, conversation
+            conversations = _of_row(TracedRow(row), form, place, metadata)
         except RowError as error:
             yield place, error
+            continue
+        for conversation in conversations:
+            yield place, conversation
+
+
+def _of_row(row: TracedRow, form: RowFormat, place: readers.Place, metadata: frozenset[str]) -> list[Conversation]:
+    """The conversations of one row, each with the row's variables of the template and what the format didn't read.
+
+    Raises:
+        RowError: the format can't read it.
+    """
+    conversations = list(form.conversations(row))
+    own = variables(row)
+    unread = dict(row.unread(metadata))
+    if unread:
+        check_row_weight(row, unread)
+    for conversation in conversations:
+        conversation.variables = own
+        conversation.unread = {**unread, **conversation.unread}
+        if len(conversations) > 1:
+            conversation.tree = place.digest()
+    return conversations
 
 
 def _labelled(rows: Iterable[readers.Row], column: str) -> Iterator[readers.Row]:
@@ -105,12 +134,12 @@ def files(path: str | Sequence[str], key: str, cache_dir: Path, kinds: Collectio
     if where.is_file():
         return [where]
     if where.is_dir():
-        found = []
-        for folder, names in _walk(where, f"{key}={path}", links=False):
-            for name in names:
-                file = folder / name
-                if file.is_file() and _known(file, kinds):
-                    found.append(file)
+        found, others = _in_folder(where, key, kinds)
+        if not found and others:
+            raise UserError(
+                f"{key}={path}: this folder has files of other splits alone: {_names(others, where)}; name the files "
+                "to train on them"
+            )
         if not found:
             raise UserError(f"{key}={path}: no {', '.join(sorted(kinds))} file in this folder")
     else:
@@ -121,6 +150,44 @@ def files(path: str | Sequence[str], key: str, cache_dir: Path, kinds: Collectio
     for file in found:
         kernel_files.refuse(file, key)
     return sorted(found)
+
+
+def left_out(path: str | Sequence[str], key: str, kinds: Collection[str]) -> list[str]:
+    """Return what to tell of files that `files` leaves out of folders, by their names those of another split."""
+    notes = []
+    for one in [path] if isinstance(path, str) else path:
+        where = Path(one).expanduser()
+        if where.is_dir():
+            others = _in_folder(where, key, kinds)[1]
+            if others:
+                names = _names(others, where)
+                notes.append(f"{key}={one}: left out as files of another split: {names}; name the files to take them")
+    return notes
+
+
+def _in_folder(where: Path, key: str, kinds: Collection[str]) -> tuple[list[Path], list[Path]]:
+    """The files in a folder, hidden ones left out: those to take, and for training those of other splits."""
+    found = []
+    others = []
+    for folder, names in _walk(where, f"{key}={where}", links=False):
+        for name in names:
+            file = folder / name
+            if name.startswith(".") or not file.is_file() or not _known(file, kinds):
+                continue
+            inside = str(file.relative_to(where)).lower()
+            if key == "data.path" and OTHER_SPLIT.search(inside) and not TRAIN_SPLIT.search(inside):
+                others.append(file)
+            else:
+                found.append(file)
+    return found, sorted(others)
+
+
+def _names(files: list[Path], root: Path) -> str:
+    """The first of some files, as seen from a folder."""
+    names = [str(file.relative_to(root)) for file in files[:5]]
+    if len(files) > len(names):
+        names.append(f"... ({len(files)} in all)")
+    return ", ".join(names)
 
 
 def _matches(pattern: Path, key: str) -> Iterator[Path]:
@@ -149,7 +216,7 @@ def _walk(root: Path, key: str, links: bool) -> Iterator[tuple[Path, list[str]]]
     Args:
         root: a folder.
         key: the configuration key and its value, for the error.
-        links: whether to follow links to folders, and leave out hidden folders as patterns do.
+        links: whether to follow links to folders, as patterns do. Hidden folders are left out.
 
     Raises:
         UserError: there are more than MOST_FOLDERS.
@@ -163,8 +230,7 @@ def _walk(root: Path, key: str, links: bool) -> Iterator[tuple[Path, list[str]]]
         seen.add((found.st_dev, found.st_ino))
         if len(seen) > MOST_FOLDERS:
             raise UserError(f"{key}: has more than {MOST_FOLDERS:,} folders below it; name a folder nearer to the data")
-        if links:
-            inner[:] = [name for name in inner if not name.startswith(".")]
+        inner[:] = [name for name in inner if not name.startswith(".")]
         yield Path(folder), names
 
 
@@ -187,7 +253,7 @@ def hub_rows(name: str) -> Iterator[readers.Row]:
         validate_repo_id(owner_name)  # load_dataset would take a folder's path as well
         data = load_dataset(owner_name, configuration or None, split=split or "train", streaming=True)
         for index, row in enumerate(data):
-            yield readers.Place(name, index, f"row {index}"), row
+            yield readers.Place(name, index, f"row {index}"), plain_row(row)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"data.path={name}: can't be read from the hub: {str(error).splitlines()[0]}") from None
 

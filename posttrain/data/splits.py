@@ -19,30 +19,37 @@ def join_stores(
     if len(parts) == 1:
         return parts[0]
     counts: dict[str, Any] = dict.fromkeys(("rows", "read", "kept", "truncated"), 0)
-    counts |= {"dropped": Counter(), "examples": {}}
+    counts |= {"dropped": Counter(), "unread": Counter(), "examples": {}}
     paths = []
     for store, part in parts:
         for name in ("rows", "read", "kept", "truncated"):
             counts[name] += part[name]
         counts["dropped"].update(part["dropped"])
+        counts["unread"].update(part["unread"])
         counts["examples"] = {**part["examples"], **counts["examples"]}
         paths += store.paths
     counts["dropped"] = dict(counts["dropped"])
+    counts["unread"] = dict(counts["unread"])
     return Store(paths), counts
 
 
-def hold_out(digests: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split by content, so that duplicates are on the same side.
+def hold_out(
+    digests: np.ndarray, fraction: float, seed: int, trees: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split by content, so that duplicates are on the same side, and so are the conversations of a tree.
 
     Args:
         digests: int64[n].
-        fraction: of the distinct conversations, for the second side; 0: none.
+        fraction: of the distinct conversations or trees, for the second side; 0: none.
         seed: which of them.
+        trees: int64[n], equal for the conversations of a tree, 0 for one by itself; None: there are no trees.
 
     Returns:
         Indices of the first and of the second side, ascending. With a fraction and two distinct
-        conversations neither side is empty.
+        conversations or trees neither side is empty.
     """
+    if trees is not None and trees.any():
+        digests = _joined(digests, trees)
     distinct = np.unique(digests)
     count = round(fraction * len(distinct))
     if fraction:
@@ -50,6 +57,26 @@ def hold_out(digests: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarra
     chosen = np.random.default_rng(seed).permutation(len(distinct))[:count]
     held_out = np.isin(digests, distinct[chosen])
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _joined(digests: np.ndarray, trees: np.ndarray) -> np.ndarray:
+    """One number, the least digest, for all that duplicates and trees join: int64[n]."""
+    joined = digests
+    within = trees != 0
+    while True:
+        least = _least(joined, digests)
+        least[within] = _least(least[within], trees[within])
+        if (least == joined).all():
+            return joined
+        joined = least
+
+
+def _least(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """For each value the least of its group: int64[n]."""
+    names, group = np.unique(groups, return_inverse=True)
+    least = np.full(len(names), np.iinfo(np.int64).max)
+    np.minimum.at(least, group, values)
+    return least[group]
 
 
 def repeat_by_weight(rows: np.ndarray, sources: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:

@@ -16,6 +16,7 @@ _SCHEMA = pa.schema(
         ("digest", pa.int64()),  # of what is said; equal for duplicates
         ("row", pa.int64()),  # index in the file it comes from
         ("category", pa.string()),  # of the row, where it was asked for
+        ("tree", pa.int64()),  # equal for conversations that a split keeps together; 0: by itself
     ]
 )
 
@@ -52,13 +53,14 @@ class Writer:
     def write(self, samples: Sequence[Sample]) -> None:
         if not samples:
             return
-        ids, sample_masks, digests, rows, categories = [], [], [], [], []
+        ids, sample_masks, digests, rows, categories, trees = [], [], [], [], [], []
         for sample in samples:
             ids.append(sample.encoded.input_ids)
             sample_masks.append(sample.encoded.mask)
             digests.append(sample.digest)
             rows.append(sample.place.row)
             categories.append(sample.place.category)
+            trees.append(sample.tree or 0)
         masks = _lists(sample_masks, pa.uint8())
         starts, flat = _numpy(masks.offsets, np.int32)[:-1], _numpy(masks.values, np.uint8)
         category = pa.nulls(len(samples), pa.string())
@@ -71,6 +73,7 @@ class Writer:
             _column(np.array(digests, np.int64), pa.int64()),
             _column(np.array(rows, np.int64), pa.int64()),
             category,
+            _column(np.array(trees, np.int64), pa.int64()),
         ]
         self._file.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 
@@ -83,6 +86,7 @@ class Store:
         supervised: int32[n], supervised tokens per conversation.
         digests: int64[n].
         rows: int64[n], index of the conversation's row in its file.
+        trees: int64[n], equal for the conversations of a tree; 0: by itself.
         sources: int64[n], which of `paths` it is in.
     """
 
@@ -109,6 +113,7 @@ class Store:
         self.supervised = self._numbers(2, np.int32)
         self.digests = self._numbers(3, np.int64)
         self.rows = self._numbers(4, np.int64)
+        self.trees = self._numbers(6, np.int64)
         self.sources = np.repeat(np.array(sources, np.int64), sizes)
 
     def _numbers(self, column: int, kind: type) -> np.ndarray:

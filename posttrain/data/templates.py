@@ -54,7 +54,7 @@ class ChatTemplate:
         """
         assert self.file is not None
         try:
-            return read_text(Path(self.file).expanduser())
+            return read_text(Path(self.file).expanduser()).removeprefix("\ufeff")
         except OSError as error:
             raise UserError(f"template.file={self.file}: {error.strerror or error}") from None
         except UnicodeDecodeError as error:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,16 @@ class Splits:
     train: "PackedDataset"
     validation: "PackedDataset | None"
     report: dict[str, Any]
+
+    def names(self) -> list[str]:
+        """The split of each sample that was read of `data.path`, in order; empty: of none."""
+        names = [""] * len(self.train.store)
+        for name in ("train", "validation"):
+            dataset = getattr(self, name)
+            if dataset is not None and dataset.store is self.train.store:
+                for index in dataset.order.tolist():
+                    names[index] = name
+        return names
 
 
 @dataclass
@@ -129,7 +140,7 @@ class TrainingData:
         if self.seed is not None:
             seed = self.seed
         started = time.monotonic()
-        limit = self.max_train_rows if self.validation_fraction is None else None
+        limit = self._most_read()
         parts, weights = [], []
         for source in self._sources():
             parts.append(builder.store(source["path"], source["format"], "data.path", limit))
@@ -142,9 +153,14 @@ class TrainingData:
             validation_rows = np.arange(len(validation))
             train_rows = np.arange(len(train))
         else:
-            train_rows, held_out = splits.hold_out(train.digests, self.validation_fraction or 0, seed)
+            train_rows, held_out = splits.hold_out(train.digests, self.validation_fraction or 0, seed, train.trees)
             if len(held_out):
                 validation, validation_rows = train, held_out[: self.max_validation_rows]
+            elif self.validation_fraction is not None:
+                builder.notes.append(
+                    f"data.validation_fraction={self.validation_fraction}: nothing is held out: all of the "
+                    f"{len(train)} {builder.encoder.unit}s are the same, or of one tree"
+                )
         train_rows = splits.repeat_by_weight(train_rows, train.sources, np.array(weights), seed)[: self.max_train_rows]
         if not len(train_rows):
             raise UserError(f"data.path={self.path}: nothing is left to train on: {json.dumps(counts['dropped'])}")
@@ -152,6 +168,7 @@ class TrainingData:
             "unit": builder.encoder.unit,
             "row_unit": builder.encoder.row_unit,
             "rows": counts,
+            "notes": builder.notes,
             "sha256": builder.contents,
         }
         datasets = {"train": builder.packed(train, train_rows, seq_length, seed)}
@@ -167,8 +184,12 @@ class TrainingData:
         report["seconds"] = round(time.monotonic() - started, 3)
         return Splits(datasets["train"], datasets.get("validation"), report)
 
+    def _most_read(self) -> int | None:
+        """How many samples of each source are read; None: all, since some are held out."""
+        return self.max_train_rows if self.validation_fraction is None else None
+
     def samples(self, encoder: "RowEncoder", cache_dir: Path) -> "Iterator[Sample]":
-        """Stream the samples of `path` as they are trained, in the order of the files, without the cache.
+        """Stream the samples of `path` in the order of `Splits.names`, without the cache.
 
         Raises:
             UserError: as `build`.
@@ -178,8 +199,8 @@ class TrainingData:
 
         for source in self._sources():
             rows = sources.rows(source["path"], source["format"], "data.path", Path(cache_dir))
-            for batch in encoder.samples(rows, Counts()):
-                yield from batch
+            batches = encoder.samples(rows, Counts())
+            yield from islice(chain.from_iterable(batches), self._most_read())
 
     def _sources(self) -> list[dict[str, Any]]:
         """What to train on, each with path, format and weight."""

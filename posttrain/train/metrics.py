@@ -15,6 +15,7 @@ from posttrain.utils import rundir
 from posttrain.utils.atomic_files import finite
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+MORE_PASSES = 1.05  # of those asked for, above which whole steps are said to be the reason
 
 
 class Metrics:
@@ -157,12 +158,23 @@ def describe(run: RunContext) -> list[str]:
     unit = run.splits.report["unit"]
     rows = len(run.splits.train)
     batch = run.settings.global_batch_size
-    return [
+    passes = run.steps * batch / rows
+    lines = [
         f"[bold]{shown(run.config.model.path)}[/]  {trainable}  {run.spec.precision}  {where}",
         f"{report['conversations']} {unit}s, {report['tokens']:,} tokens, {report['supervised_share']:.0%} supervised, "
         f"in {rows} rows of {run.settings.seq_length} ({report['packing_efficiency']:.1%} full)",
-        f"{run.steps} steps of {batch} rows: {run.steps * batch / rows:.2f} epochs",
+        f"{run.steps} steps of {batch} rows: {passes:.2f} epochs",
     ]
+    if run.spec.epochs is not None and passes > MORE_PASSES * run.spec.epochs:
+        lines.append(
+            f"[yellow]trainer.epochs={run.spec.epochs:g} becomes {passes:.2f}: every step has {batch} rows, and there "
+            f"are {rows}; a smaller trainer.global_batch_size comes nearer[/]"
+        )
+    for note in run.splits.report["notes"]:
+        lines.append(f"[yellow]{shown(note)}[/]")
+    for field, count in run.splits.report["rows"]["unread"].items():
+        lines.append(f"[yellow]not in the text: {shown(field)}, in {count:,} {run.splits.report['row_unit']}s[/]")
+    return lines
 
 
 def share(part: float, whole: float, otherwise: float) -> float:

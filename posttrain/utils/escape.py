@@ -11,3 +11,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 def escape_control(text: str) -> str:
     """`text` with its control characters, but tabs and line ends, as Python writes them: `\\x1b`."""
     return CONTROL.sub(lambda char: repr(char.group())[1:-1], text)
+
+
+def shorten(text: str, length: int) -> str:
+    """The first `length` characters of `text`, and that there are more."""
+    return text if len(text) <= length else f"{text[:length]}..."

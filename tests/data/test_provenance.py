@@ -67,4 +67,5 @@ def test_an_empty_message_keeps_its_place():
 
 def test_containers_are_marked_at_every_depth():
     call = mark({"name": "f", "arguments": {"x": ["y"]}}, SOURCE)
-    assert call["arguments"]["x"][0].spans[0][2] == SOURCE and call["arguments"].source == SOURCE
+    assert call["arguments"]["x"][0].spans[0][2] == SOURCE._replace(path=("arguments", "x", 0))
+    assert call["arguments"].source == SOURCE._replace(path=("arguments",))

@@ -1,71 +1,61 @@
 """Formats with a list of messages per row: OpenAI's and ShareGPT's."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.data.conversation import Conversation, Message, RowError
-from posttrain.data.formats.fields import ROLE_NAMES, present, role, wrong_type
+from posttrain.data.formats.fields import ROLE_NAMES, FormatOptions, listed, parse_json, present, role, wrong_type
+from posttrain.data.trace import REASONING, WEIGHTS, holds
 
-# Keys of a message for whether it is trained.
-_WEIGHTS = ("weight", "loss", "loss_weight", "train")
-# Keys that are read into a Message's own fields.
-_OWN = {"role", "content", "tool_calls", "function_call", "tool_plan", *_WEIGHTS}
+# Keys of a message that are read into a Message's own fields, besides those of its role and text.
+_OWN = frozenset(("tool_calls", "function_call", *WEIGHTS))
+# Spellings of a call's arguments: OpenAI's, Llama's, LangChain's and Anthropic's.
+_ARGUMENTS = ("arguments", "parameters", "args", "input")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """How a file spells its messages.
+
+    Attributes:
+        role, content: a message's keys of the role and of the text.
+        roles: further names of roles, {name: role}.
+        metadata: keys of messages that are not read.
+    """
+
+    role: str = "role"
+    content: str = "content"
+    roles: Mapping[str, str] = field(default_factory=dict)
+    metadata: Collection[str] = ()
 
 
 @dataclass
-class Messages:
-    """OpenAI's chat format: `messages` with `role` and `content`; `tools`.
+class Messages(FormatOptions):
+    """OpenAI's chat format: `messages` with `role` and `content`; `tools`; `system`.
 
-    A message may have `tool_calls`, and `weight` or `loss`.
+    A message may have `tool_calls`, reasoning, and `weight`, `train` or `training`.
 
     Attributes:
         column: the column of the messages.
         tools: the column of the tool definitions (a list, or a list as JSON text).
         roles: further names of roles, {name: role}.
+        system: the column of a system prompt.
     """
 
     column: str = "messages"
-    tools: str = "tools"
+    tools: str | None = "tools"
     roles: Mapping[str, str] = field(default_factory=dict)
+    system: str | None = "system"
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
-        names = {**ROLE_NAMES, **self.roles}
-        messages = []
-        for index, item in enumerate(_message_list(row, self.column)):
-            messages.append(self._message(item, f"{self.column}[{index}]", names))
-        yield Conversation(messages, read_tools(row.get(self.tools), self.tools))
-
-    @staticmethod
-    def _message(item: object, where: str, names: Mapping[str, str]) -> Message:
-        if not isinstance(item, dict):
-            raise wrong_type(where, "an object with role and content", item)
-        known_role = role(item.get("role"), f"{where}.role", names)
-        calls = _tool_calls(item, where)
-        weight = read_weight(item, where)
-        if known_role == "function_call":
-            return Message("assistant", "", weight, read_calls(content(item, where), where))
-        if "content" not in item and calls is None:
-            raise RowError(f"field `{where}.content` is missing; found {', '.join(item)}", "no field `content`")
-        extra = {key: item[key] for key in item if key not in _OWN and item[key] is not None}
-        return Message(known_role, content(item, where), weight, calls, extra)
-
-
-def _tool_calls(item: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
-    """A message's `tool_calls`, or the older `function_call`."""
-    calls = item.get("tool_calls")
-    if calls:
-        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-            raise wrong_type(f"{where}.tool_calls", "a list of calls", calls)
-        return calls
-    if item.get("function_call"):
-        return [{"type": "function", "function": item["function_call"]}]
-    return None
+        keys = Keys(roles=self.roles, metadata=self.metadata)
+        messages = read_messages(present(row, self.column), self.column, keys)
+        yield with_system_and_tools(row, messages, self.system, self.tools)
 
 
 @dataclass
-class ShareGPT:
+class ShareGPT(FormatOptions):
     """`conversations` with `from` and `value`; `system`; `tools`.
 
     Function calls and observations are messages.
@@ -82,60 +72,112 @@ class ShareGPT:
     column: str = "conversations"
     role: str = "from"
     content: str = "value"
-    tools: str = "tools"
-    system: str = "system"
+    tools: str | None = "tools"
+    system: str | None = "system"
     roles: Mapping[str, str] = field(default_factory=dict)
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
-        names = {**ROLE_NAMES, **self.roles}
-        messages = []
-        if row.get(self.system):
-            system = content({"content": row[self.system]}, self.system)
-            messages.append(Message("system", system))
-        for index, item in enumerate(_message_list(row, self.column)):
-            where = f"{self.column}[{index}]"
-            if not isinstance(item, dict):
-                raise wrong_type(where, f"an object with {self.role} and {self.content}", item)
-            known_role = role(item.get(self.role), f"{where}.{self.role}", names)
-            text = content({"content": present(item, self.content)}, f"{where}.{self.content}")
-            weight = read_weight(item, where)
-            if known_role == "function_call":
-                messages.append(Message("assistant", "", weight, read_calls(text, where)))
-            else:
-                messages.append(Message(known_role, text, weight))
-        yield Conversation(messages, read_tools(row.get(self.tools), self.tools))
+        keys = Keys(self.role, self.content, self.roles, self.metadata)
+        messages = read_messages(present(row, self.column), self.column, keys)
+        yield with_system_and_tools(row, messages, self.system, self.tools)
 
 
-def _message_list(row: Mapping[str, Any], column: str) -> list[Any]:
-    """A column of messages: a list, or, as a CSV file has it, its JSON text."""
-    messages = present(row, column)
-    if isinstance(messages, str) and messages.lstrip().startswith("["):
-        messages = _parse_json(messages, column)
-    if not isinstance(messages, list):
-        raise wrong_type(column, "a list of messages", messages)
-    return messages
+def with_system_and_tools(
+    row: Mapping[str, Any], messages: list[Message], system: str | None, tools: str | None
+) -> Conversation:
+    """Return the conversation of some messages and the columns beside them.
+
+    Args:
+        row: the row.
+        messages: of it.
+        system, tools: columns of the system prompt and of the tool definitions; None: there is no such column.
+    """
+    if system and holds(row.get(system)):
+        prompt = content(row[system], system, {})
+        said_already = messages and messages[0].role == "system" and messages[0].content.strip() == prompt.strip()
+        if not said_already:
+            messages.insert(0, Message("system", prompt))
+    return Conversation(messages, read_tools(row.get(tools), tools) if tools else None)
 
 
-def _parse_json(text: str, column: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RowError(f"field `{column}`: not valid JSON: {error}", f"field `{column}` is not JSON") from None
+def read_messages(items: object, column: str, keys: Keys) -> list[Message]:
+    """Read a column of messages: a list, or, as a CSV file has it, its JSON text."""
+    if isinstance(items, str) and items.lstrip().startswith("["):
+        items = parse_json(items, column)
+    if not isinstance(items, list):
+        raise wrong_type(column, "a list of messages", items)
+    names = {**ROLE_NAMES, **keys.roles}
+    return [_message(item, f"{column}[{index}]", keys, names) for index, item in enumerate(items)]
 
 
-def content(item: Mapping[str, Any], where: str) -> str:
-    """Return a message's text: a string, null, or a list of text parts."""
-    value = item.get("content")
+def _message(item: object, where: str, keys: Keys, names: Mapping[str, str]) -> Message:
+    """A message; what is not its role, text, calls or weight is in its `extra`, for templates that know it."""
+    if not isinstance(item, dict):
+        raise wrong_type(where, f"an object with {keys.role} and {keys.content}", item)
+    known_role = role(item.get(keys.role), f"{where}.{keys.role}", names)
+    weight = read_weight(item, where)
+    extra: dict[str, Any] = {}
+    for key, value in item.items():
+        if key == keys.role or key == keys.content or key in _OWN or value is None or key in keys.metadata:
+            continue
+        beside = key in ("role", "content")  # in a file that spells them otherwise
+        extra[f"{key} of the file" if beside else key] = value
+    _name_reasoning(extra)
+    text = content(item.get(keys.content), f"{where}.{keys.content}", extra)
+    if known_role == "function_call":
+        return Message("assistant", "", weight, read_calls(text, where), extra)
+    calls = None
+    if "tool_calls" not in keys.metadata:
+        calls = _tool_calls(item, where)
+    if keys.content not in item and calls is None and REASONING[0] not in extra:
+        name = f"{where}.{keys.content}"
+        raise RowError(f"field `{name}` is missing; found {listed(item)}", f"no field `{keys.content}`")
+    return Message(known_role, text, weight, calls, extra)
+
+
+def _name_reasoning(extra: dict[str, Any]) -> None:
+    """Give an answer's reasoning its first name of `REASONING`, whatever the file calls it."""
+    for name in REASONING[1:]:
+        if not isinstance(extra.get(name), str):
+            continue
+        if not holds(extra.get(REASONING[0])):
+            extra[REASONING[0]] = extra.pop(name)
+        elif extra[name] == extra[REASONING[0]]:
+            del extra[name]
+
+
+def _tool_calls(item: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
+    """A message's `tool_calls`, or the older `function_call`."""
+    calls = item.get("tool_calls")
+    if isinstance(calls, str) and calls.strip():  # as a CSV file has them
+        calls = parse_json(calls, f"{where}.tool_calls")
+    if calls:
+        if not isinstance(calls, list):
+            raise wrong_type(f"{where}.tool_calls", "a list of calls", calls)
+        return [_read_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    if item.get("function_call"):
+        return [_read_call({"function": item["function_call"]}, f"{where}.function_call")]
+    return None
+
+
+def content(value: object, name: str, extra: dict[str, Any]) -> str:
+    """Return a message's text.
+
+    Args:
+        value: a string, null, or a list of text parts.
+        name: of the field, for errors.
+        extra: what parts hold besides their text is added to it.
+    """
     if isinstance(value, str):
         return value
     if value is None:
         return ""
     if not isinstance(value, list):
-        raise wrong_type(f"{where}.content", "text or a list of parts", value)
-    return "".join(_part_text(part, where) for part in value)
+        raise wrong_type(name, "text or a list of parts", value)
+    return "".join([_part_text(part, name, extra) for part in value])
 
 
-def _part_text(part: object, where: str) -> str:
+def _part_text(part: object, name: str, extra: dict[str, Any]) -> str:
     """The text of a part of a message's content: a string or an object of type text."""
     text = part
     kind: object = type(part).__name__
@@ -144,9 +186,12 @@ def _part_text(part: object, where: str) -> str:
         text = None
         if part.get("type", "text") == "text":
             text = part.get("text", part.get("value"))
+            for key, value in part.items():
+                if key not in ("type", "text", "value") and value is not None:
+                    extra[f"content.{key}"] = value
     if not isinstance(text, str):
         raise RowError(
-            f"field `{where}.content`: a part of type {kind!r}; only text can be trained on",
+            f"field `{name}`: a part of type {kind!r}; only text can be trained on",
             "a part isn't text",
         )
     return text
@@ -154,7 +199,14 @@ def _part_text(part: object, where: str) -> str:
 
 def read_weight(item: Mapping[str, Any], where: str) -> bool | None:
     """Return whether the message is trained (1, true) or not (0, false); None: it doesn't say."""
-    for key in _WEIGHTS:
+    if holds(item.get("train_detail")):
+        raise RowError(
+            f"field `{where}.train_detail`: parts of a message can't be left out of the training; use `training` for "
+            "the whole message",
+            "`train_detail` is not known",
+        )
+    found: dict[str, bool] = {}
+    for key in WEIGHTS:
         value = item.get(key)
         if value is None:
             continue
@@ -163,50 +215,90 @@ def read_weight(item: Mapping[str, Any], where: str) -> bool | None:
                 f"field `{where}.{key}`: expected 0, 1, true or false, found {value!r}",
                 f"`{key}` is not 0 or 1",
             )
-        return bool(value)
-    return None
+        found[key] = bool(value)
+    if len(set(found.values())) > 1:
+        raise RowError(f"field `{where}`: {' and '.join(found)} contradict each other", "keys of training contradict")
+    return next(iter(found.values()), None)
 
 
 def read_calls(text: str, where: str) -> list[dict[str, Any]]:
     """Read tool calls from JSON text: an object with name and arguments, or a list of them."""
     try:
-        calls = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RowError(
-            f"field `{where}`: a function call that is not valid JSON: {error}",
-            "a broken function call",
-        ) from None
+        calls = parse_json(text, where)
+    except RowError as error:
+        reason = error.reason.replace("not valid JSON", "a function call that is not valid JSON")
+        raise RowError(reason, "a broken function call") from None
     if not isinstance(calls, list):
         calls = [calls]
     return [_read_call(call, where) for call in calls]
 
 
 def _read_call(call: object, where: str) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, dict) else None
+    """A call as templates read it: `function` with name and arguments beside the call's other keys."""
+    if isinstance(call, str):
+        call = parse_json(call, where)
+    inside = isinstance(call, dict) and isinstance(call.get("function"), dict)
+    function: Any = call
+    if isinstance(call, dict) and inside:
+        function = call["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RowError(
             f"field `{where}`: a function call requires `name` and `arguments`",
             "a broken function call",
         )
-    arguments = function.get("arguments", {})
-    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    spelled = next((key for key in _ARGUMENTS if key in function), _ARGUMENTS[0])
+    arguments = _read_arguments(function.get(spelled), f"{where}.{spelled}")
+    if isinstance(call, dict) and inside:
+        function = {_ARGUMENTS[0] if key == spelled else key: value for key, value in function.items()}
+        function[_ARGUMENTS[0]] = arguments
+        return {"type": "function", **call, "function": function}
+    others = {key: value for key, value in function.items() if key not in ("name", spelled, "type")}
+    return {"type": "function", "function": {"name": function["name"], _ARGUMENTS[0]: arguments}, **others}
+
+
+def _read_arguments(value: object, where: str) -> dict[str, Any] | str:
+    """The arguments of a call: an object, or the JSON text of one; null and blank text are none."""
+    if not holds(value) and not isinstance(value, dict):
+        return {}
+    parsed = value
+    if isinstance(value, str):
+        try:
+            parsed = parse_json(value, where)
+        except RowError as error:
+            raise RowError(error.reason, "a call's arguments are not JSON") from None
+    if parsed is None:
+        return {}
+    if not isinstance(parsed, dict):
+        raise RowError(
+            f"field `{where}`: expected an object, or its JSON text, found {type(parsed).__name__}",
+            "a call's arguments are no object",
+        )
+    return value if isinstance(value, str) else parsed
 
 
 def read_tools(value: object, name: str) -> list[dict[str, Any]] | None:
-    """Read tool definitions, a list or its JSON text.
+    """Read tool definitions, a list or its JSON text; each may be JSON text as well.
 
     Returns:
         Each in the form {"type": "function", "function": ...}; None: there are none.
     """
     if isinstance(value, str):
-        value = _parse_json(value, name) if value.strip() else None
+        value = parse_json(value, name) if value.strip() else None
     if not value:
         return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+    if not isinstance(value, list):
         raise wrong_type(name, "a list of tool definitions", value)
-    tools = []
-    for tool in value:
-        if "name" in tool and "type" not in tool:
-            tool = {"type": "function", "function": tool}
-        tools.append(tool)
-    return tools
+    return [_read_tool(tool, f"{name}[{index}]") for index, tool in enumerate(value)]
+
+
+def _read_tool(tool: object, name: str) -> dict[str, Any]:
+    """A tool's definition; one that is not within `function` yet is put there."""
+    if isinstance(tool, str):
+        tool = parse_json(tool, name)
+    if not isinstance(tool, dict):
+        raise wrong_type(name, "a tool's definition", tool)
+    tool = {key: value for key, value in tool.items() if value is not None}
+    if "function" in tool or "name" not in tool or tool.get("type", "function") != "function":
+        return tool
+    function = {key: value for key, value in tool.items() if key != "type"}
+    return {"type": "function", "function": function}

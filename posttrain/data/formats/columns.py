@@ -1,11 +1,13 @@
 """Formats with one question and one answer per row, in columns."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.data.conversation import Conversation, Message, RowError
-from posttrain.data.formats.fields import present, text, wrong_type
+from posttrain.data.formats.chat import Keys, read_messages, read_tools, with_system_and_tools
+from posttrain.data.formats.fields import FormatOptions, present, text, wrong_type
+from posttrain.data.trace import TracedRow
 
 
 def pair(prompt: str, answer: str, system: str = "") -> Conversation:
@@ -30,7 +32,7 @@ def with_context(instruction: str, context: str, answer: str, system: str = "") 
 
 
 @dataclass
-class Alpaca:
+class Alpaca(FormatOptions):
     """`instruction`, `input` (may be missing or empty), `output`; or `instances`, a list of input and output.
 
     `system` and `history` (a list of [question, answer]) are read where a row has them. The user
@@ -46,7 +48,10 @@ class Alpaca:
             for index, instance in enumerate(instances):
                 if not isinstance(instance, dict):
                     raise wrong_type(f"instances[{index}]", "an object", instance)
-                yield self._conversation(row, instruction, instance)
+                fields = TracedRow(instance)
+                conversation = self._conversation(row, instruction, fields)
+                conversation.unread = {f"instances.{name}": value for name, value in fields.unread(self.metadata)}
+                yield conversation
         else:
             yield self._conversation(row, instruction, row)
 
@@ -70,7 +75,7 @@ class Alpaca:
 
 
 @dataclass
-class Dolly:
+class Dolly(FormatOptions):
     """`instruction`, `context` (may be empty), `response`."""
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
@@ -79,18 +84,22 @@ class Dolly:
 
 
 @dataclass
-class PromptCompletion:
+class PromptCompletion(FormatOptions):
     """A question and an answer in two columns, each text or a list of chat messages.
 
     Attributes:
         prompt: the column of the question.
         completion: the column of the answer.
         system: the column of the system prompt. None: there is none.
+        tools: the column of the tool definitions (a list, or a list as JSON text).
+        roles: further names of roles in lists of messages, {name: role}.
     """
 
     prompt: str = "prompt"
     completion: str = "completion"
     system: str | None = None
+    tools: str | None = "tools"
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
         prompt = present(row, self.prompt)
@@ -98,17 +107,20 @@ class PromptCompletion:
             yield self._of_messages(row, prompt)
             return
         system = text(row, self.system, optional=True) if self.system else ""
-        yield pair(text(row, self.prompt), text(row, self.completion), system)
+        conversation = pair(text(row, self.prompt), text(row, self.completion), system)
+        if self.tools:
+            conversation.tools = read_tools(row.get(self.tools), self.tools)
+        yield conversation
 
     def _of_messages(self, row: Mapping[str, Any], prompt: list[Any]) -> Conversation:
         """A conversation of which the prompt is not trained."""
-        from posttrain.data.formats.chat import Messages
-
         completion = present(row, self.completion)
         if not isinstance(completion, list):
             expected = "a list of messages, as the prompt is"
             raise wrong_type(self.completion, expected, completion)
-        (conversation,) = Messages().conversations({**row, "messages": prompt + completion})
-        for message in conversation.messages[: len(prompt)]:
+        keys = Keys(roles=self.roles, metadata=self.metadata)
+        messages = read_messages(prompt, self.prompt, keys)
+        for message in messages:
             message.train = False
-        return conversation
+        messages += read_messages(completion, self.completion, keys)
+        return with_system_and_tools(row, messages, self.system, self.tools)

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.data.conversation import Conversation, RowError
-from posttrain.data.formats.chat import Messages, ShareGPT
+from posttrain.data.formats.chat import Keys, Messages, read_messages, read_tools, with_system_and_tools
 from posttrain.data.formats.columns import pair
-from posttrain.data.formats.fields import present
+from posttrain.data.formats.fields import FormatOptions, present
 from posttrain.errors import UserError
 
 
 @dataclass
-class Custom:
+class Custom(FormatOptions):
     """A mapping of columns: `prompt` and `answer`, or `messages`, or `function`; a.b is b within a.
 
     Attributes:
@@ -57,20 +57,24 @@ class Custom:
         else:
             assert self.prompt is not None and self.answer is not None
             system = _filled(row, self.system) if self.system else ""
-            yield pair(_filled(row, self.prompt), _filled(row, self.answer), system)
+            conversation = pair(_filled(row, self.prompt), _filled(row, self.answer), system)
+            if self.tools:
+                conversation.tools = read_tools(_at(row, self.tools), self.tools)
+            yield conversation
 
     def _of_messages(self, row: Mapping[str, Any], column: str) -> Iterator[Conversation]:
-        columns = {"messages": _at(row, column)}
+        keys = Keys(self.role, self.content, self.roles, self.metadata)
+        messages = read_messages(_at(row, column), column, keys)
+        columns = {}
         if self.system:
             columns["system"] = _filled(row, self.system)
         if self.tools:
             columns["tools"] = _at(row, self.tools)
-        chat = ShareGPT("messages", self.role, self.content, roles=self.roles)
-        yield from chat.conversations(columns)
+        yield with_system_and_tools(columns, messages, "system", "tools")
 
-    def _called(self, row: Mapping[str, Any], function: Callable[[dict[str, Any]], Any]) -> Iterator[Conversation]:
+    def _called(self, row: Mapping[str, Any], function: Callable[[Mapping[str, Any]], Any]) -> Iterator[Conversation]:
         try:
-            result = function(dict(row))
+            result = function(row)
         except Exception as error:  # whatever the user's code raises is about this row
             raise RowError(
                 f"data.format.function raised {type(error).__name__}: {error}",
@@ -78,7 +82,7 @@ class Custom:
             ) from error
         if not isinstance(result, dict):
             result = {"messages": result}
-        yield from Messages(roles=self.roles).conversations(result)
+        yield from Messages(roles=self.roles, metadata=self.metadata).conversations(result)
 
 
 def _at(row: Mapping[str, Any], path: str) -> Any:

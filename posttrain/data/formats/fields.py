@@ -1,9 +1,14 @@
 """Read one field of a row, with errors that say what was expected."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from posttrain.data.conversation import ROLES, RowError
+from posttrain.data.trace import VARIABLES
+
+MOST_NAMED = 20  # keys of a row that an error lists
 
 # Common names of the roles; any other name requires a mapping of its own.
 ROLE_NAMES = {
@@ -33,12 +38,50 @@ ROLE_NAMES = {
 }
 
 
+@dataclass(kw_only=True)
+class FormatOptions:
+    """What every format has.
+
+    Attributes:
+        metadata: columns, and keys of messages, that are not part of what is said: never read, and not reported.
+    """
+
+    metadata: Sequence[str] = ()
+
+
 def present(row: Mapping[str, Any], name: str) -> Any:
     """Return the value of a required field."""
     if name not in row:
-        fields = ", ".join(map(str, row)) or "none"
-        raise RowError(f"field `{name}` is missing; found {fields}", f"no field `{name}`")
+        raise RowError(f"field `{name}` is missing; found {listed(row)}", f"no field `{name}`")
     return row[name]
+
+
+def listed(row: Mapping[str, Any]) -> str:
+    """The names of a row's fields, the first ones of very many."""
+    names = [str(name)[:100] for name in row]
+    if len(names) > MOST_NAMED:
+        names[MOST_NAMED:] = [f"... ({len(names):,} in all)"]
+    return ", ".join(names) or "none"
+
+
+def parse_json(text: str, name: str) -> Any:
+    """Return what the JSON text in a field means."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"field `{name}`: not valid JSON: {error}", f"field `{name}` is not JSON") from None
+
+
+def variables(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's own variables of the chat template, an object or its JSON text; nulls are none."""
+    value = row.get(VARIABLES)
+    if isinstance(value, str) and value.strip():
+        value = parse_json(value, VARIABLES)
+    if not value:
+        return {}
+    if not isinstance(value, dict):
+        raise wrong_type(VARIABLES, "an object", value)
+    return {name: item for name, item in value.items() if item is not None}
 
 
 def text(row: Mapping[str, Any], name: str, optional: bool = False) -> str:

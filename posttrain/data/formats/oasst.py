@@ -4,13 +4,14 @@ Nested, with one tree per row, or flat, with one message per row and its parent'
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.data.conversation import Conversation, Message, RowError
-from posttrain.data.formats.fields import ROLE_NAMES, role, text
+from posttrain.data.formats.fields import ROLE_NAMES, FormatOptions, role, text
 from posttrain.data.readers import Place, Row
+from posttrain.data.trace import holds
 from posttrain.errors import UserError
 
 
@@ -24,10 +25,18 @@ class _Node:
 
 
 _UNRANKED = 1 << 30
+# What OpenAssistant's exports hold of a message besides what is read here: who wrote it, when, and how it was judged.
+_KNOWN = frozenset(
+    {
+        *("role", "text", "rank", "replies", "message_id", "parent_id", "user_id", "message_tree_id", "tree_state"),
+        *("created_date", "lang", "deleted", "synthetic", "review_count", "review_result", "emojis", "labels"),
+        *("events", "detoxify", "model_name"),
+    }
+)
 
 
 @dataclass
-class Oasst:
+class Oasst(FormatOptions):
     """Trees of prompts and ranked replies.
 
     Attributes:
@@ -50,9 +59,9 @@ class Oasst:
                 if "prompt" in row:
                     if not isinstance(row["prompt"], dict):
                         raise RowError("field `prompt`: expected the tree's first message", "field `prompt`")
-                    yield from self._paths(_nested(row["prompt"], place))
+                    yield from self._paths(_nested(row["prompt"], place, self.metadata))
                 elif not row.get("deleted"):
-                    node = _node(row, place)
+                    node = _node(row, place, self.metadata)
                     flat[text(row, "message_id")] = node
             except RowError as error:
                 yield place, error
@@ -71,6 +80,7 @@ class Oasst:
     def _paths(self, root: _Node) -> Iterator[tuple[Place, Conversation | RowError]]:
         """The conversations of one tree, without recursion: trees may be deep."""
         seen = set()  # ids of last messages: paths that differ after them are the same conversation
+        tree = root.place.digest()
         stack = [[root]]
         while stack:
             path = stack.pop()
@@ -89,10 +99,10 @@ class Oasst:
                 yield root.place, error
             elif id(path[-1]) not in seen:
                 seen.add(id(path[-1]))
-                yield root.place, Conversation([node.message for node in path])
+                yield root.place, Conversation([node.message for node in path], tree=tree)
 
 
-def _node(row: dict[str, Any], place: Place) -> _Node:
+def _node(row: dict[str, Any], place: Place, metadata: Collection[str]) -> _Node:
     rank = row.get("rank")
     if rank is not None and not isinstance(rank, int | float):
         raise RowError(
@@ -100,14 +110,17 @@ def _node(row: dict[str, Any], place: Place) -> _Node:
             "field `rank` is not a number",
         )
     message = Message(role(row.get("role"), "role", ROLE_NAMES), text(row, "text"))
+    for name, value in row.items():
+        if name not in _KNOWN and name not in metadata and holds(value):
+            message.extra[name] = value
     # Parquet and pandas exports write missing ranks as NaN, which no comparison orders.
     if rank is None or math.isnan(rank):
         rank = _UNRANKED
     return _Node(place, message, int(rank), row.get("parent_id"))
 
 
-def _nested(row: dict[str, Any], place: Place) -> _Node:
-    root = _node(row, place)
+def _nested(row: dict[str, Any], place: Place, metadata: Collection[str]) -> _Node:
+    root = _node(row, place, metadata)
     stack = [(root, row)]
     while stack:
         node, fields = stack.pop()
@@ -118,7 +131,7 @@ def _nested(row: dict[str, Any], place: Place) -> _Node:
             if not isinstance(reply, dict):
                 raise RowError("field `replies`: expected messages", "field `replies` holds something else")
             if not reply.get("deleted"):
-                child = _node(reply, place)
+                child = _node(reply, place, metadata)
                 node.replies.append(child)
                 stack.append((child, reply))
     return root

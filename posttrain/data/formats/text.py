@@ -7,15 +7,16 @@ from typing import ClassVar
 from posttrain.data import readers
 from posttrain.data.conversation import RowError
 from posttrain.data.documents import Document
-from posttrain.data.formats.fields import text
+from posttrain.data.formats.fields import FormatOptions, text
 from posttrain.data.readers import Place, Row
+from posttrain.data.trace import TracedRow
 from posttrain.errors import UserError
 
 SPLITS = ("file", "paragraph", "line")
 
 
 @dataclass
-class Text:
+class Text(FormatOptions):
     """Documents, for `objective=text`.
 
     Attributes:
@@ -66,8 +67,11 @@ class Text:
             yield join(lines)
 
     def _document(self, place: Place, row: dict[str, str]) -> tuple[Place, Document | RowError]:
+        traced = TracedRow(row)
         try:
-            return place, next(self.documents(row))
+            document = next(self.documents(traced))
+            document.unread = dict(traced.unread(self.metadata))
+            return place, document
         except RowError as error:
             return place, error
 

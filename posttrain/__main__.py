@@ -19,6 +19,7 @@ from posttrain.errors import RunFailed, UserError
 from posttrain.launch import launcher, nodes, prestart
 from posttrain.patches.registry import versions_of
 from posttrain.plan import auto
+from posttrain.recipes import catalog
 from posttrain.spec import checks
 from posttrain.spec.record import specify
 from posttrain.sweep import slurm
@@ -94,9 +95,7 @@ def main() -> None:
         print(help_screen.render(composition.CONF_DIR, composition.PACKAGE))
         return
     if {"recipe=list", "recipe.name=list"} & set(sys.argv[1:]):
-        from posttrain.recipes.__main__ import format_list
-
-        print(format_list())
+        print(catalog.format_list())
         return
     if {"-sc", "--shell-completion"} & set(sys.argv[1:]):
         # What Hydra completes is this command; for `python -m posttrain` it would replace the completion of `python`.

@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from posttrain import patches
 from posttrain.patches.elsewhere import CHANGES
 from posttrain.patches.registry import allowed_untested
@@ -197,9 +200,6 @@ def check_untested(change: patches.Change) -> Finding:
 
 def print_findings(findings: list[Finding]) -> None:
     """Print a table on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(box=None, show_header=False)
     for finding in findings:
         mark = f"[{COLORS[finding.state]}]{finding.state}[/]"

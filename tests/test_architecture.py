@@ -1,8 +1,11 @@
 """The rooms of docs/architecture.md are those of the import contract, and no two modules import each other."""
 
+import ast
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -25,6 +28,32 @@ NO_TORCH = [
     "cli",
     "launch.launcher",
 ]
+
+# What a command does without until it needs it: loading each takes from a thirtieth of a second (zstandard) to several
+# seconds (transformers' models, Megatron), or it is an extra. An import inside a function leads to one of these.
+COSTLY = {
+    "datasets",
+    "gguf",
+    "huggingface_hub",
+    "jinja2",
+    "lm_eval",
+    "megatron",
+    "multiprocessing",
+    "numpy",
+    "peft",
+    "plotly",
+    "psutil",
+    "pyarrow",
+    "rich",
+    "safetensors",
+    "submitit",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "triton",
+    "wandb",
+    "zstandard",
+}
 
 
 def test_the_picture_is_the_contract():
@@ -49,3 +78,48 @@ def test_rooms_without_torch():
     )
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_an_import_inside_a_function_is_a_costly_one():
+    upwards = "posttrain/patches/startup/imports.py"  # one that the contract excepts; at the top it would be a circle
+    needless = []
+    for path in sorted((ROOT / "posttrain").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        top = set(map(id, at_start(tree)))
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Import | ast.ImportFrom) or id(node) in top or in_type_checking(tree, node):
+                continue
+            if not any(leads_to_costly(name) for name in imported(node)):
+                needless.append(f"{path.relative_to(ROOT)}: {ast.unparse(node)}")
+    assert needless == [f"{upwards}: from posttrain.models.bridges import register"]
+
+
+def at_start(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports that run when the module is imported."""
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+
+
+def in_type_checking(tree: ast.Module, node: ast.AST) -> bool:
+    """Whether it is there for type checkers alone."""
+    return any(isinstance(block, ast.If) and node in ast.walk(block) for block in tree.body)
+
+
+def imported(node: ast.Import | ast.ImportFrom) -> list[str]:
+    """The names of modules, or of things in one, that an import statement has."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [f"{node.module}.{alias.name}" for alias in node.names]
+
+
+@cache
+def leads_to_costly(name: str) -> bool:
+    """Whether importing it loads one of COSTLY."""
+    if name.partition(".")[0] != "posttrain":
+        return name.partition(".")[0] in COSTLY
+    path = ROOT / name.replace(".", "/")
+    if not path.is_dir() and not path.with_suffix(".py").is_file():  # a thing in a module
+        return name != "posttrain" and leads_to_costly(name.rpartition(".")[0])
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return any(leads_to_costly(each) for node in at_start(ast.parse(file.read_text())) for each in imported(node))

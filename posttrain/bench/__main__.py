@@ -119,7 +119,8 @@ class Peer:
     @classmethod
     def start(cls, side: str, workload: Workload, args: argparse.Namespace) -> "Peer":
         """Start the process of a side."""
-        environment = os.environ | {"POSTTRAIN_BENCH_TOKENIZER": str(args.tokenizer)}
+        own = {"POSTTRAIN_BENCH_TOKENIZER": str(args.tokenizer), "UNSLOTH_DISABLE_STATISTICS": "1"}
+        environment = os.environ | own
         if side == "unsloth" and args.unsloth:  # and nothing of what the others import
             paths = (args.unsloth, Path(__file__).resolve().parents[2])
             environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from posttrain.config import policy
@@ -147,8 +148,6 @@ def is_own(target: str) -> bool:
 
     Finds it as Hydra does, calling nothing. What can't be found is left to whoever builds it to say.
     """
-    from hydra.utils import get_object
-
     prefixes = [prefix for prefix in _own() if _within(target, prefix)]
     if not prefixes:
         return False  # before anything is imported

@@ -28,6 +28,7 @@ from posttrain.convert import single_process
 from posttrain.convert.checkpoints import find
 from posttrain.convert.publish import check_free
 from posttrain.errors import UserError
+from posttrain.generate import load
 from posttrain.spec import checks
 from posttrain.utils import stop
 
@@ -104,9 +105,9 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
     if c.push:
         if c.command == "import":
             raise UserError("convert.push=true: goes with export and merge, not with a Megatron checkpoint")
-        from posttrain.convert.push import token_for
+        from posttrain.convert import push  # loads huggingface_hub
 
-        token = token_for(c.repo)
+        token = push.token_for(c.repo)
     if c.out is None:
         raise UserError("`convert.out`: has no value; give the directory to write")
     if c.dtype not in (None, *DTYPES):
@@ -128,8 +129,6 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
         merge_adapter(Path(c.checkpoint).expanduser(), out, c.overwrite, c.dtype, c.license)
     print(f"written: {out}")
     if token:
-        from posttrain.convert import push
-
         push.check_pushable(out, c.allow_unverified)
         print(f"pushed: {push.upload(out, c.repo, token, c.private)}")
 
@@ -140,8 +139,7 @@ def push_export(c: DictConfig) -> None:
     Raises:
         UserError: no repository, no token, nothing to push, or nothing that should be.
     """
-    from posttrain.convert import push
-    from posttrain.generate import load
+    from posttrain.convert import push  # loads huggingface_hub
 
     if c.checkpoint is None:
         raise UserError("`checkpoint`: has no value; give a run directory, or an export")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.data import fingerprint, packing, sealed, sources
+from posttrain.data import fingerprint, packing, readers, sealed, sources
 from posttrain.data.dataset import PackedDataset
 from posttrain.data.format_types import Format
 from posttrain.data.prepare import Counts, RowEncoder
@@ -52,8 +52,10 @@ class DatasetBuilder:
         self, path: str | Sequence[str], form: Format, key: str, limit: int | None
     ) -> tuple[Store, dict[str, Any]]:
         """The encoded samples of `path`, at most `limit`, and how many rows were kept and dropped."""
-        if isinstance(path, str) and path.startswith(sources.HUB):
-            contents = [path, sources.hub_revision(path)]
+        if isinstance(path, str) and path.startswith(readers.HUB):
+            from posttrain.data import hub  # loads `datasets`
+
+            contents = [path, hub.revision(path)]
         else:
             files = sources.files(path, key, self.cache.parent, sources.kinds(form))
             memo = self.cache / "files.json"

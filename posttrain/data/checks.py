@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from posttrain.config.instantiate import built
+from posttrain.data import readers, sources
 from posttrain.data.format_types import Format
 from posttrain.data.templates import ChatTemplate
 from posttrain.data.training_data import TrainingData
@@ -32,8 +33,6 @@ def check(cfg: DictConfig) -> tuple[TrainingData, ChatTemplate]:
 
 
 def _look_for(path: str, key: str, form: Format) -> None:
-    from posttrain.data import sources
-
-    if path.startswith((sources.HUB, "demo:")):
+    if path.startswith((readers.HUB, "demo:")):
         return
     sources.files(path, key, Path(), sources.kinds(form))

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.text import Text
+
 from posttrain.data.prepare import Sample
 from posttrain.utils.escape import escape_control
 
@@ -117,9 +120,6 @@ def print_chats(chats: Sequence[Chat], report: dict[str, Any]) -> None:
 
     Supervised tokens are on green, or within ⟦ ⟧ where there is no colour; special tokens are magenta.
     """
-    from rich.console import Console
-    from rich.text import Text
-
     console = Console(highlight=False, soft_wrap=True)
     brackets = console.color_system is None
     for chat in chats:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Bytes of one row. A file without line ends (binary, or one huge JSON value) stops here instead of filling the memory.
 MAX_ROW = 64 << 20
+HUB = "hf://"  # what the name of a data set of the Hugging Face hub starts with
 LINE = "line"  # the column of a text file's rows
 
 

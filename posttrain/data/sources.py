@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain.data import readers
-from posttrain.data.arrow_values import plain_row
 from posttrain.data.conversation import Conversation, RowError
 from posttrain.data.format_types import FileFormat, Format, RowFormat
 from posttrain.data.formats.fields import variables
 from posttrain.data.trace import TracedRow, check_row_weight
+from posttrain.demo.data import ensure_sentences
 from posttrain.errors import UserError
 from posttrain.utils import kernel_files
 
 if TYPE_CHECKING:
     from posttrain.data.documents import Document
 
-HUB = "hf://"
 MOST_FOLDERS = 100_000  # that are searched
 DEMO = "demo:sentences"
 # A word of a file's or folder's name that says which split it is of, as the Hugging Face hub reads them.
@@ -41,8 +40,10 @@ def rows(
     Raises:
         UserError: a file can't be read.
     """
-    if isinstance(path, str) and path.startswith(HUB):
-        source = hub_rows(path)
+    if isinstance(path, str) and path.startswith(readers.HUB):
+        from posttrain.data import hub  # loads `datasets`
+
+        source = hub.rows(path)
     else:
         source = _rows_of(files(path, key, cache_dir, kinds(form)), kinds(form))
     if category is not None:
@@ -123,8 +124,6 @@ def files(path: str | Sequence[str], key: str, cache_dir: Path, kinds: Collectio
             several += files(one, key, cache_dir, kinds)
         return several
     if path.startswith("demo:"):
-        from posttrain.demo.data import ensure_sentences
-
         name = path.removeprefix(DEMO).lstrip("/") or "train"
         if not path.startswith(DEMO) or name not in ("train", "validation"):
             raise UserError(f"{key}={path}: the demo data are {DEMO} and {DEMO}/validation")
@@ -145,7 +144,7 @@ def files(path: str | Sequence[str], key: str, cache_dir: Path, kinds: Collectio
     else:
         found = [file for file in set(_matches(where, f"{key}={path}")) if file.is_file()]
         if not found:
-            hint = f"; a data set of the Hugging Face hub is named {HUB}{path}" if path.count("/") == 1 else ""
+            hint = f"; a data set of the Hugging Face hub is named {readers.HUB}{path}" if path.count("/") == 1 else ""
             raise UserError(f"{key}={path}: there is no such file, folder or pattern{hint}")
     for file in found:
         kernel_files.refuse(file, key)
@@ -236,39 +235,3 @@ def _walk(root: Path, key: str, links: bool) -> Iterator[tuple[Path, list[str]]]
 
 def _known(file: Path, kinds: Collection[str]) -> bool:
     return file.name.lower().endswith(tuple(kinds))
-
-
-def hub_rows(name: str) -> Iterator[readers.Row]:
-    """Stream a data set of the hub: `hf://owner/name`, with `:configuration` and `@split` (default: train) if needed.
-
-    Raises:
-        UserError: it can't be reached or does not exist.
-    """
-    from datasets import load_dataset
-    from huggingface_hub.utils._validators import validate_repo_id
-
-    target, _, split = name.removeprefix(HUB).partition("@")
-    owner_name, _, configuration = target.partition(":")
-    try:
-        validate_repo_id(owner_name)  # load_dataset would take a folder's path as well
-        data = load_dataset(owner_name, configuration or None, split=split or "train", streaming=True)
-        for index, row in enumerate(data):
-            yield readers.Place(name, index, f"row {index}"), plain_row(row)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"data.path={name}: can't be read from the hub: {str(error).splitlines()[0]}") from None
-
-
-def hub_revision(name: str) -> str:
-    """The commit of a hub data set, part of the cache's key.
-
-    Raises:
-        UserError: it can't be reached or does not exist.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    owner_name = name.removeprefix(HUB).partition("@")[0].partition(":")[0]
-    try:
-        return str(HfApi().dataset_info(owner_name).sha)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        raise UserError(f"data.path={name}: the hub does not answer: {str(error).splitlines()[0]}") from None

@@ -36,17 +36,13 @@ from posttrain.config import targets
 from posttrain.config.instantiate import built
 from posttrain.data.checks import check as check_data
 from posttrain.errors import UserError
-from posttrain.evaluate import harness, settings
+from posttrain.evaluate import settings
 from posttrain.generate import load
 from posttrain.spec import checks
 from posttrain.utils import stop
 from posttrain.utils.atomic_files import finite, write_json, write_text
-from posttrain.utils.cache import cache_root
-from posttrain.utils.gpus import visible_gpus
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from posttrain.evaluate.scores import Metric
 
 
@@ -100,13 +96,15 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
     with load.open_export(what) as directory:
         started = time.time()
         out.mkdir(parents=True, exist_ok=True)  # fails before hours of measuring, not after
-        import torch
+        from posttrain.evaluate.measure import measure_all  # loads torch and transformers, as the others
+        from posttrain.evaluate.printing import print_result
+        from posttrain.generate.live_model import load_model, usable_device
 
-        device = "cuda" if visible_gpus() and torch.cuda.is_available() else "cpu"
+        device = usable_device()
         dtype = built(cfg.precision).dtype(device)
-        model, tokenizer = load.load_model(directory, dtype)
+        model, tokenizer = load_model(directory, dtype)
         result: dict[str, Any] = {"model": what, "overrides": overrides, "dtype": dtype, "device": device}
-        measured, answers = measure(model, tokenizer, cfg, datasets, metric)
+        measured, answers = measure_all(model, tokenizer, cfg, datasets, metric)
         result |= measured
         result["seconds"] = round(time.time() - started, 2)
 
@@ -116,38 +114,8 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
         lines = [json.dumps(finite(answer), ensure_ascii=False) + "\n" for answer in answers]
         write_text(out / "answers.jsonl", "".join(lines))
         written += ", answers.jsonl"
-    from posttrain.evaluate.printing import print_result
-
     print_result(result)
     print(f"written: {written}")
-
-
-def measure(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    cfg: DictConfig,
-    datasets: dict[str, DictConfig],
-    metric: "Metric | None",
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Measure all sets, and run lm-eval's tasks.
-
-    Returns:
-        `datasets`, `all` and `lm_eval` of result.json, and the lines of answers.jsonl.
-    """
-    from posttrain.evaluate.conversations import read_conversations
-    from posttrain.evaluate.measure import measure_set, pool
-
-    result: dict[str, Any] = {"datasets": {}}
-    lines = []
-    for name, set_cfg in datasets.items():
-        conversations = read_conversations(set_cfg, tokenizer, cache_root(set_cfg.cache_dir))
-        result["datasets"][name], answers = measure_set(model, tokenizer, conversations, cfg.evaluate, metric, name)
-        lines += answers
-    if len(datasets) > 1:
-        result["all"] = pool(list(result["datasets"].values()))
-    if cfg.lm_eval.tasks:
-        result["lm_eval"] = harness.run_tasks(model, tokenizer, cfg.lm_eval)
-    return result, lines
 
 
 def choose_sets(cfg: DictConfig, run_dir: Path | None, overrides: list[str]) -> dict[str, DictConfig]:
@@ -180,7 +148,7 @@ def check_and_build(cfg: DictConfig, datasets: dict[str, DictConfig], overrides:
                 raise
             raise UserError(f"evaluate.datasets.{name}: {error}") from None
     if cfg.lm_eval.tasks:
-        harness.check_options(cfg.lm_eval, overrides)
+        settings.check_lm_eval(cfg.lm_eval, overrides)
     if OmegaConf.is_missing(cfg.metric, "_target_"):
         raise UserError("`metric._target_`: has no value; set it to your function, my_module.score")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

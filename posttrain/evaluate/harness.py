@@ -3,54 +3,29 @@
 https://github.com/EleutherAI/lm-evaluation-harness
 """
 
-import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import datasets
+import lm_eval
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from omegaconf import DictConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from posttrain.data.conversation import RowError
+from posttrain.data.prompts import Prompts
 from posttrain.errors import UserError
 from posttrain.utils.suggest import did_you_mean
 
-if TYPE_CHECKING:
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-TRUST = "lm_eval.trust_include_path=true"
-
-
-def check_options(options: DictConfig, overrides: list[str]) -> None:
-    """Check, before the model is loaded, that lm-eval can run.
-
-    Args:
-        options: conf/evaluate.yaml's `lm_eval`.
-        overrides: of the command line: only there can a folder be trusted, not in a file.
-
-    Raises:
-        UserError: lm-eval is not installed, the folder does not exist, or it is not trusted.
-    """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("lm_eval.tasks: lm-eval is not installed; run `uv sync --extra eval`")
-    if options.include_path is None:
-        return
-    if not Path(options.include_path).expanduser().is_dir():
-        raise UserError(f"lm_eval.include_path={options.include_path}: no such folder")
-    if not any(override.lstrip("+").lower() == TRUST for override in overrides):
-        raise UserError(
-            f"lm_eval.include_path={options.include_path}: task files may run Python code of their "
-            f"folder; if you trust it, add {TRUST} to the command line"
-        )
-
 
 def run_tasks(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", options: DictConfig
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: DictConfig
 ) -> dict[str, dict[str, float | None]]:
     """Evaluate the tasks.
 
     Args:
-        model: as posttrain.generate.load.load_model returns it.
-        tokenizer: as posttrain.generate.load.load_model returns it.
+        model: as posttrain.generate.live_model.load_model returns it.
+        tokenizer: as posttrain.generate.live_model.load_model returns it.
         options: conf/evaluate.yaml's `lm_eval`.
 
     Returns:
@@ -60,9 +35,6 @@ def run_tasks(
     Raises:
         UserError: a task is unknown, or its data set is not on this machine.
     """
-    import datasets
-    import lm_eval
-
     # No task downloads anything by itself.
     datasets.config.HF_HUB_OFFLINE = True
     datasets.config.HF_DATASETS_OFFLINE = True
@@ -100,13 +72,8 @@ def run_tasks(
     return values_by_task
 
 
-def _wrap(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", options: DictConfig) -> "HFLM":
+def _wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: DictConfig) -> HFLM:
     """The model as lm-eval takes it; its chat template is rendered within the limits that training has for it."""
-    from lm_eval.models.huggingface import HFLM
-
-    from posttrain.data.conversation import RowError
-    from posttrain.data.prompts import Prompts
-
     template = Prompts(tokenizer) if options.chat_template and tokenizer.chat_template else None
 
     class Model(HFLM):
@@ -126,14 +93,12 @@ def _wrap(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", option
     return Model(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
 
 
-def _find_tasks(names: list[str], include_path: str | None) -> "TaskManager":
+def _find_tasks(names: list[str], include_path: str | None) -> TaskManager:
     """Return a task manager that has all the tasks.
 
     Raises:
         UserError: there is no such task.
     """
-    from lm_eval.tasks import TaskManager
-
     folder = None
     if include_path:
         folder = str(Path(include_path).expanduser())

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.progress import track
 
 from posttrain.errors import UserError
-from posttrain.evaluate.conversations import Conversations, last_answer
+from posttrain.evaluate.conversations import Conversations, last_answer, read_conversations
 from posttrain.evaluate.losses import compute_losses
 from posttrain.evaluate.scores import Metric
 from posttrain.generate.decoding import Sampling, check_fits, continuations, stop_tokens
+from posttrain.utils.cache import cache_root
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,8 +49,8 @@ def measure_set(
     """Evaluate one set.
 
     Args:
-        model: as posttrain.generate.load.load_model returns it.
-        tokenizer: as posttrain.generate.load.load_model returns it.
+        model: as posttrain.generate.live_model.load_model returns it.
+        tokenizer: as posttrain.generate.live_model.load_model returns it.
         conversations: of the set.
         options: conf/evaluate.yaml's `evaluate`.
         metric: None: no answers are generated.
@@ -211,3 +212,30 @@ def compute_score(metric: Metric, answer: str, reference: str) -> float:
 def show_progress[T](items: Iterable[T], title: str, count: int) -> Iterable[T]:
     """Yield `items` with a progress line on stderr where that is a terminal."""
     return track(items, title, count, console=STDERR, transient=True, disable=not STDERR.is_terminal)
+
+
+def measure_all(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    cfg: DictConfig,
+    datasets: dict[str, DictConfig],
+    metric: "Metric | None",
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measure all sets, and run lm-eval's tasks.
+
+    Returns:
+        `datasets`, `all` and `lm_eval` of result.json, and the lines of answers.jsonl.
+    """
+    result: dict[str, Any] = {"datasets": {}}
+    lines = []
+    for name, set_cfg in datasets.items():
+        conversations = read_conversations(set_cfg, tokenizer, cache_root(set_cfg.cache_dir))
+        result["datasets"][name], answers = measure_set(model, tokenizer, conversations, cfg.evaluate, metric, name)
+        lines += answers
+    if len(datasets) > 1:
+        result["all"] = pool(list(result["datasets"].values()))
+    if cfg.lm_eval.tasks:
+        from posttrain.evaluate import harness  # lm-eval is an extra
+
+        result["lm_eval"] = harness.run_tasks(model, tokenizer, cfg.lm_eval)
+    return result, lines

@@ -3,6 +3,7 @@
 A set's configuration is a run's own with the overrides of the set. Imports no torch.
 """
 
+import importlib.util
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from posttrain.config import composition, frozen, policy, schema
 from posttrain.config.containers import as_dict
 from posttrain.errors import UserError
 from posttrain.utils import rundir
+
+TRUST = "lm_eval.trust_include_path=true"
 
 # Taken from a run unless overridden: what decides which tokens are measured, and how exactly.
 OF_RUN = ("objective", "data", "template", "precision", "seed", "trainer")
@@ -194,3 +197,26 @@ def configure_sets(cfg: DictConfig) -> dict[str, DictConfig]:
         except (UserError, ValueError) as error:
             raise UserError(f"evaluate.datasets.{name}: {error}") from None
     return configs
+
+
+def check_lm_eval(options: DictConfig, overrides: list[str]) -> None:
+    """Check, before the model is loaded, that lm-eval can run.
+
+    Args:
+        options: conf/evaluate.yaml's `lm_eval`.
+        overrides: of the command line: only there can a folder be trusted, not in a file.
+
+    Raises:
+        UserError: lm-eval is not installed, the folder does not exist, or it is not trusted.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("lm_eval.tasks: lm-eval is not installed; run `uv sync --extra eval`")
+    if options.include_path is None:
+        return
+    if not Path(options.include_path).expanduser().is_dir():
+        raise UserError(f"lm_eval.include_path={options.include_path}: no such folder")
+    if not any(override.lstrip("+").lower() == TRUST for override in overrides):
+        raise UserError(
+            f"lm_eval.include_path={options.include_path}: task files may run Python code of their "
+            f"folder; if you trust it, add {TRUST} to the command line"
+        )

@@ -16,78 +16,13 @@ from typing import TYPE_CHECKING
 
 from posttrain.errors import RunFailed, UserError
 from posttrain.generate import load
-from posttrain.generate.decoding import Sampling, check_fits, continuations, stop_tokens
-from posttrain.models.tokenizer_files import failures
 from posttrain.utils import stop
 from posttrain.utils.escape import escape_control
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from posttrain.generate.answerer import Answerer
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
-
-
-class Answerer:
-    """A loaded model that answers conversations.
-
-    Args:
-        model: as posttrain.generate.load.load_model returns it.
-        tokenizer: as posttrain.generate.load.load_model returns it.
-        sampling: how to choose tokens.
-        batch_size: conversations at once.
-
-    Raises:
-        UserError: the tokenizer's chat template is broken.
-    """
-
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        sampling: Sampling,
-        batch_size: int = 8,
-    ) -> None:
-        from posttrain.data.prompts import Prompts
-
-        self.model = model
-        self.tokenizer = tokenizer
-        self.sampling = sampling
-        self.batch_size = batch_size
-        self.stop = stop_tokens(model, tokenizer)
-        self.pad = tokenizer.pad_token_id
-        if self.pad is None:
-            self.pad = min(self.stop, default=0)
-        self.template = Prompts(tokenizer) if tokenizer.chat_template else None
-
-    def __call__(self, conversations: list[list[Message]]) -> list[str]:
-        """Return the next message of each conversation."""
-        prompts = [self.encode(messages) for messages in conversations]
-        check_fits(self.model, prompts, new_tokens=1)
-        answers = dict(continuations(self.model, prompts, self.stop, self.pad, self.sampling, self.batch_size))
-        texts = []
-        for index in range(len(prompts)):
-            texts.append(self.tokenizer.decode(answers[index], skip_special_tokens=True))
-        return texts
-
-    def encode(self, messages: list[Message]) -> list[int]:
-        """Return a prompt's ids; without a chat template the last message is continued as text.
-
-        Raises:
-            UserError: the tokenizer, or its chat template, fails on it.
-        """
-        with failures(self.tokenizer.name_or_path, "the tokenizer or its chat template fails on a prompt"):
-            if self.template is None:
-                return self.tokenizer(encodable(messages[-1]["content"]))["input_ids"]
-            messages = [{**message, "content": encodable(message["content"])} for message in messages]
-            return self.tokenizer(self.template.render(messages), add_special_tokens=False)["input_ids"]
-
-
-def encodable(text: str) -> str:
-    """Return `text` with a question mark for each half character.
-
-    Python makes half characters of typed bytes that are not UTF-8.
-    """
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_prompts(path: Path) -> list[list[Message]]:
@@ -251,6 +186,10 @@ def answer(args: argparse.Namespace) -> None:
     if args.file is not None:
         for messages in read_prompts(args.file):
             conversations.append([*start, *messages])
+    from posttrain.generate.answerer import Answerer  # loads torch and transformers, as the next two
+    from posttrain.generate.decoding import Sampling
+    from posttrain.generate.live_model import load_model
+
     sampling = Sampling(
         args.max_new_tokens,
         args.temperature,
@@ -260,7 +199,7 @@ def answer(args: argparse.Namespace) -> None:
         args.seed,
     )
     with load.open_export(args.model) as directory:
-        model, tokenizer = load.load_model(directory)
+        model, tokenizer = load_model(directory)
     answerer = Answerer(model, tokenizer, sampling, args.batch_size)
     if not conversations:
         chat(answerer, start, args.json)
@@ -269,7 +208,7 @@ def answer(args: argparse.Namespace) -> None:
         print_answer(messages[-1]["content"], text, args.json)
 
 
-def chat(answerer: Answerer, history: list[Message], as_json: bool) -> None:
+def chat(answerer: "Answerer", history: list[Message], as_json: bool) -> None:
     """Answer what is typed, each time with the whole conversation.
 
     Args:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from posttrain.data.render import Renderer
+from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
 from posttrain.models.families import learned_positions_of
 
@@ -72,9 +75,6 @@ def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
 
 def turn_ends(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """Return the ids that the tokenizer's chat template ends an assistant's turn with; none without a template."""
-    from posttrain.data.render import Renderer
-    from posttrain.data.templates import ChatTemplate
-
     if not tokenizer.chat_template:
         return set()
     stops = Renderer(ChatTemplate(require_stop=False), tokenizer).stops
@@ -130,8 +130,6 @@ def continuations(
     Yields:
         (index of the prompt, ids of its answer).
     """
-    import torch
-
     torch.manual_seed(sampling.seed)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     for start in range(0, len(order), batch_size):

@@ -16,17 +16,14 @@ from posttrain.config import frozen, targets
 from posttrain.config.instantiate import built
 from posttrain.errors import RunFailed, UserError
 from posttrain.models import HFModel
-from posttrain.models.headers import own_file, read_headers
+from posttrain.models.headers import read_headers
 from posttrain.models.hf import DEMO
 from posttrain.models.hf_adapter import check_against, is_adapter, read_adapter
-from posttrain.peft.attach import attach_adapter
 from posttrain.utils import rundir
-from posttrain.utils.gpus import visible_gpus
 from posttrain.utils.stop import FULL_ERROR
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    pass
 
 SHIPPED = "posttrain.models.HFModel"
 WHAT = "run directory, checkpoint, PEFT adapter, Hugging Face directory or hub id"
@@ -135,39 +132,3 @@ def quote(path: Path) -> str:
     """A path as Hydra's grammar takes it whole: a trial's has `=` and `,` in it."""
     text = str(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'
-
-
-def load_model(
-    directory: Path, dtype: str | None = None
-) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]":
-    """(model, tokenizer) of an export, on the GPU if there is one.
-
-    Args:
-        directory: as `open_export` gives it.
-        dtype: float32 or bfloat16. None: bfloat16 on a GPU, float32 on a CPU.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.utils import logging
-
-    device, usual = "cpu", "float32"
-    if visible_gpus() and torch.cuda.is_available():
-        device, usual = "cuda", "bfloat16"
-    logging.disable_progress_bar()
-    source = HFModel(path=str(directory))
-    if source.adapter:
-        read_adapter(directory)  # before the base's weights are read
-    base = source.directory
-    has_own_generation = bool(source.adapter) and own_file(directory / "generation_config.json")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=getattr(torch, dtype or usual), use_safetensors=True, trust_remote_code=False
-        )
-        if has_own_generation:
-            model.generation_config = GenerationConfig.from_pretrained(directory)
-    except Exception as error:  # of whatever kind: a stranger's files
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"{directory}: transformers can't read it: {reason}") from error
-    if source.adapter:
-        model = attach_adapter(model, directory)
-    return model.to(device).eval(), source.load_tokenizer()

@@ -9,13 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import safe_open
+
+from posttrain.demo.weights import ensure_smollm2
 from posttrain.errors import UserError
+from posttrain.models.bridges import register
 from posttrain.models.config_checks import check_config
 from posttrain.models.headers import read_json
 from posttrain.models.hf_adapter import CONFIG, PREFIX, WEIGHTS, base_of, is_adapter, saved_vocabulary
 from posttrain.models.shapes import check_directory
 from posttrain.models.tokenizer_files import check_files, check_loaded, check_spec, failures
 from posttrain.models.vocabulary import grown, is_vocabulary
+from posttrain.patches.startup.imports import import_bridge
 
 if TYPE_CHECKING:
     import torch
@@ -122,8 +127,6 @@ class HFModel:
         if self.rows is None or not is_vocabulary(name):
             return weight
         if self.adapter and name in saved_vocabulary(self.adapter):
-            from safetensors import safe_open
-
             with safe_open(self.adapter / WEIGHTS, framework="pt") as file:
                 weight = file.get_tensor(PREFIX + name).to(weight.dtype)
         return grown(weight, self.rows)
@@ -188,12 +191,11 @@ class HFModel:
         """
         from megatron.bridge import AutoBridge
 
-        from posttrain.models.bridges import register
-
         config = self.hf_config()
         for architecture in config.architectures or ():
             register(architecture)
-        if not AutoBridge.supports(config) or not has_bridge(config):
+        known = set(AutoBridge.list_supported_models())
+        if not AutoBridge.supports(config) or known.isdisjoint(config.architectures or ()):
             raise UserError(
                 f"model.path={self.path}: no bridge to Megatron for the architecture {config.architectures}"
             )
@@ -238,45 +240,19 @@ def fetch(path: str, patterns: list[str]) -> Path:
         UserError: no such directory, or the hub does not give the model.
     """
     if path == f"{DEMO}smollm2_135m":
-        from posttrain.demo.weights import ensure_smollm2
-
         return ensure_smollm2()
     if Path(path).is_dir():
         return Path(path)
     if path.startswith((DEMO, ".", "/", "~")) or path.count("/") != 1:
         raise UserError(f"model.path={path}: no such directory")
+    from posttrain.models.hub import download
 
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=patterns))
-    except GatedRepoError:
-        reason = "is gated: accept its licence on its hub page, then set HF_TOKEN"
-    except RepositoryNotFoundError:
-        reason = "is neither a directory here nor a model on the hub (private ones need HF_TOKEN)"
-    except LocalEntryNotFoundError:
-        offline = "the hub cannot be reached"
-        if os.environ.get("HF_HUB_OFFLINE"):
-            offline = "HF_HUB_OFFLINE is set"
-        reason = f"is not a directory here nor in the hub's cache, and {offline}; set model.path to a directory"
-    except (HfHubHTTPError, OSError) as error:
-        reason = f"cannot be downloaded: {error}"
-    raise UserError(f"model.path={path}: {reason}")
-
-
-def has_bridge(config: "PretrainedConfig") -> bool:
-    """Whether one of the config's architectures has a registered bridge."""
-    from megatron.bridge import AutoBridge
-
-    return bool(set(config.architectures or ()) & set(AutoBridge.list_supported_models()))
+    return download(path, patterns)
 
 
 def import_bridges(fields: Mapping[str, Any]) -> None:
     """Import the bridges of a config.json's architectures, where Megatron is used: some bring their configuration."""
     if "megatron.bridge" in sys.modules:
-        from posttrain.patches.startup.imports import import_bridge
-
         for architecture in fields.get("architectures") or ():
             import_bridge(architecture)
 

@@ -138,7 +138,7 @@ CHANGES = (
     ),
     _elsewhere(
         "recipes-without-the-hub",
-        "posttrain.recipes.resolve",
+        "posttrain.recipes.description",
         "megatron.bridge.AutoBridge.from_hf_pretrained",
         "sys.modules",
         kind=Kind.STARTUP,

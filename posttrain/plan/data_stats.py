@@ -9,7 +9,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from posttrain.config.instantiate import built
-from posttrain.data import packing, sources
+from posttrain.data import packing, readers, sources
 from posttrain.data.checks import check
 from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
@@ -168,7 +168,7 @@ def _estimate_total(data: "TrainingData", last: "Place", seen: int, cache: Path)
     Raises:
         UserError: neither can be done quickly.
     """
-    if not isinstance(data.path, str) or data.path.startswith(sources.HUB):
+    if not isinstance(data.path, str) or data.path.startswith(readers.HUB):
         raise UserError("data: too many to count quickly, and from several sources")
     began = time.monotonic()
     count = 0

@@ -10,19 +10,6 @@ from posttrain.utils import stop
 from posttrain.utils.stop import fail
 
 
-def format_list() -> str:
-    """Every recipe for text models with its summary, in the order of their folders."""
-    recipes = catalog.recipes()
-    usable = [recipe for recipe in recipes.values() if recipe.text]
-    width = max(len(recipe.name) for recipe in usable)
-    lines = [f"{len(usable)} recipes of Megatron-Bridge {catalog.version()}; start from one with recipe.name=NAME\n"]
-    for recipe in usable:
-        lines.append(f"{recipe.name:<{width}}  {recipe.summary}")
-    others = len(recipes) - len(usable)
-    lines.append(f"\n{others} more train image, audio or video models, which posttrain does not support.")
-    return "\n".join(lines)
-
-
 def format_recipe(recipe: catalog.Recipe, translation: Translation) -> str:
     """One recipe, key by key."""
     lines = [
@@ -69,7 +56,7 @@ def main() -> None:
         raise SystemExit(2)
     try:
         if args in ([], ["list"]):
-            print(format_list())
+            print(catalog.format_list())
         else:
             show_recipe(args[0])
     except (UserError, RunFailed) as error:

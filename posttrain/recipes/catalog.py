@@ -93,3 +93,16 @@ def find(name: str) -> Recipe:
             f"`recipe.name={name}`: its model is an image, audio or video model; posttrain trains text models only"
         )
     return recipe
+
+
+def format_list() -> str:
+    """Every recipe for text models with its summary, in the order of their folders."""
+    every = recipes()
+    usable = [recipe for recipe in every.values() if recipe.text]
+    width = max(len(recipe.name) for recipe in usable)
+    lines = [f"{len(usable)} recipes of Megatron-Bridge {version()}; start from one with recipe.name=NAME\n"]
+    for recipe in usable:
+        lines.append(f"{recipe.name:<{width}}  {recipe.summary}")
+    others = len(every) - len(usable)
+    lines.append(f"\n{others} more train image, audio or video models, which posttrain does not support.")
+    return "\n".join(lines)

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
+from posttrain.data.collate import collate_items
 from posttrain.errors import UserError
 
 WHOLE = 0.01  # how far a sum of weights may be from a whole number, by rounding
@@ -187,10 +189,6 @@ class Collate:
             supervised_mask float32[1, k], their weights, 0 where filled up; normalizer int32[], the sum of all
             weights; counts.
         """
-        import torch
-
-        from posttrain.data.collate import collate_items
-
         weighted = [row | {"loss_mask": self.weights(row)} for row in rows]
         batch = collate_items(weighted, self.length, self.pad_id, pad_multiple=self.multiple)
         weights = batch["loss_mask"][0]

@@ -13,11 +13,11 @@ from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 from posttrain.data.sealed import Used
 from posttrain.errors import ExportRefused
 from posttrain.ops.fused_lora import fused_layers
-from posttrain.plan import flops
 from posttrain.plan.report import planned_peak
 from posttrain.train import pruning
 from posttrain.train.batches import Counts
 from posttrain.train.context import RunContext
+from posttrain.train.counted_flops import count_flops
 from posttrain.train.exporting import Exporter
 from posttrain.train.metrics import Metrics
 from posttrain.train.nonfinite import NonFinitePolicy
@@ -101,7 +101,7 @@ class RunCallback(Callback):
         run = self.run
         if run.on_gpu:
             self.planned = planned_peak(run.spec, run.config, run.splits.train)
-        model_flops = flops.ModelFlops.from_model(
+        model_flops = count_flops(
             context.model,
             self.vocab_size,
             frozen=run.groups.peft is not None,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from posttrain.utils import stop
 from posttrain.utils.escape import escape_control
+from posttrain.utils.rank_environment import UI_FD
 
 PLAIN_INTERVAL_S = 10.0  # between lines where the output is not a terminal
 
@@ -38,8 +39,6 @@ class Screen:
     @classmethod
     def inherited(cls) -> "Screen":
         """The screen that the launcher passed on, else this process's standard output."""
-        from posttrain.utils.rank_environment import UI_FD
-
         descriptor = os.environ.get(UI_FD)
         return cls(stop.tolerant_stream(int(descriptor)) if descriptor else sys.stdout)
 

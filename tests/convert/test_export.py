@@ -245,8 +245,8 @@ def test_an_export_says_where_to_stop(adapter, megatron, base, tmp_path):
 
     from posttrain.convert.export import export_source
     from posttrain.convert.merge import merge_adapter
-    from posttrain.generate import load as exported
     from posttrain.generate.decoding import stop_tokens
+    from posttrain.generate.live_model import load_model
 
     directory = base_without_chats(base)
     live = source(directory, adapter, template=chatml())
@@ -257,7 +257,7 @@ def test_an_export_says_where_to_stop(adapter, megatron, base, tmp_path):
         tokenizer = AutoTokenizer.from_pretrained(path)
         assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
         assert GenerationConfig.from_pretrained(path).eos_token_id == [264, 266]
-        model, tokenizer = exported.load_model(path)
+        model, tokenizer = load_model(path)
         assert stop_tokens(model, tokenizer) == {264, 266}
         assert (path / "tokenizer.json").read_bytes() == (directory / "tokenizer.json").read_bytes()
     report = json.loads((tmp_path / "out" / "verification.json").read_text())

@@ -82,7 +82,7 @@ def test_going_on_from_a_grown_adapter(megatron, base, tmp_path):
     from posttrain.convert import megatron as convert
     from posttrain.convert import megatron_logits as logits
     from posttrain.convert.export import export_source
-    from posttrain.generate import load
+    from posttrain.generate.live_model import load_model
     from posttrain.peft import load_adapter
 
     export_source(source(base_without_chats(base), LoRA(rank=4, alpha=8), template=llama3()), tmp_path / "adapter")
@@ -100,7 +100,7 @@ def test_going_on_from_a_grown_adapter(megatron, base, tmp_path):
     load_adapter.load(bridge, parts, tmp_path / "peft")
     tokens = torch.arange(240, 272)[None]
     assert close(logits.compute_logits(parts, tokens), model.eval()(tokens).logits)
-    loaded, _ = load.load_model(tmp_path / "peft")
+    loaded, _ = load_model(tmp_path / "peft")
     assert close(loaded(tokens).logits, model(tokens).logits)
 
 

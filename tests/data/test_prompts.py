@@ -6,8 +6,7 @@ from tiny_tokenizer import byte_tokenizer
 from posttrain.data.conversation import RowError
 from posttrain.data.prompts import Prompts
 from posttrain.errors import UserError
-from posttrain.evaluate import harness
-from posttrain.generate.__main__ import Answerer
+from posttrain.generate.answerer import Answerer
 from posttrain.generate.decoding import Sampling
 
 CHATS = [
@@ -81,6 +80,8 @@ def test_lm_eval_renders_within_the_limits(model):
     pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
     from omegaconf import OmegaConf
+
+    from posttrain.evaluate import harness
 
     options = OmegaConf.create({"batch_size": 1, "chat_template": True})
     tokenizer = byte_tokenizer()

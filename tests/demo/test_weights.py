@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from posttrain.demo import weights
+from posttrain.demo import conversion, weights
 from posttrain.errors import UserError
 
 pytest.importorskip("gguf")
@@ -52,7 +52,7 @@ def test_query_rows_are_in_the_half_split_order():
     heads, d, hidden, position = 3, 8, 5, 7
     rng = np.random.default_rng(0)
     theirs = rng.normal(size=(heads * d, hidden)).astype(np.float32)
-    ours = weights.unpermute(torch.tensor(theirs), heads).numpy()
+    ours = conversion.unpermute(torch.tensor(theirs), heads).numpy()
     x = rng.normal(size=hidden).astype(np.float32)
     angle = position * 10000.0 ** (-np.arange(d // 2) * 2 / d)
     turn = np.exp(1j * angle)

@@ -73,11 +73,11 @@ def test_refused_before_a_model_is_loaded(evaluate, tiny, tasks, monkeypatch, ca
             evaluate(tiny, *words, *more)
         assert stop.value.code == 2 and message in capsys.readouterr().err
     from posttrain.config.composition import compose
-    from posttrain.evaluate import harness
+    from posttrain.evaluate import settings
 
     file = compose([*words, "lm_eval.trust_include_path=true"], "evaluate").lm_eval  # as if a file had said so
     with pytest.raises(UserError, match="to the command line"):
-        harness.check_options(file, words)
+        settings.check_lm_eval(file, words)
     import importlib.util
 
     find = importlib.util.find_spec

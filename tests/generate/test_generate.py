@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.errors import UserError
-from posttrain.generate.__main__ import Answerer, build_parser, main, read_prompts
+from posttrain.generate.__main__ import build_parser, main, read_prompts
+from posttrain.generate.answerer import Answerer
 from posttrain.generate.decoding import Sampling, stop_tokens
 from posttrain.generate.load import export_of
 
@@ -33,7 +34,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(model):
-    from posttrain.generate.load import load_model
+    from posttrain.generate.live_model import load_model
 
     return load_model(model)
 

@@ -24,7 +24,7 @@ from posttrain.convert.artifacts import add_stop_tokens
 from posttrain.convert.training_metadata import FILE, are_facts, collect_facts
 from posttrain.data import sealed
 from posttrain.errors import UserError
-from posttrain.evaluate import harness, settings
+from posttrain.evaluate import settings
 from posttrain.models.headers import read_header, read_headers
 from posttrain.models.hf_adapter import read_adapter
 from posttrain.recipes import layer
@@ -183,6 +183,8 @@ def test_a_task_is_named_not_a_file(canary, tmp_path):
     pytest.importorskip("lm_eval")
     from lm_eval.tasks import TaskManager
 
+    from posttrain.evaluate import harness
+
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "evil.yaml").write_text("task: evil\ndoc_to_text: !function payload.fire\n")
@@ -200,7 +202,7 @@ def test_a_folder_of_tasks_takes_a_word_of_trust(more, canary, tmp_path):
     (tmp_path / "evil.yaml").write_text("task: evil\ndoc_to_text: !function payload.fire\n")
     options = compose([f"lm_eval.include_path={tmp_path}", "lm_eval.trust_include_path=true"], "evaluate").lm_eval
     with pytest.raises(UserError, match="to the command line"):
-        harness.check_options(options, [f"lm_eval.include_path={tmp_path}", *more])
+        settings.check_lm_eval(options, [f"lm_eval.include_path={tmp_path}", *more])
 
 
 RECIPES = ["../../etc/passwd", "/etc/passwd", "os", "os.system", "a/b", "llama3_8b_sft_config.__globals__", "[a,b]",

@@ -19,7 +19,7 @@ from posttrain.data.readers import read
 from posttrain.data.render import Renderer
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
-from posttrain.generate.load import load_model
+from posttrain.generate.live_model import load_model
 from posttrain.models import HFModel
 from posttrain.models.hf_adapter import read_adapter
 from posttrain.models.shapes import check_directory

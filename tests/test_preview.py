@@ -70,6 +70,36 @@ def test_out(words, tmp_path, capsys):
     assert len((tmp_path / "one.jsonl").read_text().splitlines()) == 1
 
 
+def test_out_has_the_split_of_each_row(words, tmp_path, capsys):
+    """And no row that is in none: what data.max_train_rows leaves out is not trained."""
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps({"instruction": f"q{i}", "output": f"a{i}"}) + "\n" for i in range(20)))
+    out = tmp_path / "o.jsonl"
+    many = (f"data.path={path}", "preview.limit=0", f"preview.out={out}")
+    run(words, *many, "data.validation_fraction=0.2", "data.max_train_rows=5")
+    splits = [json.loads(line)["split"] for line in out.read_text().splitlines()]
+    assert (splits.count("train"), splits.count("validation"), len(splits)) == (5, 4, 9)
+    run(words, *many, "data.max_train_rows=7")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["row"], row["split"]) for row in rows] == [(number, "train") for number in range(7)]
+
+
+def test_a_template_of_ones_own_in_a_file(words, tmp_path, capsys):
+    """With a byte order mark, as some editors leave it, which is no part of the text."""
+    (tmp_path / "my.jinja").write_text(byte_tokenizer().chat_template, encoding="utf-8-sig")
+    run(words, "template=custom", f"template.file={tmp_path / 'my.jinja'}", "preview.limit=1")
+    assert "<|im_start|>assistant\n⟦hello" in capsys.readouterr().out
+
+
+def test_the_report_names_what_is_not_in_the_text(words, tmp_path, capsys):
+    path = tmp_path / "moods.jsonl"
+    path.write_text(json.dumps({"instruction": "q", "output": "a", "mood": "gloomy"}) + "\n")
+    run(words, f"data.path={path}", f"preview.html={tmp_path / 'o.html'}")
+    for text in (capsys.readouterr().out, (tmp_path / "o.html").read_text()):
+        assert "not in the text: mood" in text
+        assert "first not in the text, mood: " in text and "moods.jsonl, line 1: " in text
+
+
 class Supervised(HTMLParser):
     """The text within elements of class supervised, and of the whole page."""
 

@@ -26,6 +26,8 @@ CONF_DIR = policy.SHIPPED
 OPEN = ("hydra.launcher.sbatch.", "trainer.megatron.")  # groups that take any key
 
 # In messages of Hydra's and OmegaConf's.
+# Hydra names the file by its group, which its keys are put below.
+NO_PACKAGE = re.compile(r"In '((\w+)/[^']+)': .*[Kk]ey '\2' (?:is )?not in ")
 FULL_KEY = re.compile(r"full_key: (\S+)")
 UNKNOWN_KEY = re.compile(r"[Kk]ey '([^']+)' is not in struct|Could not (?:override|append to) '([^']+)'")
 
@@ -101,6 +103,12 @@ def _explain_syntax(error: OverrideParseException) -> str:
 
 def _explain_unknown_key(text: str, whole: str, config_name: str) -> str:
     """A key that no schema has, with the nearest one that there is."""
+    unpacked = NO_PACKAGE.search(text)
+    if unpacked:
+        return (
+            f"`{unpacked[2]}`: unknown key: that is where {unpacked[1]}.yaml puts its keys; a file that sets keys of "
+            "other groups begins with the line # @package _global_"
+        )
     key = _overridden_key(text)
     full_key = FULL_KEY.search(whole)
     unknown = UNKNOWN_KEY.search(whole)

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 MAX_ROW = 64 << 20
 HUB = "hf://"  # what the name of a data set of the Hugging Face hub starts with
 LINE = "line"  # the column of a text file's rows
+# How an object begins that is no row: {"column": {"0": ..., as pandas writes it, and {"data": [{..., around all rows.
+PANDAS_COLUMNS = re.compile(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{\s*"0"\s*:')
+AROUND_ROWS = re.compile(r'\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{')
+AROUND = frozenset({"data", "rows", "records", "examples", "samples", "items", "train"})  # names of all rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +183,27 @@ def _half_character(value: object, path: str) -> str | None:
     return None
 
 
-def _jsonl(file: Lines, path: Path) -> Iterator[Row]:
-    line, row = 0, 0
+def _physical_lines(file: Lines) -> Iterator[bytes]:
+    """The lines of a file with their ends, those of old Macs (CR) too; one without an end in MAX_ROW bytes is cut."""
+    rest = b""
     while raw := file.readline(MAX_ROW):
-        line += 1
+        if not rest and b"\r" not in raw:
+            yield raw
+            continue
+        lines = (rest + raw).splitlines(keepends=True)
+        rest = b""
+        if len(lines[-1]) < MAX_ROW and not lines[-1].endswith((b"\n", b"\r")):
+            rest = lines.pop()
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _jsonl(file: Lines, path: Path) -> Iterator[Row]:
+    row = 0
+    for line, raw in enumerate(_physical_lines(file), 1):
         name = f"line {line}"
-        if len(raw) == MAX_ROW:
+        if len(raw) >= MAX_ROW:
             raise UserError(f"data.path: {path}, {name}: longer than {MAX_ROW >> 20} MiB: not JSON Lines?")
         text = _text(raw, path, name).strip()
         if not text:
@@ -210,9 +230,43 @@ def _json(file: Bytes, path: Path) -> Iterator[Row]:
     if not start.startswith("["):
         if not start.startswith("{"):
             raise UserError(f"data.path: {path}: not JSON: begins with {start[:20]!r}; expected [ or {{")
+        _refuse_wrapped(head.decode(errors="replace"), path)
         yield from _jsonl(_Prefixed(head, file), path)
         return
     yield from _array(head, file, path)
+
+
+def _refuse_wrapped(head: str, path: Path) -> None:
+    """Refuse an object that is no row: one around all rows, or pandas' columns.
+
+    Args:
+        head: the beginning of the file.
+        path: of it.
+
+    Raises:
+        UserError: what is to be written instead.
+    """
+    if PANDAS_COLUMNS.match(head):
+        raise UserError(
+            f"data.path: {path}: columns of {{index: value}}, as pandas writes them by default; write rows with "
+            'DataFrame.to_json(path, orient="records", lines=True)'
+        )
+    around = AROUND_ROWS.match(head)
+    first_line = head.lstrip().partition("\n")[0]
+    try:
+        json.loads(first_line)
+        whole = True
+    except (ValueError, RecursionError):
+        whole = not first_line.rstrip().endswith(("{", "[", ",")) and not (around and "\n" in around.group())
+    if around and (not whole or around[1] in AROUND):
+        raise UserError(
+            f"data.path: {path}: an object over all rows; its key `{around[1]}` holds a list: write that list alone "
+            "into the file, or one object a line"
+        )
+    if not whole:
+        raise UserError(
+            f"data.path: {path}: an object over several lines; expected a list of rows, [...], or one object a line"
+        )
 
 
 class _Prefixed:
@@ -243,9 +297,7 @@ def _csv(file: Lines, path: Path) -> Iterator[Row]:
 
     def lines() -> Iterator[str]:
         nonlocal read
-        number = 0
-        while raw := file.readline(MAX_ROW):
-            number += 1
+        for number, raw in enumerate(_physical_lines(file), 1):
             read += len(raw)
             if read >= MAX_ROW:
                 raise UserError(f"data.path: {path}, line {number}: the row is longer than {MAX_ROW >> 20} MiB")

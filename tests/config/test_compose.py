@@ -42,6 +42,19 @@ def test_several_loggers():
     assert not compose().logger
 
 
+def test_an_experiment_without_its_package(tmp_path):
+    """Its keys land below the group's name; the message says the line that is missing."""
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("trainer:\n  max_steps: 1\n")
+    with pytest.raises(UserError, match=r"`experiment`: unknown key.*experiment/mine.yaml.*# @package _global_"):
+        compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
+    unknown = "".join(f"  key{number}: 1\n" for number in range(1_000))
+    (folder / "mine.yaml").write_text(f"# @package _global_\ntrainer:\n{unknown}")
+    with pytest.raises(UserError, match=r"`trainer.key\d+`: unknown key in experiment/mine.yaml"):
+        compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
+
+
 @pytest.mark.parametrize(
     "words, expected",
     [

@@ -81,6 +81,10 @@ def test_an_array_read_in_small_pieces_is_the_array(tmp_path_factory, rows):
         ("a.json", b'[{"a": 1},]', "line 1: row 1: not valid JSON"),
         ("a.json", b'[{"a": 1},\n{"a": "\xe9"}]', "byte 0xe9 is not UTF-8"),
         ("a.csv", b"a,a\n1,2\n", "name the columns, each once"),
+        ("a.json", b'{\n "data": [\n  {"a": 1}\n ]\n}', "its key `data` holds a list: write that list alone"),
+        ("a.json", b'{"data": [{"a": 1}]}', "its key `data` holds a list: write that list alone"),
+        ("a.json", b'{"version": 1,\n "data": [{"a": 1}]}', "an object over several lines; expected a list of rows"),
+        ("a.json", b'{"a": {"0": "x", "1": "y"}, "b": {"0": 1, "1": 2}}', r'pandas.*orient="records", lines=True'),
         ("a.parquet", b"PAR1 not really", "not a Parquet file"),
         ("a.jsonl.gz", b"not gzip", "can't be read"),
         ("a.jsonl.zst", b"not zstandard", "not a Zstandard file"),
@@ -111,6 +115,17 @@ def test_broken_rows_do_not_hide_the_others(tmp_path, name, raw, reason):
     first, broken, last = (row for _, row in read(path))
     assert str(first["a"]) == "1" and str(last["a"]) == "2"
     assert isinstance(broken, RowError) and reason in broken.reason
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_line_ends_of_every_system(tmp_path, end):
+    """Rows and their lines are the same, and a text in quotation marks keeps its own."""
+    table = tmp_path / "a.csv"
+    table.write_bytes(end.join(["a,b", '1,"x', 'y"', "2,z", ""]).encode())
+    assert [row for _, row in read(table)] == [{"a": "1", "b": f"x{end}y"}, {"a": "2", "b": "z"}]
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes(end.join(['{"a": 1}', "", '{"a": 2}']).encode())
+    assert [(place.name, row) for place, row in read(lines)] == [("line 1", {"a": 1}), ("line 3", {"a": 2})]
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
@@ -151,6 +166,23 @@ def test_folders_globs_and_lists(tmp_path):
     assert [file.name for file in sources.files(f"{tmp_path}/*.jsonl", "data.path", tmp_path)] == ["a.jsonl", "b.jsonl"]
     both = [str(tmp_path / "b.jsonl"), str(tmp_path / "in")]
     assert [file.name for file in sources.files(both, "data.path", tmp_path)] == ["b.jsonl", "c.jsonl.gz"]
+
+
+def test_hidden_files_and_other_splits_of_a_folder(tmp_path):
+    """As the hub reads names; a file that is named by itself is taken."""
+    for name in (".ipynb_checkpoints/train.jsonl", "train.jsonl", "test.jsonl", "data/validation-00000.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "latest.jsonl").write_text("x")
+    found = sources.files(str(tmp_path), "data.path", tmp_path)
+    assert [file.name for file in found] == ["latest.jsonl", "train.jsonl"]
+    (note,) = sources.left_out(str(tmp_path), "data.path", readers.KNOWN)
+    assert "data/validation-00000.jsonl, test.jsonl" in note
+    everything = sources.files(str(tmp_path), "data.validation_path", tmp_path)
+    assert len(everything) == 4 and not sources.left_out(str(tmp_path), "data.validation_path", readers.KNOWN)
+    assert sources.files(str(tmp_path / "test.jsonl"), "data.path", tmp_path) == [tmp_path / "test.jsonl"]
+    with pytest.raises(UserError, match=r"files of other splits alone: validation-00000.jsonl; name the files"):
+        sources.files(str(tmp_path / "data"), "data.path", tmp_path)
 
 
 def test_nothing_found(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from tiny_tokenizer import byte_tokenizer
 
 from posttrain.data import TrainingData, cached, prepare
-from posttrain.data.formats import Messages, PromptCompletion
+from posttrain.data.formats import Messages, Oasst, PromptCompletion
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
 from posttrain.objectives import SFT
@@ -196,6 +196,74 @@ def test_held_out_conversations_are_never_trained_on_duplicates_included(tokeniz
     assert set(texts(tokenizer, same.validation)) == validation
     other = build(tokenizer, tmp_path, path=path, validation_fraction=0.1, seed=7)
     assert set(texts(tokenizer, other.validation)) != validation
+
+
+def chats(count, copies=1, **more):
+    """`copies` of each conversation that differ in the ids of their messages alone."""
+    rows = []
+    for copy in range(copies):
+        for number in range(count):
+            messages = [
+                {"role": "user", "content": f"q{number}"},
+                {"role": "assistant", "content": f"a{number}", "id": f"{copy}-{number}"},
+            ]
+            rows.append({"messages": messages, **more})
+    return rows
+
+
+def test_what_is_rendered_alike_is_on_one_side(tokenizer, tmp_path):
+    """Ids of messages make no other conversation."""
+    path = write(tmp_path / "a.jsonl", chats(20, copies=10))
+    splits = build(tokenizer, tmp_path, path=path, format=Messages(), validation_fraction=0.3)
+    train, validation = (set(texts(tokenizer, bins)) for bins in (splits.train, splits.validation))
+    assert (len(train), len(validation)) == (14, 6) and not train & validation
+    assert splits.report["validation"]["also_in_train"] == 0
+    assert splits.names().count("validation") == 60
+
+
+def test_a_tree_is_on_one_side(tokenizer, tmp_path):
+    """All branches of a tree, and those of another tree with the same conversation."""
+    trees = []
+    for number in range(20):
+        answers = [{"role": "assistant", "text": f"a{number}-{reply}", "replies": []} for reply in range(3)]
+        trees.append({"prompt": {"role": "prompter", "text": f"q{number}", "replies": answers}})
+    trees.append({"prompt": {**trees[0]["prompt"], "replies": [*trees[0]["prompt"]["replies"][:1], {
+        "role": "assistant", "text": "another", "replies": []}]}})  # fmt: skip
+    path = write(tmp_path / "a.jsonl", trees)
+    splits = build(tokenizer, tmp_path, path=path, format=Oasst("all"), validation_fraction=0.3)
+    questions = []
+    for bins in (splits.train, splits.validation):
+        questions.append({text.split("<|im_end|>")[0] for text in texts(tokenizer, bins)})
+    assert not questions[0] & questions[1] and [len(side) for side in questions] == [14, 6]
+
+
+def test_nothing_to_hold_out_is_said(tokenizer, tmp_path):
+    path = write(tmp_path / "a.jsonl", chats(1, copies=50))
+    splits = build(tokenizer, tmp_path, path=path, format=Messages(), validation_fraction=0.5)
+    assert splits.validation is None
+    assert splits.report["notes"] == [
+        "data.validation_fraction=0.5: nothing is held out: all of the 50 conversations are the same, or of one tree"
+    ]
+
+
+def test_columns_that_are_not_read_are_reported_of_every_source(tokenizer, tmp_path):
+    sources = [{"path": write(tmp_path / f"{mood}.jsonl", chats(3, mood=mood))} for mood in ("good", "bad")]
+    splits = build(tokenizer, tmp_path, sources=sources, format=Messages())
+    assert splits.report["rows"]["unread"] == {"mood": 6}
+    assert splits.report["rows"]["examples"]["mood"].endswith("good.jsonl, line 1: 'good'")
+
+
+def test_the_date_is_part_of_the_caches_name(tokenizer, tmp_path, monkeypatch):
+    """A template that writes today's date, also one that the tokenizer keeps for tools alone."""
+    dated = byte_tokenizer()
+    dated.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ strftime_now('%F') }}"}
+    options = TrainingData(path="a", format=Messages())
+    names = set()
+    for day in ("2024-01-01", "2024-01-02"):
+        monkeypatch.setattr(prepare.time, "strftime", lambda form, day=day: day)
+        for other in (dated, tokenizer):
+            names.add(str(SFT().encoder(options, ChatTemplate(), other, 64).identity))
+    assert len(names) == 3
 
 
 def test_an_own_validation_file(tokenizer, tmp_path):

@@ -1,5 +1,8 @@
-"""Pages of the documentation that are made while it is built (a hook of mkdocs.yml): one per config group from conf/,
-and the commands from their modules. None of them is a file of the repository."""
+"""Pages of the documentation that are made while it is built (a hook of mkdocs.yml).
+
+One per config group from conf/, the fields of a config.json from the families' records, and the commands from their
+modules. None of them is a file of the repository.
+"""
 
 import importlib
 import importlib.util
@@ -7,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +26,7 @@ import yaml_options as options  # noqa: E402
 
 from posttrain.cli import help_screen  # noqa: E402
 from posttrain.config import schema  # noqa: E402
+from posttrain.models.families import families, rules  # noqa: E402
 
 CONF = ROOT / "conf"
 GROUPS = [*help_screen.groups(CONF), "hydra/launcher"]
@@ -45,6 +50,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     pages = {f"configuration/{_name(group)}.md": group_page(group) for group in GROUPS}
     pages["configuration/run.md"] = run_page()
+    pages["config_fields.md"] = fields_page()
     pages["commands.md"] = commands_page(Path(config.docs_dir))
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
@@ -55,6 +61,40 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the README's table of model families where a page asks for it."""
     table = re.search(r"<!-- families.*?-->(.*?)<!-- end", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     return markdown.replace("<!-- families of README.md -->", table)
+
+
+FIELDS = """# Fields of config.json
+
+What a model's `config.json` may say, by family, from the families' records. Before anything is loaded every field is
+**honoured** (●: what is computed is what `transformers` computes), known to be **without effect** on it (○), or
+**refused** in one line with exit code 2: a value that is not listed, or a field that is not in this table. An unknown
+field that is null, false, zero or empty says nothing and is let through. A family without a record is checked by
+Megatron-Bridge alone; then `trainer.verify_base` compares logits before the first step.
+"""
+
+
+def fields_page() -> str:
+    """Which fields of a config.json are honoured, without effect or refused, by family."""
+    known = families()
+    names = sorted({name for family in known for name in family.rules} - rules.COMMON.keys())
+    shared = [name for name, rule in rules.COMMON.items() if rule.honoured]
+    lines = [FIELDS, f"| field | must be | {' | '.join(family.model_type for family in known)} |"]
+    lines.append("|---" * (2 + len(known)) + "|")
+    for name in [*shared, *names]:
+        found = [family.rules.get(name) for family in known]
+        words = dict.fromkeys(rule.words for rule in found if rule is not None and rule.honoured)
+        marks = " | ".join(" " if rule is None else "●" if rule.honoured else "○" for rule in found)
+        lines.append(f"| `{name}` | {'; '.join(words)} | {marks} |")
+    lines += ["", "## Rotary embeddings", "", "| kind | needs | may have |", "|---|---|---|"]
+    for kind, parameters in rules.ROPE_KINDS.items():
+        cells = (_listed_fields(parameters.required), _listed_fields(parameters.optional))
+        lines.append(f"| `{kind}` | {cells[0]} | {cells[1]} |")
+    without = _listed_fields({name: rule for name, rule in rules.COMMON.items() if not rule.honoured})
+    return "\n".join([*lines, "", "## Without effect in every family", "", without, ""])
+
+
+def _listed_fields(found: Mapping[str, rules.Rule]) -> str:
+    return ", ".join(f"`{name}`" for name in found)
 
 
 def group_page(group: str) -> str:

@@ -49,6 +49,7 @@ HARMLESS = (
     "trainer.export",
     "trainer.license",
     "trainer.verify",
+    "trainer.verify_base",
 )
 
 

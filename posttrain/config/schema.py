@@ -158,6 +158,7 @@ class TrainerSchema:
     export: bool = True
     license: str | None = None
     verify: bool = True
+    verify_base: bool | None = None
     megatron: dict[str, Any] = field(default_factory=dict)
 
 

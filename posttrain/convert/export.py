@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from posttrain.convert import megatron_logits
+from posttrain.convert import long_prompt, megatron_logits
 from posttrain.convert.artifacts import add_stop_tokens, as_set, copy_generation_config, write_config
 from posttrain.convert.card import write_card
 from posttrain.convert.publish import publishing
@@ -69,8 +69,6 @@ class Source:
 def check_base(source: Source) -> dict[str, Any]:
     """Compare the live model before training with what transformers makes of the files given; a collective call.
 
-    Not under an adapter: there transformers reads these files when the export is compared.
-
     Returns:
         What was found, or why nothing was compared.
 
@@ -82,9 +80,7 @@ def check_base(source: Source) -> dict[str, Any]:
         return {"checked": False, "reason": source.unchecked or "the weights are random"}
     trained = source.tokenizer or TrainedTokenizer(model)
     rows = model.file_rows  # new ones are not in the files
-    tokens = megatron_logits.encode_prompts(trained.tokenizer, rows)
-    logits = megatron_logits.compute_logits(source.parts, tokens)[..., :rows]
-    live = LiveLogits(tokens, logits, source.dtype == torch.bfloat16)
+    live = compute_live(source, trained, rows)
     report: dict[str, Any] = {}
     reason = None
     if torch.distributed.get_rank() == 0:
@@ -94,6 +90,25 @@ def check_base(source: Source) -> dict[str, Any]:
             reason = str(error)
     refuse_everywhere(reason)
     return report
+
+
+def compute_live(
+    source: Source, trained: TrainedTokenizer, rows: int, conversation: list[int] | None = None
+) -> LiveLogits:
+    """The live model's logits of short prompts, and of one that is longer than its windows; a collective call.
+
+    Args:
+        source: the live model.
+        trained: its tokenizer.
+        rows: of its embedding that are used.
+        conversation: ids of a further short prompt.
+    """
+    prompts = [megatron_logits.encode_prompts(trained.tokenizer, rows, conversation)]
+    long = long_prompt.plan(source.model.hf_config(), source.device)
+    if long.length:
+        prompts.append(long_prompt.encode(trained.tokenizer, rows, long.length))
+    logits = [megatron_logits.compute_logits(source.parts, tokens)[..., :rows] for tokens in prompts]
+    return LiveLogits(prompts, logits, source.dtype == torch.bfloat16, long.unseen)
 
 
 def refuse_everywhere(reason: str | None) -> None:
@@ -124,8 +139,7 @@ def export_source(
     live: LiveLogits | str = source.unchecked or ""
     if not live:
         rows = source.model.hf_config().vocab_size
-        tokens = megatron_logits.encode_prompts(trained.tokenizer, rows, trained.conversation)
-        live = LiveLogits(tokens, megatron_logits.compute_logits(source.parts, tokens), source.dtype == torch.bfloat16)
+        live = compute_live(source, trained, rows, trained.conversation)
     reason = None
     try:
         with publishing(out, overwrite, first=rank == 0) as scratch:

@@ -37,15 +37,15 @@ def too_large(model: HFModel, directory: Path, device: str) -> str | None:
 
 @torch.no_grad()
 def reference_logits(
-    directory: Path, model: HFModel, adapter: bool, tokens: torch.Tensor, bf16: bool, device: str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    directory: Path, model: HFModel, adapter: bool, tokens: list[torch.Tensor], bf16: bool, device: str
+) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
     """Logits of the written directory: in fp32 arithmetic, and with `bf16` in bf16 too.
 
     Args:
         directory: a Hugging Face model, or an adapter.
         model: that it is of.
         adapter: whether it is an adapter.
-        tokens: int64[n, length].
+        tokens: prompts, each int64[n, length].
         bf16: whether bf16 is asked for.
         device: "cpu" or "cuda".
 
@@ -79,13 +79,12 @@ def reference_logits(
     if adapter:
         hf = attach_adapter(hf, directory, device)
     hf.eval()
-    tokens = tokens.to(device)
     with computing_in(hf, torch.float32):
-        exact = hf(tokens).logits.float().cpu()
+        exact = [hf(prompts.to(device)).logits.float().cpu() for prompts in tokens]
     if not bf16:
         return exact, None
     with computing_in(hf, torch.bfloat16):
-        return exact, hf(tokens).logits.float().cpu()
+        return exact, [hf(prompts.to(device)).logits.float().cpu() for prompts in tokens]
 
 
 @contextmanager

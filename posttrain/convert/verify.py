@@ -1,6 +1,6 @@
 """Check that a Hugging Face directory is the model that was trained: tensors by name and shape, logits by number."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,19 @@ STORED = {"float32": "F32", "bfloat16": "BF16"}  # in safetensors' words
 
 @dataclass
 class LiveLogits:
-    """What the live model computes: `logits` [n, length, vocabulary] of `tokens` [n, length]; bf16: its arithmetic."""
+    """What the live model computes.
 
-    tokens: torch.Tensor
-    logits: torch.Tensor
+    Attributes:
+        tokens: prompts, each int64[n, length].
+        logits: of them, each float32[n, length, vocabulary, perhaps padded].
+        bf16: its arithmetic.
+        unseen: spans that no prompt is longer than, by name, tokens.
+    """
+
+    tokens: list[torch.Tensor]
+    logits: list[torch.Tensor]
     bf16: bool
+    unseen: dict[str, int] = field(default_factory=dict)
 
 
 def verify_export(directory: Path, model: HFModel, dtype: str, live: LiveLogits | str, device: str) -> dict[str, Any]:
@@ -67,7 +75,7 @@ def verify_export(directory: Path, model: HFModel, dtype: str, live: LiveLogits 
 
 
 def compare_base(model: HFModel, live: LiveLogits, device: str) -> dict[str, Any]:
-    """Compare the live model before training with what transformers makes of its directory.
+    """Compare the live model before training with what transformers, and PEFT, make of its directories.
 
     Raises:
         ExportRefused: the logits differ by more than the tolerance.
@@ -75,13 +83,14 @@ def compare_base(model: HFModel, live: LiveLogits, device: str) -> dict[str, Any
     reason = too_large(model, model.directory, device)
     if reason:
         return {"checked": False, "reason": reason}
-    exact, rounded = reference_logits(model.directory, model, False, live.tokens, live.bf16, device)
+    directory = model.adapter or model.directory
+    exact, rounded = reference_logits(directory, model, bool(model.adapter), live.tokens, live.bf16, device)
     report = compare(live, exact, rounded)
     if not report["difference"] <= report["tolerance"]:  # NaN as well
         raise ExportRefused(
             f"{model.directory}: the logits of the model as it was loaded differ by {report['difference']:.3g} from "
             f"those of transformers ({report['measure']}), more than the tolerance of {report['tolerance']:.3g}; it is "
-            "not trained (trainer.verify=false trains it nevertheless)"
+            "not trained (trainer.verify_base=false trains it nevertheless)"
         )
     return report
 
@@ -148,11 +157,27 @@ def _first(names: list[str]) -> str:
     return f" ({names[0]})" if names else ""
 
 
-def compare(live: LiveLogits, exact: torch.Tensor, rounded: torch.Tensor | None = None) -> dict[str, Any]:
-    """Difference of the logits and its tolerance, both relative to the logits' size."""
-    ours = live.logits[..., : exact.size(-1)]  # tensor parallelism may have padded the vocabulary
-    report: dict[str, Any] = {"checked": True, "tokens": live.tokens.numel()}
-    if rounded is None:
+def compare(
+    live: LiveLogits, exact_logits: list[torch.Tensor], rounded_logits: list[torch.Tensor] | None = None
+) -> dict[str, Any]:
+    """Difference of the logits and its tolerance, both relative to the logits' size.
+
+    Args:
+        live: the live model's.
+        exact_logits: of the same prompts, in fp32 arithmetic.
+        rounded_logits: in bf16 arithmetic.
+    """
+    # Tensor parallelism may have padded the vocabulary, or new tokens be left out.
+    rows = min(live.logits[0].size(-1), exact_logits[0].size(-1))
+    ours, exact = joined(live.logits, rows), joined(exact_logits, rows)
+    report: dict[str, Any] = {
+        "checked": True,
+        "tokens": len(ours),
+        "longest_prompt": max(tokens.size(-1) for tokens in live.tokens),
+    }
+    if live.unseen:
+        report["not_seen"] = live.unseen
+    if rounded_logits is None:
         difference = ((ours - exact).abs().max() / exact.abs().max()).item()
         return report | {
             "arithmetic": "float32",
@@ -160,6 +185,7 @@ def compare(live: LiveLogits, exact: torch.Tensor, rounded: torch.Tensor | None 
             "difference": difference,
             "tolerance": TOLERANCE,
         }
+    rounded = joined(rounded_logits, rows)
     noise = (rms(rounded - exact) / rms(exact)).item()
     return report | {
         "arithmetic": "bfloat16",
@@ -168,6 +194,11 @@ def compare(live: LiveLogits, exact: torch.Tensor, rounded: torch.Tensor | None 
         "transformers_bf16": noise,
         "tolerance": NOISES * max(noise, BF16_ROUNDING),
     }
+
+
+def joined(logits: list[torch.Tensor], rows: int) -> torch.Tensor:
+    """Logits of all prompts under each other, float32[tokens, rows]."""
+    return torch.cat([part[..., :rows].flatten(0, 1) for part in logits])
 
 
 def rms(values: torch.Tensor) -> torch.Tensor:

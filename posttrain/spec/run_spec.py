@@ -18,6 +18,8 @@ from posttrain.peft.adapters import DoRA, LoRA
 from posttrain.spec.parallel_sizes import ParallelSizes, model_parallel_sizes
 from posttrain.spec.shape import Adapters, Shape, config_of
 
+BASE_CHECK_SECONDS = 5.0  # of a run of adapters, which may be short itself
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -70,6 +72,7 @@ class RunSpec(ParallelSizes):
         longest: longest conversation of a micro-batch, tokens.
         fused, recompute_norms: `peft.fused`, `peft.recompute_norms`.
         skip_prompt_logits, graph: `trainer.skip_prompt_logits`, `trainer.cuda_graph`.
+        export, verify, verify_base: as in `trainer`.
     """
 
     device: str
@@ -103,6 +106,9 @@ class RunSpec(ParallelSizes):
     dropout: float = 0.0
     skip_prompt_logits: bool = True
     graph: bool | None = None
+    export: bool = True
+    verify: bool = True
+    verify_base: bool | None = None
 
     @property
     def known_shape(self) -> Shape:
@@ -219,6 +225,31 @@ class RunSpec(ParallelSizes):
             (self.world > 1, "the run has several processes"),
         )
 
+    @property
+    def base_check(self) -> Decision:
+        """Whether the loaded model is compared with transformers on its files before the first step.
+
+        A run of all weights lasts so much longer that it is always worth it.
+        """
+        by_itself = self.verify_base is None
+        seconds = self._base_check_seconds
+        return unless(
+            (self.verify_base is False, "trainer.verify_base=false"),
+            (by_itself and not self.export, "nothing is exported"),
+            (by_itself and not self.verify, "trainer.verify=false"),
+            (by_itself and self.adapter and seconds > BASE_CHECK_SECONDS, f"it would take about {seconds:.0f} s"),
+            on="the loaded model is compared with its files",
+        )
+
+    @property
+    def _base_check_seconds(self) -> float:
+        """A rough time of loading a second copy of the model and computing a few prompts with both."""
+        if self.shape is None:
+            return 0.0
+        if self.device == "cpu":
+            return self.shape.parameters / 5e7
+        return self.shape.parameters / 7e8
+
     def check(self) -> None:
         """Refuse what was asked for and can't be done.
 
@@ -237,7 +268,7 @@ class RunSpec(ParallelSizes):
 
     def decisions(self) -> dict[str, Decision]:
         """What a user may want to know the reason of, by name; on a GPU."""
-        decisions = {"CUDA graph": self.cuda_graph}
+        decisions = {"CUDA graph": self.cuda_graph, "base check": self.base_check}
         if self.precision == "fp8":
             decisions["8-bit frozen weights"] = self.eight_bit_base
         if self.skip_prompt_logits:
@@ -311,4 +342,7 @@ def resolve_spec(
         dropout=adapter.dropout if adapter is not None else 0.0,
         skip_prompt_logits=trainer.skip_prompt_logits,
         graph=trainer.cuda_graph,
+        export=trainer.export,
+        verify=trainer.verify,
+        verify_base=trainer.verify_base,
     )

@@ -111,7 +111,7 @@ class RunCallback(Callback):
 
     def before_first_step(self, context: CallbackContext) -> None:
         """Compare the model with its files; validation loss and answers before training."""
-        if self.settings.export and not self.run.groups.peft:
+        if self.run.spec.base_check:
             self.exporter.check_base(context.model)
             self.run.clock.mark("base check")
         self.progress.val_loss_before = self.validate(context, 0)

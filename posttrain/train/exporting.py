@@ -37,7 +37,9 @@ class Exporter:
         """
         devices = [torch.cuda.current_device()] if self.run.on_gpu else []
         with torch.random.fork_rng(devices=devices):
-            self.base_check = check_base(self.source(parts))
+            source = self.source(parts)
+            source.unchecked = self.why_incomparable()
+            self.base_check = check_base(source)
         if self.run.on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -78,9 +80,13 @@ class Exporter:
         )
 
     def why_unchecked(self) -> str | None:
-        """Why the logits can't be compared with the trained model's; None: they can."""
+        """Why the export's logits are not compared with the trained model's; None: they are."""
         if not self.run.settings.verify:
             return "trainer.verify=false"
+        return self.why_incomparable()
+
+    def why_incomparable(self) -> str | None:
+        """Why the live model's logits can't be compared with transformers'; None: they can."""
         if self.run.spec.context > 1 or self.run.spec.fsdp:
             return "logits of one sequence are divided over processes (context parallelism, FSDP)"
         if self.run.spec.precision == "fp8":

@@ -135,3 +135,42 @@ def test_a_model_that_is_not_its_files_is_refused_before_training(megatron, base
         next(p for name, p in live.parts[0].named_parameters() if "linear_fc2" in name).mul_(1.01)
     with pytest.raises(ExportRefused, match=r"as it was loaded differ by .* from those of transformers"):
         check_base(live)
+
+
+@pytest.mark.every_run
+def test_a_prompt_is_longer_than_windows_and_the_original_context(megatron, base, tmp_path):
+    """A wrong window shows in the long prompt alone; what it is too short for is said."""
+    from transformers import AutoConfig
+
+    from posttrain.convert import long_prompt
+    from posttrain.convert.export import check_base
+    from posttrain.errors import ExportRefused
+
+    directory = base_without_chats(base, family="mistral", sliding_window=48, max_position_embeddings=128)
+    live = source(directory)
+    found = check_base(live)
+    assert found["checked"] and found["longest_prompt"] == 96 and "not_seen" not in found
+    for layer in live.parts[0].decoder.layers:
+        layer.self_attention.core_attention.window = None
+    with pytest.raises(ExportRefused, match="as it was loaded differ"):
+        check_base(live)
+
+    large = AutoConfig.for_model("mistral", vocab_size=32000, sliding_window=4096)
+    assert long_prompt.plan(large, "cpu") == long_prompt.LongPrompt(0, {"sliding window": 4096})
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = AutoConfig.for_model(
+        "llama", vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        rope_parameters={**rope, "rope_theta": 1e4, "original_max_position_embeddings": 64},
+    )  # fmt: skip
+    assert long_prompt.plan(config, "cpu") == long_prompt.LongPrompt(96, {})
+
+
+@pytest.mark.every_run
+def test_an_adapter_starts_from_a_model_that_is_its_files(megatron, base):
+    from posttrain.convert.export import check_base
+
+    live = source(base_without_chats(base), LoRA(rank=4, alpha=8))
+    for name, parameter in live.parts[0].named_parameters():
+        if "linear_out" in name:
+            parameter.data.zero_()
+    assert check_base(live)["checked"]

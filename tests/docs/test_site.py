@@ -100,3 +100,18 @@ def test_a_dead_link_ends_the_build(tmp_path):
         (tmp_path / "docs" / "index.md").write_text(f"# A page\n\n{text}\n")
         with pytest.raises(Abort):
             build(load_config(str(tmp_path / "mkdocs.yml"), site_dir=str(tmp_path / "site")))
+
+
+def test_every_field_of_a_config_json_is_in_its_table(site):
+    """With a mark for each family: honoured, without effect, or none for refused."""
+    from posttrain.models.families import families
+
+    page = (site / "config_fields.html").read_text()
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)]
+    marks = {row[0]: row[2:] for row in rows if len(row) == 2 + len(families())}
+    for index, family in enumerate(families()):
+        for name, rule in family.rules.items():
+            mark = "●" if rule.honoured else "○"
+            assert f"<code>{name}</code>" in page
+            assert marks.get(f"<code>{name}</code>", [mark] * len(families()))[index] == mark, (family.model_type, name)
+    assert marks["<code>mlp_bias</code>"].count("●") == 1

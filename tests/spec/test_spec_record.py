@@ -48,3 +48,22 @@ def test_a_hub_id_has_no_specification_before_it_is_read(tmp_path):
 def test_no_layer_to_adapt_is_refused_before_a_gpu_is_used():
     with pytest.raises(UserError, match="no layer of this model has such a name"):
         spec_of(["model=llama3_8b", "peft=lora", "peft.target_modules=[decoder.layers.99.*.linear_qkv]"], 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "enabled", "reason"),
+    [
+        ([], 0, True, "the loaded model is compared with its files"),
+        (["model=llama32_1b"], 1, True, "the loaded model is compared with its files"),
+        (["model=llama3_8b"], 1, False, "it would take about 11 s"),
+        (["model=llama3_8b", "trainer.verify_base=true"], 1, True, "the loaded model is compared with its files"),
+        (["model=llama3_8b", "peft=none"], 1, True, "the loaded model is compared with its files"),
+        (["trainer.verify_base=false"], 0, False, "trainer.verify_base=false"),
+        (["trainer.verify=false"], 0, False, "trainer.verify=false"),
+        (["trainer.export=false"], 0, False, "nothing is exported"),
+        (["trainer.export=false", "trainer.verify_base=true"], 0, True, "the loaded model is compared with its files"),
+    ],
+)
+def test_the_loaded_model_is_compared_where_that_takes_seconds(words, gpus, enabled, reason):
+    decision = spec_of(words, gpus).base_check
+    assert (bool(decision), decision.reason) == (enabled, reason)

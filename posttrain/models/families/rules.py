@@ -316,6 +316,19 @@ def rope_limit(config: Mapping[str, object]) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
+def spans_of(config: Mapping[str, object]) -> dict[str, int]:
+    """Lengths, in tokens, beyond which a model of this config.json computes otherwise than up to them, by name."""
+    spans = {}
+    window, types = config.get("sliding_window"), config.get("layer_types")
+    slides = config.get("use_sliding_window") is not False and (not isinstance(types, list) or SLIDING in types)
+    if isinstance(window, int) and slides:
+        spans["sliding window"] = window
+    original = rope_parameters_of(config).get("original_max_position_embeddings")
+    if isinstance(original, int):
+        spans["original context"] = original
+    return spans
+
+
 def rope_limit_is_said(config: Mapping[str, object]) -> str | None:
     """Frequencies that depend on the length do so from a length on that the file has to say."""
     kind = rope_kind(rope_parameters_of(config))

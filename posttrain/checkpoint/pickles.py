@@ -92,7 +92,7 @@ def allowed(module: str, name: str) -> bool:
     """Whether a checkpoint may name `name` of `module`; a dotted name reaches what a module imports, so never."""
     if any(pattern.fullmatch(f"{module} {name}") for pattern in KNOWN):
         return True
-    return targets.allowed_by_user(module) and targets.is_own(f"{module}.{name}")
+    return targets.allowed_by_user(module) and targets.is_own(f"{module}.{name}", "checkpoint")
 
 
 def _from_a_peer() -> bool:

@@ -178,7 +178,9 @@ def check(settings: DictConfig) -> None:
             if not isinstance(target, str) or not targets.allowed_in_hydra(target):
                 raise UserError(f"{path}={target}: not a target that a configuration may name")
     space = settings.sweeper.get("custom_search_space")
-    if space is not None and not (targets.allowed_by_user(str(space)) and targets.is_own(str(space))):
+    if space is not None and not (
+        targets.allowed_by_user(str(space)) and targets.is_own(str(space), "hydra.sweeper.custom_search_space")
+    ):
         raise UserError(
             f"hydra.sweeper.custom_search_space={space}: a configuration may not name code; see {targets.ENVIRONMENT}"
         )

@@ -7,14 +7,19 @@ prefixes, comma separated), which no configuration file can set.
 
 import os
 import re
+import traceback
 from collections.abc import Iterator
+from typing import Any
 
-from hydra.utils import get_object
+from hydra._internal.utils import _locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from posttrain.config import policy
 from posttrain.errors import UserError
 
+IMPORTING = re.compile(
+    r"/hydra/_internal/|^<frozen importlib|/importlib/__init__\.py$"
+)  # files of Python's and Hydra's
 ENVIRONMENT = "POSTTRAIN_ALLOW_TARGETS"
 
 # Where a `_target_` may stand, by its key path, and what it may be there. Upstream names are classes directly in the
@@ -124,42 +129,71 @@ def allowed_by_user(target: str) -> bool:
     return any(_within(target, prefix) for prefix in _own())
 
 
-def require_own(node: object) -> None:
+def require_own(node: DictConfig) -> None:
     """Refuse targets of the user's modules that are defined elsewhere, as `mine.torch.load` is; imports the modules.
 
     Args:
         node: what is about to be built.
 
     Raises:
-        UserError: naming the target.
+        UserError: naming the target; or see `find`.
     """
-    for path, target in walk(node):
+    for path, target in walk(node, node._get_full_key(None)):
         if listed(target):
             continue
-        if not is_own(target):
+        if not is_own(target, path):
             raise UserError(
                 f"{path}={target}: is not defined in a module that {ENVIRONMENT} names, but imported there; a "
                 "configuration may name what is defined in them"
             )
 
 
-def is_own(target: str) -> bool:
+def is_own(target: str, key: str) -> bool:
     """Whether the environment variable allows `target`, and it is defined in the allowed module or below it.
 
-    Finds it as Hydra does, calling nothing. What can't be found is left to whoever builds it to say.
+    Raises:
+        UserError: see `find`.
     """
     prefixes = [prefix for prefix in _own() if _within(target, prefix)]
     if not prefixes:
         return False  # before anything is imported
+    found = find(target, key)
     if target in prefixes:
         return True
-    try:
-        found = get_object(target)
-    except Exception:
-        return bool(prefixes)
     module = str(getattr(found, "__module__", None))
     name = f"{module}.{getattr(found, '__qualname__', '')}"
     return any(_within(module, prefix) or _within(name, prefix) for prefix in prefixes)
+
+
+def find(target: str, key: str) -> Any:
+    """What `target` names, as Hydra finds it; calls nothing, but imports modules.
+
+    Args:
+        target: dotted path.
+        key: that names it, for the error.
+
+    Raises:
+        UserError: there is no such thing, or a module fails when it is imported: with its own error and its place.
+    """
+    try:
+        return _locate(target)
+    except Exception as error:  # whatever a module raises, wrapped by Hydra
+        cause = error.__cause__ or error
+        raise UserError(f"`{key}={target}`: {_failure(cause, target)}") from cause
+
+
+def _failure(error: BaseException, target: str) -> str:
+    """Why `target` can't be found: where its module fails, or what isn't there."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not IMPORTING.search(frame.filename)]
+    if own:
+        return f"{own[-1].filename}, line {own[-1].lineno}: {said}"
+    if isinstance(error, ModuleNotFoundError) and error.name == target.partition(".")[0]:
+        return f"there is no module {error.name}; put its folder on PYTHONPATH"
+    return f"there is no such thing ({said})"
 
 
 def _own() -> list[str]:

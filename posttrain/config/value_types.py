@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Union, get_args, get_origin, get_type_hints
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from posttrain.config import targets
 from posttrain.errors import UserError
 
 Hint = type | types.UnionType | types.GenericAlias  # what stands behind the colon of a field
@@ -41,7 +41,9 @@ def check(node: DictConfig | ListConfig) -> None:
     if isinstance(node, ListConfig):
         return
     target = node.get("_target_")
-    kind = get_object(target) if isinstance(target, str) else None
+    kind = None
+    if isinstance(target, str):
+        kind = targets.find(target, node._get_full_key("_target_"))
     if not is_dataclass(kind):
         return
     try:

@@ -53,9 +53,9 @@ class DatasetBuilder:
     ) -> tuple[Store, dict[str, Any]]:
         """The encoded samples of `path`, at most `limit`, and how many rows were kept and dropped."""
         if isinstance(path, str) and path.startswith(readers.HUB):
-            from posttrain.data import hub  # loads `datasets`
+            from posttrain.data import hub_datasets  # loads `datasets`
 
-            contents = [path, hub.revision(path)]
+            contents = [path, hub_datasets.revision(path)]
         else:
             files = sources.files(path, key, self.cache.parent, sources.kinds(form))
             memo = self.cache / "files.json"

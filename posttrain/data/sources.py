@@ -41,9 +41,9 @@ def rows(
         UserError: a file can't be read.
     """
     if isinstance(path, str) and path.startswith(readers.HUB):
-        from posttrain.data import hub  # loads `datasets`
+        from posttrain.data import hub_datasets  # loads `datasets`
 
-        source = hub.rows(path)
+        source = hub_datasets.rows(path)
     else:
         source = _rows_of(files(path, key, cache_dir, kinds(form)), kinds(form))
     if category is not None:

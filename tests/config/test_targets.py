@@ -1,6 +1,9 @@
 """Which targets a configuration may name, wherever it names them."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -9,6 +12,7 @@ from posttrain.config import targets
 from posttrain.config.composition import compose
 from posttrain.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 EVIL = [
     "os.system",
     "subprocess.Popen",
@@ -150,7 +154,7 @@ def own(tmp_path, monkeypatch):
 def test_what_an_allowed_module_defines(name, own):
     from posttrain.checkpoint import pickles
 
-    assert targets.is_own(f"mine.{name}")
+    assert targets.is_own(f"mine.{name}", "data")
     module, _, last = f"mine.{name}".rpartition(".") if name == "below.Deep" else ("mine", ".", name)
     assert pickles.allowed(module, last)
 
@@ -170,3 +174,38 @@ def test_what_an_allowed_module_only_imports(name, own):
         built(OmegaConf.create({"_target_": "mine.Scorer", "x": [{"_target_": f"mine.{name}"}]}))
     assert not pickles.allowed("mine", name)
     assert not pickles.allowed(*f"mine.{name}".rsplit(".", 1))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("import nothere\n", "line 1: ModuleNotFoundError: No module named 'nothere'"),
+        ("import os\n\nos.nothing\n", "line 3: AttributeError: module 'os' has no attribute 'nothing'"),
+        ("def score():\nreturn 1\n", "line 2: IndentationError: expected an indented block"),
+        ("from below import missing\n", "line 1: ImportError: cannot import name 'missing' from 'below'"),
+        ("class Other: pass\n", "there is no such thing"),
+    ],
+)
+def test_a_users_module_that_fails_is_named_with_its_line(content, message, tmp_path, monkeypatch):
+    from posttrain.config.instantiate import built
+
+    (tmp_path / "broken.py").write_text(content)
+    (tmp_path / "below.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(targets.ENVIRONMENT, "broken")
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(UserError) as refused:
+        built(OmegaConf.create({"data": {"_target_": "broken.Mine"}}).data)
+    place = f"{tmp_path}/broken.py, " if message.startswith("line") else ""
+    assert str(refused.value).startswith(f"`data._target_=broken.Mine`: {place}{message}")
+
+
+def test_a_users_module_that_fails_exits_with_2(tmp_path):
+    (tmp_path / "broken.py").write_text("import nothere\n")
+    words = ["data=alpaca", f"data.path={__file__}", "data.format._target_=broken.Mine"]
+    environment = {**os.environ, targets.ENVIRONMENT: "broken", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    command = [sys.executable, "-m", "posttrain", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    key = "data.format._target_=broken.Mine"
+    error = f"{tmp_path}/broken.py, line 1: ModuleNotFoundError: No module named 'nothere'"
+    assert (done.returncode, done.stderr) == (2, f"posttrain: `{key}`: {error}\n")

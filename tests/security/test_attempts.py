@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.config import frozen, yaml_file
 from posttrain.config.composition import compose
-from posttrain.data import hub
+from posttrain.data import hub_datasets
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
@@ -223,4 +223,4 @@ def test_a_trial_that_is_there(text, tmp_path):
 @pytest.mark.parametrize("name", ["/etc", "../x", "./x", "a/b/c", "", "a b/c", "-/x", "a/..", "~/x"])
 def test_data_of_a_hub_are_not_of_a_folder(name):
     with pytest.raises(UserError):
-        list(hub.rows(f"hf://{name}"))
+        list(hub_datasets.rows(f"hf://{name}"))

@@ -46,6 +46,29 @@ FAMILIES = {
     "gpt_neox_sequential": ("gpt_neox", {**NEOX, "rotary_pct": 0.5, "use_parallel_residual": False}),
 }  # fmt: skip
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 8}
+WINDOW = {"use_sliding_window": True, "sliding_window": 5}
+LAYER_TYPES = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+# Unusual fields of config.json, a kind each that has code of its own (the others: config_variants.py).
+FIELDS = [
+    ("llama", {"rope_parameters": YARN}),
+    ("llama", {"attention_bias": True}),
+    ("llama", {"mlp_bias": True}),
+    ("llama", {"hidden_act": "gelu"}),
+    ("qwen2", {**WINDOW, "max_window_layers": 2}),
+    ("qwen3", {**WINDOW, "layer_types": LAYER_TYPES, "attention_bias": True}),
+    ("qwen3_moe", {"attention_bias": True}),
+    ("gemma", {"hidden_act": "gelu", "tie_word_embeddings": False}),
+    ("gemma2", {"rope_parameters": YARN, "layer_types": LAYER_TYPES}),
+    ("gpt2", {"tie_word_embeddings": False}),
+    ("gpt_neox", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
+]
+
+
+def named(value: object) -> str:
+    """The id of a test's parameter: a family, or the names of fields."""
+    return value if isinstance(value, str) else "+".join(value)
+
 
 WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size", "head_dim", "n_embd", "query_pre_attn_scalar")
 

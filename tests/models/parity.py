@@ -31,9 +31,9 @@ class Step:
     gradients: dict[str, torch.Tensor]
 
 
-def write_reference(family: str, directory: Path, width: int = 1) -> None:
-    """Write a random model to `directory`, and its logits and gradients beside it."""
-    write_step(save_random(family, directory, width=width), directory)
+def write_reference(family: str, directory: Path, width: int = 1, **fields) -> None:
+    """Write a random model, with further fields of its config, to `directory`; its logits and gradients beside it."""
+    write_step(save_random(family, directory, width=width, **fields), directory)
 
 
 def write_step(model, directory: Path) -> None:

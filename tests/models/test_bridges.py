@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, save_random
+from families import FAMILIES, FIELDS, named, save_random
 from parity import differences, read_reference, train_step, write_reference
 from safetensors.torch import load_file
 
@@ -76,7 +76,16 @@ def test_logits(pair, tokens):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_step_on_packed_sequences(family, megatron, tmp_path):
     """Logits, and the gradient of every tensor, of three sequences in one row: as transformers has them apart."""
-    write_reference(family, tmp_path)
+    compare_step(family, {}, tmp_path)
+
+
+@pytest.mark.parametrize(("family", "fields"), FIELDS, ids=named)
+def test_step_with_an_unusual_field(family, fields, megatron, tmp_path):
+    compare_step(family, fields, tmp_path)
+
+
+def compare_step(family, fields, tmp_path):
+    write_reference(family, tmp_path, **fields)
     errors = differences(train_step(tmp_path), read_reference(tmp_path))
     worst = max(errors, key=errors.get)
     assert errors[worst] < TOLERANCE, worst

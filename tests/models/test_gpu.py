@@ -1,7 +1,7 @@
 """Every family on a GPU with Transformer Engine's layers in bf16: as near to fp32 as transformers in bf16 is."""
 
 import pytest
-from families import FAMILIES
+from families import FAMILIES, FIELDS, named
 from parity import Step, adapter_logits, read_reference, train_step, write_reference, write_step
 
 pytestmark = pytest.mark.gpu
@@ -45,17 +45,27 @@ def errors(found: Step, expected: Step) -> tuple[float, float]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_step_in_bf16(family, gpu, tmp_path, record_property):
+    compare_step(family, {}, tmp_path, record_property)
+
+
+@pytest.mark.parametrize(("family", "fields"), FIELDS, ids=named)
+def test_a_field_in_bf16(family, fields, gpu, tmp_path, record_property):
+    compare_step(family, fields, tmp_path, record_property)
+
+
+def compare_step(family, fields, tmp_path, record_property):
+    """Logits and gradients of a step, as near to fp32 as transformers' in bf16."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    write_reference(family, tmp_path, width=WIDTH)
+    write_reference(family, tmp_path, WIDTH, **fields)
     expected = read_reference(tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager").cuda()
     write_step(theirs, tmp_path / "bf16")
     noise = errors(read_reference(tmp_path / "bf16"), expected)
     found = errors(train_step(tmp_path, gpu=True), expected)
     record_property("bf16", {"transformers": noise, "megatron": found})
-    print(f"{family}: transformers {noise[0]:.4f} {noise[1]:.4f}, Megatron {found[0]:.4f} {found[1]:.4f}")
+    print(f"{family} {fields}: transformers {noise[0]:.4f} {noise[1]:.4f}, Megatron {found[0]:.4f} {found[1]:.4f}")
     assert found[0] < 2 * noise[0] + 0.01
     assert found[1] < 2 * noise[1] + 0.01
 

@@ -20,7 +20,7 @@ from posttrain.launch import launcher, nodes, prestart
 from posttrain.patches.registry import versions_of
 from posttrain.plan import auto
 from posttrain.recipes import catalog
-from posttrain.spec import checks
+from posttrain.spec import checks, first_rows
 from posttrain.spec.record import specify
 from posttrain.sweep import slurm
 from posttrain.sweep.trial import Trial
@@ -74,7 +74,9 @@ def before(cfg: DictConfig) -> None:
     if cfg.sweep.pruner and not sweeping:
         raise UserError(f"`sweep.pruner={cfg.sweep.pruner}`: requires --multirun")
     if options and (sweeping or cfg.launch.submit):
-        return slurm.check_run(cfg, options)
+        slurm.check_run(cfg, options)
+        first_rows.look(cfg)
+        return
     if options or cfg.launch.submit:
         raise UserError(f"{slurm.LAUNCHER}: requires launch.submit=true for one run, or with --multirun")
     nodes.adopt(cfg)
@@ -85,6 +87,7 @@ def before(cfg: DictConfig) -> None:
         gpus_of_trial = max(1, gpus // cfg.sweep.parallel)
     auto.resolve(cfg, gpus_of_trial)
     checks.check(cfg, gpus)
+    first_rows.look(cfg)
 
 
 @stop.command

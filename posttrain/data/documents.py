@@ -10,7 +10,7 @@ import numpy as np
 from posttrain.data import fingerprint
 from posttrain.data.conversation import RowError
 from posttrain.data.encode import FAILS, Encoded
-from posttrain.data.prepare import BATCH, Counts, Sample, batches, pad_token
+from posttrain.data.prepare import BATCH, Counts, Sample, batches, pad_token, refusal
 from posttrain.data.readers import Place
 from posttrain.errors import UserError
 from posttrain.models.tokenizer_files import failures
@@ -121,8 +121,7 @@ class DocumentEncoder:
             counts.rows += 1
             if isinstance(document, RowError):
                 if self.on_error == "error":
-                    message = f"{place}: {document.reason}\ndata.on_error=skip leaves such rows out and counts them"
-                    raise UserError(message)
+                    raise refusal(place, document)
                 counts.drop(document.kind, place, document.reason)
                 continue
             counts.read += 1

@@ -257,9 +257,14 @@ def _finished(
     return samples
 
 
+def refusal(place: Place, error: RowError) -> UserError:
+    """The error of a run that stops because of a row."""
+    return UserError(f"{place}: {error.reason}\ndata.on_error=skip leaves such rows out and counts them")
+
+
 def _refuse(error: RowError, place: Place, rules: Rules, counts: Counts) -> None:
     if rules.on_error == "error":
-        raise UserError(f"{place}: {error.reason}\ndata.on_error=skip leaves such rows out and counts them") from None
+        raise refusal(place, error) from None
     counts.drop(error.kind, place, error.reason)
 
 

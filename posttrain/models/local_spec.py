@@ -12,17 +12,24 @@ from typing import Any
 
 from megatron.bridge.models import gpt_provider
 from megatron.bridge.models.gpt_provider import GPTModelProvider, default_layer_spec
+from megatron.bridge.utils.import_utils import UnavailableError, UnavailableMeta
 from megatron.core.transformer import transformer_block
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
-from posttrain.models.norms import SequenceParallelNorm, ZeroCenteredRMSNorm
+from posttrain.errors import UserError
+from posttrain.models.norms import SequenceParallelNorm, zero_centered_norm
 from posttrain.ops.attention import SDPAAttention
 
 # Core's local module -> the one that stands for it.
 REPLACED = {DotProductAttention: SDPAAttention, WrappedTorchNorm: SequenceParallelNorm}
+
+NEEDS_GPU = (
+    "this model's layers are there as Transformer Engine's alone: it needs a GPU with Transformer Engine, and can't be "
+    "trained or converted on a CPU"
+)
 
 type Specification = ModuleSpec | TransformerBlockSubmodules
 
@@ -48,8 +55,8 @@ def local_layer(config: GPTModelProvider) -> ModuleSpec:
     """One layer without Transformer Engine; with norms that know zero-centred gains where the model has them."""
     spec = complete(gpt_provider.local_layer_spec(config))
     if config.layernorm_zero_centered_gamma:
-        spec.submodules.input_layernorm = ZeroCenteredRMSNorm
-        spec.submodules.pre_mlp_layernorm = ZeroCenteredRMSNorm
+        spec.submodules.input_layernorm = zero_centered_norm(config)
+        spec.submodules.pre_mlp_layernorm = zero_centered_norm(config)
     return spec
 
 
@@ -59,12 +66,14 @@ def block(config: GPTModelProvider, layer: ModuleSpec, vp_stage: int | None = No
         return layer
     norm = complete(transformer_block.LayerNormImpl)
     if config.layernorm_zero_centered_gamma:
-        norm = ZeroCenteredRMSNorm
+        norm = zero_centered_norm(config)
     return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config, vp_stage), norm)
 
 
 def complete(part: Any) -> Any:
     """A part of a specification, of whatever type, with what local layers lack; a dataclass is changed in place."""
+    if isinstance(part, UnavailableMeta):
+        raise UserError(NEEDS_GPU)
     if isinstance(part, type):
         return REPLACED.get(part, part)
     if isinstance(part, list):
@@ -84,11 +93,17 @@ def family_layer_spec(
         of_family: the family's function; it may take `vp_stage`.
         config: the model's configuration.
         vp_stage: stage of a virtual pipeline.
+
+    Raises:
+        UserError: it has layers of Transformer Engine alone.
     """
+    options = {}
     if "vp_stage" in inspect.signature(of_family).parameters:
-        spec = of_family(config, vp_stage=vp_stage)
-    else:
-        spec = of_family(config)
+        options["vp_stage"] = vp_stage
+    try:
+        spec = of_family(config, **options)
+    except (TypeError, AssertionError, UnavailableError) as error:  # what upstream's meet where it is absent
+        raise UserError(NEEDS_GPU) from error
     spec = complete(spec)
     if isinstance(spec, TransformerBlockSubmodules):
         return spec
@@ -96,7 +111,14 @@ def family_layer_spec(
 
 
 def use_local_layers(provider: GPTModelProvider) -> None:
-    """Switch `provider` to local layers and off every fusion that needs Transformer Engine, Apex or CUDA."""
+    """Switch `provider` to local layers and off every fusion that needs Transformer Engine, Apex or CUDA.
+
+    Raises:
+        UserError: the model has no local layers that compute what it computes.
+    """
+    without = not hasattr(provider, "transformer_layer_spec")  # no GPT: layers of several kinds
+    if without or provider.softmax_type != "vanilla":  # attention sinks
+        raise UserError(NEEDS_GPU)
     provider.transformer_impl = "local"
     # A family with layers of its own (its bridge set the specification) chooses them by transformer_impl itself.
     chosen = provider.transformer_layer_spec

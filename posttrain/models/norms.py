@@ -30,6 +30,35 @@ class ZeroCenteredRMSNorm(torch.nn.Module):
         return (normed * (1.0 + self.weight.float())).to(x.dtype)
 
 
+class ZeroCenteredLayerNorm(torch.nn.Module):
+    """(x - mean(x)) / deviation(x) * (1 + weight) + bias, in fp32 and cast back, as Hugging Face's NemotronLayerNorm1P.
+
+    Args:
+        config: its `sequence_parallel` marks weight and bias, whose gradients are then summed over tensor-parallel
+            ranks.
+        hidden_size: length of the last dimension.
+        eps: added to the variance.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
+        self.bias = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
+        for parameter in (self.weight, self.bias):
+            setattr(parameter, SEQUENCE_PARALLEL, config.sequence_parallel)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension of x."""
+        gain, shift = 1.0 + self.weight.float(), self.bias.float()
+        return torch.nn.functional.layer_norm(x.float(), (x.size(-1),), gain, shift, self.eps).to(x.dtype)
+
+
+def zero_centered_norm(config: TransformerConfig) -> type[torch.nn.Module]:
+    """The norm of a model that stores its gains' difference from one."""
+    return ZeroCenteredRMSNorm if config.normalization == "RMSNorm" else ZeroCenteredLayerNorm
+
+
 class SequenceParallelNorm(WrappedTorchNorm):
     """PyTorch's LayerNorm or RMSNorm as core builds it, also where the sequence is divided.
 

@@ -6,11 +6,14 @@ if __name__ == "__main__":
     stop.exit_on_signals()  # before the imports below, which take most of a second
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from posttrain import patches
 from posttrain.cli import command, help_screen
@@ -27,21 +30,60 @@ from posttrain.sweep.trial import Trial
 from posttrain.utils.gpus import visible_gpus
 
 
+@dataclass(frozen=True)
+class Settled:
+    """A configuration that is ready to run.
+
+    Attributes:
+        cfg: checked, its processes and sizes decided.
+        line: about what was `auto` in it; None: nothing was.
+        architecture: see posttrain.spec.checks.check.
+    """
+
+    cfg: DictConfig
+    line: str | None
+    architecture: Mapping[str, Any] | None
+
+
+_settled: dict[str, Settled] = {}  # by the text of what was composed: before Hydra makes a directory, then for the run
+
+
+def settle(composed: DictConfig, gpus: int, parallel: int = 1) -> Settled:
+    """Decide what is left open and check the whole, once in this command.
+
+    Args:
+        composed: without `hydra`.
+        gpus: visible ones.
+        parallel: how many trials may share them.
+
+    Raises:
+        UserError: the first thing found wrong.
+    """
+    text = OmegaConf.to_yaml(composed)
+    if text not in _settled:
+        cfg = composed.copy()
+        nodes.adopt(cfg)
+        architecture = checks.check_settings(cfg, gpus)
+        line = auto.resolve(cfg, max(1, gpus // parallel) if gpus else 0)
+        checks.check_parallelism(cfg, gpus, architecture)
+        _settled[text] = Settled(cfg, line, architecture)
+    return _settled[text]
+
+
 def task(cfg: DictConfig) -> float | None:
     """One run; returns its last validation loss so that a sweeper can compare trials."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if cfg.launch.submit and HydraConfig.get().mode is RunMode.RUN:
         return submit(cfg, run_dir)
-    nodes.adopt(cfg)
     gpus = visible_gpus()
-    line = auto.resolve(cfg, gpus)
-    if line and nodes.first(cfg):
-        print(line, flush=True)
-    architecture = checks.check(cfg, gpus)
+    settled = settle(cfg, gpus)
+    cfg = settled.cfg
+    if settled.line and nodes.first(cfg):
+        print(settled.line, flush=True)
     untested = patches.check(patches.Platform.with_gpus(gpus))
     if untested and nodes.first(cfg):
         print(f"posttrain: {patches.UNTESTED}=1: {versions_of(untested)}", file=sys.stderr, flush=True)
-    return launcher.launch(cfg, run_dir, gpus, specify(cfg, gpus, architecture))
+    return launcher.launch(cfg, run_dir, gpus, specify(cfg, gpus, settled.architecture))
 
 
 def submit(cfg: DictConfig, run_dir: Path) -> float | None:
@@ -79,15 +121,9 @@ def before(cfg: DictConfig) -> None:
         return
     if options or cfg.launch.submit:
         raise UserError(f"{slurm.LAUNCHER}: requires launch.submit=true for one run, or with --multirun")
-    nodes.adopt(cfg)
-    nodes.check_directory(cfg, sys.argv)
-    gpus = visible_gpus()
-    gpus_of_trial = gpus
-    if sweeping and gpus:
-        gpus_of_trial = max(1, gpus // cfg.sweep.parallel)
-    auto.resolve(cfg, gpus_of_trial)
-    checks.check(cfg, gpus)
-    first_rows.look(cfg)
+    settled = settle(cfg, visible_gpus(), cfg.sweep.parallel if sweeping else 1)
+    nodes.check_directory(settled.cfg, sys.argv)
+    first_rows.look(settled.cfg)
 
 
 @stop.command

@@ -72,11 +72,11 @@ def show_data(cfg: DictConfig) -> None:
         UserError: as training would for the same overrides.
     """
     check_options(cfg)
-    checks.check_objective(cfg)
+    data, template = check_data(cfg)
+    checks.check_objective(cfg, data)
 
     from posttrain.data import preview_text
 
-    data, template = check_data(cfg)
     tokenizer = load_tokenizer(cfg)
     encoder = built(cfg.objective).encoder(data, template, tokenizer, cfg.trainer.seq_length)
     splits = data.build(

@@ -17,9 +17,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from posttrain.config import policy
 from posttrain.errors import UserError
 
-IMPORTING = re.compile(
-    r"/hydra/_internal/|^<frozen importlib|/importlib/__init__\.py$"
-)  # files of Python's and Hydra's
+# Files of Python and Hydra that the traceback of an import goes through.
+IMPORTING = re.compile(r"/hydra/_internal/|^<frozen importlib|/importlib/__init__\.py$")
 ENVIRONMENT = "POSTTRAIN_ALLOW_TARGETS"
 
 # Where a `_target_` may stand, by its key path, and what it may be there. Upstream names are classes directly in the

@@ -188,10 +188,10 @@ def _rendered(
     for place, conversation in conversations:
         counts.rows += place is not last
         last = place
-        counts.read += 1
         try:
             if isinstance(conversation, RowError):
                 raise conversation
+            counts.read += 1
             rendered = render(conversation, renderer, rules.train_on)
         except RowError as error:
             _refuse(error, place, rules, counts)

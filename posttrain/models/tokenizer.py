@@ -20,6 +20,7 @@ def load_tokenizer(cfg: DictConfig) -> "PreTrainedTokenizerBase":
     if model.path is None and model.tokenizer is None:
         raise UserError("`model.path`: requires a folder with a tokenizer, or a hub id")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # one says that torch is missing
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what it says of a config.json isn't the command's to say
     _ = model.tokenizer_path  # the demo model is converted here, with torch
     hidden = "torch" not in sys.modules
     if hidden:

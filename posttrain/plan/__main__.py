@@ -78,8 +78,9 @@ def plan(cfg: DictConfig) -> bool:
         local = options.gpus or checks.nproc_per_node(cfg, 0)
     if cfg.launch.nnodes > 1 and cfg.launch.master_port is None:
         cfg.launch.master_port = 1  # nothing is started
+    shape = checks.check_settings(cfg, local)
     lines = resolve_auto(cfg, local, cfg.parallelism.memory_gib or gpu.memory_gib)
-    checks.check(cfg, local)
+    checks.check_parallelism(cfg, local, shape)
     result = build_plan(cfg, checks.world_size(cfg, local), gpu, options.read_data)
     result["gpu"]["assumed"] = not options.gpu and not here
     result["auto"] = "\n".join(lines) or None
@@ -106,8 +107,6 @@ def resolve_auto(cfg: DictConfig, local: int, memory_gib: float) -> list[str]:
     choose_split = cfg.parallelism.auto
     choose_batch = cfg.trainer.micro_batch_size == auto.AUTO
     lines = []
-    if choose_split or choose_batch:
-        checks.check_settings(cfg, local)
     if choose_batch:
         cfg.trainer.micro_batch_size = 1
     if choose_split:

@@ -87,7 +87,7 @@ def resolve(
     """Replace parallelism.auto and trainer.micro_batch_size=auto in `cfg` by sizes.
 
     Args:
-        cfg: a composed configuration; changed in place.
+        cfg: a configuration that `checks.check_settings` has nothing against; changed in place.
         visible: GPUs of each machine; 0: a CPU, where nothing is split beyond what is given.
         memory_gib: of one GPU; None: what nvidia-smi reports, unless parallelism.memory_gib is set.
         transformer_engine: whether the run has it; None: whether it is installed here.
@@ -102,7 +102,6 @@ def resolve(
     choose_batch = cfg.trainer.micro_batch_size == AUTO
     if not choose_split and not choose_batch:
         return None
-    checks.check_settings(cfg, visible)
     if choose_batch:
         cfg.trainer.micro_batch_size = 1
     if not visible:

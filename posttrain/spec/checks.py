@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain import patches
 from posttrain.config import schema, secrets, targets
 from posttrain.config.instantiate import built
-from posttrain.data import checks as data
+from posttrain.data import checks as data_checks
+from posttrain.data.training_data import TrainingData
 from posttrain.errors import UserError
 from posttrain.models.config_checks import check_config, check_length
 from posttrain.models.families import (
@@ -48,13 +49,12 @@ def check(cfg: DictConfig, visible_gpus: int) -> Mapping[str, Any] | None:
     Raises:
         UserError: the first thing found wrong.
     """
-    check_settings(cfg, visible_gpus)
-    shape = architecture(cfg.model)
+    shape = check_settings(cfg, visible_gpus)
     check_parallelism(cfg, visible_gpus, shape)
     return shape
 
 
-def check_settings(cfg: DictConfig, visible_gpus: int) -> None:
+def check_settings(cfg: DictConfig, visible_gpus: int) -> Mapping[str, Any] | None:
     """Every check but that of the parallel sizes; see `check`."""
     patches.check(patches.Platform.with_gpus(visible_gpus))
     check_keys(cfg)
@@ -64,10 +64,14 @@ def check_settings(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(f"`{missing[0]}`: has no value; give it on the command line or in your configuration")
     secrets.check(cfg)
     check_ranges(cfg)
-    data.check(cfg)
-    check_objective(cfg)
-    check_trainer(cfg, visible_gpus)
+    rows, _ = data_checks.check(cfg)
+    check_objective(cfg, rows)
     check_model(cfg)
+    shape = architecture(cfg.model)
+    check_peft(cfg, shape)
+    check_trainer(cfg, visible_gpus)
+    check_captured(cfg, visible_gpus, shape)
+    return shape
 
 
 def check_keys(cfg: DictConfig) -> None:
@@ -98,9 +102,9 @@ def check_ranges(cfg: DictConfig, config: type = schema.Config) -> None:
     schema.check(cfg, schema.limits(config))
 
 
-def check_objective(cfg: DictConfig) -> None:
-    """Objective and data go together."""
-    built(cfg.objective, "objective").check(built(cfg.data, "data"), cfg.trainer.seq_length)
+def check_objective(cfg: DictConfig, data: TrainingData) -> None:
+    """Objective and data, which `cfg.data` builds, go together."""
+    built(cfg.objective, "objective").check(data, cfg.trainer.seq_length)
 
 
 def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
@@ -125,10 +129,6 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(
             f"`sweep.pruner={cfg.sweep.pruner}`: compares losses during training; set trainer.validation_interval"
         )
-    if t.cuda_graph:
-        platform = patches.Platform.with_gpus(visible_gpus)
-        shape = architecture(cfg.model) or {}
-        resolve_spec(cfg, world_size(cfg, visible_gpus), platform.transformer_engine, platform.device, shape).check()
     p = cfg.parallelism
     if t.generation_interval and max(p.pipeline_model_parallel_size, p.context_parallel_size) > 1:
         raise UserError(
@@ -142,6 +142,14 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(f"`launch.node_rank={launch.node_rank}`: must be below launch.nnodes={launch.nnodes}")
     if launch.nnodes > 1 and launch.master_port is None:
         raise UserError("`launch.master_port`: needs a number when launch.nnodes > 1, the same on every machine")
+
+
+def check_captured(cfg: DictConfig, visible_gpus: int, shape: Mapping[str, Any] | None) -> None:
+    """Where steps have to be captured in a CUDA graph, they can be."""
+    if cfg.trainer.cuda_graph:
+        platform = patches.Platform.with_gpus(visible_gpus)
+        world = world_size(cfg, visible_gpus)
+        resolve_spec(cfg, world, platform.transformer_engine, platform.device, shape or {}).check()
 
 
 def check_model(cfg: DictConfig) -> None:
@@ -161,9 +169,12 @@ def check_model(cfg: DictConfig) -> None:
         if place is not None:
             kernel_files.refuse(Path(place).expanduser(), key)
     built(cfg.model)  # importing a user's own class makes its family known
-    if "peft" not in cfg:  # generation and the like
-        return
-    if str(cfg.peft._target_).endswith("DoRA") and experts_of(architecture(cfg.model) or {}):
+
+
+def check_peft(cfg: DictConfig, shape: Mapping[str, Any] | None) -> None:
+    """What is trained goes with the model, of which `shape` is the architecture."""
+    path = cfg.model.path
+    if str(cfg.peft._target_).endswith("DoRA") and experts_of(shape or {}):
         _, names = resolve(cfg.peft.target_modules)
         if any(name.endswith(("linear_fc1", "linear_fc2")) for name in names):
             raise UserError(

@@ -75,6 +75,7 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
     cfg.launch.nnodes = options.nodes
     cfg.launch.node_rank = 0
     cfg.launch.master_port = nodes.PORTS[0]  # the job finds its own
+    shape = checks.check_settings(cfg, options.gpus_per_node)
     if cfg.parallelism.auto:
         if cfg.parallelism.memory_gib:
             auto.resolve(cfg, options.gpus_per_node)
@@ -84,7 +85,7 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
             cfg.launch.nnodes = 1
     if cfg.trainer.micro_batch_size == auto.AUTO:
         cfg.trainer.micro_batch_size = 1  # the job's node knows its GPUs' memory
-    checks.check(cfg, options.gpus_per_node)
+    checks.check_parallelism(cfg, options.gpus_per_node, shape)
 
 
 def run_jobs(trials: list[Trial], folder: Path) -> None:

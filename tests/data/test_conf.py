@@ -69,8 +69,8 @@ def test_each_option_is_explained_and_no_other_exists(path):
 def test_mistakes_are_found_before_anything_is_loaded(words, message):
     with pytest.raises(UserError, match=message):
         cfg = compose(words)
-        check(cfg)
-        check_objective(cfg)
+        data, _ = check(cfg)
+        check_objective(cfg, data)
 
 
 def test_the_demo_has_no_mistakes():

@@ -91,7 +91,7 @@ def test_report(tokenizer, tmp_path):
     rows = [*pairs(20), {"prompt": "x"}, {"prompt": "x", "completion": ""}]
     splits = build(tokenizer, tmp_path, path=write(tmp_path / "a.jsonl", rows), on_error="skip")
     counts = splits.report["rows"]
-    assert (counts["rows"], counts["read"], counts["kept"]) == (22, 22, 20)
+    assert (counts["rows"], counts["read"], counts["kept"]) == (22, 21, 20)  # a broken row has no conversation
     assert counts["dropped"] == {"no field `completion`": 1, "nothing to train on": 1}
     assert "line 21" in counts["examples"]["no field `completion`"]
     train = splits.report["train"]

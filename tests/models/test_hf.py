@@ -7,6 +7,9 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from posttrain.errors import UserError
 from posttrain.models import HFModel
@@ -181,6 +184,21 @@ def test_damaged_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{\n")
     with pytest.raises(UserError, match=r"^[^\n]*/tokenizer\.json: not valid JSON [^\n]*$"):
         HFModel(path=str(tmp_path)).load_tokenizer()
+
+
+def test_what_transformers_says_of_a_config_stays_off_the_terminal(tmp_path):
+    """Of these it warns: a tokenizer of another kind of model, a factor that is none."""
+    rope = {"rope_type": "yarn", "factor": 0.5, "original_max_position_embeddings": 64, "rope_theta": 1e4}
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "rope_scaling": rope}))
+    core = Tokenizer(BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(tmp_path)
+    program = (
+        "from posttrain.config.composition import compose\n"
+        "from posttrain.models.tokenizer import load_tokenizer\n"
+        f"print(len(load_tokenizer(compose(['model=hf', 'model.path={tmp_path}']))))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("2\n", "")
 
 
 def test_an_adapter_whose_base_has_moved(tmp_path):

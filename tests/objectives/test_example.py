@@ -26,7 +26,7 @@ def test_each_conversation_counts_the_same(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("POSTTRAIN_ALLOW_TARGETS", "length_normalized")
     cfg = compose([f"hydra.searchpath=[file://{EXAMPLES}/conf]", "objective=length_normalized"])
-    check_objective(cfg)
+    check_objective(cfg, built(cfg.data))
     objective = built(cfg.objective)
     rows = [row([0, 1, 1, 0], [0, 0, 0], [1, 1, 1, 1, 0]), row([0, 1])]
     batch = Collate(12, 0, objective.weights)(rows)

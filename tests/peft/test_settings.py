@@ -47,10 +47,10 @@ def test_before_anything_is_loaded(modules, words, message, tmp_path):
     path = write(tmp_path / "adapter", modules)
     cfg = compose(["model=hf", f"model.path={path}", *words])
     if message is None:
-        checks.check_model(cfg)
+        checks.check_peft(cfg, None)
     else:
         with pytest.raises(UserError, match=message):
-            checks.check_model(cfg)
+            checks.check_peft(cfg, None)
 
 
 def test_names():

@@ -6,6 +6,7 @@ import json
 import pytest
 from omegaconf import OmegaConf, open_dict
 
+from posttrain.__main__ import settle
 from posttrain.config.composition import CONF_DIR, compose
 from posttrain.errors import UserError
 from posttrain.launch import launcher
@@ -107,9 +108,9 @@ def test_refused_with_the_cheapest_change():
     with pytest.raises(UserError, match="does not fit on 8 GPUs"):
         auto.resolve(composed("parallelism=auto", "model=llama31_405b"), 8, 79.2, True)
     with pytest.raises(UserError, match=r"`optimizer\.lr=-1\.0`: must be greater than 0"):
-        auto.resolve(composed("parallelism=auto", "optimizer.lr=-1"), 8, 79.2, True)
+        settle(composed("parallelism=auto", "optimizer.lr=-1"), 8)
     with pytest.raises(UserError, match="not a target"):  # before anything is built
-        auto.resolve(composed("parallelism=auto", "model._target_=os.system"), 8, 79.2, True)
+        settle(composed("parallelism=auto", "model._target_=os.system"), 8)
 
 
 def test_memory_that_is_given_counts():

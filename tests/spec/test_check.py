@@ -1,5 +1,6 @@
 """What is found wrong before anything heavy starts."""
 
+import json
 import re
 
 import pytest
@@ -7,6 +8,7 @@ from omegaconf import OmegaConf
 
 from posttrain.config.composition import compose
 from posttrain.errors import UserError
+from posttrain.models.headers import read_json
 from posttrain.spec import checks
 
 LLAMA = ["model=llama3_8b"]
@@ -141,3 +143,27 @@ def test_every_option_has_a_comment():
             if not (commented or key in explained or parent in explained - {"format"}) and path.stem != key
         ]
     assert not bare, "\n".join(bare)
+
+
+@pytest.mark.parametrize("words", [["peft=dora"], ["trainer.cuda_graph=true", "trainer.recompute=none"]])
+def test_the_model_s_config_is_read_once(words, tmp_path, monkeypatch):
+    architecture = OmegaConf.to_container(compose(LLAMA).model.architecture)
+    (tmp_path / "config.json").write_text(json.dumps(architecture))
+    gpu = checks.patches.Platform("cuda", transformer_engine=True)  # without one no step is captured
+    monkeypatch.setattr(checks.patches.Platform, "with_gpus", lambda visible: gpu)
+    reads = []
+    monkeypatch.setattr(checks, "read_json", lambda path: reads.append(path) or read_json(path))
+    checks.check(compose([*LLAMA, f"model.path={tmp_path}", *words]), 1)
+    assert reads == [tmp_path / "config.json"]
+
+
+def test_a_command_checks_once(tmp_path, monkeypatch, capsys):
+    """Ahead of Hydra's directory and again in the task: one set of objects, one note on the terminal."""
+    from posttrain.__main__ import settle
+
+    monkeypatch.setenv("POSTTRAIN_TRUST_REMOTE_CODE", "1")
+    words = ["model.trust_remote_code=true", "parallelism=auto"]
+    first, second = settle(compose(words), 0), settle(compose(words), 0)
+    assert first is second and first.line.startswith("parallelism=auto: on a CPU, 1 process")
+    assert capsys.readouterr().err.count("runs with your rights") == 1
+    assert settle(compose([*words, "seed=1"]), 0) is not first

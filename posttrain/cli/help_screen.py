@@ -12,7 +12,7 @@ posttrain: fine-tune language models on Megatron-Bridge, from a laptop CPU to a 
 
   python -m posttrain                           the demo: a real small model, on a CPU or GPU
   python -m posttrain model=llama3_8b peft=lora data=alpaca data.path=my.json template=chatml
-  python -m posttrain model=hf model.path=DIR peft=none optimizer.lr=1e-5 trainer.epochs=2
+  python -m posttrain model=hf model.path=DIR peft=none optimizer.lr=1e-5 trainer.max_steps=100
   python -m posttrain --multirun optimizer.lr=1e-4,2e-4 peft.rank=8,16
   python -m posttrain recipe=llama3_8b_peft_config data=...   names of recipes: recipe=list
 

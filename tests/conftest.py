@@ -39,3 +39,12 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"optional shared test data: no folder {folder} (set POSTTRAIN_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_cache(tmp_path_factory) -> Path:
+    """A cache for what starts from the demo model: the first test converts it, for all of pytest's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return folder / "demo-cache"  # POSTTRAIN_CACHE; two that build the same wait for each other

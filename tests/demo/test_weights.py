@@ -15,8 +15,8 @@ pytest.importorskip("gguf")
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return weights.ensure_smollm2(tmp_path_factory.mktemp("cache"))
+def model_dir(demo_cache):
+    return weights.ensure_smollm2(demo_cache)
 
 
 @pytest.fixture(scope="module")

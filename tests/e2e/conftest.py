@@ -37,9 +37,9 @@ def words(tiny) -> list[str]:
 @pytest.fixture(scope="session")
 def posttrain(tmp_path_factory):
     """Run `python -m posttrain WORDS` to its end; returns a Result."""
-    cache = tmp_path_factory.mktemp("cache")
+    own_cache = tmp_path_factory.mktemp("cache")
 
-    def run(*words: str, run_dir: Path | None = None, timeout: float = 500) -> Result:
+    def run(*words: str, run_dir: Path | None = None, timeout: float = 500, cache: Path = own_cache) -> Result:
         run_dir = run_dir or tmp_path_factory.mktemp("run") / "run"
         command = [sys.executable, "-m", "posttrain", *words, f"hydra.run.dir={run_dir}"]
         # From another folder than the checkout's, as an installed package would be used.
@@ -49,7 +49,7 @@ def posttrain(tmp_path_factory):
         )  # fmt: skip
         return Result(done.returncode, done.stdout, done.stderr, run_dir)
 
-    run.cache = cache
+    run.cache = own_cache
     return run
 
 

@@ -185,10 +185,11 @@ def test_mistakes_found_in_the_worker_are_users_errors_too(posttrain, words):
     assert json.loads((result.run_dir / "status.json").read_text())["state"] == "failed"
 
 
-def test_default_run_learns(posttrain):
+def test_default_run_learns(posttrain, demo_cache):
     """`python -m posttrain` on real weights, shortened to three steps."""
     pytest.importorskip("gguf")
-    result = posttrain("trainer.max_steps=3", "trainer.num_generations=1", "data.max_validation_rows=12")
+    words = ["trainer.max_steps=3", "trainer.num_generations=1", "data.max_validation_rows=12"]
+    result = posttrain(*words, cache=demo_cache)
     assert result.code == 0, result.err + result.log()
     assert result.summary["val_loss_after"] < 0.8 * result.summary["val_loss_before"]
     assert (result.run_dir / "adapter" / "adapter_model.safetensors").is_file()

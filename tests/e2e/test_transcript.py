@@ -12,10 +12,11 @@ pytestmark = pytest.mark.nightly
 
 
 @pytest.mark.timeout(900)
-def test_the_readme_shows_what_the_commands_print(shared, monkeypatch):
+def test_the_readme_shows_what_the_commands_print(shared, demo_cache, monkeypatch):
     """About two minutes on two quiet cores."""
     pytest.importorskip("gguf", reason="needs the extra `demo`")
     monkeypatch.setenv("POSTTRAIN_SHARED", str(shared))
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(demo_cache))
     assert transcript.differences(transcript.in_readme(), transcript.run()) == []
 
 

@@ -19,13 +19,13 @@ def blocks() -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs" / "tutorial.md").read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_every_command_of_the_tutorial(tmp_path):
+def test_every_command_of_the_tutorial(tmp_path, demo_cache):
     """As typed in the activated environment, in an empty folder. About 90 s on two quiet cores."""
     activate, *commands = blocks()
     assert activate == "source .venv/bin/activate\n" and len(commands) == 9 + 1  # nine commands and a file
     env = {
         **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "POSTTRAIN_CACHE": str(demo_cache),
     }  # fmt: skip
     out = {}
     for command in commands:

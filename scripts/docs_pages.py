@@ -30,6 +30,13 @@ from posttrain.models.families import families, rules  # noqa: E402
 
 CONF = ROOT / "conf"
 GROUPS = [*help_screen.groups(CONF), "hydra/launcher"]
+# What the pages of docs/ link to -> the page that is generated from it; besides, conf/GROUP -> configuration/GROUP.md.
+GENERATED_FROM = {
+    "../README.md#commands": "commands.md",
+    "../bench/README.md": "measured.md",
+    "../conf/evaluate.yaml": "commands.md",
+    "../posttrain/models/families": "config_fields.md",
+}
 LIMITS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 
 
@@ -58,9 +65,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the README's table of model families where a page asks for it."""
+    """Put the README's table of model families where a page asks for it, and lead links to the generated pages.
+
+    In the repository, where those are not, the links lead to what they are generated from.
+    """
     table = re.search(r"<!-- families.*?-->(.*?)<!-- end", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    return markdown.replace("<!-- families of README.md -->", table)
+    markdown = markdown.replace("<!-- families of README.md -->", table)
+    markdown = re.sub(r"\]\(\.\./conf/(\w+)\)", r"](configuration/\1.md)", markdown)
+    for source, page in GENERATED_FROM.items():
+        markdown = re.sub(rf"\]\({re.escape(source)}(?=[)#])", f"]({page}", markdown)
+    return markdown
 
 
 FIELDS = """# Fields of config.json

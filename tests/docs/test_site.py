@@ -81,12 +81,6 @@ def test_examples_are_in_their_page(site):
         assert example.read_text().splitlines()[-1] in page, example.name
 
 
-def test_links_of_the_readmes_lead_somewhere():
-    for path in (ROOT / "README.md", ROOT / "bench" / "README.md"):
-        links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
-        assert [link for link in links if not (path.parent / link).exists()] == []
-
-
 def test_a_dead_link_ends_the_build(tmp_path):
     """The settings that make the build strict are in force."""
     from mkdocs.commands.build import build

@@ -86,6 +86,9 @@ class HFModel:
                 f"{self.adapter}: its base model {self.base} is not there any more; write its place as "
                 f"base_model_name_or_path into {CONFIG}"
             )
+        config = fetch(self.base, ["config.json"]) / "config.json"
+        if config.is_file():
+            check_config(read_json(config), f"{config}: ")  # before the weights are downloaded
         directory = fetch(self.base, [*CONFIG_FILES, "*.safetensors", *self._code])
         if self.adapter and is_adapter(directory):  # transformers would give it to PEFT as it is
             raise UserError(f"{self.adapter}: its base model {directory} is an adapter itself; merge that one first")

@@ -84,8 +84,9 @@ CHANGES = (
         "posttrain.models.bridges",
         "megatron.bridge.models.conversion.model_bridge.MegatronModelBridge.register_bridge",
         kind=Kind.CORRECTNESS,
-        symptom="Gemma, Gemma 2 and Qwen3-MoE get upstream's bridges: LoRA before a norm, packed sequences refused, a "
-        "load-balancing loss that nobody asked for; GPT-2, GPT-NeoX and Mixtral have none",
+        symptom="every family gets upstream's bridge: scaled rotary embeddings, windows, biases and activations of "
+        "config.json are lost, LoRA before a norm, packed sequences refused, a load-balancing loss that nobody asked "
+        "for; GPT-2, GPT-NeoX and Mixtral have none",
         versions=BRIDGE,
     ),
     _elsewhere(

@@ -40,7 +40,8 @@ def saved_activations(s: RunSpec) -> dict[str, float]:
         terms["MLP input"] = stream
     if family.gate:
         terms["MLP first matrix"] = 2 * inner
-        if not family.fused_gate and not s.computed_again("linear_fc2"):
+        fused = family.fused_gate and shape.silu_gate
+        if not fused and not s.computed_again("linear_fc2"):
             # The activation, and what it multiplies: Megatron adds glu_linear_offset to that, a copy even if 0.
             terms["MLP gate"] = 2 * inner
     if shape.dropout:

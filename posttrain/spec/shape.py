@@ -13,6 +13,8 @@ from posttrain.models.headers import read_json
 from posttrain.models.hf import DEMO, HFModel, fetch, plain
 from posttrain.peft.adapters import FUSED, resolve
 
+SILU = ("silu", "swish")  # one activation
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -61,6 +63,7 @@ class Shape:
         dropout: of the residual stream.
         biases: linear layers that have one.
         parallel_residual: attention and MLP read the same input.
+        silu_gate: whether the MLP is SwiGLU, for which there are kernels.
     """
 
     family: ModelFamily
@@ -80,6 +83,7 @@ class Shape:
     dropout: float
     biases: frozenset[str]
     parallel_residual: bool
+    silu_gate: bool
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Shape":
@@ -119,6 +123,7 @@ class Shape:
             dropout=family.dropout if dropout is None else float(dropout),
             biases=frozenset(name for name in FUSED if family.has_bias(name, config)),
             parallel_residual=is_set(family.parallel_residual, config),
+            silu_gate=family.gate is not None and (family.value("activation", config) or family.gate) in SILU,
         )
 
     @property

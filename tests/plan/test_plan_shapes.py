@@ -4,6 +4,7 @@ import pytest
 
 from posttrain.config.composition import CONF_DIR, compose
 from posttrain.errors import UserError
+from posttrain.spec.checks import architecture
 from posttrain.spec.run_spec import resolve_spec
 from posttrain.spec.shape import Adapters, Shape, config_of
 
@@ -74,3 +75,19 @@ def test_names_choose_layers():
     assert parts.canonical and parts.sizes == {"linear_qkv": (16, 16 * (2048 + 2048 + 2048 + 512))}
     one = Adapters.from_targets(shape, "LoRA", 16, ["*.layers.3.mlp.linear_fc1"], True)
     assert one.sizes == {"linear_fc1": (1, 16 * (2048 + 16384))}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["model=llama3_8b"], True),
+        (["model=llama3_8b", "model.architecture.hidden_act=swish"], True),
+        (["model=llama3_8b", "model.architecture.hidden_act=gelu"], False),
+        (["model=gemma2_2b"], False),
+        (["model=gpt2"], False),
+    ],
+)
+def test_kernels_for_swiglu_are_counted_on_with_swiglu_alone(words, expected):
+
+    shape = Shape.from_config(architecture(compose(words).model))
+    assert shape.silu_gate == expected

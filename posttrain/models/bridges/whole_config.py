@@ -20,6 +20,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from posttrain.models.biased_layers import with_biases
 from posttrain.models.bridges.activation_functions import ACTIVATIONS
+from posttrain.models.families import family_of
 from posttrain.models.families.rules import SLIDING
 
 if TYPE_CHECKING:
@@ -95,11 +96,10 @@ def usual(config: "PretrainedConfig") -> "PretrainedConfig":
 
 def set_activation(provider: GPTModelProvider, config: "PretrainedConfig") -> None:
     """The MLP's activation. Megatron's fused ones are SiLU's, and for GELU an approximation whatever is asked for."""
-    for name in ("hidden_activation", "hidden_act", "activation_function"):
-        activation = getattr(config, name, None)
-        if activation is not None:
-            provider.activation_func = ACTIVATIONS[activation]
-            break
+    fields = config.to_dict()
+    family = family_of(fields)
+    activation = family.value("activation", fields) if family is not None else config.hidden_act
+    provider.activation_func = ACTIVATIONS[activation]
     if provider.activation_func is not F.silu:
         provider.bias_activation_fusion = False
 

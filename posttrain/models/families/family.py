@@ -138,6 +138,7 @@ class ConfigFields:
         learned_positions: rows of a position embedding; none with a rotary embedding.
         experts, chosen: experts of a layer, and how many of them a token visits.
         dropout: of the residual stream.
+        activation: of the MLP; without a value `ModelFamily.gate`, where there is a gate.
         softcap: what output logits are squashed to.
         score_softcap: what attention scores are squashed to.
     """
@@ -155,6 +156,7 @@ class ConfigFields:
     experts: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
     dropout: tuple[str, ...] = ()
+    activation: tuple[str, ...] = ("hidden_act",)
     softcap: tuple[str, ...] = ()
     score_softcap: tuple[str, ...] = ()
 

@@ -40,7 +40,11 @@ FAMILY = ModelFamily(
         sliding_window_size=NO_EFFECT,
         hidden_act=NO_EFFECT,
     ),
-    fields=ConfigFields(softcap=("final_logit_softcapping",), score_softcap=("attn_logit_softcapping",)),
+    fields=ConfigFields(
+        activation=("hidden_activation",),
+        softcap=("final_logit_softcapping",),
+        score_softcap=("attn_logit_softcapping",),
+    ),
     tied=True,
     gate="gelu",
     norms=4,

@@ -49,6 +49,7 @@ FAMILY = ModelFamily(
         positions=("n_positions",),
         learned_positions=("n_positions",),
         dropout=("resid_pdrop",),
+        activation=("activation_function",),
     ),
     layer_list="h",
     embedding="wte.weight",

@@ -1,4 +1,4 @@
-"""What every file format is turned into: a typed list of messages, with the tools they may call."""
+"""What every file format is turned into: a typed list of messages, with the tools they may call; or a document."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,3 +65,16 @@ class Conversation:
     variables: Mapping[str, Any] = field(default_factory=dict)
     unread: Mapping[str, Any] = field(default_factory=dict)
     tree: int | None = None
+
+
+@dataclass(slots=True)
+class Document:
+    """A text that is trained as a whole, from its first character to its end.
+
+    Args:
+        text: all of it.
+        unread: columns of the row besides, that are not metadata.
+    """
+
+    text: str
+    unread: Mapping[str, Any] = field(default_factory=dict)

@@ -1,14 +1,14 @@
 """Plain text: documents as formats read them, and the windows of tokens that are trained on."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from posttrain.data import fingerprint
-from posttrain.data.conversation import RowError
+from posttrain.data.conversation import Document, RowError
 from posttrain.data.encode import FAILS, Encoded
 from posttrain.data.prepare import BATCH, Counts, Sample, batches, pad_token, refusal
 from posttrain.data.readers import Place
@@ -17,19 +17,6 @@ from posttrain.models.tokenizer_files import failures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-@dataclass(slots=True)
-class Document:
-    """A text that is trained as a whole, from its first character to its end.
-
-    Args:
-        text: all of it.
-        unread: columns of the row besides, that are not metadata.
-    """
-
-    text: str
-    unread: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

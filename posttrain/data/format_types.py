@@ -1,13 +1,10 @@
 """What an object of `data.format` can do: one of two things, both with rows as posttrain.data.readers gives them."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from posttrain.data.conversation import Conversation, RowError
+from posttrain.data.conversation import Conversation, Document, RowError
 from posttrain.data.readers import Place, Row
-
-if TYPE_CHECKING:
-    from posttrain.data.documents import Document
 
 
 @runtime_checkable
@@ -27,7 +24,7 @@ class RowFormat(Protocol):
 class FileFormat(Protocol):
     """Conversations, or documents, that may span rows."""
 
-    def read(self, rows: Iterable[Row]) -> "Iterable[tuple[Place, Conversation | Document | RowError]]":
+    def read(self, rows: Iterable[Row]) -> Iterable[tuple[Place, Conversation | Document | RowError]]:
         """Read all rows; what can't be used is handed on as its error."""
         ...
 

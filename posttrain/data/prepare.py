@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from posttrain.data import fingerprint
-from posttrain.data.conversation import Conversation, RowError
+from posttrain.data.conversation import Conversation, Document, RowError
 from posttrain.data.encode import Encoded, Encoder, Rendered
 from posttrain.data.presence import find_unread
 from posttrain.data.provenance import Span
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
 
-    from posttrain.data.documents import Document
 
 # Rows per call of the tokenizer: enough to keep its threads busy, few enough to stay small in memory.
 BATCH = 512
@@ -76,7 +75,7 @@ class Sample:
     """
 
     place: Place
-    content: "Conversation | Document"
+    content: Conversation | Document
     text: str | None
     digest: int
     encoded: Encoded

@@ -6,19 +6,15 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from posttrain.data import readers
-from posttrain.data.conversation import Conversation, RowError
+from posttrain.data.conversation import Conversation, Document, RowError
 from posttrain.data.format_types import FileFormat, Format, RowFormat
 from posttrain.data.formats.fields import variables
 from posttrain.data.trace import TracedRow, check_row_weight
 from posttrain.demo.data import ensure_sentences
 from posttrain.errors import UserError
 from posttrain.utils import kernel_files
-
-if TYPE_CHECKING:
-    from posttrain.data.documents import Document
 
 MOST_FOLDERS = 100_000  # that are searched
 DEMO = "demo:sentences"
@@ -29,7 +25,7 @@ TRAIN_SPLIT = re.compile(r"(?<![a-z0-9])(train|training)(?![a-z0-9])")
 
 def rows(
     path: str | Sequence[str], form: Format, key: str, cache_dir: Path, category: str | None = None
-) -> "Iterator[tuple[readers.Place, Conversation | Document | RowError]]":
+) -> Iterator[tuple[readers.Place, Conversation | Document | RowError]]:
     """Stream what the format `form` reads from `path`, conversations or documents; the broken ones as their error.
 
     Args:

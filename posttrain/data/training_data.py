@@ -1,5 +1,7 @@
 """Files to packed sequences: the object of the config group `data`."""
 
+import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -13,6 +15,7 @@ from posttrain.data.sealed import Used
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
+    from posttrain.data.cached import DatasetBuilder
     from posttrain.data.dataset import PackedDataset
     from posttrain.data.prepare import RowEncoder, Sample
 
@@ -110,15 +113,14 @@ class TrainingData:
         Raises:
             UserError: something about the data, the template or their combination is wrong.
         """
-        from posttrain.data.assembly import assemble  # loads NumPy and Arrow, as the next
-        from posttrain.data.cached import DatasetBuilder
+        from posttrain.data.cached import DatasetBuilder  # loads NumPy and Arrow
 
         opened = used or Used()
         cache = Path(cache_dir) / "data"
         for again in (False, True):  # what a disk has changed is made again, once
             builder = DatasetBuilder(self.packing, length_multiple, encoder, cache, build, opened, category)
             try:
-                splits = Splits(*assemble(self, builder, seq_length, seed))
+                splits = self._assemble(builder, seq_length, seed)
             except UserError:
                 raise
             except Exception as error:  # whatever libraries say of bytes that are not what was written
@@ -130,7 +132,59 @@ class TrainingData:
                 break
         return splits
 
-    def most_read(self) -> int | None:
+    def _assemble(self, builder: "DatasetBuilder", seq_length: int, seed: int) -> Splits:
+        import numpy as np
+
+        from posttrain.data import splits
+
+        if self.seed is not None:
+            seed = self.seed
+        started = time.monotonic()
+        limit = self._most_read()
+        parts, weights = [], []
+        for source in self._sources():
+            parts.append(builder.store(source["path"], source["format"], "data.path", limit))
+            weights.append(float(source["weight"]))
+        train, counts = splits.join_stores(parts)
+        validation, validation_rows, validation_counts = None, np.empty(0, np.int64), None
+        if self.validation_path is not None:
+            key, limit = "data.validation_path", self.max_validation_rows
+            validation, validation_counts = builder.store(self.validation_path, self.format, key, limit)
+            validation_rows = np.arange(len(validation))
+            train_rows = np.arange(len(train))
+        else:
+            train_rows, held_out = splits.hold_out(train.digests, self.validation_fraction or 0, seed, train.trees)
+            if len(held_out):
+                validation, validation_rows = train, held_out[: self.max_validation_rows]
+            elif self.validation_fraction is not None:
+                builder.notes.append(
+                    f"data.validation_fraction={self.validation_fraction}: nothing is held out: all of the "
+                    f"{len(train)} {builder.encoder.unit}s are the same, or of one tree"
+                )
+        train_rows = splits.repeat_by_weight(train_rows, train.sources, np.array(weights), seed)[: self.max_train_rows]
+        if not len(train_rows):
+            raise UserError(f"data.path={self.path}: nothing is left to train on: {json.dumps(counts['dropped'])}")
+        report: dict[str, Any] = {
+            "unit": builder.encoder.unit,
+            "row_unit": builder.encoder.row_unit,
+            "rows": counts,
+            "notes": builder.notes,
+            "sha256": builder.contents,
+        }
+        datasets = {"train": builder.packed(train, train_rows, seq_length, seed)}
+        report["train"] = splits.describe(datasets["train"], seq_length)
+        if validation is not None and len(validation_rows):
+            datasets["validation"] = builder.packed(validation, validation_rows, seq_length, seed)
+            report["validation"] = splits.describe(datasets["validation"], seq_length)
+            report["validation"]["also_in_train"] = int(
+                np.isin(validation.digests[validation_rows], train.digests[train_rows]).sum()
+            )
+            if validation_counts:
+                report["validation_rows"] = validation_counts
+        report["seconds"] = round(time.monotonic() - started, 3)
+        return Splits(datasets["train"], datasets.get("validation"), report)
+
+    def _most_read(self) -> int | None:
         """How many samples of each source are read; None: all, since some are held out."""
         return self.max_train_rows if self.validation_fraction is None else None
 
@@ -142,12 +196,12 @@ class TrainingData:
         """
         from posttrain.data.prepare import Counts  # loads NumPy
 
-        for source in self.weighted_sources():
+        for source in self._sources():
             rows = sources.rows(source["path"], source["format"], "data.path", Path(cache_dir))
             batches = encoder.samples(rows, Counts())
-            yield from islice(chain.from_iterable(batches), self.most_read())
+            yield from islice(chain.from_iterable(batches), self._most_read())
 
-    def weighted_sources(self) -> list[dict[str, Any]]:
+    def _sources(self) -> list[dict[str, Any]]:
         """What to train on, each with path, format and weight."""
         if not self.sources:
             return [{"path": self.path, "format": self.format, "weight": 1.0}]
@@ -173,7 +227,7 @@ class TrainingData:
     def paths(self) -> list[tuple[str | Sequence[str], str, Format]]:
         """Every path of this configuration, with the key it is from and its format."""
         paths = []
-        for source in self.weighted_sources():
+        for source in self._sources():
             paths.append((source["path"], "data.path", source["format"]))
         if self.validation_path is not None:
             paths.append((self.validation_path, "data.validation_path", self.format))

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from posttrain.data import readers
-from posttrain.data.conversation import RowError
-from posttrain.data.documents import Document
+from posttrain.data.conversation import Document, RowError
 from posttrain.data.formats.fields import FormatOptions, text
 from posttrain.data.readers import Place, Row
 from posttrain.data.trace import TracedRow

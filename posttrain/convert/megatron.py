@@ -28,7 +28,7 @@ from posttrain.convert.trained_tokenizer import TrainedTokenizer
 from posttrain.errors import UserError
 from posttrain.models import HFModel
 from posttrain.models.headers import Tensor, read_headers
-from posttrain.models.local_spec import use_local_layers
+from posttrain.models.local_spec import check_expert_names, use_local_layers
 
 if TYPE_CHECKING:
     from megatron.bridge import AutoBridge
@@ -113,6 +113,7 @@ def build(
     """
     provider = bridge.to_megatron_provider(load_weights=load)
     use_local_layers(provider)
+    check_expert_names(bridge, provider)
     provider.use_cpu_initialization = True
     provider.perform_initialization = False
     provider.params_dtype = provider.autocast_dtype = provider.pipeline_dtype = dtype

@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.models import gpt_provider
 from megatron.bridge.models.gpt_provider import GPTModelProvider, default_layer_spec
@@ -22,6 +22,9 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from posttrain.errors import UserError
 from posttrain.models.norms import SequenceParallelNorm, zero_centered_norm
 from posttrain.ops.attention import SDPAAttention
+
+if TYPE_CHECKING:
+    from megatron.bridge import AutoBridge
 
 # Core's local module -> the one that stands for it.
 REPLACED = {DotProductAttention: SDPAAttention, WrappedTorchNorm: SequenceParallelNorm}
@@ -108,6 +111,15 @@ def family_layer_spec(
     if isinstance(spec, TransformerBlockSubmodules):
         return spec
     return block(config, spec, vp_stage)
+
+
+def check_expert_names(bridge: "AutoBridge", provider: GPTModelProvider) -> None:
+    """Raise a UserError where the bridge of a mixture names grouped experts alone; local ones are modules each."""
+    if not provider.num_moe_experts:
+        return
+    names = (mapping.megatron_param for mapping in bridge._model_bridge.mapping_registry().get_all_mappings())
+    if not any(".local_experts." in name for name in names):
+        raise UserError(NEEDS_GPU)
 
 
 def use_local_layers(provider: GPTModelProvider) -> None:

@@ -26,7 +26,7 @@ from posttrain.checkpoint.manager import RunCheckpointConfig, SavedRun
 from posttrain.errors import UserError
 from posttrain.models.config_checks import check_length
 from posttrain.models.hf_adapter import read_adapter
-from posttrain.models.local_spec import use_local_layers
+from posttrain.models.local_spec import check_expert_names, use_local_layers
 from posttrain.models.padding import hide_padding, padded_rows
 from posttrain.patches.correctness.random_base_weights import write_random_base
 from posttrain.peft import adapter_checks, load_adapter
@@ -82,6 +82,7 @@ def build_model(run: RunContext) -> MegatronModel:
         provider.bias_dropout_fusion = bool(provider.hidden_dropout)
     else:
         use_local_layers(provider)
+        check_expert_names(bridge, provider)
     groups.parallelism.apply(provider, run.platform, run.spec.sequence_parallel)
     dtype = getattr(torch, groups.precision.dtype(run.platform.device))
     provider.params_dtype = dtype

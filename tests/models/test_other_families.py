@@ -26,6 +26,7 @@ OF_TRANSFORMER_ENGINE = {
     "gemma3_text": {"head_dim": 8},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "gpt_oss": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},  # attention sinks
+    "glm4_moe": {**EXPERTS, "head_dim": 8, "first_k_dense_replace": 1},  # grouped experts
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},  # no GPT
 }
 
@@ -50,10 +51,12 @@ def save(model_type, fields, directory):
 
 def build(directory):
     """The imported model, of local layers."""
-    from posttrain.models.local_spec import use_local_layers
+    from posttrain.models.local_spec import check_expert_names, use_local_layers
 
-    provider = HFModel(path=str(directory)).bridge().to_megatron_provider()
+    bridge = HFModel(path=str(directory)).bridge()
+    provider = bridge.to_megatron_provider()
     use_local_layers(provider)
+    check_expert_names(bridge, provider)
     provider.use_cpu_initialization = True
     provider.finalize()
     (part,) = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)

@@ -218,7 +218,7 @@ def main() -> None:
     args = parser.parse_args()
     findings = list(examine())
     if args.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        print(json.dumps(list(map(asdict, findings)), indent=2))
     else:
         print_findings(findings)
     if any(finding.state == "bad" for finding in findings):

@@ -50,11 +50,11 @@ def run(
     """
     # argparse refuses options between overrides (`model=x --multirun optimizer.lr=1,2`): a stable sort puts them first.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda arg: not arg.startswith("-") and ("=" in arg or arg.startswith("~")))
-    if any(arg.startswith("--experimental-rerun") for arg in sys.argv[1:]):
-        fail("--experimental-rerun: refused, it unpickles the file it is given; use the run directory's config.yaml")
-    if any(arg.startswith(("--config-p", "-cp")) for arg in sys.argv[1:]):
-        fail("--config-path: refused, files of your own go beside the shipped ones: --config-dir FOLDER")
     for arg in sys.argv[1:]:
+        if arg.startswith("--experimental-rerun"):
+            fail("--experimental-rerun: refused, it unpickles the file it is given; use the run's config.yaml")
+        if arg.startswith(("--config-p", "-cp")):
+            fail("--config-path: refused, files of your own go beside the shipped ones: --config-dir FOLDER")
         if UNDECODED.search(arg):
             fail(f"{arg}: is not UTF-8; rename the file. If it is, and the locale is another: set PYTHONUTF8=1")
     before = os.environ.get(FULL_ERROR)

@@ -27,10 +27,10 @@ def check_ahead(compose: Callable[[list[str]], DictConfig], check: Callable[[Dic
     extra = []
     if args.config_dir:
         extra.append(f"hydra.searchpath=[file://{args.config_dir}]")
-    own = [item for item in args.overrides if not item.lstrip("+~").startswith("hydra.")]
-    # Of Hydra's own settings only the launcher's, which say where a run is to run.
-    launcher = [item for item in args.overrides if item.lstrip("+~").startswith("hydra.launcher.")]
-    overrides = [*own, *launcher]
+    overrides = []
+    for item in args.overrides:  # of Hydra's own settings only the launcher's, which say where a run is to run
+        if item.lstrip("+~").startswith("hydra.launcher.") or not item.lstrip("+~").startswith("hydra."):
+            overrides.append(item)
     if not args.multirun:
         check(compose([*overrides, *extra]))
         return

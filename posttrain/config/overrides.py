@@ -18,7 +18,7 @@ def format_value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return f"[{','.join(format_value(item) for item in value)}]"
+        return f"[{','.join(map(format_value, value))}]"
     if isinstance(value, dict):
         items = [f"{key}:{format_value(item)}" for key, item in value.items()]
         return f"{{{','.join(items)}}}"

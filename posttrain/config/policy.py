@@ -136,8 +136,8 @@ def check(
     Raises:
         UserError: naming the key and the files.
     """
-    names = ", ".join(str(path) for path in files)
-    listed = [str(override) for override in [*cfg.hydra.overrides["hydra"], *cfg.hydra.overrides["task"]]]
+    names = ", ".join(map(str, files))
+    listed = list(map(str, [*cfg.hydra.overrides["hydra"], *cfg.hydra.overrides["task"]]))
     if sorted(listed) != sorted(overrides):
         raise UserError(f"hydra.overrides: are those of the command line, a file can't add any ({names})")
     general, of_chosen = [], []  # overrides of ruled keys; those about groups whose file may be one's own

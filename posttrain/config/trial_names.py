@@ -38,7 +38,7 @@ def sweep_name(given: str | None, overrides: Sequence[str], params: Mapping[str,
 
 def swept_keys(overrides: Sequence[str], params: Mapping[str, Any] | None) -> list[str]:
     """The keys that vary: those of the search space in YAML, then those of the command line."""
-    keys = [str(key) for key in params or ()]
+    keys = list(map(str, params or ()))
     for override in _parse(overrides):
         if override.is_sweep_override():
             keys.append(_key(override))

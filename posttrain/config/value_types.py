@@ -82,6 +82,6 @@ def fits(value: object, hint: Hint) -> bool:
 def describe(hint: Hint) -> str:
     """A type in words."""
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(describe(option) for option in get_args(hint))
+        return " or ".join(map(describe, get_args(hint)))
     kind = get_origin(hint) or hint
     return NAMES.get(kind, getattr(kind, "__name__", str(kind)))

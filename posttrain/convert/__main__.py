@@ -67,19 +67,24 @@ ConfigStore.instance().store(name="schema_convert", node=ConvertConfig)
 @stop.command
 def main() -> None:
     """Entry point; exits with 2 after a mistake of the user's, with 1 when an export is refused."""
-    words = [word for word in sys.argv[1:] if word in COMMANDS]
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return
+    words: list[str] = []
+    rest: list[str] = []
+    for word in sys.argv[1:]:
+        if word in COMMANDS:
+            words.append(word)
+        elif word.startswith("checkpoint="):  # by itself it is a configuration group of training
+            rest.append(f"convert.{word}")
+        else:
+            rest.append(word)
     if len(words) != 1:
         stop.fail(f"say one of {', '.join(COMMANDS)}; what each takes: python -m posttrain.convert --help")
-    rest = [word for word in sys.argv[1:] if word not in COMMANDS]
     for word in rest:
         group, _, _ = word.lstrip("+~").partition("=")[0].partition(".")
         if group == "model" and words[0] != "import":
             stop.fail(f"`{word}`: {words[0]} takes the model from its checkpoint; name none")
-    # `checkpoint` by itself is a configuration group of training.
-    rest = [f"convert.{word}" if word.startswith("checkpoint=") else word for word in rest]
     sys.argv[1:] = [f"convert.command={words[0]}", *rest]
     repo_given = any(word.lstrip("+").startswith("convert.repo=") for word in rest)
     command.run(lambda cfg: run(cfg, repo_given), config_name="convert")

@@ -80,11 +80,16 @@ def reference_logits(
         hf = attach_adapter(hf, directory, device)
     hf.eval()
     with computing_in(hf, torch.float32):
-        exact = [hf(prompts.to(device)).logits.float().cpu() for prompts in tokens]
+        exact = _logits(hf, tokens, device)
     if not bf16:
         return exact, None
     with computing_in(hf, torch.bfloat16):
-        return exact, [hf(prompts.to(device)).logits.float().cpu() for prompts in tokens]
+        return exact, _logits(hf, tokens, device)
+
+
+def _logits(hf: torch.nn.Module, tokens: list[torch.Tensor], device: str) -> list[torch.Tensor]:
+    """In fp32 on the CPU."""
+    return [hf(prompts.to(device)).logits.float().cpu() for prompts in tokens]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Megatron `torch_dist` checkpoints in and out, in one process on the CPU (see single_process.py)."""
 
+import os
 import shutil
 from collections.abc import Callable
 from math import prod
@@ -53,7 +54,7 @@ def import_model(model: HFModel, out: Path, overwrite: bool = False, dtype: str 
     _check_formats(model.directory, tensors)
     dtype = dtype or _usual_dtype(tensors)
     bridge = model.bridge()
-    total = sum(file.stat().st_size for file in {tensor.file for tensor in tensors.values()})
+    total = sum(map(os.path.getsize, {tensor.file for tensor in tensors.values()}))
     with publishing(out, overwrite) as scratch:
         with show_progress("reading", total) as done:
             count_reads(bridge, done)

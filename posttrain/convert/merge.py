@@ -1,5 +1,6 @@
 """Base weights + LoRA or DoRA = a whole model: safetensors in, safetensors out, no Megatron, one tensor at a time."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -86,7 +87,7 @@ def write_weights(
     files: dict[Path, list[str]] = {}
     for name, tensor in headers.items():
         files.setdefault(tensor.file, []).append(name)
-    total = sum(file.stat().st_size for file in files)
+    total = sum(map(os.path.getsize, files))
     with show_progress("merging", total) as done, safe_open(weights, framework="pt") as adapter:
         for file, names in files.items():
             with safe_open(file, framework="pt") as base:

@@ -1,11 +1,12 @@
 """What is worth knowing about trained weights, kept beside them in training.json: base, data, settings, results."""
 
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from posttrain.utils.mappings import without_none
 
 FILE = "training.json"
 PACKAGES = ("posttrain", "megatron-bridge", "megatron-core", "torch", "transformers")
@@ -52,15 +53,11 @@ def collect_facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, An
         "base": public_name(cfg.model.path),
         "method": describe_method(cfg.peft),
         "data": describe_data(cfg.data, report),
-        "settings": _without_none(settings),
-        "results": _without_none({key: results.get(key) for key in RESULTS}),
+        "settings": without_none(settings),
+        "results": without_none({key: results.get(key) for key in RESULTS}),
         "license": cfg.trainer.get("license"),
-        "software": _without_none(versions),
+        "software": without_none(versions),
     }
-
-
-def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def are_facts(facts: dict[str, Any]) -> bool:

@@ -38,11 +38,9 @@ def collate_items(
         parts.append(_padding(-total % pad_multiple, pad_id))
     tensors = {}
     for name in NAMES:
-        values = np.concatenate([part[name] for part in parts])
-        tensors[name] = torch.from_numpy(values.astype(np.int64))[None]
-    weights = np.concatenate([part["loss_mask"] for part in parts])
-    lengths = np.concatenate([part["seq_lens"] for part in parts])
-    boundaries = np.concatenate([[0], np.cumsum(lengths)])
+        tensors[name] = torch.from_numpy(_joined(parts, name).astype(np.int64))[None]
+    weights = _joined(parts, "loss_mask")
+    boundaries = np.concatenate([[0], np.cumsum(_joined(parts, "seq_lens"))])
     return {
         "tokens": tensors["input_ids"],
         "labels": tensors["labels"],
@@ -50,6 +48,10 @@ def collate_items(
         "position_ids": tensors["position_ids"],
         "cu_seqlens": torch.from_numpy(boundaries.astype(np.int32)),
     }
+
+
+def _joined(parts: list[dict[str, np.ndarray]], name: str) -> np.ndarray:
+    return np.concatenate([part[name] for part in parts])
 
 
 def _padding(count: int, pad_id: int) -> dict[str, np.ndarray]:

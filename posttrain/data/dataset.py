@@ -49,7 +49,7 @@ class PackedDataset:
             ids, mask = self._padded(conversation)
             all_ids.append(ids)
             all_masks.append(mask)
-        lengths = np.array([len(ids) for ids in all_ids], dtype=np.int32)
+        lengths = np.array(list(map(len, all_ids)), dtype=np.int32)
         ids = np.concatenate(all_ids)
         mask = np.concatenate(all_masks)
         ends = np.cumsum(lengths)

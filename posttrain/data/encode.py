@@ -77,7 +77,7 @@ class Encoder:
         """Ids and masks from the tokenizer's encodings of a batch; for a row that isn't safe its error."""
         rows = [encoding.ids for encoding in encodings]
         flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
-        starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+        starts = np.concatenate([[0], np.cumsum(list(map(len, rows)))])
         specials = np.diff(np.concatenate([[0], np.cumsum(self._is_special[flat])])[starts]).tolist()
         results: list[Encoded | RowError] = []
         for at, (item, encoding) in enumerate(zip(batch, encodings, strict=True)):

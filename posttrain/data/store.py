@@ -27,7 +27,7 @@ def _column(values: np.ndarray, kind: pa.DataType) -> pa.Array:
 
 
 def _lists(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(list(map(len, arrays)))]).astype(np.int32)
     return pa.ListArray.from_arrays(_column(offsets, pa.int32()), _column(np.concatenate(arrays), kind))
 
 
@@ -91,7 +91,7 @@ class Store:
     """
 
     def __init__(self, paths: Sequence[Path | str]):
-        self.paths = [str(path) for path in paths]
+        self.paths = list(map(str, paths))
         self._open()
 
     def _open(self) -> None:

@@ -36,7 +36,7 @@ def compute_losses(
     """
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     takes_positions = "logits_to_keep" in inspect.signature(base.forward).parameters
-    for chosen in batches([len(conversation) for conversation in ids], batch_tokens):
+    for chosen in batches(list(map(len, ids)), batch_tokens):
         longest = len(ids[chosen[0]])
         tokens = torch.zeros(len(chosen), longest, dtype=torch.long)
         attention_mask = torch.zeros_like(tokens)

@@ -39,7 +39,7 @@ class Answerer:
 
     def __call__(self, conversations: list[list[dict[str, str]]]) -> list[str]:
         """Return the next message of each conversation."""
-        prompts = [self.encode(messages) for messages in conversations]
+        prompts = list(map(self.encode, conversations))
         check_fits(self.model, prompts, new_tokens=1)
         answers = dict(continuations(self.model, prompts, self.stop, self.pad, self.sampling, self.batch_size))
         texts = []

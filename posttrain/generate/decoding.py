@@ -78,7 +78,7 @@ def turn_ends(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     if not tokenizer.chat_template:
         return set()
     stops = Renderer(ChatTemplate(require_stop=False), tokenizer).stops
-    return {tokenizer.convert_tokens_to_ids(token) for token in stops}
+    return set(map(tokenizer.convert_tokens_to_ids, stops))
 
 
 def max_positions(model: "PreTrainedModel") -> int | None:

@@ -105,7 +105,7 @@ def build(run_dir: Path) -> "Trainer":
     parts: dict[str, Any] = {}
     for name in GROUPS:
         parts[name] = built(cfg[name]) if cfg[name].get("_target_") else None
-    trackers = [built(tracker) for tracker in cfg.logger.values()]
+    trackers = list(map(built, cfg.logger.values()))
     # Partial: Hydra would turn the instantiated objects among its arguments into configuration again.
     targets.require_own(cfg.trainer)
     trainer = instantiate(cfg.trainer, _partial_=True)

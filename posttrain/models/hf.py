@@ -266,4 +266,4 @@ def plain(value: object) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         return value
-    return [plain(item) for item in value]
+    return list(map(plain, value))

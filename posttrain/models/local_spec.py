@@ -80,7 +80,7 @@ def complete(part: Any) -> Any:
     if isinstance(part, type):
         return REPLACED.get(part, part)
     if isinstance(part, list):
-        return [complete(item) for item in part]
+        return list(map(complete, part))
     if dataclasses.is_dataclass(part):
         for field in dataclasses.fields(part):
             setattr(part, field.name, complete(getattr(part, field.name)))

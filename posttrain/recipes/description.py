@@ -144,7 +144,7 @@ def plain(value: object) -> Any:
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return list(map(plain, value))
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -32,8 +32,8 @@ def heat_map(trials: list[Trial]) -> go.Figure | None:
     x_key, y_key = keys[:2]
     if set(PREFERRED_AXES) <= set(keys):
         x_key, y_key = PREFERRED_AXES
-    xs = sort_distinct([trial.config.get(x_key) for trial in trials])
-    ys = sort_distinct([trial.config.get(y_key) for trial in trials])
+    xs = sort_distinct(values_of(x_key, trials))
+    ys = sort_distinct(values_of(y_key, trials))
     scores: list[list[float | None]] = []
     labels: list[list[str]] = []
     for y in ys:
@@ -50,8 +50,8 @@ def heat_map(trials: list[Trial]) -> go.Figure | None:
             labels[-1].append(f"{best.name}: {best.state}")
     figure = go.Figure(
         go.Heatmap(
-            x=[format_value(x) for x in xs],
-            y=[format_value(y) for y in ys],
+            x=list(map(format_value, xs)),
+            y=list(map(format_value, ys)),
             z=scores,
             customdata=labels,
             texttemplate="%{z:.4g}",
@@ -80,7 +80,7 @@ def parallel_coordinates(trials: list[Trial]) -> go.Figure | None:
         return None
     axes = []
     for key in keys:
-        axes.append(_axis(short(key, keys), [trial.config.get(key) for trial in trials]))
+        axes.append(_axis(short(key, keys), values_of(key, trials)))
     for name in (metric, "tokens_per_second"):
         values = [trial.summary.get(name) for trial in trials]
         if _are_numbers(values):
@@ -96,6 +96,11 @@ def with_score(trials: list[Trial]) -> list[Trial]:
     """The trials with a result."""
     metric = ranked_by(trials)
     return [trial for trial in trials if math.isfinite(trial.score(metric))]
+
+
+def values_of(key: str, trials: list[Trial]) -> list[Any]:
+    """Each trial's value of a key."""
+    return [trial.config.get(key) for trial in trials]
 
 
 def sort_distinct(values: list[Any]) -> list[Any]:

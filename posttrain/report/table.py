@@ -48,8 +48,8 @@ def print_table(trials: list[Trial], console: Console | None = None) -> None:
     for trial in trials:
         mark = "*" if trial is best else " "
         cells = [f"{mark} {trial.name}"]
-        cells += [format_value(trial.config.get(key)) for key in keys]
-        cells += [format_value(trial.summary.get(name)) for name in shown]
+        cells += map(format_value, map(trial.config.get, keys))
+        cells += map(format_value, map(trial.summary.get, shown))
         state = Text(escape_control(trial.state), style=STYLE.get(trial.state, ""))
         table.add_row(*(Text(escape_control(cell)) for cell in cells), state)
     console.print(table)

@@ -102,7 +102,7 @@ def read_trial(path: Path, root: Path) -> Trial:
         name=name,
         path=path,
         config=flatten(frozen.unescaped(_yaml(path, "config.yaml", {}))),
-        overrides=[str(override) for override in overrides] or None,
+        overrides=list(map(str, overrides)) or None,
         state=str(status.get("state", "unknown")),
         error=str(status.get("error") or ""),
         summary=_json(path, "summary.json", {}),

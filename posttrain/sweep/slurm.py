@@ -21,6 +21,7 @@ from posttrain.sweep import log_stderr
 from posttrain.sweep.job import AGAIN, SAVE, Job
 from posttrain.sweep.trial import Trial
 from posttrain.utils import rundir
+from posttrain.utils.mappings import without_none
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -204,7 +205,7 @@ def make_executor(options: SlurmSchema, folder: Path) -> "SlurmExecutor":
     extra: dict[str, Any] = {"requeue": True, "signal": f"{SAVE.name[3:]}@{options.signal_delay_s}"}
     if options.mem_gb is not None:
         extra["mem"] = f"{round(options.mem_gb * 1024)}M"
-    parameters = {name: value for name, value in parameters.items() if value is not None}
+    parameters = without_none(parameters)
     _refuse_control(
         {**parameters, **extra, **options.sbatch, "time": options.time, "python": python, "folder": str(folder)}
     )

@@ -13,6 +13,7 @@ from posttrain.train.console import Screen, shown
 from posttrain.train.context import RunContext
 from posttrain.utils import rundir
 from posttrain.utils.atomic_files import finite
+from posttrain.utils.mappings import without_none
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 MORE_PASSES = 1.05  # of those asked for, above which whole steps are said to be the reason
@@ -128,7 +129,7 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, float | None], **for_file: str) -> None:
         """One object in metrics.jsonl, one point in every tracker; `for_file` is no number to draw."""
-        present = {key: value for key, value in values.items() if value is not None}
+        present = without_none(values)
         line = {"step": step, "time": round(time.time(), 3), **present, **for_file}
         self.file.write(json.dumps(finite(line)) + "\n")
         self.file.flush()

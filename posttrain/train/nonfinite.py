@@ -18,6 +18,7 @@ from posttrain.checkpoint.progress import Progress
 from posttrain.errors import UserError
 from posttrain.train import rollback
 from posttrain.train.batches import TrainOrder, describe_rows
+from posttrain.utils.mappings import without_none
 
 if TYPE_CHECKING:
     from megatron.core.optimizer import MegatronOptimizer
@@ -117,7 +118,7 @@ class NonFinitePolicy:
             UserError: one of them is NaN, infinite or a spike, and it can't be skipped.
             RolledBack: the run goes back instead.
         """
-        known = {name: value for name, value in numbers.items() if value is not None}
+        known = without_none(numbers)
         bad = [f"{name.replace('_', ' ')} is {value}" for name, value in known.items() if not math.isfinite(value)]
         self.in_a_row = self.in_a_row + 1 if skipped else 0
         if not bad and known.get("loss") is not None:

@@ -1,6 +1,7 @@
 """What to say when a GPU's memory is full: what has it, and which settings would help most, by how much."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,9 +60,13 @@ def message(
 
 def best(possible: list[Change], needed: float, gpu: Gpu) -> list[Change]:
     """The changes of different settings that make the run fit, the cheapest first, then those that save most."""
-    saving = [change for change in possible if change.memory.needed < 0.99 * needed]
-    fitting = [change for change in saving if change.fits(gpu)]
-    others = sorted((c for c in saving if not c.fits(gpu)), key=lambda change: change.memory.needed)
+    fitting: list[Change] = []
+    others: list[Change] = []
+    for change in possible:
+        if change.memory.needed < 0.99 * needed:
+            kind = fitting if change.fits(gpu) else others
+            kind.append(change)
+    others.sort(key=lambda change: change.memory.needed)
     found: dict[str, Change] = {}
     for change in [*fitting, *others]:
         found.setdefault(change.overrides[0].partition("=")[0], change)
@@ -88,24 +93,30 @@ def held(chunks: list[torch.nn.Module], optimizer: "MegatronOptimizer | None") -
     """Bytes on the GPU of the weights, their gradients and the optimizer's state; each storage once."""
     seen: set[int] = set()
 
-    def size(tensors: Iterable[torch.Tensor | None]) -> int:
-        found = 0
-        for tensor in tensors:
-            if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in seen:
-                    found += storage.nbytes()
-                seen.add(storage.data_ptr())
-        return found
+    def size(tensor: object) -> int:
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_cuda:
+            return 0
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen:
+            return 0
+        seen.add(storage.data_ptr())
+        return storage.nbytes()
 
-    parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
-    weights = size(parameter.data for parameter in parameters)
-    gradients = size(t for p in parameters for t in (getattr(p, "main_grad", None), p.grad))
-    parts = getattr(optimizer, "chained_optimizers", [optimizer] if optimizer else [])
-    inner = [part.optimizer for part in parts if getattr(part, "optimizer", None) is not None]
-    state = size(t for one in inner for values in one.state.values() for t in values.values())
-    state += size(t for one in inner for group in one.param_groups for t in group["params"])
-    return {"weights": weights, "gradients": gradients, "optimizer": state}
+    sizes = {"weights": 0, "gradients": 0, "optimizer": 0}
+    parameters = list(chain.from_iterable(map(torch.nn.Module.parameters, chunks)))
+    for parameter in parameters:
+        sizes["weights"] += size(parameter.data)
+    for parameter in parameters:
+        sizes["gradients"] += size(getattr(parameter, "main_grad", None)) + size(parameter.grad)
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = getattr(part, "optimizer", None)
+        if inner is None:
+            continue
+        for values in inner.state.values():
+            sizes["optimizer"] += sum(map(size, values.values()))
+        for group in inner.param_groups:
+            sizes["optimizer"] += sum(map(size, group["params"]))
+    return sizes
 
 
 def _effect(change: Change, needed: float, gpu: Gpu) -> str:

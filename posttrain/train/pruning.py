@@ -32,7 +32,7 @@ def verdict(run_dir: Path, sweep: SweepSchema) -> str | None:
         bad = above_median(own, finished, sweep.pruner_startup_trials, sweep.pruner_warmup_steps)
         against = f"{len(finished)} finished trials"
     else:
-        curves = [curve(path) for path in others]
+        curves = list(map(curve, others))
         bad = not among_best(own, curves, sweep.pruner_warmup_steps or min(own))
         against = f"{sum(max(other, default=0) >= max(own) for other in curves)} trials that have come so far"
     step = max(own)

@@ -21,7 +21,7 @@ class RolledBack(Exception):
 def read(run_dir: Path) -> list[dict[str, Any]]:
     """The rollbacks of a run so far, the oldest first."""
     try:
-        return [parse(record) for record in rundir.read_json(run_dir, FILE)]
+        return list(map(parse, rundir.read_json(run_dir, FILE)))
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:

@@ -95,5 +95,5 @@ def finite(value: object) -> object:
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return list(map(finite, value))
     return value

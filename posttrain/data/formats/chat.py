@@ -7,6 +7,7 @@ from typing import Any
 from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.formats.fields import ROLE_NAMES, FormatOptions, listed, parse_json, present, role, wrong_type
 from posttrain.data.trace import REASONING, WEIGHTS, holds
+from posttrain.utils.mappings import without_none
 
 # Keys of a message that are read into a Message's own fields, besides those of its role and text.
 _OWN = frozenset(("tool_calls", "function_call", *WEIGHTS))
@@ -297,8 +298,8 @@ def _read_tool(tool: object, name: str) -> dict[str, Any]:
         tool = parse_json(tool, name)
     if not isinstance(tool, dict):
         raise wrong_type(name, "a tool's definition", tool)
-    tool = {key: value for key, value in tool.items() if value is not None}
-    if "function" in tool or "name" not in tool or tool.get("type", "function") != "function":
-        return tool
-    function = {key: value for key, value in tool.items() if key != "type"}
+    definition = without_none(tool)
+    if "function" in definition or "name" not in definition or definition.get("type", "function") != "function":
+        return definition
+    function = {key: value for key, value in definition.items() if key != "type"}
     return {"type": "function", "function": function}

@@ -7,6 +7,7 @@ from typing import Any
 
 from posttrain.data.conversation import ROLES, RowError
 from posttrain.data.trace import VARIABLES
+from posttrain.utils.mappings import without_none
 
 MOST_NAMED = 20  # keys of a row that an error lists
 
@@ -81,7 +82,7 @@ def variables(row: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise wrong_type(VARIABLES, "an object", value)
-    return {name: item for name, item in value.items() if item is not None}
+    return without_none(value)
 
 
 def text(row: Mapping[str, Any], name: str, optional: bool = False) -> str:

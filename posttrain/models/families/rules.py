@@ -50,7 +50,7 @@ def at_least(least: float) -> Rule:
 
 def only(*values: object) -> Rule:
     """No other values than these."""
-    words = " or ".join(_spell(value) for value in values)
+    words = " or ".join(map(_spell, values))
     return Rule(words, lambda value: any(type(value) is type(known) and value == known for known in values))
 
 

@@ -19,14 +19,14 @@ OPENING = re.compile(r"(\\*)\$\{")
 
 def text(cfg: DictConfig) -> str:
     """`cfg` as YAML: read back by `read`, or by OmegaConf itself, it has the values that `cfg` has now."""
-    return OmegaConf.to_yaml(literal(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)))
+    values = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(values, dict)
+    return OmegaConf.to_yaml(literal(values))
 
 
-def literal(values: object) -> DictConfig:
+def literal(values: dict[Any, Any]) -> DictConfig:
     """A configuration of `values` as they are: `${...}` in a text is text."""
-    cfg = OmegaConf.create(map_texts(values, _escape))
-    assert isinstance(cfg, DictConfig)
-    return cfg
+    return OmegaConf.create({key: map_texts(value, _escape) for key, value in values.items()})
 
 
 def read(run_dir: Path, name: str = "config.yaml") -> DictConfig:
@@ -46,7 +46,7 @@ def unescaped(values: dict[str, Any]) -> dict[str, Any]:
     return {key: map_texts(value, _unescape) for key, value in values.items()}
 
 
-def map_texts(node: Any, change: Callable[[str], str]) -> Any:
+def map_texts(node: object, change: Callable[[str], str]) -> object:
     """Plain values with every text at any depth changed; keys of mappings stay."""
     if isinstance(node, str):
         return change(node)

@@ -158,12 +158,15 @@ NO_MODEL = {
 }
 ANY = {
     "unknown": ({"attention_sinks": 4}, r"attention_sinks=4: is not known, and ignoring it could build another model"),
+    "in_one_line": ({"a\nb": "c\nd"}, r"is not known"),
     "quantised": ({"quantization_config": {"bits": 4}}, r"quantization_config=.*must be absent: give the model whose"),
 }
 ROTARY = {
     "unknown_kind": (rope("ntk", factor=2.0), r"the kind 'ntk' is not supported here; supported: default, linear"),
     "no_factor": (rope("yarn"), r"rope_parameters=.*factor is missing"),
     "unknown_parameter": (rope("linear", factor=2.0, alpha=3), r"alpha=3: is not known"),
+    "huge_theta": (rope("default", 10**400), r"rope_theta=10*\.\.\.: must be a number above 1"),
+    "part_of_a_head": (rope("default", partial_rotary_factor=0.5), r"partial_rotary_factor=0.5: must be 1.0 or 1"),
     "zero_factor": (rope("linear", factor=0), r"factor=0: must be a number from 1 on"),
     "said_twice": (
         {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {"rope_type": "default"}},
@@ -173,10 +176,14 @@ ROTARY = {
 ACTIVATION = {"activation": ({"hidden_act": "mish"}, r"hidden_act=mish: must be silu or")}
 LAYERS = {
     "too_few_types": ({"layer_types": ["full_attention"]}, r"layer_types: has 1 entries for 4 layers"),
+    "types_in_types": ({"layer_types": [["full_attention"]] * 4}, r"layer_types=.*must be a list of full_attention"),
     "unknown_types": ({"layer_types": ["chunked_attention"] * 4}, r"layer_types=.*must be a list of full_attention"),
 }
 NO_WINDOW = {
-    "no_window": ({"layer_types": LAYER_TYPES, "use_sliding_window": False}, r"but the file gives no window"),
+    "no_window": (
+        {"layer_types": LAYER_TYPES, "use_sliding_window": False},
+        r"layer_types: has sliding_attention, but use_sliding_window is not true",
+    ),
 }
 # model_type -> variant -> fields, and what the one line says.
 REFUSED: dict[str, dict[str, tuple[dict[str, Any], str]]] = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 # Those that also scale attention do so in the rotated part of a head alone, which Megatron's attention can't.
-ROPE = rope_rule(*(name for name, kind in ROPE_KINDS.items() if not kind.scales_attention))
+ROPE = rope_rule(*(name for name, kind in ROPE_KINDS.items() if not kind.scales_attention), share=SHARE)
 ATTENTION_BIAS = Flag("attention_bias", default=True)
 
 

@@ -1,7 +1,16 @@
 """Qwen2 and Qwen2.5: Llama's layer, with a bias on query, key and value."""
 
 from posttrain.models.families.family import EMBEDDING, OUTPUT, ModelFamily, attention, gated_mlp
-from posttrain.models.families.rules import COUNT, LAYER_TYPES, LAYERS, NO_EFFECT, SWITCH, decoder_rules, only
+from posttrain.models.families.rules import (
+    COUNT,
+    LAYER_TYPES,
+    LAYERS,
+    NO_EFFECT,
+    SWITCH,
+    decoder_rules,
+    only,
+    windows_are_switched_on,
+)
 
 FAMILY = ModelFamily(
     model_type="qwen2",
@@ -16,4 +25,5 @@ FAMILY = ModelFamily(
         use_mrope=only(False),
         dual_chunk_attention_config=NO_EFFECT,  # of one server, beyond the trained length
     ),
+    constraints=(windows_are_switched_on,),
 )

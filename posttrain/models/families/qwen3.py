@@ -1,7 +1,7 @@
 """Qwen3, dense: Llama's layer, with normalised queries and keys."""
 
 from posttrain.models.families.family import ATTENTION_BIAS, EMBEDDING, OUTPUT, ModelFamily, attention, gated_mlp
-from posttrain.models.families.rules import COUNT, LAYER_TYPES, LAYERS, SWITCH, decoder_rules
+from posttrain.models.families.rules import COUNT, LAYER_TYPES, LAYERS, SWITCH, decoder_rules, windows_are_switched_on
 
 FAMILY = ModelFamily(
     model_type="qwen3",
@@ -15,5 +15,6 @@ FAMILY = ModelFamily(
         max_window_layers=LAYERS,
         layer_types=LAYER_TYPES,
     ),
+    constraints=(windows_are_switched_on,),
     qk_norm=True,
 )

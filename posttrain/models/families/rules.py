@@ -4,10 +4,14 @@ A field without a rule is refused unless it says nothing: ignoring it would buil
 Imports nothing heavy.
 """
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
+from posttrain.utils.escape import escape_control, shorten
+
+LONGEST = 200  # characters of a value in an error
 NOTHING: tuple[object, ...] = (None, False, 0, 0.0, "", [], {})  # what says nothing, whatever the field means
 
 
@@ -32,20 +36,20 @@ class Rule:
         return f"must be {self.words}"
 
 
-def is_finite_number(value: object) -> bool:
-    """Whether a value of a JSON file is a number, NaN and infinity left out."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite_number(value: object) -> TypeGuard[float]:
+    """Whether a value of a JSON file is a number that a float can hold, NaN and infinity left out."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def above(limit: float) -> Rule:
     """Numbers above a limit."""
     words = "a positive number" if limit == 0 else f"a number above {limit:g}"
-    return Rule(words, lambda value: is_finite_number(value) and value > limit)  # type: ignore[operator]
+    return Rule(words, lambda value: is_finite_number(value) and value > limit)
 
 
 def at_least(least: float) -> Rule:
     """Numbers from a least one on."""
-    return Rule(f"a number from {least:g} on", lambda value: is_finite_number(value) and value >= least)  # type: ignore[operator]
+    return Rule(f"a number from {least:g} on", lambda value: is_finite_number(value) and value >= least)
 
 
 def only(*values: object) -> Rule:
@@ -66,11 +70,11 @@ def _is_count(value: object) -> bool:
 
 
 def _is_fraction(value: object) -> bool:
-    return is_finite_number(value) and 0 <= value < 1  # type: ignore[operator]
+    return is_finite_number(value) and 0 <= value < 1
 
 
 def _is_share(value: object) -> bool:
-    return is_finite_number(value) and 0 < value <= 1  # type: ignore[operator]
+    return is_finite_number(value) and 0 < value <= 1
 
 
 def _are_layers(value: object) -> bool:
@@ -82,7 +86,7 @@ def _are_positive(value: object) -> bool:
 
 
 def _are_layer_types(value: object) -> bool:
-    return isinstance(value, list | tuple) and set(value) <= {FULL, SLIDING}
+    return isinstance(value, list | tuple) and all(item in (FULL, SLIDING) for item in value)
 
 
 FULL = "full_attention"
@@ -92,6 +96,7 @@ COUNT = Rule("a positive whole number", _is_count)
 POSITIVE = above(0)
 FRACTION = Rule("a number from 0 on, below 1", _is_fraction)
 SHARE = Rule("a number above 0, at most 1", _is_share)
+WHOLE = only(1.0, 1)
 LAYERS = Rule("a whole number from 0 on", _are_layers)
 SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
 NO_EFFECT = Rule("anything", lambda value: True, honoured=False)
@@ -116,6 +121,11 @@ ACTIVATION = only(
 )
 
 
+def _one_line(value: object) -> str:
+    """A name or value of a stranger's file, short and in one line."""
+    return shorten(escape_control(str(value)).replace("\n", "\\n"), LONGEST)
+
+
 def problem_in(fields: Mapping[str, object], rules: Mapping[str, Rule], prefix: str = "") -> str | None:
     """The first thing wrong with the fields of a file, as "field=value: ..."; None: nothing.
 
@@ -133,11 +143,10 @@ def problem_in(fields: Mapping[str, object], rules: Mapping[str, Rule], prefix: 
         else:
             problem = "is not known, and ignoring it could build another model; take it out if nothing depends on it"
         if problem is not None:
-            return f"{prefix}{name}={value}: {problem}"
+            return f"{prefix}{_one_line(name)}={_one_line(value)}: {problem}"
     return None
 
 
-_NUMBERS = {"rope_theta": above(1), "partial_rotary_factor": SHARE}
 _LENGTH = {"original_max_position_embeddings": COUNT}
 
 
@@ -186,14 +195,21 @@ def rope_kind(parameters: Mapping[str, object]) -> object:
     return parameters.get("rope_type", parameters.get("type", "default"))
 
 
-def rope_rule(*kinds: str) -> Rule:
-    """The rule of `rope_parameters` and `rope_scaling`, with these kinds of rotary embedding."""
-    return _RopeRule(f"a rotary embedding of the kind {' or '.join(kinds)}", lambda value: True, kinds=kinds)
+def rope_rule(*kinds: str, share: Rule) -> Rule:
+    """The rule of `rope_parameters` and `rope_scaling`.
+
+    Args:
+        kinds: of rotary embedding that a family can have.
+        share: the rule of the share of a head's features that it rotates.
+    """
+    words = f"a rotary embedding of the kind {' or '.join(kinds)}"
+    return _RopeRule(words, lambda value: True, kinds=kinds, share=share)
 
 
 @dataclass(frozen=True)
 class _RopeRule(Rule):
     kinds: tuple[str, ...] = ()
+    share: Rule = SHARE
 
     def problem(self, value: object) -> str | None:
         if value is None:
@@ -207,8 +223,13 @@ class _RopeRule(Rule):
         missing = sorted(known.required.keys() - {name for name in value if value[name] is not None})
         if missing and value:
             return f"{missing[0]} is missing"
-        names = {"rope_type": NO_EFFECT, "type": NO_EFFECT}
-        return problem_in(value, {**names, **_NUMBERS, **known.required, **known.optional})
+        usual = {
+            "rope_type": NO_EFFECT,
+            "type": NO_EFFECT,
+            "rope_theta": above(1),
+            "partial_rotary_factor": self.share,
+        }
+        return problem_in(value, {**usual, **known.required, **known.optional})
 
 
 # Every config.json may hold these, and what a model computes depends on none.
@@ -259,8 +280,8 @@ def decoder_rules(*, kinds: tuple[str, ...] = ALL_KINDS, **more: Rule) -> dict[s
         "rms_norm_eps": POSITIVE,
         "attention_dropout": FRACTION,
         "rope_theta": above(1),
-        "rope_scaling": rope_rule(*kinds),
-        "rope_parameters": rope_rule(*kinds),
+        "rope_scaling": rope_rule(*kinds, share=WHOLE),
+        "rope_parameters": rope_rule(*kinds, share=WHOLE),
         **more,
     }
 
@@ -338,12 +359,20 @@ def rope_limit_is_said(config: Mapping[str, object]) -> str | None:
 
 
 def windows_have_a_size(config: Mapping[str, object]) -> str | None:
-    """Layers of sliding attention need sliding_window, and use_sliding_window where the family has that."""
+    """Layers of sliding attention need sliding_window."""
     types = config.get("layer_types")
     if not isinstance(types, list | tuple) or SLIDING not in types:
         return None
-    if config.get("use_sliding_window") is False or config.get("sliding_window", 0) is None:
-        return f"layer_types: has {SLIDING}, but the file gives no window (use_sliding_window, sliding_window)"
+    if config.get("sliding_window", 0) is None:
+        return f"layer_types: has {SLIDING}, but sliding_window is null"
+    return None
+
+
+def windows_are_switched_on(config: Mapping[str, object]) -> str | None:
+    """In families with use_sliding_window, which is false where it is absent, layers of sliding attention need it."""
+    types = config.get("layer_types")
+    if isinstance(types, list | tuple) and SLIDING in types and not config.get("use_sliding_window"):
+        return f"layer_types: has {SLIDING}, but use_sliding_window is not true"
     return None
 
 

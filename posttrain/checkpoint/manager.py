@@ -30,7 +30,6 @@ from posttrain.utils.atomic_files import write_text
 from posttrain.utils.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
-    from megatron.bridge import AutoBridge
     from megatron.bridge.training.callbacks import CallbackManager
     from megatron.bridge.training.state import GlobalState
 
@@ -47,7 +46,8 @@ class SavedRun:
         total_limit: how many of the newest checkpoints stay; None: all.
         progress: written to each checkpoint, read from the one that is loaded.
         heartbeat: signs of life for the launcher.
-        bridge: reads the weights before training.
+        format: of Megatron-Bridge's: torch_dist, or fsdp_dtensor.
+        load_base: fills the model's chunks with the weights before training.
         inputs: () -> digests of what the run reads besides its configuration.
         before_save: called on every process before a save; brings `progress` up to date.
     """
@@ -57,7 +57,8 @@ class SavedRun:
     total_limit: int | None
     progress: Progress
     heartbeat: Heartbeat
-    bridge: "AutoBridge"
+    format: str
+    load_base: Callable[[list[torch.nn.Module]], object]
     inputs: Callable[[], dict[str, str]]
     before_save: Callable[[], None]
 
@@ -95,7 +96,7 @@ class RunCheckpointConfig(CheckpointConfig):
             save_rng=group.save_optimizer,
             async_save=group.async_save,
             async_strategy="mcore",
-            ckpt_format="torch_dist",
+            ckpt_format=run.format,
             fully_parallel_save=False,
             custom_manager_class="posttrain.checkpoint.manager.Manager",
             saved_run=run,

@@ -108,7 +108,8 @@ class NodeRun:
         """A rank's environment, with the variables that torch reads."""
         launch = self.cfg.launch
         port = launch.master_port or self.port.getsockname()[1]
-        env = base_environment(self.gpus, self.local_size, self.cfg.trainer.deterministic)
+        fsdp = bool(self.cfg.parallelism.fsdp)
+        env = base_environment(self.gpus, self.local_size, self.cfg.trainer.deterministic, fsdp)
         if self.gpus:
             env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernel_cache(self.cfg.cache_dir)))
         return {
@@ -123,12 +124,12 @@ class NodeRun:
         }
 
     def _use_prestarted(self, rank: int, env: dict[str, str], log: str) -> bool:
-        """Whether a pre-started process became this rank; its environment is a lone rank's, without determinism."""
+        """Whether a pre-started process became this rank; its environment is a lone rank's without special needs."""
         prestarted = prestart.take()
         if prestarted is None:
             return False
         shares_cores = not self.gpus and self.local_size > 1
-        fits = not shares_cores and not self.cfg.trainer.deterministic
+        fits = not (shares_cores or self.cfg.trainer.deterministic or self.cfg.parallelism.fsdp)
         if not fits or not prestarted.assign(rank, self.run_dir, log, env):
             prestarted.end()
             return False

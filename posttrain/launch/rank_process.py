@@ -47,17 +47,19 @@ def _die_with_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def base_environment(gpus: int, local_size: int, deterministic: bool = False) -> dict[str, str]:
+def base_environment(gpus: int, local_size: int, deterministic: bool = False, fsdp: bool = False) -> dict[str, str]:
     """What every rank has in its environment, whichever it is; the user's own values win.
 
     Args:
         gpus: visible GPUs; 0 means the CPU.
         local_size: ranks on this machine, which share its cores.
         deterministic: as `trainer.deterministic`.
+        fsdp: as `parallelism.fsdp`.
     """
     defaults = {"TOKENIZERS_PARALLELISM": "true"}
     if gpus:
-        defaults["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # Megatron's overlap relies on the order of kernel launches
+        if not fsdp:  # which refuses it
+            defaults["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # Megatron's overlap relies on the order of launches
         defaults["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         defaults["NVTE_FRAMEWORK"] = "pytorch"
         defaults["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a few kernels; a pool of processes takes longer to start

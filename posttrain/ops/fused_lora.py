@@ -1,4 +1,4 @@
-"""A frozen linear layer and its LoRA as one operation, for one process's whole matrices in bf16 or fp32.
+"""A frozen linear layer and its LoRA as one operation, also where tensor parallelism divides them.
 
 Megatron-Bridge computes the adapter beside the layer: the product is scaled, added to the layer's output, and in the
 backward pass added to the layer's input gradient, each a pass over a [tokens, features] tensor. Here the scale is
@@ -7,6 +7,7 @@ layer, its norm or the MLP's activation, belongs to the operation too and is com
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,13 +17,15 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from posttrain.ops.fp8_linear import Weight, quantise
+from posttrain.ops.parallel_lora import Context, Division, RowParallelWithLoRA, WholeMatrices
 from posttrain.ops.recomputed_norms import Norm, SwiGLU
-
-type Context = Any  # of torch.autograd.Function, which takes whatever attributes it is given
 
 
 class FrozenLinearWithLoRA(torch.autograd.Function):
-    """y = f(x) W^T + scale (f(x) A^T) B^T with W and f frozen; f is computed again in the backward pass."""
+    """y = f(x) W^T + scale (f(x) A^T) B^T with W and f frozen; f is computed again in the backward pass.
+
+    Whole, or of n processes with divided outputs; for divided inputs see posttrain.ops.parallel_lora.
+    """
 
     @staticmethod
     def forward(
@@ -34,10 +37,27 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         b: torch.Tensor,
         scale: float,
         before: Norm | SwiGLU | None = None,
+        division: Division | None = None,
     ) -> torch.Tensor:
-        """x [..., in'], weight [out, in], a [rank, in], b [out, rank], before: f -> [..., out]."""
+        """Compute y.
+
+        Args:
+            x: [t, ..., in'], of own tokens where these are divided.
+            weight: [out/n, in].
+            weight_scale: of an 8-bit weight, [out/n].
+            a: [rank, in], whole.
+            b: [out/n, rank].
+            scale: alpha / rank.
+            before: f, in' -> in.
+            division: over n processes; None: there is one.
+
+        Returns:
+            [t, ..., out/n], of all tokens.
+        """
         flat = x.reshape(-1, x.size(-1))
         y = before(flat) if before else flat
+        if division:
+            y = division.whole(y)
         low = y @ a.t()
         low *= scale
         out = Weight(weight, weight_scale).product(y)
@@ -46,12 +66,13 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         ctx.scale = scale
         ctx.shape = x.shape
         ctx.before = before
-        return out.view(*x.shape[:-1], weight.size(0))
+        ctx.division = division
+        return out.view(-1, *x.shape[1:-1], weight.size(0))
 
     @staticmethod
     def backward(
         ctx: Context, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, None, None, torch.Tensor, torch.Tensor, None, None]:
+    ) -> tuple[torch.Tensor | None, None, None, torch.Tensor, torch.Tensor, None, None, None]:
         """Gradients of x, A and B."""
         flat, weight, weight_scale, a, b, low = ctx.saved_tensors
         upstream = upstream.reshape(-1, upstream.size(-1))
@@ -63,12 +84,16 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = Weight(weight, weight_scale).gradient(upstream)
             grad_x.addmm_(down, a)
+        if ctx.division and grad_x is not None:
+            grad_x, down = ctx.division.sums(grad_x, down)
+        elif ctx.division:
+            (down,) = ctx.division.sums(down)
         if ctx.before:
             grad_x, y = ctx.before.backward(grad_x, flat)
         grad_a = down.t() @ y
         if grad_x is not None:
             grad_x = grad_x.view(ctx.shape)
-        return grad_x, None, None, grad_a, grad_b, None, None
+        return grad_x, None, None, grad_a, grad_b, None, None, None
 
 
 class FusedLoRALinear(LoRALinear):
@@ -76,9 +101,12 @@ class FusedLoRALinear(LoRALinear):
 
     Attributes:
         recompute: whether norm and activation are computed again in the backward pass instead of kept.
+        whole: the matrix of the adapter's that tensor parallelism divides on the layer's undivided side, gathered for
+            this forward pass; None: it is not divided, or each layer gathers its own.
     """
 
     recompute = True
+    whole: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As LoRALinear: (output, bias that the caller adds or None)."""
@@ -93,15 +121,16 @@ class FusedLoRALinear(LoRALinear):
     def apply_fused(self, x: torch.Tensor, before: Norm | SwiGLU | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The operation on x, with `before` applied first; see FrozenLinearWithLoRA."""
         base, adapter = self.to_wrap, self.adapter
-        y = FrozenLinearWithLoRA.apply(
-            x,
-            base.weight,
-            getattr(base, "weight_scale", None),
-            adapter.linear_in.weight,
-            adapter.linear_out.weight,
-            adapter.alpha / adapter.dim,
-            before,
-        )
+        division = self.division
+        operation = FrozenLinearWithLoRA
+        a, b = adapter.linear_in.weight, adapter.linear_out.weight
+        if division and self.divides_inputs:
+            operation = RowParallelWithLoRA
+            b = self.whole_matrix(division)
+        elif division:
+            a = self.whole_matrix(division)
+        scale = adapter.alpha / adapter.dim
+        y = operation.apply(x, base.weight, getattr(base, "weight_scale", None), a, b, scale, before, division)
         bias = getattr(base, "bias", None)
         if bias is None or not bias.numel():
             return y, None
@@ -109,13 +138,42 @@ class FusedLoRALinear(LoRALinear):
             return y, bias
         return y + bias, None
 
+    @property
+    def divides_inputs(self) -> bool:
+        """Whether tensor parallelism divides the layer's inputs, else its outputs."""
+        return bool(self.adapter.input_is_parallel)
+
+    @cached_property
+    def division(self) -> Division | None:
+        """How tensor parallelism divides the layer, None where it doesn't."""
+        group = self.adapter.tp_group
+        if group is None or group.size() == 1:
+            return None
+        return Division(group, bool(self.to_wrap.config.sequence_parallel))
+
+    @property
+    def divided_matrix(self) -> torch.Tensor:
+        """This process's part of the adapter's matrix on the layer's undivided side."""
+        adapter = self.adapter
+        divided = adapter.linear_out if self.divides_inputs else adapter.linear_in
+        weight: torch.Tensor = divided.weight
+        return weight
+
+    def whole_matrix(self, division: Division) -> torch.Tensor:
+        """That matrix, whole."""
+        if self.whole is not None:
+            return self.whole
+        (whole,) = WholeMatrices.apply(division, self.divided_matrix)
+        return whole
+
     def fusable(self) -> bool:
-        """One process's whole matrix, frozen, its adapter enabled and without dropout."""
+        """A frozen matrix, its adapter enabled and without dropout."""
         base, adapter = self.to_wrap, self.adapter
         config = base.config
         return (
             self._adapter_enabled
-            and config.tensor_model_parallel_size == 1
+            and adapter.base_linear_is_parallel
+            and getattr(base, "parallel_mode", "") is not None  # an expert that communicates elsewhere
             and not config.fp8
             and not config.cpu_offloading
             and not adapter.is_expert
@@ -186,6 +244,38 @@ def is_plain_gate(config: TransformerConfig) -> bool:
         and not config.glu_linear_offset
         and config.activation_func_clamp_value is None
     )
+
+
+class Gather:
+    """Hooks of a model's forward pass: before it, gather what its layers divide, all in one operation."""
+
+    def __init__(self, layers: list[FusedLoRALinear]) -> None:
+        self.layers = layers
+
+    @classmethod
+    def attach(cls, model: list[torch.nn.Module]) -> None:
+        """Add them to each part of a model whose layers are divided."""
+        for part in model:
+            layers = []
+            for layer in fused_layers([part]):
+                if layer.division:
+                    layers.append(layer)
+            if layers:
+                hooks = cls(layers)
+                part.register_forward_pre_hook(hooks.before)
+                part.register_forward_hook(hooks.after)
+
+    def before(self, model: torch.nn.Module, inputs: object) -> None:
+        """Gather."""
+        division = self.layers[0].division
+        own = [layer.divided_matrix for layer in self.layers]
+        for layer, whole in zip(self.layers, WholeMatrices.apply(division, *own), strict=True):
+            layer.whole = whole
+
+    def after(self, model: torch.nn.Module, inputs: object, output: object) -> None:
+        """Let go, so that the pass's tensors end with it."""
+        for layer in self.layers:
+            layer.whole = None
 
 
 def fused_layers(model: list[torch.nn.Module]) -> list[FusedLoRALinear]:

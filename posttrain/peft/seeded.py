@@ -1,14 +1,11 @@
 """Adapters whose start does not depend on how the model is divided over processes.
 
-Megatron-Bridge draws each process's part of A from that process's generator and scales it by the part's width, so
-another tensor- or pipeline-parallel size is another run. Here each A is drawn whole, from a generator seeded by the run
-and the parameter's name, and each process keeps its part: kaiming-uniform with a = sqrt(5) over the full input width,
-as Hugging Face's PEFT does.
+Megatron-Bridge draws each process's part of A from that process's generator and scales it by the part's width. Here
+each A is drawn whole (posttrain.models.whole_parameters), on the CPU, so that a GPU's is the same: kaiming-uniform with
+a = sqrt(5) over the full input width, as Hugging Face's PEFT does.
 """
 
-import hashlib
 import math
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,10 +13,10 @@ import torch
 from megatron.bridge.peft.canonical_lora import CanonicalLoRA
 from megatron.bridge.peft.dora import DoRA
 from megatron.bridge.peft.lora import LoRA
-from megatron.core import parallel_state
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
-from posttrain.ops.fused_lora import fuse, fuse_activations
+from posttrain.models.whole_parameters import divided_by, draw_part, whole_name
+from posttrain.ops.fused_lora import Gather, fuse, fuse_activations
 from posttrain.peft.canonical_layers import with_missing_parts
 from posttrain.peft.dora_layers import with_whole_norm
 
@@ -45,52 +42,14 @@ def draw(model: list[torch.nn.Module], seed: int) -> None:
             for name, parameter in layer.named_parameters():
                 if parameter.requires_grad and name.endswith("linear_in.weight"):
                     whole = whole_name(name, layer.config.num_moe_experts)
-                    _draw_part(parameter, divided_by(name), f"{seed}/{layer.layer_number}/{whole}")
+                    place = f"{seed}/{layer.layer_number}/{whole}"
+                    draw_part(parameter, divided_by(name), place, uniform, device="cpu")
 
 
-@torch.no_grad()
-def _draw_part(parameter: torch.nn.Parameter, place: tuple[int, int], seed: str) -> None:
-    """Fill an A, [rank, in], either divided over the processes or not at all.
-
-    Args:
-        parameter: of this process.
-        place: processes that it may be divided over, and the place of this one among them.
-        seed: what its values depend on.
-    """
-    processes, rank = place
-    split = -1
-    if getattr(parameter, "tensor_model_parallel", False):
-        split = getattr(parameter, "partition_dim", -1)
-    shape = list(parameter.shape)
-    if split >= 0:
-        shape[split] *= processes
-    number = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=7).digest(), "big")
-    generator = torch.Generator("cpu").manual_seed(number)
-    bound = 1.0 / math.sqrt(shape[-1])
-    whole = torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=generator)
-    if split >= 0:
-        whole = whole.chunk(processes, dim=split)[rank]
-    parameter.copy_(whole)
-
-
-def divided_by(name: str) -> tuple[int, int]:
-    """Processes that the parameter `name` may be divided over, and the place of this one among them."""
-    if ".experts." in name:
-        return (
-            parallel_state.get_expert_tensor_parallel_world_size(),
-            parallel_state.get_expert_tensor_parallel_rank(),
-        )
-    return parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
-
-
-def whole_name(name: str, experts: int | None) -> str:
-    """The parameter's name with an expert's number in the whole model; each process counts its own from 0.
-
-    Grouped experts share one adapter, on all processes the same, and have no number.
-    """
-    here = (experts or 0) // parallel_state.get_expert_model_parallel_world_size()
-    first = here * parallel_state.get_expert_model_parallel_rank()
-    return re.sub(r"(?<=local_experts\.)\d+", lambda match: str(first + int(match[0])), name)
+def uniform(whole: torch.Tensor, /, *, generator: torch.Generator) -> torch.Tensor:
+    """Fill a whole A, [rank, in]."""
+    bound = 1.0 / math.sqrt(whole.shape[-1])
+    return whole.uniform_(-bound, bound, generator=generator)
 
 
 class Seeded(Adapter):
@@ -114,16 +73,24 @@ class Seeded(Adapter):
 
 
 class SeededLoRA(Seeded, LoRA):
-    """One adapter per matrix of Megatron's, fused with it; `fused` and `recompute_norms` are set by the trainer."""
+    """One adapter per matrix of Megatron's, fused with it.
+
+    Attributes:
+        fused, recompute_norms: as in the config group `peft`.
+        gather_at_once: whether what tensor parallelism divides is gathered before a forward pass, for all layers.
+    """
 
     fused = True
     recompute_norms = True
+    gather_at_once = True
 
     def __call__(self, model: Model, training: bool = True) -> Model:
-        """Attach the adapters; with them, fuse the MLPs' activations."""
+        """Attach the adapters; with them, fuse the MLPs' activations and the gathering."""
         adapted = super().__call__(model, training=training)
         if self.fused:
             fuse_activations(parts_of(adapted), self.recompute_norms)
+            if self.gather_at_once:
+                Gather.attach(parts_of(adapted))
         return adapted
 
     def transform(self, module: torch.nn.Module, name: str | None = None, prefix: str | None = None) -> torch.nn.Module:

@@ -166,7 +166,7 @@ class RunSpec(ParallelSizes):
         """Whether a layer and its LoRA are one operation (posttrain.ops.fused_lora)."""
         plain = self.adapters is not None and self.adapters.kind == "LoRA" and not self.adapters.canonical
         other_fp8 = self.precision == "fp8" and not self.eight_bit_base
-        return plain and self.fused and self.tensor == 1 and not self.dropout and not other_fp8
+        return plain and self.fused and not self.dropout and not other_fp8
 
     @property
     def eight_bit_base(self) -> Decision:
@@ -178,7 +178,6 @@ class RunSpec(ParallelSizes):
             (self.precision != "fp8", f"precision is {self.precision}"),
             (not self.adapter, "all weights are trained"),
             (not self.every_layer_fused, "not every linear layer is one operation with its adapter"),
-            (self.tensor > 1, "tensor parallelism divides the matrices"),
             (self.experts > 0, "experts are not computed with their adapters as one operation"),
             on="frozen weights are quantised once",
         )
@@ -204,6 +203,26 @@ class RunSpec(ParallelSizes):
         )
 
     @property
+    def heads_exchanged(self) -> Decision:
+        """Whether context parallelism gives each process all tokens of some heads for attention (arXiv 2309.14509).
+
+        Else keys and values go round (arXiv 2310.01889), which costs more, and a replayed step hung in it.
+        """
+        return unless(
+            (self.context == 1, "there is none"),
+            (self.shape is None, "the model's heads are not known here"),
+            (self.kv_heads % self.context > 0, f"{self.kv_heads} key heads can't be divided by {self.context}"),
+            on="attention sees all tokens of some heads",
+        )
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads of a process of tensor parallelism; 0 where they are not known."""
+        if self.shape is None:
+            return 0
+        return self.shape.key * self.shape.heads // self.shape.query // self.tensor
+
+    @property
     def cuda_graph(self) -> Decision:
         """Whether the forward and backward passes of a step are captured once and replayed.
 
@@ -222,7 +241,8 @@ class RunSpec(ParallelSizes):
         return (
             (not self.transformer_engine, "it requires a GPU with Transformer Engine"),
             (not self.packing, "data.packing=false, so micro-batches have different shapes"),
-            (self.world > 1, "the run has several processes"),
+            (self.fsdp, "Megatron-FSDP gathers and frees each layer's weights as it comes to it"),
+            (self.context > 1 and not self.heads_exchanged, f"context parallelism: {self.heads_exchanged.reason}"),
         )
 
     @property

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from megatron.bridge.training.config import (
     ValidationConfig,
 )
 from megatron.bridge.training.mixed_precision import get_mixed_precision_config
+from safetensors.torch import save_file
 
 from posttrain.checkpoint import fingerprints, resume
 from posttrain.checkpoint.manager import RunCheckpointConfig, SavedRun
@@ -28,7 +30,7 @@ from posttrain.models.config_checks import check_length
 from posttrain.models.hf_adapter import read_adapter
 from posttrain.models.local_spec import check_expert_names, use_local_layers
 from posttrain.models.padding import hide_padding, padded_rows
-from posttrain.patches.correctness.random_base_weights import write_random_base
+from posttrain.models.whole_parameters import draw_model
 from posttrain.peft import adapter_checks, load_adapter
 from posttrain.peft.lora_plus import LoRAPlus
 from posttrain.train.context import RunContext
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from megatron.bridge.peft.base import PEFT
     from megatron.bridge.training.config import SchedulerConfig
     from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+    from transformers import PretrainedConfig
 
 MIN_TIMEOUT_MINUTES = 10  # of a collective call; the launcher's own limit is usually shorter
 
@@ -84,6 +87,8 @@ def build_model(run: RunContext) -> MegatronModel:
         use_local_layers(provider)
         check_expert_names(bridge, provider)
     groups.parallelism.apply(provider, run.platform, run.spec.sequence_parallel)
+    if run.spec.heads_exchanged:
+        provider.cp_comm_type = "a2a"
     dtype = getattr(torch, groups.precision.dtype(run.platform.device))
     provider.params_dtype = dtype
     provider.autocast_dtype = dtype
@@ -133,6 +138,8 @@ def build_adapter(run: RunContext, bridge: "AutoBridge") -> "PEFT | None":
         return None
     peft = adapter.build()
     peft.seed = run.config.seed
+    # A layer that is run again in the backward pass can't share tensors of the pass before it.
+    peft.gather_at_once = run.settings.recompute != "full"
     if directory:
         adapter_checks.check(read_adapter(directory), adapter, directory)
         peft.start = lambda parts: load_adapter.load(bridge, parts, directory)
@@ -181,6 +188,7 @@ def build_container(run: RunContext, model: MegatronModel, batches: RunBatches) 
             base_directory(run),
             resume.find(run.config, run.run_dir),
             saved_run(run, model, batches),
+            run.spec.fsdp,
         ),
         rng=RNGConfig(seed=run.config.seed, te_rng_tracker=bool(run.spec.cuda_graph)),
         rerun_state_machine=RerunStateMachineConfig(check_for_nan_in_loss=False),
@@ -213,7 +221,8 @@ def data_parallel(run: RunContext) -> DistributedDataParallelConfig:
     return DistributedDataParallelConfig(
         use_distributed_optimizer=parallelism.distributed_optimizer,
         overlap_grad_reduce=overlap,
-        overlap_param_gather=overlap,
+        # Not where a layer may read its adapter's weights without the adapter's forward pass, which waits for them.
+        overlap_param_gather=overlap and not run.groups.peft,
         average_in_collective=False,
         check_for_nan_in_grad=not looked_at,
         use_megatron_fsdp=parallelism.fsdp,
@@ -249,13 +258,17 @@ def schedule(run: RunContext) -> "SchedulerConfig":
 def saved_run(run: RunContext, model: MegatronModel, batches: RunBatches) -> SavedRun:
     """What the checkpoint manager needs of the run."""
     groups = run.groups
+    load_base: Callable[[list[torch.nn.Module]], object] = model.bridge.load_hf_weights
+    if groups.model.random_init:
+        load_base = partial(draw_model, seed=run.config.seed)
     return SavedRun(
         config=run.config,
         steps=run.steps,
         total_limit=groups.checkpoint.save_total_limit,
         progress=run.progress,
         heartbeat=run.heartbeat,
-        bridge=model.bridge,
+        format="fsdp_dtensor" if run.spec.fsdp else "torch_dist",
+        load_base=load_base,
         inputs=partial(fingerprints.inputs_of, run.splits, groups.model, groups.peft is not None),
         before_save=batches.counter.collect,
     )
@@ -270,6 +283,13 @@ def base_directory(run: RunContext) -> Path:
     if run.is_first or not directory.exists():
         write_random_base(directory, model.hf_config())
     return directory
+
+
+def write_random_base(directory: Path, hf_config: "PretrainedConfig") -> None:
+    """Write a Hugging Face directory without a tensor: Megatron-Bridge requires one even where nothing is loaded."""
+    directory.mkdir(parents=True, exist_ok=True)
+    hf_config.save_pretrained(directory)
+    save_file({}, directory / "model.safetensors")
 
 
 def apply_overrides(sections: dict[str, Any], container: ConfigContainer) -> None:

@@ -58,3 +58,4 @@ class Parallelism:
         model.context_parallel_size = self.context_parallel_size
         model.expert_model_parallel_size = self.expert_model_parallel_size
         model.sequence_parallel = sequence_parallel and self.tensor_model_parallel_size > 1
+        model.batch_p2p_sync = False  # waits for the device at every send, for versions of PyTorch before 2

@@ -110,7 +110,7 @@ def draw_part(
             parts.append(piece.chunk(processes, dim=split)[rank])
         whole = torch.cat(parts, dim=split)
     if isinstance(parameter, DTensor):  # Megatron-FSDP's, divided as one row of numbers
-        own = whole.view(-1)[parameter.megatron_fsdp_slice]
+        own = whole.view(-1)[getattr(parameter, "megatron_fsdp_slice")]  # noqa: B009  (no attribute of the class)
         parameter.to_local().view(-1).copy_(own)
         return
     parameter.copy_(whole)

@@ -122,7 +122,7 @@ class FusedLoRALinear(LoRALinear):
         """The operation on x, with `before` applied first; see FrozenLinearWithLoRA."""
         base, adapter = self.to_wrap, self.adapter
         division = self.division
-        operation = FrozenLinearWithLoRA
+        operation: type[torch.autograd.Function] = FrozenLinearWithLoRA
         a, b = adapter.linear_in.weight, adapter.linear_out.weight
         if division and self.divides_inputs:
             operation = RowParallelWithLoRA

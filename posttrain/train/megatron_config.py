@@ -188,7 +188,6 @@ def build_container(run: RunContext, model: MegatronModel, batches: RunBatches) 
             base_directory(run),
             resume.find(run.config, run.run_dir),
             saved_run(run, model, batches),
-            run.spec.fsdp,
         ),
         rng=RNGConfig(seed=run.config.seed, te_rng_tracker=bool(run.spec.cuda_graph)),
         rerun_state_machine=RerunStateMachineConfig(check_for_nan_in_loss=False),

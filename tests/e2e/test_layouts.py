@@ -1,20 +1,17 @@
-"""Layouts that need more than two processes of a CPU, or a mixture of experts, or GPUs: the losses of one process.
+"""Layouts that need more than two processes of a CPU, or a mixture of experts: the losses of one process.
 
-Others on a CPU: test_runs.py. Those on GPUs run alone, `pytest -m gpu tests/e2e/test_layouts.py`, with two or more.
+Others on a CPU: test_runs.py. On GPUs: test_gpu_layouts.py.
 """
 
 import json
 
 import pytest
 
-from posttrain.utils.gpus import visible_gpus
-
 pytestmark = pytest.mark.nightly
 
 LLAMA = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 288,
          "max_position_embeddings": 256, "tie_word_embeddings": False}  # fmt: skip
 SMALL = {"hidden_size": 32, "intermediate_size": 64}
-WIDE = {"hidden_size": 256, "intermediate_size": 512}  # heads of 64, as kernels of GPUs want them
 FULL = ["peft=none", "trainer.export=false", "checkpoint.save=false"]
 
 
@@ -71,17 +68,3 @@ def test_an_embedding_that_grows_and_is_divided(posttrain, tiny, tmp_path):
     assert json.loads((hf / "config.json").read_text())["vocab_size"] == 271
     report = json.loads((hf / "verification.json").read_text())
     assert report["logits"]["checked"] and report["base"]["checked"] and report["tokenizer"]["tokens"] == 271
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(visible_gpus() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize(
-    ("kind", "layout"),
-    [*(("Llama", layout) for layout in ("ddp", "zero1", "fsdp", "tp2", "pp2", "cp2")), ("Mixtral", "ep2")],
-)
-def test_on_two_gpus(kind, layout, posttrain, tiny, tmp_path):
-    """In bf16, whose rounding depends on the order of sums."""
-    words = save(tmp_path / "model", tiny, kind, **WIDE)
-    alone = losses(posttrain, *words, "parallelism=single")
-    two = losses(posttrain, *words, f"parallelism={layout}", "parallelism.nproc_per_node=2")
-    assert two == pytest.approx(alone, rel=1e-2)

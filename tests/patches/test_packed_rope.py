@@ -1,4 +1,4 @@
-"""The rotation of packed rows in one operation: upstream's sequence by sequence, also divided by context parallelism."""
+"""Packed rows are rotated in one operation, as upstream does sequence by sequence; context parallelism included."""
 
 from types import SimpleNamespace
 

@@ -1,0 +1,205 @@
+"""Layouts on GPUs: what is trained is what one GPU trains. `pytest -m gpu tests/e2e/test_gpu_layouts.py -s`, two GPUs.
+
+Small models whose heads are as wide as kernels of GPUs want them, 20 steps from the same weights. Every case is a
+command of its own; those of a pair of GPUs run a few at a time. The figures are printed as rows of a table, and written
+to the file that POSTTRAIN_LAYOUTS names (scripts/layout_table.py puts it into docs/parallelism.md).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tiny_model
+from commands import Result, environment
+
+from posttrain.utils.gpus import visible_gpus
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(visible_gpus() < 2, reason="needs two GPUs"),
+]
+
+AT_ONCE = 4  # commands on a pair of GPUs; each spends most of its time starting
+STEPS = 20
+LOSSES = 1e-3  # in bf16, whose rounding depends on the order of sums
+TRAINED = {
+    "lora": ["peft=lora"],
+    "dora": ["peft=dora"],
+    "canonical": ["peft=lora", "peft.target_modules=[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"],
+    "all": ["peft=none"],
+    "fp8": ["peft=lora", "precision=fp8"],
+}
+DENSE = ["ddp", "zero1", "fsdp", "tp2", "pp2", "cp2"]
+MIXTURE = ["ddp", "tp2", "ep2"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run: of a model, what is trained of it, how it is divided."""
+
+    model: str
+    trained: str
+    layout: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.trained}-{self.layout}"
+
+    @property
+    def alone(self) -> "Case":
+        return Case(self.model, self.trained, "single")
+
+
+CASES = [Case("Llama", trained, layout) for trained in TRAINED for layout in DENSE]
+CASES += [Case("Mixtral", trained, layout) for trained in ("lora", "all") for layout in MIXTURE]
+
+
+def write_model(directory: Path, kind: str) -> None:
+    """A random model with the small tokenizer and data."""
+    import torch
+    import transformers
+
+    tiny_model.write(directory)
+    config = {
+        "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 288, "max_position_embeddings": 256, "bos_token_id": None,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    if kind == "Mixtral":
+        config |= {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**config))
+    model.save_pretrained(directory)
+
+
+class Bench:
+    """Runs commands on pairs of GPUs, some at a time.
+
+    Args:
+        directory: of models and runs.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(visible_gpus())))
+        numbers = visible.split(",")
+        pairs = [",".join(numbers[i : i + 2]) for i in range(0, len(numbers) - 1, 2)]
+        self.pools = {pair: ThreadPoolExecutor(AT_ONCE) for pair in pairs}
+        self.started = 0
+
+    def submit(self, case: Case, name: str, *overrides: str):
+        """Start a run soon; returns the future of its Result."""
+        pair = list(self.pools)[self.started % len(self.pools)]
+        self.started += 1
+        return self.pools[pair].submit(self.run, case, name, pair, *overrides)
+
+    def run(self, case: Case, name: str, pair: str, *overrides: str) -> Result:
+        """Run a case to its end."""
+        model = self.directory / case.model
+        run_dir = self.directory / "runs" / name
+        processes = 1 if case.layout == "single" else 2
+        command = [
+            sys.executable, "-m", "posttrain", "model=hf", f"model.path={model}", "data=messages",
+            f"data.path={model / 'data.jsonl'}", "data.validation_fraction=0.1", "trainer.seq_length=128",
+            "trainer.global_batch_size=4", f"trainer.max_steps={STEPS}", "trainer.num_generations=0",
+            "optimizer.lr=1e-4", "scheduler=constant", "checkpoint.save=false", *TRAINED[case.trained],
+            f"parallelism={case.layout}", f"parallelism.nproc_per_node={processes}", *overrides,
+            f"hydra.run.dir={run_dir}",
+        ]  # fmt: skip
+        env = environment(self.directory / "cache") | {"CUDA_VISIBLE_DEVICES": pair}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=self.directory, timeout=400)
+        return Result(done.returncode, done.stdout, done.stderr, run_dir)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Bench:
+    directory = tmp_path_factory.mktemp("layouts")
+    for kind in ("Llama", "Mixtral"):
+        write_model(directory / kind, kind)
+    return Bench(directory)
+
+
+@pytest.fixture(scope="module")
+def results(bench) -> dict[str, Result]:
+    """Every case and what it is compared with."""
+    alone = {case.alone for case in CASES}
+    futures = {case.name: bench.submit(case, case.name) for case in [*sorted(alone, key=str), *CASES]}
+    done = {name: future.result() for name, future in futures.items()}
+    write_table(done)
+    return done
+
+
+def series(result: Result) -> list[float]:
+    return [*result.losses, result.summary["val_loss_before"], result.summary["val_loss_after"]]
+
+
+def difference(one: Result, other: Result) -> float:
+    """The largest relative one between losses."""
+    pairs = zip(series(one), series(other), strict=True)
+    return max(abs(a - b) / abs(b) for a, b in pairs)
+
+
+def exported(result: Result) -> dict:
+    """Tensors of the adapter or the weights that a run has exported."""
+    from safetensors.torch import load_file
+
+    files = [*result.run_dir.glob("adapter/*.safetensors"), *result.run_dir.glob("hf/*.safetensors")]
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def write_table(done: dict[str, Result]) -> None:
+    """A line of JSON for each case, where POSTTRAIN_LAYOUTS says."""
+    rows = []
+    for case in CASES:
+        result, alone = done[case.name], done[case.alone.name]
+        off = None
+        if result.code == 0 and alone.code == 0:
+            off = difference(result, alone)
+        captured = "CUDA graph: on" in result.out + result.log()
+        rows.append({"model": case.model, "trained": case.trained, "layout": case.layout, "off": off,
+                     "captured": captured})  # fmt: skip
+        print(rows[-1])
+    if path := os.environ.get("POSTTRAIN_LAYOUTS"):
+        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_one_gpu_trains(case, results):
+    """The same losses; every exported tensor moved as one GPU's did, so that no process's part is lost."""
+    import torch
+
+    result, alone = results[case.name], results[case.alone.name]
+    for each in (alone, result):
+        assert each.code == 0, each.err + each.log()[-3000:]
+    assert difference(result, alone) < LOSSES
+    one, other = exported(result), exported(alone)
+    assert one.keys() == other.keys() and one
+    for name, right in other.items():
+        found = one[name].float()
+        assert found.shape == right.shape
+        rows = found.flatten(1) if found.dim() > 1 else found[None]
+        right_rows = right.float().flatten(1) if right.dim() > 1 else right.float()[None]
+        # Adam's first steps are of one size whatever the gradient's, so single elements differ; parts may not.
+        for part, expected in zip(rows.chunk(2), right_rows.chunk(2), strict=True):
+            assert torch.linalg.norm(part - expected) <= 0.35 * torch.linalg.norm(expected), name
+
+
+@pytest.mark.parametrize(("first", "then"), [("tp2", "ddp"), ("pp2", "tp2"), ("ddp", "single")])
+def test_resumed_in_another_layout(first, then, bench, results):
+    """Half of the steps in one, half in another: one GPU's losses."""
+    name = f"resumed-{first}-{then}"
+    saved = ["checkpoint.save=true", "trainer.export=false"]
+    half = bench.submit(Case("Llama", "lora", first), name, *saved, f"trainer.max_steps={STEPS // 2}").result()
+    assert half.code == 0, half.err + half.log()[-3000:]
+    whole = bench.submit(Case("Llama", "lora", then), name, *saved).result()
+    assert whole.code == 0, whole.err + whole.log()[-3000:]
+    assert f"resuming after step {STEPS // 2}" in whole.out
+    alone = results["Llama-lora-single"]
+    assert whole.losses == pytest.approx(alone.losses, rel=LOSSES)

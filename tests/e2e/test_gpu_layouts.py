@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(visible_gpus() < 2, reason="needs two GPUs"),
 ]
 
-AT_ONCE = 4  # commands on a pair of GPUs; each spends most of its time starting
+AT_ONCE = 8  # commands on a pair of GPUs; each spends most of its time starting
 STEPS = 20
 LOSSES = 1e-3  # in bf16, whose rounding depends on the order of sums
 TRAINED = {

@@ -41,7 +41,7 @@ def results(directory) -> dict[str, dict]:
         (directory / case).mkdir()
         return losses(directory / case, [case], *options)
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(8) as pool:
         return dict(item for found in pool.map(alone, cases) for item in found.items())
 
 

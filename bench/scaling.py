@@ -63,6 +63,15 @@ class Run:
         """The command with all its output in a file."""
         return subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
 
+    def stop(self) -> None:
+        """End a command that takes too long, whose ranks end with it."""
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
     @property
     def log(self) -> Path:
         """The command's output."""
@@ -133,8 +142,7 @@ def main() -> None:
         time.sleep(0.5)
         for run in list(running):
             if run.process.poll() is None and time.monotonic() - run.began > given.limit:
-                run.process.terminate()
-                run.process.wait(30)
+                run.stop()
             if run.process.poll() is not None:
                 running.remove(run)
                 free += run.gpus

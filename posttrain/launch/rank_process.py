@@ -61,6 +61,7 @@ def base_environment(gpus: int, local_size: int, deterministic: bool = False, fs
         if not fsdp:  # which refuses it
             defaults["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # Megatron's overlap relies on the order of launches
         defaults["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+        defaults["NCCL_GRAPH_REGISTER"] = "0"  # a captured step's buffers can't be registered in such segments
         defaults["NVTE_FRAMEWORK"] = "pytorch"
         defaults["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a few kernels; a pool of processes takes longer to start
         if deterministic:  # what torch, Transformer Engine and Megatron ask for

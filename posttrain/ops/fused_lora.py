@@ -121,7 +121,7 @@ class FusedLoRALinear(LoRALinear):
     def apply_fused(self, x: torch.Tensor, before: Norm | SwiGLU | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The operation on x, with `before` applied first; see FrozenLinearWithLoRA."""
         base, adapter = self.to_wrap, self.adapter
-        division = self.division
+        division = self.divided
         operation: type[torch.autograd.Function] = FrozenLinearWithLoRA
         a, b = adapter.linear_in.weight, adapter.linear_out.weight
         if division and self.divides_inputs:
@@ -144,7 +144,7 @@ class FusedLoRALinear(LoRALinear):
         return bool(self.adapter.input_is_parallel)
 
     @cached_property
-    def division(self) -> Division | None:
+    def divided(self) -> Division | None:
         """How tensor parallelism divides the layer, None where it doesn't."""
         group = self.adapter.tp_group
         if group is None or group.size() == 1:
@@ -152,18 +152,17 @@ class FusedLoRALinear(LoRALinear):
         return Division(group, bool(self.to_wrap.config.sequence_parallel))
 
     @property
-    def divided_matrix(self) -> torch.Tensor:
+    def own_matrix(self) -> torch.Tensor:
         """This process's part of the adapter's matrix on the layer's undivided side."""
-        adapter = self.adapter
-        divided = adapter.linear_out if self.divides_inputs else adapter.linear_in
-        weight: torch.Tensor = divided.weight
+        side = self.adapter.linear_out if self.divides_inputs else self.adapter.linear_in
+        weight: torch.Tensor = side.weight
         return weight
 
     def whole_matrix(self, division: Division) -> torch.Tensor:
         """That matrix, whole."""
         if self.whole is not None:
             return self.whole
-        (whole,) = WholeMatrices.apply(division, self.divided_matrix)
+        (whole,) = WholeMatrices.apply(division, self.own_matrix)
         return whole
 
     def fusable(self) -> bool:
@@ -258,22 +257,22 @@ class Gather:
         for part in model:
             layers = []
             for layer in fused_layers([part]):
-                if layer.division:
+                if layer.divided:
                     layers.append(layer)
             if layers:
                 hooks = cls(layers)
-                part.register_forward_pre_hook(hooks.before)
-                part.register_forward_hook(hooks.after)
+                part.register_forward_pre_hook(hooks.gather)
+                part.register_forward_hook(hooks.release)
 
-    def before(self, model: torch.nn.Module, inputs: object) -> None:
-        """Gather."""
-        division = self.layers[0].division
-        own = [layer.divided_matrix for layer in self.layers]
+    def gather(self, model: torch.nn.Module, inputs: object) -> None:
+        """Gather the matrices, before."""
+        division = self.layers[0].divided
+        own = [layer.own_matrix for layer in self.layers]
         for layer, whole in zip(self.layers, WholeMatrices.apply(division, *own), strict=True):
             layer.whole = whole
 
-    def after(self, model: torch.nn.Module, inputs: object, output: object) -> None:
-        """Let go, so that the pass's tensors end with it."""
+    def release(self, model: torch.nn.Module, inputs: object, output: object) -> None:
+        """Let go of them, after, so that the pass's tensors end with it."""
         for layer in self.layers:
             layer.whole = None
 

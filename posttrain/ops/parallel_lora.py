@@ -60,7 +60,7 @@ def together(group: dist.ProcessGroup, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":  # Gloo has no such operation
         yield
         return
-    with _coalescing_manager(group, device, async_ops=False):
+    with _coalescing_manager(group):
         yield
 
 

@@ -51,6 +51,14 @@ HARMLESS = (
     "trainer.verify",
     "trainer.verify_base",
 )
+# Megatron's checkpoints are of the whole model, so it may be divided in another way; context parallelism packs other
+# rows, and a divided optimizer's state is saved as the model was divided.
+LAYOUT = (
+    "parallelism.tensor_model_parallel_size",
+    "parallelism.pipeline_model_parallel_size",
+    "parallelism.expert_model_parallel_size",
+)
+DIVIDED_OPTIMIZER = ("parallelism.distributed_optimizer", "parallelism.fsdp")
 
 
 def root(cfg: DictConfig, run_dir: Path) -> Path | None:
@@ -120,16 +128,19 @@ def differences(before: DictConfig, after: DictConfig) -> dict[str, tuple[Any, A
     """Key path -> (old, new) of what differs and isn't harmless; keys that one of them lacks count as None."""
     old = _leaves(before)
     new = _leaves(after)
+    harmless = HARMLESS
+    if not any(leaves.get(key) for leaves in (old, new) for key in DIVIDED_OPTIMIZER):
+        harmless += LAYOUT
     changed = {}
     for key in old.keys() | new.keys():
-        if old.get(key) != new.get(key) and not is_harmless(key):
+        if old.get(key) != new.get(key) and not is_within(key, harmless):
             changed[key] = (old.get(key), new.get(key))
     return changed
 
 
-def is_harmless(key: str) -> bool:
-    """Whether a key may differ from the run that saved."""
-    return any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
+def is_within(key: str, parts: tuple[str, ...]) -> bool:
+    """Whether a key is one of `parts` of the configuration, or in one."""
+    return any(key == part or key.startswith(f"{part}.") for part in parts)
 
 
 def _leaves(cfg: DictConfig) -> dict[str, Any]:

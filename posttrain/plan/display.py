@@ -103,7 +103,7 @@ def _run_table(plan: dict[str, Any]) -> Table:
         table.add_row("time", time)
         table.add_row(
             "",
-            f"[dim]limited by {speed['bound']}; measured on an H200; without start, validation, communication[/]",
+            f"[dim]limited by {speed['bound']}; measured on H200s; without start and validation[/]",
         )
     return table
 

@@ -13,6 +13,12 @@ EIGHT_BIT = 1.36
 # Without the graph the host can be too slow: seconds of launching kernels per layer and
 # micro-batch, forward and backward.
 LAUNCH_S = 0.0063
+# Bytes a second that NCCL moves between GPUs of one machine over NVLink, tens of megabytes at a time: the size of the
+# gathered tensor over the time, measured on 4 H200s.
+LINK = 285e9
+# Times that a transformer layer's residual stream is gathered or summed over tensor parallelism: before and after
+# attention and MLP, forward and backward. Nothing is computed meanwhile.
+EXCHANGES = 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,11 @@ class Speed:
 
 
 def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
-    """Estimate the time of a step with `tokens` tokens; communication is not counted."""
+    """Estimate the time of a step with `tokens` tokens.
+
+    Counted of the communication is what the GPUs wait for: tensor and context parallelism's, over NVLink. Gradients
+    are small (adapters) or summed beside the backward pass.
+    """
     if gpu.tflops is None:
         return Speed(None, None, None, "unknown")
     shape = s.known_shape
@@ -54,10 +64,33 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     if not s.cuda_graph:
         launches = s.micro_batches * shape.layers / s.pipeline * LAUNCH_S
     bound = "arithmetic" if arithmetic >= launches else "kernel launches"
-    # The pipeline fills and empties.
-    bubble = (s.micro_batches + s.pipeline - 1) / s.micro_batches
-    seconds = max(arithmetic, launches) * bubble
+    seconds = (max(arithmetic * imbalance(s), launches) + exchange_seconds(s)) * bubble(s)
     return Speed(useful / peak / seconds, seconds, tokens / seconds, bound)
+
+
+def bubble(s: RunSpec) -> float:
+    """How much longer a step takes because the pipeline fills and empties."""
+    return (s.micro_batches + s.pipeline - 1) / s.micro_batches
+
+
+def imbalance(s: RunSpec) -> float:
+    """How much more the last stage of a pipeline computes than the mean: layers are divided evenly, it has the head."""
+    shape = s.known_shape
+    head = shape.hidden * shape.vocab / shape.products
+    return 1 + (s.pipeline - 1) * head
+
+
+def exchange_seconds(s: RunSpec) -> float:
+    """Seconds of a step that a GPU waits for tensor and context parallelism's exchanges."""
+    shape = s.known_shape
+    layers = shape.layers / s.pipeline
+    token = 0.0  # bytes of a token in a layer
+    if s.tensor > 1:
+        passes = EXCHANGES * 1.5 if s.recompute == "full" else EXCHANGES
+        token += passes * shape.hidden * s.width
+    if s.context > 1:  # queries, keys, values and outputs, forward and backward
+        token += 2 * (2 * shape.query + 2 * shape.key) * s.width / s.tensor
+    return s.micro_batches * layers * s.tokens * token / LINK
 
 
 def interpolate_mfu(hidden: int) -> float:

@@ -128,7 +128,7 @@ def differences(before: DictConfig, after: DictConfig) -> dict[str, tuple[Any, A
     """Key path -> (old, new) of what differs and isn't harmless; keys that one of them lacks count as None."""
     old = _leaves(before)
     new = _leaves(after)
-    harmless = HARMLESS
+    harmless: tuple[str, ...] = HARMLESS
     if not any(leaves.get(key) for leaves in (old, new) for key in DIVIDED_OPTIMIZER):
         harmless += LAYOUT
     changed = {}

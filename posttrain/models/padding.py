@@ -32,7 +32,9 @@ def hide_padding(parts: list[MegatronModule], vocabulary: int) -> None:
             if getattr(module, "output_layer", None) is not None and hasattr(module, "vocab_size"):
                 rows = module.vocab_size // parallel_state.get_tensor_model_parallel_world_size()
                 first = rows * parallel_state.get_tensor_model_parallel_rank()
-                module.output_layer.register_forward_hook(_mask_rows(rows, max(0, vocabulary - first), vocabulary))
+                own = min(rows, max(0, vocabulary - first))
+                module.output_layer.own_tokens = own  # for who uses its weight alone
+                module.output_layer.register_forward_hook(_mask_rows(rows, own, vocabulary))
 
 
 def _mask_rows(rows: int, own: int, vocabulary: int) -> Callable[[torch.nn.Module, object, WithBias], WithBias]:

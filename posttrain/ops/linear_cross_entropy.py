@@ -9,9 +9,10 @@ PEFT and scikit-learn, which takes as long as everything else of a start.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 
 from posttrain.ops.chunk_sizes import LOGIT_ROWS
 
@@ -32,10 +33,12 @@ def supervised_losses(
 ) -> torch.Tensor:
     """Return the losses of the positions in `context`; the output processor of Megatron's GPTModel.
 
+    Where tensor parallelism divides the vocabulary, the output layer is frozen and has no bias.
+
     Args:
-        hidden_states: [t, 1, h] of the last layer.
+        hidden_states: [t, 1, h] of the last layer, [t/n, 1, h] with sequence parallelism.
         output_layer: the model's vocabulary projection.
-        output_weight: [v, h], the embedding where it is shared, else None.
+        output_weight: [v, h], a part of it where it is divided, the embedding where it is shared, else None.
         labels: [1, t].
         context: int64[k], positions to compute the loss of; a position may be repeated to fill up.
         compute_language_model_loss: (labels [1, k], logits [k, 1, v]) -> losses [1, k].
@@ -44,9 +47,16 @@ def supervised_losses(
     Returns:
         float32[1, k].
     """
-    hidden = hidden_states.index_select(0, context)
+    weight = cast(torch.Tensor, output_layer.weight if output_weight is None else output_weight)
     labels = labels.index_select(1, context)
-    weight = output_layer.weight if output_weight is None else output_weight
+    group = cast("dist.ProcessGroup | None", getattr(output_layer, "tp_group", None))
+    if group is not None and group.size() > 1:
+        hidden_states = whole_hidden(hidden_states, config.sequence_parallel)
+        hidden = hidden_states.index_select(0, context)
+        rows = cast(int, getattr(output_layer, "own_tokens", weight.size(0)))
+        first = group.rank() * weight.size(0)
+        return DividedLinearCrossEntropy.apply(hidden.squeeze(1), weight[:rows], labels[0] - first, group)[None]
+    hidden = hidden_states.index_select(0, context)
     has_bias = getattr(output_layer, "bias", None) is not None
     if hidden.is_cuda and not weight.requires_grad and not has_bias:
         return FrozenLinearCrossEntropy.apply(hidden.squeeze(1), weight, labels[0])[None]
@@ -90,3 +100,86 @@ class FrozenLinearCrossEntropy(torch.autograd.Function):
         """Scale each row with its own upstream gradient."""
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[:, None].to(gradient.dtype), None, None
+
+
+class DividedLinearCrossEntropy(torch.autograd.Function):
+    """FrozenLinearCrossEntropy of processes with a part of the vocabulary each; the gradient is a part of a sum."""
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        group: dist.ProcessGroup,
+    ) -> torch.Tensor:
+        """Return losses float32[k], of the whole vocabulary.
+
+        Args:
+            ctx: torch's.
+            hidden: [k, h], the same on all processes.
+            weight: [v/n, h].
+            labels: int64[k], counted from the first token of this part.
+            group: the processes.
+        """
+        losses = torch.empty(hidden.size(0), dtype=torch.float32, device=hidden.device)
+        gradient: torch.Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            gradient = torch.empty_like(hidden)
+        for start in range(0, hidden.size(0), LOGIT_ROWS):
+            rows = slice(start, start + LOGIT_ROWS)
+            logits = hidden[rows] @ weight.t()
+            largest, total, target = log_sum_parts(logits, labels[rows])
+            most = largest.clone()
+            dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
+            sums = torch.stack([total * (largest - most).exp(), target])
+            dist.all_reduce(sums, group=group)
+            log_sums = most + sums[0].log()
+            losses[rows] = log_sums - sums[1]
+            if gradient is not None:
+                log_sum_gradient_(logits, labels[rows], log_sums)
+                torch.mm(logits, weight, out=gradient[rows])
+            del logits  # before the next chunk's are made
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        """Scale each row with its own upstream gradient."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None
+
+
+def whole_hidden(hidden: torch.Tensor, sequence_parallel: bool) -> torch.Tensor:
+    """All tokens [t, 1, h] on each process, whose gradients are summed."""
+    from megatron.core.tensor_parallel import mappings
+
+    if sequence_parallel:
+        return mappings.gather_from_sequence_parallel_region(hidden)
+    return mappings.copy_to_tensor_model_parallel_region(hidden)
+
+
+def log_sum_parts(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a part of the vocabulary contributes; see posttrain.ops.triton_kernels."""
+    if logits.is_cuda:
+        from posttrain.ops import triton_kernels
+
+        return triton_kernels.log_sum_parts(logits, labels)
+    values = logits.float()
+    largest = values.amax(1)
+    here = (labels >= 0) & (labels < values.size(1))
+    target = values.gather(1, labels.where(here, 0)[:, None])[:, 0]
+    return largest, (values - largest[:, None]).exp().sum(1), target.where(here, 0.0)
+
+
+def log_sum_gradient_(logits: torch.Tensor, labels: torch.Tensor, log_sums: torch.Tensor) -> None:
+    """Overwrite a part's logits with their gradient; see posttrain.ops.triton_kernels."""
+    if logits.is_cuda:
+        from posttrain.ops import triton_kernels
+
+        triton_kernels.log_sum_gradient_(logits, labels, log_sums)
+        return
+    probabilities = (logits.float() - log_sums[:, None]).exp()
+    column = torch.arange(logits.size(1), device=logits.device)
+    probabilities -= (column == labels[:, None]).float()
+    logits.copy_(probabilities)

@@ -82,6 +82,60 @@ def _cross_entropy(logits, labels, losses, width, GRADIENT: tl.constexpr, BLOCK:
             tl.store(first + column, gradient, column < width)
 
 
+@triton.jit
+def _log_sum_parts(logits, labels, largest_out, total_out, target_out, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    first = logits + row * width
+    label = tl.load(labels + row)
+    largest = float("-inf")
+    total = 0.0  # of exp(logit - largest)
+    for start in range(0, width, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        x = tl.load(first + column, column < width, float("-inf")).to(tl.float32)
+        larger = tl.maximum(largest, tl.max(x, 0))
+        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger), 0)
+        largest = larger
+    here = (label >= 0) & (label < width)
+    tl.store(largest_out + row, largest)
+    tl.store(total_out + row, total)
+    tl.store(target_out + row, tl.load(first + label, here, 0.0).to(tl.float32))
+
+
+@triton.jit
+def _log_sum_gradient(logits, labels, log_sums, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    place = logits + row * width + column
+    x = tl.load(place, inside, float("-inf")).to(tl.float32)
+    gradient = tl.exp(x - tl.load(log_sums + row)) - tl.where(column == tl.load(labels + row), 1.0, 0.0)
+    tl.store(place, gradient, inside)
+
+
+def log_sum_parts(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a part of the vocabulary contributes to a cross entropy.
+
+    Args:
+        logits: [k, v], of the part.
+        labels: int64[k], counted from the part's first token; negative or v and more: the label is in another part.
+
+    Returns:
+        The largest logit, the sum of exp(logit - largest), and the label's logit or 0; each float32[k].
+    """
+    rows, width = logits.shape
+    largest, total, target = (torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(3))
+    block = min(16384, triton.next_power_of_2(width))
+    _log_sum_parts[(rows,)](logits, labels, largest, total, target, width, BLOCK=block, num_warps=16)
+    return largest, total, target
+
+
+def log_sum_gradient_(logits: torch.Tensor, labels: torch.Tensor, log_sums: torch.Tensor) -> None:
+    """Overwrite a part's logits [k, v] with the gradient of the cross entropy whose log-sums are float32[k]."""
+    rows, width = logits.shape
+    grid = (rows, triton.cdiv(width, 4096))
+    _log_sum_gradient[grid](logits, labels, log_sums, width, BLOCK=4096, num_warps=8)
+
+
 def cross_entropy_(logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor, gradient: bool) -> None:
     """Compute cross entropies in place, without waiting for the device.
 

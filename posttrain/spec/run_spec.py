@@ -196,7 +196,7 @@ class RunSpec(ParallelSizes):
         """Whether the output layer sees supervised tokens alone."""
         return unless(
             (not self.skip_prompt_logits, "trainer.skip_prompt_logits=false"),
-            (self.tensor > 1, "tensor parallelism divides the vocabulary"),
+            (self.tensor > 1 and not self.adapter, "tensor parallelism divides an output layer that is trained"),
             (self.context > 1, "context parallelism divides the sequence"),
             (self.softcap, "the logits are soft-capped"),
             on="prompts have no loss",

@@ -36,28 +36,36 @@ TRAINED = {
     "all": ["peft=none"],
     "fp8": ["peft=lora", "precision=fp8"],
 }
-DENSE = ["ddp", "zero1", "fsdp", "tp2", "pp2", "cp2"]
+DATA = {"messages": ["data=messages"], "text": ["objective=text"]}
+RATES = {"all": 1e-5}  # Adam's steps are of one size, so all weights move far, and differences with them
+DENSE = ["ddp", "zero1", "fsdp", "tp2", "pp2"]
 MIXTURE = ["ddp", "tp2", "ep2"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run: of a model, what is trained of it, how it is divided."""
+    """A run: of a model, what is trained of it, how it is divided, on what.
+
+    Context parallelism pads conversations to its multiple and so packs others together; documents of such lengths are
+    packed alike.
+    """
 
     model: str
     trained: str
     layout: str
+    data: str = "messages"
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.trained}-{self.layout}"
+        return f"{self.model}-{self.trained}-{self.layout}-{self.data}"
 
     @property
     def alone(self) -> "Case":
-        return Case(self.model, self.trained, "single")
+        return Case(self.model, self.trained, "single", self.data)
 
 
 CASES = [Case("Llama", trained, layout) for trained in TRAINED for layout in DENSE]
+CASES += [Case("Llama", trained, "cp2", "text") for trained in TRAINED]
 CASES += [Case("Mixtral", trained, layout) for trained in ("lora", "all") for layout in MIXTURE]
 
 
@@ -67,9 +75,18 @@ def write_model(directory: Path, kind: str) -> None:
     import transformers
 
     tiny_model.write(directory)
+    texts = []
+    for i in range(400):
+        texts.append({"text": f"{i:03d}-" * (1 + i % 12) + "xyz"})  # with its end, a multiple of 4 tokens
+    rows = []
+    for i in range(400):
+        turns = [("user", f"say {i} " + "la " * (i % 5)), ("assistant", f"number {i}, hello world")]
+        rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    (directory / "messages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "text.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     config = {
         "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 288, "max_position_embeddings": 256, "bos_token_id": None,
+        "num_key_value_heads": 2, "vocab_size": 288, "max_position_embeddings": 512, "bos_token_id": None,
         "tie_word_embeddings": False,
     }  # fmt: skip
     if kind == "Mixtral":
@@ -106,10 +123,11 @@ class Bench:
         run_dir = self.directory / "runs" / name
         processes = 1 if case.layout == "single" else 2
         command = [
-            sys.executable, "-m", "posttrain", "model=hf", f"model.path={model}", "data=messages",
-            f"data.path={model / 'data.jsonl'}", "data.validation_fraction=0.1", "trainer.seq_length=128",
-            "trainer.global_batch_size=4", f"trainer.max_steps={STEPS}", "trainer.num_generations=0",
-            "optimizer.lr=1e-4", "scheduler=constant", "checkpoint.save=false", *TRAINED[case.trained],
+            sys.executable, "-m", "posttrain", "model=hf", f"model.path={model}", *DATA[case.data],
+            f"data.path={model / case.data}.jsonl", "data.validation_fraction=0.1", "trainer.seq_length=256",
+            "trainer.global_batch_size=8", f"trainer.max_steps={STEPS}", "trainer.num_generations=0",
+            f"optimizer.lr={RATES.get(case.trained, 1e-4)}", "scheduler=constant", "scheduler.lr_warmup_fraction=0",
+            "checkpoint.save=false", *TRAINED[case.trained],
             f"parallelism={case.layout}", f"parallelism.nproc_per_node={processes}", *overrides,
             f"hydra.run.dir={run_dir}",
         ]  # fmt: skip
@@ -201,5 +219,5 @@ def test_resumed_in_another_layout(first, then, bench, results):
     whole = bench.submit(Case("Llama", "lora", then), name, *saved).result()
     assert whole.code == 0, whole.err + whole.log()[-3000:]
     assert f"resuming after step {STEPS // 2}" in whole.out
-    alone = results["Llama-lora-single"]
+    alone = results["Llama-lora-single-messages"]
     assert whole.losses == pytest.approx(alone.losses, rel=LOSSES)

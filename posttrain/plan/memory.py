@@ -171,8 +171,9 @@ def _bytes_of_weights(s: RunSpec, count: float, layers: float) -> float:
     matrices = scales = 0.0  # bytes saved and added in a layer
     for linear in s.known_shape.linears:
         share = s.trains(linear.name)
-        matrices += linear.inputs * linear.outputs * share
-        scales += 4 * linear.outputs * share
+        matrices += linear.inputs * linear.outputs / s.tensor * share
+        divided = s.tensor if linear.name in ("linear_qkv", "linear_fc1") else 1
+        scales += 4 * linear.outputs / divided * share
     return 2 * count + layers * (scales - matrices)
 
 

@@ -199,6 +199,11 @@ def check_parallelism(cfg: DictConfig, visible_gpus: int, shape: Mapping[str, An
         )
     if not visible_gpus and chosen.fsdp:
         raise UserError("`parallelism=fsdp`: Megatron-FSDP needs GPUs; use parallelism=zero1")
+    if chosen.fsdp and (not cfg.model.random_init or t.export):
+        raise UserError(
+            "`parallelism=fsdp`: with Megatron-Bridge 0.6 it can't read or export a Hugging Face model; it trains with "
+            "model.random_init=true trainer.export=false alone. Use parallelism=zero1"
+        )
     if visible_gpus and nproc > visible_gpus:
         raise UserError(f"`parallelism.nproc_per_node={nproc}`: this machine has {visible_gpus} visible GPUs")
     if sizes.world % sizes.model_parallel:

@@ -57,11 +57,26 @@ def test_a_changed_configuration_is_refused(tmp_path, cfg, word):
 
 @pytest.mark.parametrize("word", ["trainer.max_steps=9", "logger=tensorboard", "launch.max_restarts=3",
                                   "checkpoint.save_total_limit=2", "trainer.micro_batch_size=2", "run.name=x",
-                                  "parallelism.nproc_per_node=2", "trainer.export=false", "cache_dir=/x"])  # fmt: skip
+                                  "parallelism.nproc_per_node=2", "trainer.export=false", "cache_dir=/x",
+                                  "parallelism=tp2", "parallelism=pp2", "parallelism=tp2_pp2"])  # fmt: skip
 def test_harmless_changes_are_not(tmp_path, cfg, word):
     save(tmp_path, 2, cfg)
     resume.check(cfg, tmp_path)
     resume.check(compose(["trainer.max_steps=4", word]), tmp_path)
+
+
+@pytest.mark.parametrize("words", [["parallelism=cp2"], ["parallelism=zero1"], ["parallelism=fsdp"]])
+def test_layouts_that_pack_or_save_otherwise_are_refused(tmp_path, cfg, words):
+    save(tmp_path, 2, cfg)
+    with pytest.raises(UserError, match="parallelism"):
+        resume.check(compose(["trainer.max_steps=4", *words]), tmp_path)
+
+
+def test_a_divided_optimizer_stays_divided_in_the_same_way(tmp_path):
+    save(tmp_path, 2, compose(["trainer.max_steps=4", "parallelism=zero1"]))
+    words = ["trainer.max_steps=4", "parallelism=zero1", "+parallelism.tensor_model_parallel_size=2"]
+    with pytest.raises(UserError, match="tensor_model_parallel_size"):
+        resume.check(compose(words), tmp_path)
 
 
 def test_a_checkpoint_without_optimizer_state_is_not_gone_on_from(tmp_path):

@@ -38,7 +38,7 @@ TRAINED = {
 }
 DATA = {"messages": ["data=messages"], "text": ["objective=text"]}
 RATES = {"all": 1e-5}  # Adam's steps are of one size, so all weights move far, and differences with them
-DENSE = ["ddp", "zero1", "fsdp", "tp2", "pp2"]
+DENSE = ["ddp", "zero1", "tp2", "pp2"]  # Megatron-FSDP can't read a model: posttrain/spec/checks.py
 MIXTURE = ["ddp", "tp2", "ep2"]
 
 

@@ -58,7 +58,7 @@ PLAIN = {"tp": 1, "pp": 1, "cp": 1, "ep": 1, "zero1": False}
         (["trainer.seq_length=8192", "trainer.micro_batch_size=8"], 2, 24, {"cp": 2, "local": 2}),
         # one sequence of 128 k tokens on eight GPUs
         (["model=llama3_8b", "trainer.seq_length=131072", "trainer.global_batch_size=4"], 8, 139.8,
-         {"cp": 4, "local": 8}),
+         {"tp": 4, "local": 8}),
         # a batch of 8 can't be divided by 3: one GPU is left out
         (["trainer.global_batch_size=8"], 3, 79.2, {"local": 2}),
     ],

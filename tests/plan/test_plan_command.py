@@ -114,7 +114,7 @@ def test_advice_fits_and_is_the_cheapest():
     assert best.fits(small) and best.kind == "speed" and best.memory.needed <= 44 * GIB
     fitting = [c for n in (1, 2, 3) for c in advice.changes(s, small, n) if c.fits(small)]
     assert all(best.slower <= change.slower for change in fitting if change.kind == "speed")
-    assert advice.cheapest(s, replace(GPU, memory_gib=2)) is None
+    assert advice.cheapest(s, replace(GPU, memory_gib=1)) is None
     for change in advice.changes(s, GPU, 2):
         assert change.setting.shape.heads % change.setting.tensor == 0
         assert change.setting.global_batch % (change.setting.micro_batch * change.setting.data_parallel) == 0

@@ -36,6 +36,7 @@ LLAMA = ["model=llama3_8b"]
         ([*LLAMA, "parallelism=cp2"], 0, "Transformer Engine's, which needs GPUs"),
         (["model=gemma2_2b", "parallelism=cp2"], 2, "attention scores are soft-capped"),
         ([*LLAMA, "parallelism=fsdp"], 0, "Megatron-FSDP needs GPUs; use parallelism=zero1"),
+        ([*LLAMA, "parallelism=fsdp"], 2, "it can't read or export a Hugging Face model"),
         ([*LLAMA, "parallelism=ep2"], 2, "this model has no experts"),
         ([*LLAMA, "parallelism=tp8", "trainer.seq_length=100"], 8, "must be a multiple of tensor_model_parallel_size"),
         (["checkpoint.async_save=true"], 0, "needs a GPU"),

@@ -84,12 +84,14 @@ def _of_row(row: TracedRow, form: RowFormat, place: readers.Place, metadata: fro
     """
     conversations = list(form.conversations(row))
     own = variables(row)
-    unread = dict(row.unread(metadata))
+    unread = row.unread(metadata)
     if unread:
         check_row_weight(row, unread)
     for conversation in conversations:
-        conversation.variables = own
-        conversation.unread = {**unread, **conversation.unread}
+        if own:
+            conversation.variables = own
+        if unread:
+            conversation.unread = {**unread, **conversation.unread}
         if len(conversations) > 1:
             conversation.tree = place.digest()
     return conversations

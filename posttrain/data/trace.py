@@ -45,11 +45,12 @@ LONG = 16  # characters from which a text that is found in another is no coincid
 class TracedRow(dict[str, Any]):
     """A row that knows which of its columns were looked at; the columns within a column as well."""
 
-    __slots__ = ("read",)
+    __slots__ = ("nested", "read")
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         super().__init__(row)
         self.read: set[str] = set()
+        self.nested = False  # whether a column that was looked at has columns itself
 
     def __getitem__(self, name: str) -> Any:
         value = dict.__getitem__(self, name)
@@ -57,6 +58,7 @@ class TracedRow(dict[str, Any]):
         if type(value) is dict:
             value = TracedRow(value)
             dict.__setitem__(self, name, value)
+            self.nested = True
         return value
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -75,16 +77,20 @@ class TracedRow(dict[str, Any]):
     def __iter__(self) -> Iterator[str]:
         return super().__iter__()  # Python's own copying then asks for each value, and is seen
 
-    def unread(self, metadata: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
-        """Yield the columns that hold something and weren't looked at, but for metadata; `a.b` is b within a."""
+    def unread(self, metadata: Collection[str] = ()) -> dict[str, Any]:
+        """The columns that hold something and weren't looked at, but for metadata; `a.b` is b within a."""
+        columns: dict[str, Any] = {}
+        if len(self.read) == len(self) and not self.nested:
+            return columns
         for name, value in dict.items(self):
             if name not in self.read:
                 if name not in metadata and not is_metadata(name) and holds(value):
-                    yield name, value
+                    columns[name] = value
             elif type(value) is TracedRow:
-                for inner, part in value.unread():
+                for inner, part in value.unread().items():
                     if f"{name}.{inner}" not in metadata:
-                        yield f"{name}.{inner}", part
+                        columns[f"{name}.{inner}"] = part
+        return columns
 
 
 def is_metadata(name: str) -> bool:

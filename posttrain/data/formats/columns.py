@@ -50,7 +50,8 @@ class Alpaca(FormatOptions):
                     raise wrong_type(f"instances[{index}]", "an object", instance)
                 fields = TracedRow(instance)
                 conversation = self._conversation(row, instruction, fields)
-                conversation.unread = {f"instances.{name}": value for name, value in fields.unread(self.metadata)}
+                unread = fields.unread(self.metadata)
+                conversation.unread = {f"instances.{name}": value for name, value in unread.items()}
                 yield conversation
         else:
             yield self._conversation(row, instruction, row)

@@ -69,7 +69,7 @@ class Text(FormatOptions):
         traced = TracedRow(row)
         try:
             document = next(self.documents(traced))
-            document.unread = dict(traced.unread(self.metadata))
+            document.unread = traced.unread(self.metadata)
             return place, document
         except RowError as error:
             return place, error

@@ -91,7 +91,7 @@ class _Search:
         missing = self._missing_parts(index, content)
         if len(missing) == 1 and missing[0].strip() == content.strip():
             if not self._in_other_fields(index, content) and not self._changes_text(index, content=f"{content} x"):
-                raise self._lost(index, "this message", f"a {message.role} message")
+                raise self._lost(index, "this message", f"a {message.role} message", None)
             return
         opened = "".join(missing).replace("<think>", "").replace("</think>", "")
         if not holds(opened):
@@ -138,13 +138,13 @@ class _Search:
         shown = self._paths(index, "tool_calls")
         for number, call in enumerate(calls):
             if not _any_within(shown, (number,)):
-                raise self._lost(index, f"its tool call {number + 1} of {len(calls)}", "tool calls")
+                raise self._lost(index, f"its tool call {number + 1} of {len(calls)}", "tool calls", "tool_calls")
             arguments = call.get("function", {}).get("arguments")
             if holds(arguments) and not _any_within(shown, (number, "function", "arguments")):
                 without = list(calls)
                 without[number] = {**call, "function": {**call["function"], "arguments": {}}}
                 if not self._changes_text(index, tool_calls=without):
-                    raise self._lost(index, f"the arguments of its tool call {number + 1}", "tool calls' arguments")
+                    raise self._lost(index, f"the arguments of its tool call {number + 1}", "arguments", "tool_calls")
             yield from self._leaves(call, (number,), shown, "messages.tool_calls")
 
     def _tools(self, tools: list[dict[str, Any]]) -> Iterator[Unread]:
@@ -173,10 +173,10 @@ class _Search:
             return
         if name == REASONING[0]:
             if not self.renderer.writes_reasoning:
-                raise self._lost(index, "its reasoning", "reasoning")
+                raise self._lost(index, "its reasoning", "reasoning", name)
             yield LOST_REASONING if index in self.trained else CONTEXT_REASONING, value
         elif is_spoken(name) and not self._in_text(value):
-            raise self._lost(index, f"its `{name}`", f"`{name}`")
+            raise self._lost(index, f"its `{name}`", f"`{name}`", name)
         else:
             yield f"messages.{name}", value
 
@@ -220,13 +220,14 @@ class _Search:
         parts = list(texts(value))
         return bool(parts) and all(part in contents or (len(part) >= LONG and part in self.text) for part in parts)
 
-    def _lost(self, index: int, what: str, kind: str) -> RowError:
-        """The error of a part of a message that the template leaves out."""
+    def _lost(self, index: int, what: str, kind: str, key: str | None) -> RowError:
+        """The error of a part of a message that the template leaves out, under a key; None: of all of it."""
         message = self.conversation.messages[index]
         role = message.role
-        hint = "choose another template=, or leave it out yourself with data.format.metadata"
-        if what == "this message":
-            hint = f"data.format.roles={{{role}: user}}, or another role that it knows, has it written as that role's"
+        hint = f"choose another template=, or leave it out yourself with data.format.metadata=[{key}]"
+        if key is None:
+            known = {"developer": "system"}.get(role, "user")
+            hint = f"data.format.roles={{{role}: {known}}}, or another role that it knows, writes it as that"
         return RowError(
             f"messages[{index}] ({role}): the template {self.renderer.template.name} leaves out {what}; {hint}",
             f"the template leaves out {kind}",

@@ -271,7 +271,7 @@ CASES = {
     "reasoning, not wanted": Case(
         "",
         "",
-        SUM,
+        {"messages": [user("2+2?"), answer("4", reasoning="small sum")]},
         Messages(metadata=["reasoning_content"]),
         template=CHATML,
         reference={"messages": [user("2+2?"), answer("4")]},

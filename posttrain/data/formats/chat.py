@@ -30,6 +30,10 @@ class Keys:
     roles: Mapping[str, str] = field(default_factory=dict)
     metadata: Collection[str] = ()
 
+    def leaves_out(self, key: str) -> bool:
+        """Whether a key of messages is not read; the first name of reasoning stands for all of its spellings."""
+        return key in self.metadata or (key in REASONING and REASONING[0] in self.metadata)
+
 
 @dataclass
 class Messages(FormatOptions):
@@ -119,7 +123,7 @@ def _message(item: object, where: str, keys: Keys, names: Mapping[str, str]) -> 
     weight = read_weight(item, where)
     extra: dict[str, Any] = {}
     for key, value in item.items():
-        if key == keys.role or key == keys.content or key in _OWN or value is None or key in keys.metadata:
+        if key == keys.role or key == keys.content or key in _OWN or value is None or keys.leaves_out(key):
             continue
         beside = key in ("role", "content")  # in a file that spells them otherwise
         extra[f"{key} of the file" if beside else key] = value

@@ -163,4 +163,6 @@ def test_logits():
         == 4096 * 128256 * 6
     )
     divided = estimate_memory(setting([ONE_B, "parallelism=tp2"], 2)).detail["loss"]["logits"]
+    assert divided == lora / 2
+    divided = estimate_memory(setting([ONE_B, "parallelism=tp2", "peft=none"], 2)).detail["loss"]["logits"]
     assert divided == 4096 * 128256 / 2 * 6

@@ -13,7 +13,6 @@ from posttrain.spec.shape import Adapters
 from posttrain.utils.gpus import Gpu
 
 KINDS = ("speed", "format", "gpus", "data", "result")  # the first are preferred
-TENSOR = 1.1  # assumed, not measured: what communication inside a machine costs
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,8 @@ def _tensor_edits(s: RunSpec) -> Iterator[Edit]:
         world = max(s.world, divided.model_parallel)
         kind = "speed" if world == s.world and world % divided.model_parallel == 0 else "gpus"
         override = f"parallelism.tensor_model_parallel_size={size}"
+        if s.pipeline * s.context * s.expert == 1 and not s.distributed_optimizer:
+            override = f"parallelism=tp{size}"
         yield Edit(kind, override, {"tensor": size, "world": world})
 
 
@@ -133,8 +134,6 @@ def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], before: float | None)
     slower = 1.0
     if after and before:
         slower = after / before * s.length / changed.length
-    if changed.tensor > s.tensor:
-        slower *= TENSOR
     overrides = tuple(edit.override for edit in chosen)
     worst = max((edit.kind for edit in chosen), key=KINDS.index)
     return Change(overrides, worst, changed, estimate_memory(changed), slower)

@@ -19,7 +19,7 @@ def test_sizes_are_recorded_and_the_same_command_may_go_on(posttrain, words):
     frozen = OmegaConf.load(run.run_dir / "config.yaml").parallelism
     assert (frozen.auto, frozen.nproc_per_node, frozen.tensor_model_parallel_size) == (False, 1, 1)
     again = compose([*words, "trainer.max_steps=2"])
-    with pytest.raises(UserError, match=r"parallelism\.tensor_model_parallel_size: 1 -> 2"):
-        resume.check(OmegaConf.merge(again, {"parallelism": {"tensor_model_parallel_size": 2}}), run.run_dir)
+    with pytest.raises(UserError, match=r"parallelism\.context_parallel_size: 1 -> 2"):
+        resume.check(OmegaConf.merge(again, {"parallelism": {"context_parallel_size": 2}}), run.run_dir)
     auto.resolve(again, 0)
     resume.check(again, run.run_dir)

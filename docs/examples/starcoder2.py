@@ -3,7 +3,7 @@
 from posttrain.models import HFModel
 from posttrain.models.families import register
 from posttrain.models.families.family import EMBEDDING, OUTPUT, ConfigFields, Flag, Matrix, ModelFamily, attention
-from posttrain.models.families.rules import COUNT, FRACTION, POSITIVE, SWITCH, decoder_rules, equal
+from posttrain.models.families.field_rules import COUNT, FRACTION, POSITIVE, SWITCH, decoder_rules, equal
 
 BIAS = Flag("use_bias", default=True)
 

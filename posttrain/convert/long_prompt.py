@@ -11,7 +11,7 @@ import torch
 
 from posttrain.convert.megatron_logits import LENGTH, PROMPTS
 from posttrain.models.families import position_limit_of
-from posttrain.models.families.rules import spans_of
+from posttrain.models.families.field_rules import spans_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

@@ -162,7 +162,7 @@ def test_accepted_activations_are_those_that_there_are(megatron):
     from transformers.activations import ACT2FN
 
     from posttrain.models.bridges.activation_functions import ACTIVATIONS
-    from posttrain.models.families.rules import ACTIVATION
+    from posttrain.models.families.field_rules import ACTIVATION
 
     assert [name for name in ACT2FN if ACTIVATION.accepts(name)] == [name for name in ACT2FN if name in ACTIVATIONS]
     x = torch.linspace(-4, 4, 101)

@@ -21,7 +21,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from posttrain.models.biased_layers import with_biases
 from posttrain.models.bridges.activation_functions import ACTIVATIONS
 from posttrain.models.families import family_of
-from posttrain.models.families.rules import SLIDING
+from posttrain.models.families.field_rules import SLIDING
 
 if TYPE_CHECKING:
     # A mixin of upstream's class; at run time it comes after it.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.models.families.family import ModelFamily
-from posttrain.models.families.rules import rope_limit
+from posttrain.models.families.field_rules import rope_limit
 
 SHARED = ("family", "rules")  # modules that the families are written with
 _known: dict[str, ModelFamily] = {}

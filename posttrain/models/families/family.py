@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from posttrain.models.families.rules import (
+from posttrain.models.families.field_rules import (
     Constraint,
     Rule,
     problem_in,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from posttrain.models.families.family import ATTENTION_BIAS, EMBEDDING, OUTPUT, ModelFamily, attention, gated_mlp
-from posttrain.models.families.rules import ACTIVATION, SWITCH, decoder_rules, only
+from posttrain.models.families.field_rules import ACTIVATION, SWITCH, decoder_rules, only
 
 
 def one_activation(config: Mapping[str, object]) -> str | None:

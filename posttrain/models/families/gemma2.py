@@ -9,7 +9,7 @@ from posttrain.models.families.family import (
     attention,
     gated_mlp,
 )
-from posttrain.models.families.rules import (
+from posttrain.models.families.field_rules import (
     ACTIVATION,
     COUNT,
     LAYER_TYPES,

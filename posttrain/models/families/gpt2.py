@@ -1,7 +1,7 @@
 """GPT-2: learned positions, tied embeddings, linear weights stored transposed (Conv1D), biases everywhere."""
 
 from posttrain.models.families.family import ConfigFields, Matrix, ModelFamily
-from posttrain.models.families.rules import ACTIVATION, COMMON, COUNT, FRACTION, NO_EFFECT, POSITIVE, equal, only
+from posttrain.models.families.field_rules import ACTIVATION, COMMON, COUNT, FRACTION, NO_EFFECT, POSITIVE, equal, only
 
 FAMILY = ModelFamily(
     model_type="gpt2",

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from posttrain.models.families.family import ConfigFields, Flag, Matrix, ModelFamily
-from posttrain.models.families.rules import (
+from posttrain.models.families.field_rules import (
     ACTIVATION,
     COMMON,
     COUNT,

@@ -1,7 +1,7 @@
 """Llama 1 to 3.3, and the many models built like them."""
 
 from posttrain.models.families.family import ATTENTION_BIAS, EMBEDDING, OUTPUT, Flag, ModelFamily, attention, gated_mlp
-from posttrain.models.families.rules import NO_EFFECT, SWITCH, decoder_rules, only
+from posttrain.models.families.field_rules import NO_EFFECT, SWITCH, decoder_rules, only
 
 FAMILY = ModelFamily(
     model_type="llama",

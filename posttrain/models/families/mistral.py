@@ -1,7 +1,7 @@
 """Mistral: Llama's layer, in some versions with a sliding window."""
 
 from posttrain.models.families.family import EMBEDDING, OUTPUT, ModelFamily, attention, gated_mlp
-from posttrain.models.families.rules import COUNT, decoder_rules
+from posttrain.models.families.field_rules import COUNT, decoder_rules
 
 FAMILY = ModelFamily(
     model_type="mistral",

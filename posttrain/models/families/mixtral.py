@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from posttrain.models.families.family import EMBEDDING, OUTPUT, ConfigFields, Matrix, ModelFamily, attention
-from posttrain.models.families.rules import (
+from posttrain.models.families.field_rules import (
     COUNT,
     SWITCH,
     Rule,

@@ -1,7 +1,7 @@
 """Qwen2 and Qwen2.5: Llama's layer, with a bias on query, key and value."""
 
 from posttrain.models.families.family import EMBEDDING, OUTPUT, ModelFamily, attention, gated_mlp
-from posttrain.models.families.rules import (
+from posttrain.models.families.field_rules import (
     COUNT,
     LAYER_TYPES,
     LAYERS,

@@ -1,7 +1,14 @@
 """Qwen3, dense: Llama's layer, with normalised queries and keys."""
 
 from posttrain.models.families.family import ATTENTION_BIAS, EMBEDDING, OUTPUT, ModelFamily, attention, gated_mlp
-from posttrain.models.families.rules import COUNT, LAYER_TYPES, LAYERS, SWITCH, decoder_rules, windows_are_switched_on
+from posttrain.models.families.field_rules import (
+    COUNT,
+    LAYER_TYPES,
+    LAYERS,
+    SWITCH,
+    decoder_rules,
+    windows_are_switched_on,
+)
 
 FAMILY = ModelFamily(
     model_type="qwen3",

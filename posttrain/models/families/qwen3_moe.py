@@ -13,7 +13,7 @@ from posttrain.models.families.family import (
     attention,
     gated_mlp,
 )
-from posttrain.models.families.rules import COUNT, NO_EFFECT, SWITCH, at_least, decoder_rules, only
+from posttrain.models.families.field_rules import COUNT, NO_EFFECT, SWITCH, at_least, decoder_rules, only
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

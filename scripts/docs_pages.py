@@ -26,7 +26,7 @@ import yaml_options as options  # noqa: E402
 
 from posttrain.cli import help_screen  # noqa: E402
 from posttrain.config import schema  # noqa: E402
-from posttrain.models.families import families, rules  # noqa: E402
+from posttrain.models.families import families, field_rules  # noqa: E402
 
 CONF = ROOT / "conf"
 GROUPS = [*help_screen.groups(CONF), "hydra/launcher"]
@@ -92,8 +92,8 @@ Megatron-Bridge alone; then `trainer.verify_base` compares logits before the fir
 def fields_page() -> str:
     """Which fields of a config.json are honoured, without effect or refused, by family."""
     known = families()
-    names = sorted({name for family in known for name in family.rules} - rules.COMMON.keys())
-    shared = [name for name, rule in rules.COMMON.items() if rule.honoured]
+    names = sorted({name for family in known for name in family.rules} - field_rules.COMMON.keys())
+    shared = [name for name, rule in field_rules.COMMON.items() if rule.honoured]
     lines = [FIELDS, f"| field | must be | {' | '.join(family.model_type for family in known)} |"]
     lines.append("|---" * (2 + len(known)) + "|")
     for name in [*shared, *names]:
@@ -102,14 +102,14 @@ def fields_page() -> str:
         marks = " | ".join(" " if rule is None else "●" if rule.honoured else "○" for rule in found)
         lines.append(f"| `{name}` | {'; '.join(words)} | {marks} |")
     lines += ["", "## Rotary embeddings", "", "| kind | needs | may have |", "|---|---|---|"]
-    for kind, parameters in rules.ROPE_KINDS.items():
+    for kind, parameters in field_rules.ROPE_KINDS.items():
         cells = (_listed_fields(parameters.required), _listed_fields(parameters.optional))
         lines.append(f"| `{kind}` | {cells[0]} | {cells[1]} |")
-    without = _listed_fields({name: rule for name, rule in rules.COMMON.items() if not rule.honoured})
+    without = _listed_fields({name: rule for name, rule in field_rules.COMMON.items() if not rule.honoured})
     return "\n".join([*lines, "", "## Without effect in every family", "", without, ""])
 
 
-def _listed_fields(found: Mapping[str, rules.Rule]) -> str:
+def _listed_fields(found: Mapping[str, field_rules.Rule]) -> str:
     return ", ".join(f"`{name}`" for name in found)
 
 

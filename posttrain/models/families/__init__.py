@@ -11,7 +11,7 @@ from typing import Any
 from posttrain.models.families.family import ModelFamily
 from posttrain.models.families.field_rules import rope_limit
 
-SHARED = ("family", "rules")  # modules that the families are written with
+SHARED = ("family", "field_rules")  # modules that the families are written with
 _known: dict[str, ModelFamily] = {}
 
 

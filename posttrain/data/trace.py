@@ -38,7 +38,6 @@ SPOKEN = frozenset(
 # Keys for whether a message is trained: OpenAI's and Mistral's, ours, axolotl's, and further ones.
 WEIGHTS = ("weight", "loss", "loss_weight", "train", "training")
 NOTHING = ("", "[]", "{}")  # texts that hold nothing, the last two as JSON in a column of texts
-NOTHING = ("", "[]", "{}")  # texts that hold nothing, the last two as JSON in a column of texts
 LONG = 16  # characters from which a text that is found in another is no coincidence
 
 

@@ -114,6 +114,14 @@ CHANGES = (
         versions=CORE,
     ),
     _elsewhere(
+        "rates-in-proportion",
+        "posttrain.train.learning_rates",
+        "__class__",
+        kind=Kind.CORRECTNESS,
+        symptom="LoRA+: the warm-up of all parameters begins at one rate, so that its ratio holds at the end alone",
+        versions=CORE,
+    ),
+    _elsewhere(
         "nonfinite-gradients",
         "posttrain.train.nonfinite",
         "prepare_grads",

@@ -95,6 +95,8 @@ def _run_table(plan: dict[str, Any]) -> Table:
     if plan["steps"] is not None:
         steps = f"{plan['steps']:,}"
     table.add_row("steps", f"{steps} of {plan['tokens_per_step']:,} tokens")
+    if plan["learning_rate"]:
+        table.add_row("rate", plan["learning_rate"])
     speed = plan["speed"]
     if speed["step_s"]:
         time = f"{speed['step_s']:.2f} s a step, {speed['tokens_per_second']:,} tokens/s, MFU {speed['mfu']:.0%}"

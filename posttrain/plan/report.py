@@ -12,6 +12,7 @@ from posttrain.plan.data_stats import DataStats, estimate_data
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import Speed, estimate_speed
 from posttrain.spec.run_spec import RunSpec, resolve_spec
+from posttrain.spec.schedule import schedule_of
 from posttrain.utils.gpus import Gpu
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
         "cheapest_change": _change(best, gpu) if best else None,
         "data": data,
         "steps": steps,
+        "learning_rate": _learning_rate(cfg, steps),
         "tokens_per_step": round(tokens),
         "tokens": round(tokens * steps) if steps else None,
         "supervised_share_assumed": None if stats else setting.supervised_share,
@@ -121,6 +123,14 @@ def _steps(cfg: DictConfig, spec: RunSpec, stats: DataStats | None) -> tuple[int
     if stats is not None:
         tokens = min(tokens, stats.tokens / stats.rows * batch)
     return spec.steps(None if stats is None else stats.rows), tokens
+
+
+def _learning_rate(cfg: DictConfig, steps: int | None) -> str | None:
+    """The schedule in a line, with what of it can't be as asked; None where the run's steps are not known."""
+    if steps is None:
+        return None
+    schedule = schedule_of(cfg, steps)
+    return "; ".join([schedule.describe(), *schedule.notes])
 
 
 def _parameters(setting: RunSpec) -> dict[str, int]:

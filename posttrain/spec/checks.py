@@ -31,6 +31,7 @@ from posttrain.peft import adapter_checks
 from posttrain.peft.adapters import resolve
 from posttrain.spec.parallel_sizes import KEYS, Counts, ParallelSizes, model_parallel_sizes
 from posttrain.spec.run_spec import resolve_spec
+from posttrain.spec.schedule import schedule_of
 from posttrain.utils import kernel_files
 
 SIZES = ("layers", "heads", "groups", "experts", "learned_positions")  # fields of a config.json that are computed with
@@ -116,6 +117,8 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(
             "`scheduler.lr_warmup_iters`: lr_warmup_fraction is set as well; add scheduler.lr_warmup_fraction=null"
         )
+    if t.max_steps is not None:
+        schedule_of(cfg, t.max_steps)
     if t.loss_spike_factor is not None and t.on_nonfinite == "skip":
         raise UserError(
             f"`trainer.loss_spike_factor={t.loss_spike_factor}`: a loss is known after the update, too late to skip "

@@ -14,7 +14,7 @@ from posttrain.data.sealed import Used
 from posttrain.errors import ExportRefused
 from posttrain.ops.fused_lora import fused_layers
 from posttrain.plan.report import planned_peak
-from posttrain.train import pruning
+from posttrain.train import learning_rates, pruning
 from posttrain.train.batches import Counts
 from posttrain.train.context import RunContext
 from posttrain.train.counted_flops import count_flops
@@ -93,6 +93,8 @@ class RunCallback(Callback):
         if run.groups.peft:
             self.frozen = fingerprint_frozen(context.model)
         self.nonfinite.watch(context.optimizer)
+        assert context.scheduler is not None
+        learning_rates.follow(context.scheduler, run.schedule, self.settings.global_batch_size)
         save_on_sigterm(context.state)
         run.clock.mark("validation, samples")
 

@@ -16,6 +16,7 @@ from posttrain.objectives import Objective
 from posttrain.patches import Platform
 from posttrain.peft.adapters import LoRA
 from posttrain.spec.run_spec import RunSpec
+from posttrain.spec.schedule import Schedule, schedule_of
 from posttrain.train.parallelism import Parallelism
 from posttrain.train.precision import Precision
 from posttrain.train.startup_clock import StartupClock
@@ -104,6 +105,11 @@ class RunContext:
         steps = self.spec.steps(len(self.splits.train))
         assert steps is not None  # it is, where rows are not counted
         return steps
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate of every step."""
+        return schedule_of(self.config, self.steps)
 
     @property
     def validation_rows(self) -> int:

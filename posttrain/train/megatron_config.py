@@ -241,12 +241,16 @@ def process_groups(run: RunContext) -> DistributedInitConfig:
 
 
 def schedule(run: RunContext) -> "SchedulerConfig":
-    """Return the group `scheduler` with what follows from the run."""
+    """Return the group `scheduler` with what follows from the run; see posttrain.spec.schedule."""
     optimizer = run.groups.optimizer
     scheduler = run.groups.scheduler
-    # Megatron's warm-up starts at 0, a step that changes nothing; start at its first fraction instead.
-    warmup = scheduler.lr_warmup_iters or int((scheduler.lr_warmup_fraction or 0) * run.steps)
-    scheduler.lr_warmup_init = optimizer.lr / (warmup + 1)
+    rates = run.schedule
+    scheduler.lr_warmup_init = rates.first
+    if scheduler.lr_warmup_fraction and rates.horizon != run.steps:
+        scheduler.lr_warmup_fraction = rates.warmup / rates.horizon  # Megatron-Bridge's is a share of the horizon
+    scheduler.lr_decay_iters = rates.horizon
+    if rates.final:
+        scheduler.lr_wsd_decay_iters = rates.final
     scheduler.start_weight_decay = optimizer.weight_decay
     scheduler.end_weight_decay = optimizer.weight_decay
     # Steps may be added to a run: its schedule is the new configuration's, from the step that it has reached.

@@ -165,7 +165,10 @@ def describe(run: RunContext) -> list[str]:
         f"{report['conversations']} {unit}s, {report['tokens']:,} tokens, {report['supervised_share']:.0%} supervised, "
         f"in {rows} rows of {run.settings.seq_length} ({report['packing_efficiency']:.1%} full)",
         f"{run.steps} steps of {batch} rows: {passes:.2f} epochs",
+        f"learning rate {run.schedule.describe()}",
     ]
+    for note in run.schedule.notes:
+        lines.append(f"[yellow]{note}[/]")
     if run.spec.epochs is not None and passes > MORE_PASSES * run.spec.epochs:
         lines.append(
             f"[yellow]trainer.epochs={run.spec.epochs:g} becomes {passes:.2f}: every step has {batch} rows, and there "

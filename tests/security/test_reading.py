@@ -68,7 +68,7 @@ def test_links_that_lead_back_are_followed_once(tangle):
     right = [tangle / name / "rows.jsonl" for name in "ab"]
     for pattern in ("**/*.jsonl", "**", "**/rows.jsonl", "*/rows.jsonl"):
         assert sources.files(str(tangle / pattern), "data.path", tangle) == right
-    assert sources.files(str(tangle), "data.path", tangle) == sorted([*right, tangle / ".hidden" / "rows.jsonl"])
+    assert sources.files(str(tangle), "data.path", tangle) == right  # hidden ones are left out
     assert time.monotonic() - began < 5
 
 

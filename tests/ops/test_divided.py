@@ -1,0 +1,98 @@
+"""A layer with its LoRA, and the output layer's loss, divided over two processes: values and gradients of the whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from divided_worker import CASES, OUTPUTS, SCALE, SIZE, operation, output_layer, whole_layer
+
+WORKER = Path(__file__).with_name("divided_worker.py")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> list[dict]:
+    """What each of two processes has."""
+    folder = tmp_path_factory.mktemp("divided")
+    command = [sys.executable, "-W", "ignore", str(WORKER)]
+    processes = [subprocess.Popen([*command, str(rank), str(folder)]) for rank in range(SIZE)]
+    for process in processes:
+        assert process.wait(300) == 0
+    return [torch.load(folder / f"{rank}.pt") for rank in range(SIZE)]
+
+
+@pytest.fixture(scope="module")
+def megatron():
+    """Made importable here."""
+    from posttrain import patches
+
+    patches.apply(patches.Platform("cpu", False))
+
+
+def alone(before):
+    """[output, gradients of x, a, b] on one process, of a loss that weighs all outputs differently."""
+    from posttrain.ops.fused_lora import FrozenLinearWithLoRA
+
+    (x, weight, a, b), gamma = whole_layer(before)
+    for tensor in (x, a, b):
+        tensor.requires_grad_()
+    y = FrozenLinearWithLoRA.apply(x, weight, None, a, b, SCALE, operation(before, gamma))
+    (y.sin() * torch.arange(y.numel()).view_as(y)).sum().backward()
+    return [y.detach(), x.grad, a.grad, b.grad]
+
+
+def joined(parts, dim, gated=False):
+    """The whole of what processes have parts of; dim None: each has the whole."""
+    if dim is None:
+        assert torch.equal(*parts)
+        return parts[0]
+    if not gated:
+        return torch.cat(parts, dim)
+    pairs = [part.chunk(2, dim) for part in parts]
+    return torch.cat([*(gate for gate, _ in pairs), *(up for _, up in pairs)], dim)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_layer(case, found, megatron):
+    before, inputs_divided, sequence = case
+    y, x, a, b = zip(*(process["layers"][case] for process in found), strict=True)
+    tokens = 0 if sequence else None
+    if inputs_divided:
+        whole = [joined(y, tokens), joined(x, -1, before == "swiglu"), joined(a, 1), joined(b, 0)]
+    else:
+        whole = [joined(y, -1), joined(x, tokens), joined(a, 0), joined(b, 0)]
+    assert whole[0].size(-1) == OUTPUTS
+    for one, other in zip(whole, alone(before), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_losses(found):
+    hidden, weight, labels, upstream = output_layer()
+    losses = torch.nn.functional.cross_entropy(hidden @ weight.t(), labels, reduction="none")
+    (losses * upstream).sum().backward()
+    for process in found:
+        torch.testing.assert_close(process["losses"][0], losses.detach())
+    torch.testing.assert_close(sum(process["losses"][1] for process in found), hidden.grad)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [37, 5000, 40000])
+def test_kernels_of_the_loss(width):
+    """Those of a GPU against what they stand for."""
+    if not torch.cuda.is_available() or str(torch.cuda.current_device()) == "cpu":
+        pytest.skip("no GPU")
+    from posttrain.ops.linear_cross_entropy import log_sum_gradient_, log_sum_parts
+
+    torch.manual_seed(0)
+    logits = 5 * torch.randn(300, width).to(torch.bfloat16)
+    labels = torch.randint(-width, 2 * width, (300,))
+    right = log_sum_parts(logits, labels)
+    found = log_sum_parts(logits.cuda(), labels.cuda())
+    for one, other in zip(found, right, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-4)
+    log_sums = right[0] + right[1].log() + 0.5
+    on_gpu = logits.cuda()
+    log_sum_gradient_(on_gpu, labels.cuda(), log_sums.cuda())
+    log_sum_gradient_(logits, labels, log_sums)
+    torch.testing.assert_close(on_gpu.cpu().float(), logits.float(), rtol=1e-2, atol=1e-4)

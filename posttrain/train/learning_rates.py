@@ -5,6 +5,7 @@ from typing import Any
 
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from posttrain.errors import UserError
 from posttrain.spec.schedule import Schedule
 
 COMPARED = 10_000  # steps of a run, at most
@@ -34,7 +35,7 @@ def follow(scheduler: OptimizerParamScheduler, schedule: Schedule, batch: int) -
         batch: rows of a step, in which Megatron counts.
 
     Raises:
-        RuntimeError: they differ, so that something else would be trained than was said.
+        UserError: they differ, so that something else would be trained than was said.
     """
     if scheduler.max_lr:
         scheduler.__class__ = ProportionalScheduler
@@ -44,6 +45,9 @@ def follow(scheduler: OptimizerParamScheduler, schedule: Schedule, batch: int) -
         found = OptimizerParamScheduler.get_lr(scheduler, {})
         right = schedule.rate(step)
         if not math.isclose(found, right, rel_tol=1e-9, abs_tol=1e-12 * schedule.peak):
-            raise RuntimeError(f"learning rate: Megatron's scheduler has {found} at step {step}, {right} was to be")
+            raise UserError(
+                f"learning rate: Megatron's scheduler has {found:g} at step {step}, and {right:g} was asked for; set "
+                "rates in the groups optimizer and scheduler, not under trainer.megatron"
+            )
     scheduler.num_steps = now
     scheduler.step(0)

@@ -89,7 +89,7 @@ def test_a_scheduler_that_differs_is_noticed():
         SimpleNamespace(param_groups=[{"lr": 0.0}]), 1e-3, 1e-3, 0.0, 0, 11 * BATCH, "cosine", 0.0, 0.0, 1, "constant",
         use_checkpoint_opt_param_scheduler=False,
     )  # fmt: skip
-    with pytest.raises(RuntimeError, match="learning rate"):
+    with pytest.raises(UserError, match="not under trainer"):
         follow(scheduler, schedule_of(config("cosine"), 10), BATCH)
 
 

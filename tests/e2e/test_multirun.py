@@ -39,12 +39,12 @@ def test_a_grid_with_a_failing_trial_then_again(posttrain, words, tmp_path):
     began = time.monotonic()
     grid = [word.replace(",1e30", "") for word in grid]
     again = posttrain(*grid, *pruner)
-    assert again.code == 0 and "2 of 2 trials are finished already" in again.err, again.err
+    assert again.code == 0 and "2 of 2 trials have already finished" in again.err, again.err
     assert time.monotonic() - began < 30  # nothing was run; a few seconds on an idle machine
     assert (good / "metrics.jsonl").read_bytes() == before
 
     whole = posttrain(*grid)  # without a pruner the pruned trial resumes
-    assert whole.code == 0 and "1 of 2 trials are finished already" in whole.err, whole.err
+    assert whole.code == 0 and "1 of 2 trials have already finished" in whole.err, whole.err
     assert [line["step"] for line in metrics(poor) if "loss" in line] == [1, 2, 3, 4]
     assert json.loads((poor / "status.json").read_text())["state"] == "finished"
 

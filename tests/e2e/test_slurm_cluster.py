@@ -228,7 +228,7 @@ def test_a_grid_of_two_rank_trials_gives_what_runs_here_give(start, ask, posttra
     before = [(trial / "metrics.jsonl").read_bytes() for trial in good]
     pruner = ["sweep.pruner=median", "sweep.pruner_startup_trials=2", "sweep.pruner_warmup_steps=2"]
     again = finish(start(*grid, "optimizer.lr=1e-2,1e-9", "peft.rank=4,8", *pruner), good[0])
-    assert again.code == 0 and "2 of 4 trials are finished already" in again.err
+    assert again.code == 0 and "2 of 4 trials have already finished" in again.err
     assert [(trial / "metrics.jsonl").read_bytes() for trial in good] == before
     assert all(status(trial)["state"] == "pruned" and "after step 2: " in status(trial)["error"] for trial in poor)
 

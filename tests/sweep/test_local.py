@@ -56,7 +56,7 @@ def test_a_grid_is_run_once_and_grows(tmp_path):
     assert re.search(r"\* lr=0.0003,rank=8 +0.0003 +0.125", out)
 
     code, out, err = sweep(tmp_path, "optimizer.lr=1e-4,3e-4", "peft.rank=8,32", "logger=tensorboard")
-    assert code == 0 and "2 of 4 trials are finished already" in err
+    assert code == 0 and "2 of 4 trials have already finished" in err
     assert set(runs(directory).values()) == {1} and len(runs(directory)) == 4
     assert (directory / "best").resolve().parent.name == "lr=0.0003,rank=32"
     assert len(list((tmp_path / "outputs/sweeps").iterdir())) == 1
@@ -153,7 +153,7 @@ def test_nine_finished_trials_cost_little(tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code, _, err = sweep(tmp_path, *grid)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert code == 0 and "9 of 9 trials are finished already" in err
+    assert code == 0 and "9 of 9 trials have already finished" in err
     assert set(runs(tmp_path / "outputs/sweeps/nine").values()) == {1}
     took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert took < 30  # seconds of CPU time; 5 on a fast core

@@ -82,7 +82,7 @@ class RunCheckpointConfig(CheckpointConfig):
             group: when is saved, and what.
             directory: where this run's checkpoints go.
             base: Hugging Face directory of the weights before training.
-            resume_from: the checkpoint to go on from.
+            resume_from: the checkpoint to resume from.
             run: what the manager needs of the run.
         """
         register_allowed_target_prefix("posttrain.checkpoint.manager")

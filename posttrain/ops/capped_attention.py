@@ -79,7 +79,7 @@ def build_block_mask(first: torch.Tensor) -> BlockMask:
 
 def kernel_options(query: torch.Tensor) -> FlexKernelOptions:
     """FlexAttention's options for queries of this device, width and number format."""
-    options: dict[str, str | int] = {"BACKEND": "TRITON"}  # its kernel for a few queries wants another mask
+    options: dict[str, str | int] = {"BACKEND": "TRITON"}  # its kernel for a few queries requires another mask
     wide = query.size(-1) > 128 and query.element_size() == 2
     if wide and query.is_cuda and torch.cuda.get_device_capability(query.device) == (9, 0):
         options |= WIDE_HEADS

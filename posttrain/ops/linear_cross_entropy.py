@@ -33,7 +33,7 @@ def supervised_losses(
 ) -> torch.Tensor:
     """Return the losses of the positions in `context`; the output processor of Megatron's GPTModel.
 
-    Where tensor parallelism divides the vocabulary, the output layer is frozen and has no bias.
+    Where tensor parallelism divides the vocabulary, the output layer is frozen.
 
     Args:
         hidden_states: [t, 1, h] of the last layer, [t/n, 1, h] with sequence parallelism.
@@ -48,6 +48,7 @@ def supervised_losses(
         float32[1, k].
     """
     weight = cast(torch.Tensor, output_layer.weight if output_weight is None else output_weight)
+    bias = cast("torch.Tensor | None", getattr(output_layer, "bias", None))
     labels = labels.index_select(1, context)
     group = cast("dist.ProcessGroup | None", getattr(output_layer, "tp_group", None))
     if group is not None and group.size() > 1:
@@ -55,10 +56,11 @@ def supervised_losses(
         hidden = hidden_states.index_select(0, context)
         rows = cast(int, getattr(output_layer, "own_tokens", weight.size(0)))
         first = group.rank() * weight.size(0)
-        return DividedLinearCrossEntropy.apply(hidden.squeeze(1), weight[:rows], labels[0] - first, group)[None]
+        own_bias = None if bias is None else bias[:rows]
+        own_labels = labels[0] - first
+        return DividedLinearCrossEntropy.apply(hidden.squeeze(1), weight[:rows], own_bias, own_labels, group)[None]
     hidden = hidden_states.index_select(0, context)
-    has_bias = getattr(output_layer, "bias", None) is not None
-    if hidden.is_cuda and not weight.requires_grad and not has_bias:
+    if hidden.is_cuda and not weight.requires_grad and bias is None:
         return FrozenLinearCrossEntropy.apply(hidden.squeeze(1), weight, labels[0])[None]
     logits, _ = output_layer(hidden, weight=output_weight)
     return compute_language_model_loss(labels, logits)
@@ -110,6 +112,7 @@ class DividedLinearCrossEntropy(torch.autograd.Function):
         ctx: Context,
         hidden: torch.Tensor,
         weight: torch.Tensor,
+        bias: torch.Tensor | None,
         labels: torch.Tensor,
         group: dist.ProcessGroup,
     ) -> torch.Tensor:
@@ -119,6 +122,7 @@ class DividedLinearCrossEntropy(torch.autograd.Function):
             ctx: torch's.
             hidden: [k, h], the same on all processes.
             weight: [v/n, h].
+            bias: [v/n], if there is one.
             labels: int64[k], counted from the first token of this part.
             group: the processes.
         """
@@ -129,6 +133,8 @@ class DividedLinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.size(0), LOGIT_ROWS):
             rows = slice(start, start + LOGIT_ROWS)
             logits = hidden[rows] @ weight.t()
+            if bias is not None:
+                logits += bias
             largest, total, target = log_sum_parts(logits, labels[rows])
             most = largest.clone()
             dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
@@ -144,10 +150,10 @@ class DividedLinearCrossEntropy(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         """Scale each row with its own upstream gradient."""
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, None].to(gradient.dtype), None, None, None
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None
 
 
 def whole_hidden(hidden: torch.Tensor, sequence_parallel: bool) -> torch.Tensor:

@@ -179,6 +179,7 @@ class RunSpec(ParallelSizes):
             (not self.adapter, "all weights are trained"),
             (not self.every_layer_fused, "not every linear layer is one operation with its adapter"),
             (self.experts > 0, "experts are not computed with their adapters as one operation"),
+            (self.fsdp, "Megatron-FSDP divides the weights as one row of numbers"),
             on="frozen weights are quantised once",
         )
 

@@ -34,10 +34,10 @@ def operation(before, gamma):
 
 
 def output_layer():
-    """(hidden, weight, labels, upstream gradient) of an output layer."""
+    """(hidden, weight, bias, labels, upstream gradient) of an output layer."""
     torch.manual_seed(0)
-    hidden, weight = torch.randn(TOKENS, WIDTH), torch.randn(VOCABULARY, WIDTH)
-    return hidden.requires_grad_(), weight, torch.randint(0, VOCABULARY, (TOKENS,)), torch.rand(TOKENS)
+    hidden, weight, bias = torch.randn(TOKENS, WIDTH), torch.randn(VOCABULARY, WIDTH), torch.randn(VOCABULARY)
+    return hidden.requires_grad_(), weight, bias, torch.randint(0, VOCABULARY, (TOKENS,)), torch.rand(TOKENS)
 
 
 def parts(tensor, dim, gated=False):
@@ -77,17 +77,22 @@ def layer(rank, before, inputs_divided, sequence):
 
 
 def losses(rank):
-    """[losses, gradient of the input] of this process."""
+    """[losses, gradient of the input] of this process, without and with a bias."""
     from posttrain.ops import linear_cross_entropy
 
     linear_cross_entropy.LOGIT_ROWS = 4  # several chunks, the last not full
-    hidden, weight, labels, upstream = output_layer()
-    rows = -(-VOCABULARY // SIZE)
-    own = weight[rank * rows : (rank + 1) * rows]
     group = torch.distributed.group.WORLD
-    found = linear_cross_entropy.DividedLinearCrossEntropy.apply(hidden, own, labels - rank * rows, group)
-    (found * upstream).sum().backward()
-    return [found.detach(), hidden.grad]
+    rows = -(-VOCABULARY // SIZE)
+    own = slice(rank * rows, (rank + 1) * rows)
+    results = []
+    for biased in (False, True):
+        hidden, weight, bias, labels, upstream = output_layer()
+        bias = bias[own] if biased else None
+        operation = linear_cross_entropy.DividedLinearCrossEntropy
+        found = operation.apply(hidden, weight[own], bias, labels - rank * rows, group)
+        (found * upstream).sum().backward()
+        results.append([found.detach(), hidden.grad])
+    return results
 
 
 def main():

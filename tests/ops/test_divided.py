@@ -67,13 +67,18 @@ def test_layer(case, found, megatron):
         torch.testing.assert_close(one, other)
 
 
-def test_losses(found):
-    hidden, weight, labels, upstream = output_layer()
-    losses = torch.nn.functional.cross_entropy(hidden @ weight.t(), labels, reduction="none")
+@pytest.mark.parametrize("biased", [False, True])
+def test_losses(biased, found):
+    hidden, weight, bias, labels, upstream = output_layer()
+    logits = hidden @ weight.t()
+    if biased:
+        logits = logits + bias
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     (losses * upstream).sum().backward()
-    for process in found:
-        torch.testing.assert_close(process["losses"][0], losses.detach())
-    torch.testing.assert_close(sum(process["losses"][1] for process in found), hidden.grad)
+    parts = [process["losses"][biased] for process in found]
+    for own, _ in parts:
+        torch.testing.assert_close(own, losses.detach())
+    torch.testing.assert_close(sum(gradient for _, gradient in parts), hidden.grad)
 
 
 @pytest.mark.gpu

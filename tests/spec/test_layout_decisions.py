@@ -1,0 +1,45 @@
+"""What a layout decides, with its reason."""
+
+import pytest
+
+from posttrain.config.composition import compose
+from posttrain.spec.run_spec import resolve_spec
+
+LLAMA = "model=llama3_8b"  # 8 key heads
+NINE_HEADS = "model=smollm2_135m"  # 9, and 3 key heads
+
+
+def spec(*overrides, world=2):
+    return resolve_spec(compose(["trainer.seq_length=4096", *overrides]), world)
+
+
+@pytest.mark.parametrize("layout", ["ddp", "zero1", "tp2", "pp2", "cp2"])
+def test_a_step_of_several_gpus_is_captured(layout):
+    assert spec(LLAMA, f"parallelism={layout}").cuda_graph
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([NINE_HEADS, "parallelism=cp2"], "3 key heads can't be divided by 2"),
+        ([LLAMA, "parallelism=fsdp"], "Megatron-FSDP"),
+        (["model=mixtral_8x7b", "parallelism=ep2"], "how many tokens"),
+    ],
+)
+def test_or_why_not(words, reason):
+    decision = spec(*words).cuda_graph
+    assert not decision and reason in decision.reason
+
+
+def test_context_parallelism_exchanges_heads_where_they_can_be_divided():
+    assert spec(LLAMA, "parallelism=cp2").heads_exchanged
+    tensor = "parallelism.tensor_model_parallel_size=8"
+    assert not spec(LLAMA, "parallelism=cp2", tensor, world=16).heads_exchanged  # one key head is left
+    assert not spec(LLAMA, "parallelism=tp2").heads_exchanged
+
+
+def test_tensor_parallelism_keeps_8_bit_weights_and_supervised_logits_of_an_adapter():
+    adapter = spec(LLAMA, "parallelism=tp2", "precision=fp8")
+    assert adapter.eight_bit_base and adapter.supervised_logits_only
+    assert not spec(LLAMA, "parallelism=tp2", "peft=none").supervised_logits_only
+    assert not spec(LLAMA, "parallelism=fsdp", "precision=fp8").eight_bit_base

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from config_variants import BASE, HONOURED, LONG, REFUSED, SHORT, rope
+from random_model import write_model
 
 from posttrain.convert.artifacts import write_config
 from posttrain.errors import UserError
@@ -44,23 +45,10 @@ def marked(case):
     return pytest.param(*case, marks=marks, id="-".join(case))
 
 
-@torch.no_grad()
-def write_model(model_type, fields, directory):
-    """Write a random fp32 model whose every part shows in the logits; return it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
+def write_fields(model_type, fields, directory):
+    """Write a random model with these fields; return it."""
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = AutoConfig.for_model(model_type, **{**BASE[model_type], **tokens, **fields})
-    config._attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config).float().eval()
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.add_(0.2 * torch.randn_like(parameter))
-        else:
-            parameter.mul_(10.0)
-    model.save_pretrained(directory)
-    return model
+    return write_model(model_type, {**BASE[model_type], **tokens, **fields}, directory, 10.0)
 
 
 @torch.no_grad()
@@ -87,7 +75,7 @@ def test_a_field_is_honoured(model_type, name, megatron, tmp_path):
     from transformers import AutoConfig
 
     fields = HONOURED[model_type][name]
-    hf = write_model(model_type, fields, tmp_path / "model")
+    hf = write_fields(model_type, fields, tmp_path / "model")
     model = HFModel(path=str(tmp_path / "model"))
     for length, found in megatron_logits(model).items():
         with torch.no_grad():

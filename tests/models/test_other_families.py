@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from random_model import write_model
 
 from posttrain.errors import UserError
 from posttrain.models import HFModel
@@ -31,24 +32,6 @@ OF_TRANSFORMER_ENGINE = {
 }
 
 
-@torch.no_grad()
-def save(model_type, fields, directory):
-    """Write a random fp32 model; return it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **SIZES, **fields)
-    config._attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config).float().eval()
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.add_(0.2 * torch.randn_like(parameter))
-        else:
-            parameter.mul_(8)
-    model.save_pretrained(directory)
-    return model
-
-
 def build(directory):
     """The imported model, of local layers."""
     from posttrain.models.local_spec import check_expert_names, use_local_layers
@@ -65,7 +48,7 @@ def build(directory):
 
 @pytest.mark.parametrize("model_type", LIKE_TRANSFORMERS)
 def test_logits(model_type, megatron, tmp_path):
-    hf = save(model_type, LIKE_TRANSFORMERS[model_type], tmp_path)
+    hf = write_model(model_type, {**SIZES, **LIKE_TRANSFORMERS[model_type]}, tmp_path, 8)
     tokens = torch.arange(3, 43)[None]
     with torch.no_grad():
         found, expected = build(tmp_path)(tokens, torch.arange(40)[None], None), hf(tokens).logits
@@ -74,6 +57,6 @@ def test_logits(model_type, megatron, tmp_path):
 
 @pytest.mark.parametrize("model_type", OF_TRANSFORMER_ENGINE)
 def test_without_local_layers_it_is_refused_before_its_weights_are_read(model_type, megatron, tmp_path):
-    save(model_type, OF_TRANSFORMER_ENGINE[model_type], tmp_path)
+    write_model(model_type, {**SIZES, **OF_TRANSFORMER_ENGINE[model_type]}, tmp_path, 8)
     with pytest.raises(UserError, match=r"^[^\n]*it needs a GPU with Transformer Engine[^\n]*$"):
         build(tmp_path)

@@ -1,4 +1,4 @@
-"""A grid of real runs: one that finishes, one that diverges, one that is pruned; and the same command again."""
+"""A grid of real runs: one that finishes, one that fails, one that is pruned; and the same command again."""
 
 import json
 import resource
@@ -9,6 +9,8 @@ import time
 import pytest
 from commands import environment
 
+from posttrain.spec import first_rows
+
 pytestmark = pytest.mark.nightly
 
 
@@ -16,20 +18,37 @@ def metrics(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
+def write_rows(path, answer, damaged=False):
+    """Conversations of a question and `answer`; the last line, which the first look doesn't reach, may be cut off."""
+    lines = []
+    for number in range(first_rows.FIRST + 16):
+        turns = [{"role": "user", "content": f"say {number}"}, {"role": "assistant", "content": f"{answer} {number}"}]
+        lines.append(json.dumps({"messages": turns}))
+    text = "\n".join(lines)
+    path.write_text(text[: -30 * damaged or None])
+
+
 def test_a_grid_with_a_failing_trial_then_again(posttrain, words, tmp_path):
-    fixed = [word for word in words if not word.startswith("optimizer.lr")]
-    grid = [*fixed, "--multirun", "optimizer.lr=1e-2,1e30,1e-9", "trainer.validation_interval=1",
-            f"hydra.sweep.dir={tmp_path}"]  # fmt: skip
+    """A grid over files of training data: the second is cut off, the third teaches other answers than are validated."""
+    write_rows(tmp_path / "good.jsonl", "hello world")
+    write_rows(tmp_path / "cut.jsonl", "hello world", damaged=True)
+    write_rows(tmp_path / "poor.jsonl", "QQQQ ZZZZ")
+    write_rows(tmp_path / "validation.jsonl", "hello world")
+    fixed = [word for word in words if not word.startswith(("data.path", "data.validation_fraction"))]
+    grid = [*fixed, "--multirun", "data.path=good.jsonl,cut.jsonl,poor.jsonl", "data.validation_path=validation.jsonl",
+            "trainer.validation_interval=1", f"hydra.sweep.dir={tmp_path / 'grid'}"]  # fmt: skip
     pruner = ["sweep.pruner=median", "sweep.pruner_startup_trials=1", "sweep.pruner_warmup_steps=2"]
-    first = posttrain(*grid, *pruner)
-    good, bad, poor = tmp_path / "lr=0.01", tmp_path / "lr=1e+30", tmp_path / "lr=1e-09"
+    here = tmp_path / "run"  # of which only the folder matters: the paths are relative to it
+    first = posttrain(*grid, *pruner, run_dir=here)
+    good, bad, poor = (tmp_path / "grid" / f"path={name}.jsonl" for name in ("good", "cut", "poor"))
     assert (poor / "status.json").exists(), first.err
     states = {path.name: json.loads((path / "status.json").read_text()) for path in (good, bad, poor)}
     assert states[good.name]["state"] == "finished", first.err
-    assert states[bad.name]["state"] == "failed" and "nan" in states[bad.name]["error"].lower()
-    assert first.code == 1 and "1 of 3 trials failed: lr=1e+30" in first.err and "Traceback" not in first.err
-    assert (tmp_path / "best").resolve() == (good / "adapter").resolve()
-    assert "lr=0.01" in (tmp_path / "report.html").read_text()
+    assert states[bad.name]["state"] == "failed"
+    assert "cut.jsonl, line 80: not valid JSON" in states[bad.name]["error"]
+    assert first.code == 1 and "1 of 3 trials failed: path=cut.jsonl" in first.err and "Traceback" not in first.err
+    assert (tmp_path / "grid/best").resolve() == (good / "adapter").resolve()
+    assert "path=good.jsonl" in (tmp_path / "grid/report.html").read_text()
 
     assert states[poor.name]["state"] == "pruned" and "after step 2: validation loss" in first.err
     assert [line["step"] for line in metrics(poor) if "loss" in line] == [1, 2]
@@ -37,13 +56,13 @@ def test_a_grid_with_a_failing_trial_then_again(posttrain, words, tmp_path):
 
     before = (good / "metrics.jsonl").read_bytes()
     began = time.monotonic()
-    grid = [word.replace(",1e30", "") for word in grid]
-    again = posttrain(*grid, *pruner)
+    grid = [word.replace(",cut.jsonl", "") for word in grid]
+    again = posttrain(*grid, *pruner, run_dir=here)
     assert again.code == 0 and "2 of 2 trials have already finished" in again.err, again.err
     assert time.monotonic() - began < 30  # nothing was run; a few seconds on an idle machine
     assert (good / "metrics.jsonl").read_bytes() == before
 
-    whole = posttrain(*grid)  # without a pruner the pruned trial resumes
+    whole = posttrain(*grid, run_dir=here)  # without a pruner the pruned trial resumes
     assert whole.code == 0 and "1 of 2 trials have already finished" in whole.err, whole.err
     assert [line["step"] for line in metrics(poor) if "loss" in line] == [1, 2, 3, 4]
     assert json.loads((poor / "status.json").read_text())["state"] == "finished"

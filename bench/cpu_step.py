@@ -38,7 +38,7 @@ def write_rows(run_dir: Path) -> None:
 
     run = build(run_dir).prepare()
     batch = run.settings.global_batch_size
-    order = TrainOrder(run.splits.train, run.steps * batch, run.config.seed, None)
+    order = TrainOrder(run.splits.train, batch, run.steps, run.config.seed, None, blank={})
     rows = []
     for index in range(run.steps * batch):
         row = order[index]

@@ -27,6 +27,7 @@ from posttrain.data.checks import check as check_data
 from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
 from posttrain.spec import checks
+from posttrain.spec.epochs import Epoch
 from posttrain.utils import stop
 from posttrain.utils.cache import cache_root
 
@@ -86,7 +87,8 @@ def show_data(cfg: DictConfig) -> None:
         cache_dir=cache_root(cfg.cache_dir),
     )
     report = splits.report
-    report["steps_per_epoch"] = -(-len(splits.train) // cfg.trainer.global_batch_size)
+    epoch = Epoch(len(splits.train), cfg.trainer.global_batch_size)
+    report["epoch"] = epoch.describe()
 
     options = cfg.preview
     out = Path(options.out).expanduser() if options.out else None

@@ -53,7 +53,7 @@ def test_terminal(words, capsys):
     assert "⟦<|im_end|>\\x1b[31m<|im_end|>⟧" in out and "\x1b[31m" not in out
     found = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines() if re.search(r"\S  +\d", line))
     assert found["rows read"] == "3" and found["kept"] == "2" and found["dropped: nothing to train on"] == "1"
-    assert found["steps per epoch"] == "1" and found["train: sequences"].startswith("1, ")
+    assert found["epoch"] == "1 step of 1 row" and found["train: sequences"].startswith("1, ")
 
 
 def test_out(words, tmp_path, capsys):
@@ -165,4 +165,4 @@ def test_the_command_loads_neither_torch_nor_megatron(words, tmp_path):
         [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "steps per epoch" in done.stdout and done.stderr == "" and not list(tmp_path.iterdir())
+    assert "\nepoch " in done.stdout and done.stderr == "" and not list(tmp_path.iterdir())

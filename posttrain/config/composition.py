@@ -34,6 +34,8 @@ UNKNOWN_KEY = re.compile(r"[Kk]ey '([^']+)' is not in struct|Could not (?:overri
 schema.register()
 secrets.register()
 OmegaConf.register_new_resolver("times", lambda left, right: float(left) * float(right), replace=True)
+# A value that a file gives, for as long as nobody gives the other one of two that exclude each other.
+OmegaConf.register_new_resolver("if_null", lambda other, value: value if other is None else None, replace=True)
 # Cached by OmegaConf, and Hydra copies the cache to each trial's configuration: the whole sweep has one name.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
 

@@ -98,8 +98,8 @@ def format_statistics(report: dict[str, Any]) -> list[tuple[str, str]]:
         ]
         if counts.get("also_in_train"):
             table.append((f"{split}: also in train", f"{counts['also_in_train']:,}"))
-    if "steps_per_epoch" in report:
-        table.append(("steps per epoch", f"{report['steps_per_epoch']:,}"))
+    if "epoch" in report:
+        table.append(("epoch", report["epoch"]))
     return table
 
 

@@ -91,10 +91,13 @@ def _memory_table(memory: dict[str, Any]) -> Table:
 def _run_table(plan: dict[str, Any]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("data", _data(plan["data"]))
-    steps = "not known: set trainer.max_steps"
+    tokens = f"{plan['tokens_per_step']:,} tokens"
+    steps = f"not known, each of {tokens}: set trainer.max_steps"
     if plan["steps"] is not None:
-        steps = f"{plan['steps']:,}"
-    table.add_row("steps", f"{steps} of {plan['tokens_per_step']:,} tokens")
+        steps = f"{plan['steps']:,} of {tokens}"
+    if plan["epoch"]:
+        steps += f": {plan['epoch']['passes']:.2f} epochs of {plan['epoch']['text']}"
+    table.add_row("steps", steps)
     if plan["learning_rate"]:
         table.add_row("rate", plan["learning_rate"])
     speed = plan["speed"]

@@ -11,6 +11,7 @@ from posttrain.plan import advice
 from posttrain.plan.data_stats import DataStats, estimate_data
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import Speed, estimate_speed
+from posttrain.spec.epochs import Epoch
 from posttrain.spec.run_spec import RunSpec, resolve_spec
 from posttrain.spec.schedule import schedule_of
 from posttrain.utils.gpus import Gpu
@@ -44,7 +45,17 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
         except UserError as error:
             data["not_counted"] = str(error)
     memory = estimate_memory(setting)
-    steps, tokens = _steps(cfg, setting, stats)
+    steps = setting.steps(stats.rows if stats else None)
+    epoch = setting.epoch(stats.rows) if stats else None
+    row = float(cfg.trainer.seq_length)
+    batch = setting.global_batch
+    if stats:
+        row = min(row, stats.tokens / stats.rows)
+        batch = min(batch, stats.rows)
+    tokens = row * batch
+    total = None
+    if steps:
+        total = round(row * (epoch.trained(steps) if epoch else steps * batch))
     fits = memory.needed <= gpu.memory_gib * GIB
     best = None
     if not fits:
@@ -72,11 +83,12 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
         "cheapest_change": _change(best, gpu) if best else None,
         "data": data,
         "steps": steps,
+        "epoch": _epoch(epoch, steps),
         "learning_rate": _learning_rate(cfg, steps),
         "tokens_per_step": round(tokens),
-        "tokens": round(tokens * steps) if steps else None,
+        "tokens": total,
         "supervised_share_assumed": None if stats else setting.supervised_share,
-        "speed": _speed(estimate_speed(setting, gpu, tokens), steps),
+        "speed": _speed(estimate_speed(setting, gpu, tokens), total),
     }
 
 
@@ -115,14 +127,16 @@ def with_data(setting: RunSpec, stats: DataStats) -> RunSpec:
     )
 
 
-def _steps(cfg: DictConfig, spec: RunSpec, stats: DataStats | None) -> tuple[int | None, float]:
-    """Optimizer steps, None where that depends on data that was not counted; tokens of one step."""
-    trainer = cfg.trainer
-    batch = trainer.global_batch_size
-    tokens = batch * trainer.seq_length
-    if stats is not None:
-        tokens = min(tokens, stats.tokens / stats.rows * batch)
-    return spec.steps(None if stats is None else stats.rows), tokens
+def _epoch(epoch: Epoch | None, steps: int | None) -> dict[str, Any] | None:
+    """The steps of an epoch, and how many epochs the run is; None where the data was not counted."""
+    if epoch is None or steps is None:
+        return None
+    return {
+        "steps": epoch.steps,
+        "last_batch": epoch.last_batch,
+        "passes": round(epoch.trained(steps) / epoch.rows, 4),
+        "text": epoch.describe(),
+    }
 
 
 def _learning_rate(cfg: DictConfig, steps: int | None) -> str | None:
@@ -155,15 +169,15 @@ def _in_gib(memory: Memory) -> dict[str, Any]:
     }
 
 
-def _speed(speed: Speed, steps: int | None) -> dict[str, Any]:
+def _speed(speed: Speed, tokens: int | None) -> dict[str, Any]:
     """Speeds and times, None where the GPU's rate is not known."""
     rounded: dict[str, Any] = dict.fromkeys(("mfu", "tokens_per_second", "step_s", "total_s"))
     if speed.step_s and speed.mfu and speed.tokens_per_second:
         rounded["mfu"] = round(speed.mfu, 3)
         rounded["tokens_per_second"] = round(speed.tokens_per_second)
         rounded["step_s"] = round(speed.step_s, 4)
-        if steps:
-            rounded["total_s"] = round(speed.step_s * steps)
+        if tokens:
+            rounded["total_s"] = round(tokens / speed.tokens_per_second)
     rounded["bound"] = speed.bound
     return rounded
 

@@ -15,6 +15,7 @@ from posttrain.config.instantiate import built
 from posttrain.errors import UserError
 from posttrain.models.families import experts_of, family_of, softcap_of
 from posttrain.peft.adapters import DoRA, LoRA
+from posttrain.spec.epochs import Epoch
 from posttrain.spec.parallel_sizes import ParallelSizes, model_parallel_sizes
 from posttrain.spec.shape import Adapters, Shape, config_of
 
@@ -131,8 +132,17 @@ class RunSpec(ParallelSizes):
         """Tokens of a micro-batch that one process holds."""
         return math.ceil(self.micro_batch * self.length / self.context)
 
+    @property
+    def one_shape(self) -> bool:
+        """Whether all micro-batches need the same number of tokens, those of padding alone included."""
+        return self.packing and (bool(self.cuda_graph) or self.pipeline > 1)
+
+    def epoch(self, rows: int) -> Epoch:
+        """The steps of an epoch of `rows` packed sequences."""
+        return Epoch(rows, self.global_batch)
+
     def steps(self, rows: int | None) -> int | None:
-        """Optimizer steps of the whole run; a started last batch of an epoch counts.
+        """Optimizer steps of the whole run; of a part of an epoch, a step that has begun counts.
 
         Args:
             rows: packed sequences of the training data; None: not counted.
@@ -144,7 +154,8 @@ class RunSpec(ParallelSizes):
             return self.max_steps
         if rows is None:
             return None
-        return max(1, math.ceil((self.epochs or 1.0) * rows / self.global_batch))
+        steps = (self.epochs or 1.0) * self.epoch(rows).steps
+        return math.ceil(round(steps, 6))  # 1.1 x 10 is a little more than 11
 
     def validation_batch(self, rows: int) -> int:
         """Rows of a validation batch: no more than there are, in whole micro-batches of every process."""

@@ -1,7 +1,7 @@
 """From packed rows to Megatron's micro-batches: the order of rows, and the keys its forward step reads.
 
-The order is a pure function of the seed and the global index, so a resumed run, or one with another data-parallel
-size, sees the same global batches.
+The order is a pure function of the seed, the batch's size and the global index, so a resumed run, or one with another
+data-parallel size, sees the same global batches.
 """
 
 import operator
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from posttrain.data.collate import collate_items
 from posttrain.errors import UserError
+from posttrain.spec.epochs import Epoch
 
 WHOLE = 0.01  # how far a sum of weights may be from a whole number, by rounding
 
@@ -29,47 +30,53 @@ class Rows(Protocol):
 
 
 class TrainOrder(Dataset):
-    """Rows in a new seeded permutation each epoch, addressed by the global index over all epochs.
+    """Rows in a new seeded permutation each epoch, addressed by the global index over the places of all steps.
 
     Args:
         rows: the packed dataset; see posttrain.data.
-        samples: how many rows the run takes in all.
+        batch: places of a step, of which an epoch's last may leave some empty; see posttrain.spec.epochs.
+        steps: of the run.
         seed: of the permutations.
         collate_fn: list of rows -> batch.
-        skip: first places of batches that are left out, ascending; see rollback.py.
-        batch: rows of each of them.
+        blank: what is in an empty place.
+        skip: first places of steps that are left out, ascending; see rollback.py.
     """
 
     def __init__(
         self,
         rows: Rows,
-        samples: int,
+        batch: int,
+        steps: int,
         seed: int,
         collate_fn: Callable | None,
+        blank: dict[str, np.ndarray],
         skip: Sequence[int] = (),
-        batch: int = 0,
     ) -> None:
         self.rows = rows
-        self.samples = samples
+        self.epoch = Epoch(len(rows), batch)
+        self.steps = steps
         self.seed = seed
         self.collate_fn = collate_fn
+        self.blank = blank
         self.skip = skip
-        self.batch = batch
-        self._epoch = -1
+        self._shuffled = -1
         self._permutation = np.empty(0, np.int64)
 
     def __len__(self) -> int:
-        return self.samples
+        return self.steps * self.epoch.batch
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.rows[self.row_at(int(index))]
+        row = self.row_at(int(index))
+        return self.blank if row is None else self.rows[row]
 
-    def row_at(self, index: int) -> int:
-        """Which row has the global index `index`."""
-        epoch, place = divmod(self.place(index), len(self.rows))
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+    def row_at(self, index: int) -> int | None:
+        """Which row has the global index `index`; None: the place is empty."""
+        number, place = divmod(self.place(index), self.epoch.places)
+        if place >= self.epoch.rows:
+            return None
+        if number != self._shuffled:
+            self._shuffled = number
+            self._permutation = np.random.default_rng([self.seed, number]).permutation(self.epoch.rows)
         return int(self._permutation[place])
 
     def place(self, index: int) -> int:
@@ -77,17 +84,21 @@ class TrainOrder(Dataset):
         for first in self.skip:
             if index < first:
                 break
-            index += self.batch
+            index += self.epoch.batch
         return index
+
+    def passes(self, steps: int) -> float:
+        """Passes over the rows in the run's first `steps` steps, with those left out until then."""
+        last = self.place(steps * self.epoch.batch - 1)
+        return self.epoch.trained((last + 1) // self.epoch.batch) / self.epoch.rows
 
 
 def describe_rows(order: TrainOrder, first: int, count: int, most: int = 32) -> str:
     """The rows at `count` places from the global index `first` on, in words; at most `most` of them."""
-    rows = []
-    for index in range(first, first + min(count, most)):
-        rows.append(str(order.row_at(index)))
-    listed = ", ".join(rows)
-    return f"{listed}, ..." if count > most else listed
+    places = map(order.row_at, range(first, first + count))
+    rows = [row for row in places if row is not None]
+    listed = ", ".join(map(str, rows[:most]))
+    return f"{listed}, ..." if len(rows) > most else listed
 
 
 class ValidationOrder(Dataset):
@@ -162,6 +173,7 @@ class Collate:
         sequences: fill the boundaries up to this many sequences, the last ones empty; None: as many as there are.
             With `length` every batch then has the same shapes, which a CUDA graph needs.
         supervised: fill the supervised positions up to this many; None: as many as there are.
+        pad_blank: whether a micro-batch without a supervised token is padded to `length` as well.
     """
 
     def __init__(
@@ -172,6 +184,7 @@ class Collate:
         multiple: int = 1,
         sequences: int | None = None,
         supervised: int | None = None,
+        pad_blank: bool = True,
     ) -> None:
         self.length = length
         self.pad_id = pad_id
@@ -179,6 +192,7 @@ class Collate:
         self.multiple = multiple
         self.sequences = sequences
         self.supervised = supervised
+        self.pad_blank = pad_blank
 
     def __call__(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         """Collate.
@@ -190,7 +204,10 @@ class Collate:
             weights; counts.
         """
         weighted = [row | {"loss_mask": self.weights(row)} for row in rows]
-        batch = collate_items(weighted, self.length, self.pad_id, pad_multiple=self.multiple)
+        length = self.length
+        if not self.pad_blank and not any(row["loss_mask"].any() for row in rows):
+            length = None
+        batch = collate_items(weighted, length, self.pad_id, pad_multiple=self.multiple)
         weights = batch["loss_mask"][0]
         ends = batch["cu_seqlens"]
         longest = int(ends.diff().max())

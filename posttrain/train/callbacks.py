@@ -188,8 +188,7 @@ class RunCallback(Callback):
         """Record a logged step."""
         self.progress.train_loss = values["loss"]
         if self.metrics:
-            epoch = step * self.settings.global_batch_size / len(self.run.splits.train)
-            self.metrics.step(step, values, self.lr, grad_norm, counts, epoch)
+            self.metrics.step(step, values, self.lr, grad_norm, counts, self.batches.order.passes(step))
 
     def on_train_end(self, context: CallbackContext) -> None:
         """Validation loss and answers after training, the export, the summary."""

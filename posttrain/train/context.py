@@ -15,6 +15,7 @@ from posttrain.models import HFModel
 from posttrain.objectives import Objective
 from posttrain.patches import Platform
 from posttrain.peft.adapters import LoRA
+from posttrain.spec.epochs import Epoch
 from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.schedule import Schedule, schedule_of
 from posttrain.train.parallelism import Parallelism
@@ -105,6 +106,11 @@ class RunContext:
         steps = self.spec.steps(len(self.splits.train))
         assert steps is not None  # it is, where rows are not counted
         return steps
+
+    @property
+    def epoch(self) -> Epoch:
+        """The steps of one pass over the training rows."""
+        return self.spec.epoch(len(self.splits.train))
 
     @property
     def schedule(self) -> Schedule:

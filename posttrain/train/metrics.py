@@ -16,7 +16,6 @@ from posttrain.utils.atomic_files import finite
 from posttrain.utils.mappings import without_none
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
-MORE_PASSES = 1.05  # of those asked for, above which whole steps are said to be the reason
 
 
 class Metrics:
@@ -107,7 +106,7 @@ class Metrics:
             "padding": round(1 - share(counts.tokens, counts.padded_tokens, 1.0), 4),
             "data_wait": round(share(counts.waited_seconds, counts.step_seconds, 0.0), 4),
             "mfu": self.flops.mfu(counts.tokens, counts.squared_lengths, took),
-            "epoch": round(epoch, 4),
+            "epoch": round(epoch, 6),
             "step_seconds": round(took / self.run.settings.log_interval, 4),
         }
         self.write(step, values, batch=f"{int(counts.checksum) % 2**32:08x}")
@@ -157,22 +156,21 @@ def describe(run: RunContext) -> list[str]:
         where = "1 GPU" if run.world == 1 else f"{run.world} GPUs"
     report = run.splits.report["train"]
     unit = run.splits.report["unit"]
-    rows = len(run.splits.train)
-    batch = run.settings.global_batch_size
-    passes = run.steps * batch / rows
+    epoch = run.epoch
+    passes = epoch.trained(run.steps) / epoch.rows
     lines = [
         f"[bold]{shown(run.config.model.path)}[/]  {trainable}  {run.spec.precision}  {where}",
         f"{report['conversations']} {unit}s, {report['tokens']:,} tokens, {report['supervised_share']:.0%} supervised, "
-        f"in {rows} rows of {run.settings.seq_length} ({report['packing_efficiency']:.1%} full)",
-        f"{run.steps} steps of {batch} rows: {passes:.2f} epochs",
+        f"in {epoch.rows} rows of {run.settings.seq_length} ({report['packing_efficiency']:.1%} full)",
+        f"{run.steps} steps: {passes:.2f} epochs of {epoch.describe()}",
         f"learning rate {run.schedule.describe()}",
     ]
     for note in run.schedule.notes:
         lines.append(f"[yellow]{note}[/]")
-    if run.spec.epochs is not None and passes > MORE_PASSES * run.spec.epochs:
+    if epoch.rows < epoch.batch:
         lines.append(
-            f"[yellow]trainer.epochs={run.spec.epochs:g} becomes {passes:.2f}: every step has {batch} rows, and there "
-            f"are {rows}; a smaller trainer.global_batch_size comes nearer[/]"
+            f"[yellow]trainer.global_batch_size={epoch.batch}: there are {epoch.rows} rows, so every step has all of "
+            "them[/]"
         )
     for note in run.splits.report["notes"]:
         lines.append(f"[yellow]{shown(note)}[/]")

@@ -1,5 +1,7 @@
 """A run's batches: which rows, in which order, to which process, and what was counted in them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from megatron.bridge.data.samplers import build_pretraining_data_loader
@@ -9,7 +11,7 @@ from posttrain.train import rollback
 from posttrain.train.batches import Collate, CountingIterator, Counts, TrainOrder, ValidationOrder, blank_row
 from posttrain.train.context import RunContext
 
-UNPACKED_BLANK = 16  # tokens of a row of padding where rows have no common length
+BLANK_TOKENS = 16  # of a row of padding, before it is padded to the length of the others where that is needed
 SEQUENCES_MULTIPLE = 16  # of the boundaries of a micro-batch of fixed shapes; each row's padding is a sequence
 SUPERVISED_MULTIPLE = 128  # of its supervised positions: matrix kernels want sizes of whole tiles
 
@@ -21,7 +23,7 @@ class RunBatches:
         run: the run.
 
     Attributes:
-        order: of the training rows; empty until they are opened.
+        order: of the training rows; without gaps until they are opened.
         counter: what was counted in the batches since it was last taken.
         forward_step: the objective's.
     """
@@ -31,28 +33,36 @@ class RunBatches:
         self.collate = build_collate(run)
         self.counter = Counter(run)
         self.forward_step = run.groups.objective.forward_step(bool(run.spec.supervised_logits_only))
-        self.order = TrainOrder(run.splits.train, 0, run.config.seed, self.collate)
+        self.blank = blank_row(round_up(BLANK_TOKENS, run.spec.micro_batch_multiple), self.collate.pad_id)
+        self.order = self._order(())
 
     def training(self, consumed: int) -> CountingIterator:
         """Open the training batches of this process from the global row `consumed` on."""
         run = self.run
         run.progress.rollbacks = rollback.merged(run.progress.rollbacks, rollback.read(run.run_dir))
-        size = run.settings.global_batch_size
-        skip = rollback.skipped(run.progress.rollbacks)
-        self.order = TrainOrder(
-            run.splits.train, run.steps * size, run.config.seed, self.collate, skip=skip, batch=size
-        )
-        self.counter.batches = self._open(self.order, consumed, size, run.loader_workers)
+        self.order = self._order(rollback.skipped(run.progress.rollbacks))
+        self.counter.batches = self._open(self.order, consumed, self.order.epoch.batch, run.loader_workers)
         return self.counter.batches
+
+    def _order(self, skip: Sequence[int]) -> TrainOrder:
+        """The order of the training rows without the steps from the places `skip` on."""
+        run = self.run
+        return TrainOrder(
+            run.splits.train,
+            batch=run.settings.global_batch_size,
+            steps=run.steps,
+            seed=run.config.seed,
+            collate_fn=self.collate,
+            blank=self.blank,
+            skip=skip,
+        )
 
     def validation(self) -> CountingIterator:
         """Open the batches of one validation: every row once, filled up to whole batches."""
         run = self.run
         assert run.splits.validation is not None
         size = run.validation_batch_size
-        length = run.settings.seq_length if run.groups.data.packing else UNPACKED_BLANK
-        blank = blank_row(length, self.collate.pad_id)
-        rows = ValidationOrder(run.splits.validation, run.validation_steps * size, blank, self.collate)
+        rows = ValidationOrder(run.splits.validation, run.validation_steps * size, self.blank, self.collate)
         return self._open(rows, 0, size, 0)
 
     def _open(
@@ -154,6 +164,7 @@ def build_collate(run: RunContext) -> Collate:
         multiple=run.spec.micro_batch_multiple,
         sequences=sequences,
         supervised=supervised,
+        pad_blank=run.spec.one_shape,
     )
 
 

@@ -140,7 +140,7 @@ def test_going_back_from_a_bad_batch(posttrain, words, tiny, tmp_path, monkeypat
     weights["model.embed_tokens.weight"][bell] = float("nan")
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     rows = [json.loads(line) for line in (tiny / "data.jsonl").read_text().splitlines()]
-    order = TrainOrder(rows, len(rows), 1234, None)
+    order = TrainOrder(rows, 4, 15, 1234, None, blank={})
     rows[order.row_at(9)]["messages"][0]["content"] = "ring \x07"  # in the third batch of four
     (model / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = posttrain(

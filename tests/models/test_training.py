@@ -31,6 +31,17 @@ def test_loss_curve(family, method, results, record_property):
     assert found < 1e-4
 
 
+@pytest.mark.every_run
+@pytest.mark.parametrize(("family", "method"), [("llama", "epochs")])
+def test_an_epoch_ends_with_the_rows_that_are_left(family, method, results):
+    """Five rows in steps of four, two epochs: losses of the plain loop's batches, passes over the rows."""
+    result = results[f"{family}-{method}"]
+    assert "error" not in result, result["error"]
+    assert result["rows"] == 5
+    assert result["epochs"] == [0.8, 1.0, 1.8, 2.0]
+    assert error(result["ours"], result["plain"]) < 1e-4
+
+
 @pytest.mark.slow
 def test_a_published_model(tmp_path, record_property):
     """SmolLM2-135M-Instruct, on short rows.

@@ -6,10 +6,12 @@ Megatron's import takes longer than such a run; Megatron-Bridge clears its globa
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -29,6 +31,15 @@ METHODS = {
     "text": ["peft=none", "objective.overlap=1"],
     "stream": ["peft=none", "objective.document_boundaries=false"],
     "full": ["peft=none"],
+    # Five rows in steps of four, twice: the last micro-batches of an epoch are padding in part and in whole.
+    "epochs": [
+        "peft=none",
+        "trainer.max_steps=null",
+        "trainer.epochs=2",
+        "trainer.global_batch_size=4",
+        "trainer.micro_batch_size=2",
+        "data.max_train_rows=14",
+    ],
     "gentle": ["peft=none", "optimizer.lr=2e-6", "optimizer.adam_eps=1e-6"],
     "lora": ["peft=lora"],
     "canonical": ["peft=lora", "peft.target_modules=[q_proj,v_proj]"],
@@ -106,18 +117,15 @@ def plain_loop(model, run, rates: list[float]) -> list[float]:
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    from posttrain.train.batches import TrainOrder
-
-    rows = TrainOrder(run.splits.train, STEPS * BATCH, run.config.seed, None)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], betas=(0.9, 0.999), eps=run.groups.optimizer.adam_eps,
         weight_decay=0.0,
     )  # fmt: skip
     losses = []
     model.train()
-    for step, rate in enumerate(rates):
+    for rows, rate in zip(shuffled_batches(run), rates, strict=False):
         parts: list[list[torch.Tensor]] = [[], [], []]
-        for row in (rows[step * BATCH + i] for i in range(BATCH)):
+        for row in rows:
             for part, key in zip(parts, ("input_ids", "labels", "loss_mask"), strict=True):
                 part += torch.as_tensor(row[key]).long().split(row["seq_lens"].tolist())
         # Padded on the right, where nothing that counts can look.
@@ -133,6 +141,17 @@ def plain_loop(model, run, rates: list[float]) -> list[float]:
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def shuffled_batches(run) -> Iterator[list[dict]]:
+    """The rows of each step: a new permutation for each epoch, whose last batch has what is left."""
+    import numpy as np
+
+    rows, batch = run.splits.train, run.settings.global_batch_size
+    for epoch in itertools.count():
+        shuffled = np.random.default_rng([run.config.seed, epoch]).permutation(len(rows)).tolist()
+        for batch_of in itertools.batched(shuffled, batch):
+            yield [rows[index] for index in batch_of]
 
 
 def compare(case: str, directory: Path, bf16: bool, width: int, words: list[str]) -> dict:
@@ -158,7 +177,11 @@ def compare(case: str, directory: Path, bf16: bool, width: int, words: list[str]
         targets = TARGETS.get(family, [*ATTENTION, "gate_proj", "up_proj", "down_proj"])
         words.append(f"peft.target_modules=[{','.join(targets)}]")
     run, metrics = train(source, data_words(directory / "data.jsonl", method), run_dir, words)
-    result = {"ours": [line["loss"] for line in metrics]}
+    result = {
+        "ours": [line["loss"] for line in metrics],
+        "epochs": [line["epoch"] for line in metrics],
+        "rows": len(run.splits.train),
+    }
     for name, dtype in (("plain", torch.float32), ("plain_bf16", torch.bfloat16))[: 2 if bf16 else 1]:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager")
         model = model.to(run.platform.device)

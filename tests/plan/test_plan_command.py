@@ -57,7 +57,11 @@ def test_steps_and_tokens(capsys, tmp_path):
     data = found["data"]
     assert data["conversations"] == data["read"] == 40
     assert data["rows"] == math.ceil(40 / (512 // (data["tokens"] // 40)))
-    assert found["steps"] == math.ceil(3 * data["rows"] / 4)
+    per_epoch = math.ceil(data["rows"] / 4)
+    assert found["steps"] == 3 * per_epoch
+    assert (found["epoch"]["steps"], found["epoch"]["passes"]) == (per_epoch, 3)
+    assert found["epoch"]["last_batch"] == data["rows"] - 4 * (per_epoch - 1)
+    assert found["tokens"] == 3 * data["tokens"]
     assert found["tokens_per_step"] == round(data["tokens"] / data["rows"] * 4)
     assert data["supervised_tokens"] == 40 * 100  # the answer and its end
     half = planned(capsys, *words, "trainer.epochs=3", "data.validation_fraction=0.5")

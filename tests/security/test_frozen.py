@@ -101,7 +101,7 @@ def test_resolvers_that_a_file_may_use():
     names = set(BaseContainer._resolvers)
     assert names <= {
         "oc.create", "oc.decode", "oc.deprecated", "oc.dict.keys", "oc.dict.values", "oc.env", "oc.select",
-        "hydra", "now", "python_version", "times", "sweep_name",
+        "hydra", "now", "python_version", "times", "if_null", "sweep_name",
     }  # fmt: skip
 
 

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from posttrain.errors import UserError
 from posttrain.objectives import SFT
+from posttrain.spec.epochs import Epoch
 from posttrain.train.batches import Collate, CountingIterator, TrainOrder, ValidationOrder, blank_row
 
 
@@ -13,18 +15,39 @@ class Rows(list):
 
 
 def test_each_epoch_is_a_new_permutation_of_all_rows():
-    order = TrainOrder(Rows(range(10)), 30, seed=7, collate_fn=list)
+    order = TrainOrder(Rows(range(10)), 5, 6, seed=7, collate_fn=list, blank=None)
     epochs = [[order[i] for i in range(start, start + 10)] for start in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
+@pytest.mark.parametrize(("rows", "batch"), [(5, 4), (3, 32), (7, 1), (8, 4), (1, 1), (33, 8)])
+def test_epochs_are_those_of_a_loader_that_drops_nothing(rows, batch):
+    """Batches as torch's loader makes them of the same permutations; passes as rows over rows."""
+    batches, passes = [], []
+    for epoch in range(3):
+        shuffled = np.random.default_rng([7, epoch]).permutation(rows).tolist()
+        for batch_of in DataLoader(Rows(shuffled), batch_size=batch, collate_fn=list):
+            batches.append(batch_of)
+            passes.append(sum(map(len, batches)) / rows)
+    order = TrainOrder(Rows(range(rows)), batch, len(batches), 7, list, blank=None)
+    ours = [[order[step * batch + place] for place in range(batch)] for step in range(len(batches))]
+    assert [[row for row in one if row is not None] for one in ours] == batches
+    assert [one.index(None) for one in ours if None in one] == [len(one) for one in batches if len(one) < batch]
+    assert [order.passes(step) for step in range(1, len(batches) + 1)] == pytest.approx(passes, rel=1e-12)
+    epoch = Epoch(rows, batch)
+    assert epoch.steps * 3 == len(batches) and epoch.last_batch == len(batches[-1])
+    assert epoch.trained(len(batches)) == 3 * rows
+
+
 def test_order_depends_on_seed_and_index_only():
-    rows = Rows(range(10))
-    first, second = TrainOrder(rows, 30, 7, list), TrainOrder(rows, 30, 7, list)
+    def order(seed):
+        return TrainOrder(Rows(range(10)), 5, 6, seed, list, blank=None)
+
+    first, second = order(7), order(7)
     backwards = [second[i] for i in reversed(range(30))]
     assert [first[i] for i in range(30)] == backwards[::-1]
-    assert [TrainOrder(rows, 30, 8, list)[i] for i in range(30)] != backwards[::-1]
+    assert [order(8)[i] for i in range(30)] != backwards[::-1]
 
 
 def test_validation_is_filled_up_with_padding():
@@ -69,6 +92,16 @@ def test_unpacked_micro_batch_is_padded_as_a_whole():
     batch = collate(length=None, multiple=4)([row(3), row(6)])
     assert batch["tokens"].shape == (1, 12)
     assert batch["cu_seqlens_q"].tolist() == [0, 3, 9, 12]
+
+
+def test_a_micro_batch_of_padding_is_short_where_shapes_may_differ():
+    blank = blank_row(2, 0)
+    assert collate(pad_blank=False)([blank, blank])["tokens"].shape == (1, 4)
+    assert collate(pad_blank=False)([row(3), blank])["tokens"].shape == (1, 16)
+    assert collate()([blank, blank])["tokens"].shape == (1, 16)
+    assert collate(pad_blank=False, multiple=8)([blank])["tokens"].shape == (1, 8)
+    counts = collate(pad_blank=False)([blank, blank])["counts"]
+    assert (counts.tokens, counts.supervised_tokens, counts.checksum, counts.padded_tokens) == (0, 0, 0, 4)
 
 
 def test_graphs_get_batches_of_one_shape():

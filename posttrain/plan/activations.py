@@ -46,9 +46,14 @@ def saved_activations(s: RunSpec) -> dict[str, float]:
             terms["MLP gate"] = 2 * inner
     if shape.dropout:
         terms["dropout masks"] = 2 * stream / n
-    if shape.experts:  # tokens are copied to each expert that they visit; the router works in fp32
+    if shape.experts:  # the router works in fp32
         terms["norm before MLP"] = normed
         terms["router"] = shape.experts * 3 * 4.0
+    if s.grouped_experts:
+        terms["MLP activation"] = terms["MLP gate"] = 0.0
+        terms["rows of experts"] = shape.chosen * (3 * 8 + 4.0)  # three numbers of 64 bits, and a weight
+        terms["experts' adapters"] = shape.ffn * n * (2 * s.trains("linear_fc1") + s.trains("linear_fc2"))
+    elif shape.experts:  # tokens are copied to each expert that they visit
         terms["tokens at their experts"] = shape.hidden * n * shape.chosen * s.trains("linear_fc1")
         terms["experts' weights applied"] = inner
     if s.adapters:
@@ -138,6 +143,8 @@ def backward_workspace(s: RunSpec) -> float:
     shape = s.known_shape
     inner = shape.ffn * s.width / s.tensor * (shape.chosen or 1)
     tensors = 3 if shape.family.gate else 2  # the activation's inputs and output
+    if s.grouped_experts:  # the rows of all experts: of the stream's gradient, and of the first matrix's products
+        return _residual_stream(s) * (1 + shape.chosen) + 2 * inner
     output = 1.0 if s.computed_again("linear_fc2") else -s.trains("linear_fc2")
     return _residual_stream(s) + inner * (tensors + output)
 

@@ -118,7 +118,7 @@ def parameters(s: RunSpec, index: int) -> tuple[float, float, float, float]:
     dense = experts = 0.0  # of a layer
     for linear in shape.linears:
         if linear.experts:
-            experts += _matrix(linear, s.tensor) / s.expert
+            experts += _matrix(linear, 1) / s.expert  # tensor parallelism leaves experts whole
         else:
             dense += _matrix(linear, s.tensor)
     weights = layers * (dense + shape.layer_others)
@@ -170,9 +170,10 @@ def _bytes_of_weights(s: RunSpec, count: float, layers: float) -> float:
         return s.width * count
     matrices = scales = 0.0  # bytes saved and added in a layer
     for linear in s.known_shape.linears:
-        share = s.trains(linear.name)
-        matrices += linear.inputs * linear.outputs / s.tensor * share
-        divided = s.tensor if linear.name in ("linear_qkv", "linear_fc1") else 1
+        share = s.trains(linear.name) * max(linear.experts, 1)
+        split = 1 if linear.experts else s.tensor
+        matrices += linear.inputs * linear.outputs / split * share
+        divided = split if linear.name in ("linear_qkv", "linear_fc1") else 1
         scales += 4 * linear.outputs / divided * share
     return 2 * count + layers * (scales - matrices)
 

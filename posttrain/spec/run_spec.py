@@ -58,6 +58,7 @@ class RunSpec(ParallelSizes):
         transformer_engine: whether the layers are Transformer Engine's; on a GPU only.
         shape: the model's sizes; None: its family is not known here, and only Megatron knows them.
         experts: of a layer; 0: a dense model.
+        mixture_settings: whether `trainer.megatron` changes the mixture.
         softcap: whether output logits are soft-capped.
         no_cuda_graph: why this model's step is not captured unless that is asked for; None: it is.
         adapter: whether an adapter is trained, else all weights are.
@@ -80,6 +81,7 @@ class RunSpec(ParallelSizes):
     transformer_engine: bool
     shape: Shape | None
     experts: int
+    mixture_settings: bool
     softcap: bool
     no_cuda_graph: str | None
     adapter: bool
@@ -175,9 +177,34 @@ class RunSpec(ParallelSizes):
     @property
     def one_operation(self) -> bool:
         """Whether a layer and its LoRA are one operation (posttrain.ops.fused_lora)."""
+        return self._plain_lora and not (self.precision == "fp8" and not self.eight_bit_base)
+
+    @property
+    def _plain_lora(self) -> bool:
         plain = self.adapters is not None and self.adapters.kind == "LoRA" and not self.adapters.canonical
-        other_fp8 = self.precision == "fp8" and not self.eight_bit_base
-        return plain and self.fused and not self.dropout and not other_fp8
+        return plain and self.fused and not self.dropout
+
+    @property
+    def grouped_experts(self) -> Decision:
+        """Whether a mixture's experts are grouped products of static shapes (posttrain.models.mixture_layer).
+
+        Else they are upstream's, whose host asks the device how many tokens each expert gets.
+        """
+        adapted = self.adapters is not None and bool({"linear_fc1", "linear_fc2"} & set(self.adapters.sizes))
+        return unless(
+            (not self.experts, "the model has none"),
+            (self.shape is None, "this family's are not known here"),
+            (self.shape is not None and not self.shape.silu_gate, "their gate is another one than SiLU"),
+            (not self.transformer_engine, "they require a GPU with Transformer Engine"),
+            (self.mixture_settings, "trainer.megatron.model changes the mixture"),
+            (self.expert > 1, "expert parallelism has to know how many tokens go to each process"),
+            (not self.adapter, "all weights are trained"),
+            (self.fsdp, "Megatron-FSDP divides the weights as one row of numbers"),
+            (self.precision == "fp32", "grouped products are there in bf16 and 8 bits"),
+            (self.precision == "fp8" and not self.every_layer_fused, "not every linear layer has a plain adapter"),
+            (adapted and not self._plain_lora, "their adapters are not plain LoRA"),
+            on="every token's choices are sorted on the device",
+        )
 
     @property
     def eight_bit_base(self) -> Decision:
@@ -189,7 +216,7 @@ class RunSpec(ParallelSizes):
             (self.precision != "fp8", f"precision is {self.precision}"),
             (not self.adapter, "all weights are trained"),
             (not self.every_layer_fused, "not every linear layer is one operation with its adapter"),
-            (self.experts > 0, "experts are not computed with their adapters as one operation"),
+            (self.experts > 0 and not self.grouped_experts, f"experts: {self.grouped_experts.reason}"),
             (self.fsdp, "Megatron-FSDP divides the weights as one row of numbers"),
             on="frozen weights are quantised once",
         )
@@ -254,6 +281,10 @@ class RunSpec(ParallelSizes):
             (not self.transformer_engine, "it requires a GPU with Transformer Engine"),
             (not self.packing, "data.packing=false, so micro-batches have different shapes"),
             (self.fsdp, "Megatron-FSDP gathers and frees each layer's weights as it comes to it"),
+            (
+                self.experts > 0 and not self.grouped_experts,
+                f"the host asks how many tokens each expert gets: {self.grouped_experts.reason}",
+            ),
             (self.context > 1 and not self.heads_exchanged, f"context parallelism: {self.heads_exchanged.reason}"),
         )
 
@@ -301,6 +332,8 @@ class RunSpec(ParallelSizes):
     def decisions(self) -> dict[str, Decision]:
         """What a user may want to know the reason of, by name; on a GPU."""
         decisions = {"CUDA graph": self.cuda_graph, "base check": self.base_check}
+        if self.experts:
+            decisions["experts as grouped products"] = self.grouped_experts
         if self.precision == "fp8":
             decisions["8-bit frozen weights"] = self.eight_bit_base
         if self.skip_prompt_logits:
@@ -349,6 +382,7 @@ def resolve_spec(
         transformer_engine=transformer_engine,
         shape=shape,
         experts=experts,
+        mixture_settings=changes_mixture(trainer.megatron),
         softcap=softcap_of(fields) is not None,
         no_cuda_graph=no_cuda_graph,
         adapter=adapter is not None,
@@ -378,3 +412,8 @@ def resolve_spec(
         verify=trainer.verify,
         verify_base=trainer.verify_base,
     )
+
+
+def changes_mixture(sections: Mapping[str, Any]) -> bool:
+    """Whether `trainer.megatron` sets anything of Megatron's that begins with moe_."""
+    return any(key.startswith("moe_") for key in sections.get("model", {}))

@@ -12,6 +12,7 @@ from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
 from posttrain.data.sealed import Used
 from posttrain.errors import ExportRefused
+from posttrain.models.mixture_layer import grouped_experts
 from posttrain.ops.fused_lora import fused_layers
 from posttrain.plan.report import planned_peak
 from posttrain.train import learning_rates, pruning
@@ -347,6 +348,10 @@ def save_on_sigterm(state: GlobalState) -> None:
 def quantise_frozen(model: list[torch.nn.Module]) -> None:
     """Keep the frozen weights of layers with an adapter in 8 bits from now on."""
     layers = fused_layers(model)
+    experts = grouped_experts(model)
     for layer in layers:
         layer.quantise()
-    log.info("precision=fp8: the frozen weights of %d layers are kept in 8 bits", len(layers))
+    for mixture in experts:
+        mixture.quantise()
+    count = len(layers) + 2 * len(experts)
+    log.info("precision=fp8: the frozen weights of %d layers are kept in 8 bits", count)

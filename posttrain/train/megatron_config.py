@@ -29,6 +29,7 @@ from posttrain.errors import UserError
 from posttrain.models.config_checks import check_length
 from posttrain.models.hf_adapter import read_adapter
 from posttrain.models.local_spec import check_expert_names, use_local_layers
+from posttrain.models.mixture_layer import grouped_layer_spec
 from posttrain.models.padding import hide_padding, padded_rows
 from posttrain.models.whole_parameters import draw_model
 from posttrain.peft import adapter_checks, load_adapter
@@ -83,6 +84,8 @@ def build_model(run: RunContext) -> MegatronModel:
         provider.cross_entropy_fusion_impl = "te"
         # Without dropout the fused function is one addition, and compiling it takes seconds.
         provider.bias_dropout_fusion = bool(provider.hidden_dropout)
+        if run.spec.grouped_experts:
+            provider.transformer_layer_spec = grouped_layer_spec
     else:
         use_local_layers(provider)
         check_expert_names(bridge, provider)

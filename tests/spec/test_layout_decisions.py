@@ -43,3 +43,38 @@ def test_tensor_parallelism_keeps_8_bit_weights_and_supervised_logits_of_an_adap
     assert adapter.eight_bit_base and adapter.supervised_logits_only
     assert not spec(LLAMA, "parallelism=tp2", "peft=none").supervised_logits_only
     assert not spec(LLAMA, "parallelism=fsdp", "precision=fp8").eight_bit_base
+
+
+MIXTURE = "model=qwen3_30b_a3b"
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["precision=fp8"], ["parallelism=tp2"], ["peft=dora", "peft.target_modules=[linear_qkv]"]]
+)
+def test_frozen_experts_of_one_process_are_grouped_products_and_captured(words):
+    mixture = spec(MIXTURE, *words)
+    assert mixture.grouped_experts and mixture.cuda_graph
+    assert bool(mixture.eight_bit_base) == ("precision=fp8" in words)
+    assert "experts as grouped products" in mixture.decisions()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["parallelism=ep2"], "expert parallelism"),
+        (["peft=none"], "all weights"),
+        (["precision=fp32"], "bf16"),
+        (["peft.dropout=0.1"], "plain LoRA"),
+        (["peft.fused=false"], "plain LoRA"),
+        (["precision=fp8", "peft.target_modules=[linear_fc1]"], "not every linear layer"),
+        (["+trainer.megatron.model.moe_expert_capacity_factor=1.0"], "trainer.megatron.model"),
+    ],
+)
+def test_or_are_upstreams_and_not_captured(words, reason):
+    mixture = spec(MIXTURE, *words)
+    assert not mixture.grouped_experts and not mixture.cuda_graph and not mixture.eight_bit_base
+    assert reason in mixture.grouped_experts.reason and reason in mixture.cuda_graph.reason
+
+
+def test_a_dense_model_has_no_such_decision():
+    assert "experts as grouped products" not in spec(LLAMA).decisions()

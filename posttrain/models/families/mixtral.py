@@ -49,5 +49,4 @@ FAMILY = ModelFamily(
     ),
     constraints=(scaled_rope_needs_a_head,),
     fields=ConfigFields(experts=("num_local_experts",), chosen=("num_experts_per_tok",)),
-    no_cuda_graph="dropless experts ask the device how many tokens each of them gets",
 )

@@ -67,6 +67,5 @@ FAMILY = ModelFamily(
         chosen=("num_experts_per_tok",),
     ),
     qk_norm=True,
-    no_cuda_graph="dropless experts ask the device how many tokens each of them gets",
     legacy_fields=legacy_fields,
 )

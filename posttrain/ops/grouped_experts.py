@@ -1,0 +1,266 @@
+"""A layer's frozen experts as grouped products, without the host knowing how many tokens each expert gets.
+
+Each token goes to k experts, so t tokens make t k rows whatever the router chooses: every shape is known, and which
+rows are whose stays on the device. The step can be captured in a CUDA graph, and no kernel waits for the host.
+
+All experts of a layer share one LoRA for their first matrix and one for their second. Both are linear, so they commute
+with sending tokens to experts and summing what comes back: the first is computed once for each token and added to its
+rows, the second once for the sum of a token's rows.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from posttrain.ops.fp8_linear import quantise
+
+type Context = Any  # of torch.autograd.Function, which takes whatever attributes it is given
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Rows of t tokens' choices, k each, sorted by expert and then by token.
+
+    Attributes:
+        token: int64[t k], of each row.
+        expert: int64[t k], of each row.
+        rows: int64[t, k], of each token.
+        ends: int32[experts], the row after each expert's last.
+    """
+
+    token: torch.Tensor
+    expert: torch.Tensor
+    rows: torch.Tensor
+    ends: torch.Tensor
+
+    @classmethod
+    def from_map(cls, chosen: torch.Tensor, k: int) -> "Routing":
+        """Sort without asking the device.
+
+        Args:
+            chosen: bool[t, experts], k in each row.
+            k: experts of a token.
+        """
+        tokens = chosen.size(0)
+        expert, token = torch.nonzero_static(chosen.t(), size=tokens * k).t().contiguous()
+        nth = chosen.cumsum(1)[token, expert] - 1  # of its token's k rows
+        rows = torch.empty_like(token)
+        rows.scatter_(0, token * k + nth, torch.arange(tokens * k, device=chosen.device))
+        ends = chosen.sum(0).cumsum(0, dtype=torch.int32)
+        return cls(token, expert, rows.view(tokens, k), ends)
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """A frozen matrix of each expert.
+
+    Attributes:
+        data: [experts, out, in].
+        scale: float32[experts, out], where data is E4M3; else None.
+    """
+
+    data: torch.Tensor
+    scale: torch.Tensor | None = None
+
+    def product(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """Each row with its expert's matrix: [t k, in] -> [t k, out]."""
+        if self.scale is None:
+            return F.grouped_mm(x, self.data.transpose(1, 2), offs=routing.ends)
+        eight, scale = quantise(x)
+        return eight_bit_product(eight, scale, self.data, self.scale, routing, x.dtype)
+
+    def gradient(self, upstream: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """Of x: [t k, out] -> [t k, in]."""
+        if self.scale is None:
+            return F.grouped_mm(upstream, self.data, offs=routing.ends)
+        # The sum runs over the matrix's scales, so they are multiplied in first (posttrain.ops.fp8_linear).
+        eight, scale = quantise_for_experts(upstream, self.scale, routing.expert)
+        one = torch.ones_like(self.data[:, 0], dtype=torch.float32)
+        return eight_bit_product(eight, scale, transposed(self.data), one, routing, upstream.dtype)
+
+
+def eight_bit_product(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    weights: torch.Tensor,
+    scales: torch.Tensor,
+    routing: Routing,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """E4M3 x [t k, in], scaled by rows, with E4M3 weights [experts, out, in], scaled by outputs -> [t k, out]."""
+    if x.is_cuda:
+        return torch._scaled_grouped_mm(
+            x,
+            weights.transpose(1, 2),
+            x_scale,
+            scales,
+            offs=routing.ends,
+            out_dtype=dtype,
+            use_fast_accum=True,
+        )
+    rows = (x.float() * x_scale[:, None]).to(dtype)
+    exact = (weights.float() * scales[:, :, None]).to(dtype)
+    return F.grouped_mm(rows, exact.transpose(1, 2), offs=routing.ends)
+
+
+def quantise_for_experts(
+    values: torch.Tensor, columns: torch.Tensor, expert: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """E4M3 of [t k, n] and float32[t k], with the columns [experts, n] of each row's expert multiplied in first."""
+    if values.is_cuda:
+        from posttrain.ops.expert_kernels import quantise_rows
+
+        return quantise_rows(values, columns, expert)
+    return quantise(values.float() * columns[expert])
+
+
+def transposed(weights: torch.Tensor) -> torch.Tensor:
+    """[experts, m, n] of one-byte numbers -> [experts, n, m], contiguous."""
+    if weights.is_cuda:
+        from posttrain.ops.expert_kernels import transpose
+
+        return transpose(weights)
+    return weights.transpose(1, 2).contiguous()
+
+
+class FrozenExperts(torch.autograd.Function):
+    """The operation of `frozen_experts`; keeps W1's products for the backward pass, neither the tokens' rows nor h."""
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        x: torch.Tensor,
+        probabilities: torch.Tensor,
+        added: torch.Tensor | None,
+        first: ExpertWeights,
+        second: ExpertWeights,
+        routing: Routing,
+        with_sum: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `frozen_experts`."""
+        weight = probabilities.reshape(-1).index_select(0, places_of(probabilities, routing))
+        both = first.product(x.index_select(0, routing.token), routing)
+        h = weighted_swiglu(both, added, routing.token, weight)
+        y = sum_rows(second.product(h, routing), routing.rows)
+        ctx.save_for_backward(both, added, weight)
+        ctx.weights = first, second
+        ctx.routing = routing
+        ctx.probabilities = probabilities.shape, probabilities.dtype
+        return y, sum_rows(h, routing.rows) if with_sum else None
+
+    @staticmethod
+    def backward(
+        ctx: Context, upstream: torch.Tensor, upstream_of_sum: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, None, None, None, None]:
+        """Gradients of x, the probabilities and d."""
+        both, added, weight = ctx.saved_tensors
+        first, second = ctx.weights
+        routing = ctx.routing
+        grad_h = second.gradient(upstream.index_select(0, routing.token), routing)
+        grad_both, grad_weight = weighted_swiglu_backward(grad_h, upstream_of_sum, both, added, routing.token, weight)
+        grad_x = grad_added = None
+        if ctx.needs_input_grad[0]:
+            grad_x = sum_rows(first.gradient(grad_both, routing), routing.rows)
+        if added is not None:
+            grad_added = sum_rows(grad_both, routing.rows)
+        shape, dtype = ctx.probabilities
+        grad_probabilities = torch.zeros(shape, dtype=dtype, device=weight.device)
+        places = places_of(grad_probabilities, routing)
+        grad_probabilities.view(-1).scatter_(0, places, grad_weight.to(dtype))
+        return grad_x, grad_probabilities, grad_added, None, None, None, None
+
+
+def frozen_experts(
+    x: torch.Tensor,
+    probabilities: torch.Tensor,
+    added: torch.Tensor | None,
+    first: ExpertWeights,
+    second: ExpertWeights,
+    routing: Routing,
+    with_sum: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """y = sum over a token's experts of W2 h, h = p silu(gate) up, (gate, up) = W1 x + d; W1 and W2 frozen.
+
+    Args:
+        x: [t, in].
+        probabilities: p, [t, experts], used where a token goes.
+        added: d, [t, 2 inner], the same for all of a token's experts; None: nothing.
+        first: W1, [experts, 2 inner, in], gates first.
+        second: W2, [experts, in, inner].
+        routing: where tokens go.
+        with_sum: whether to sum up h as well.
+
+    Returns:
+        y [t, in], and the sum of h over a token's experts [t, inner] or None.
+    """
+    results: tuple[torch.Tensor, torch.Tensor | None]
+    results = FrozenExperts.apply(x, probabilities, added, first, second, routing, with_sum)
+    return results
+
+
+def places_of(probabilities: torch.Tensor, routing: Routing) -> torch.Tensor:
+    """int64[t k]: each row's place in the flattened probabilities [t, experts]."""
+    return routing.token * probabilities.size(1) + routing.expert
+
+
+def weighted_swiglu(
+    both: torch.Tensor, added: torch.Tensor | None, token: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """weight silu(gate) up -> [r, f].
+
+    Args:
+        both: [r, 2 f], gates first.
+        added: [t, 2 f], to the rows of each token first; None: nothing.
+        token: int64[r].
+        weight: [r].
+    """
+    if both.is_cuda:
+        from posttrain.ops.expert_kernels import weighted_swiglu as kernel
+
+        return kernel(both, added, token, weight)
+    if added is not None:
+        both = both + added[token]
+    gate, up = both.chunk(2, dim=-1)
+    return (weight[:, None] * F.silu(gate) * up).to(both.dtype)
+
+
+def weighted_swiglu_backward(
+    upstream: torch.Tensor,
+    upstream_of_sum: torch.Tensor | None,
+    both: torch.Tensor,
+    added: torch.Tensor | None,
+    token: torch.Tensor,
+    weight: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of `both` (and of a row of `added`) and of `weight`, float32.
+
+    Args:
+        upstream: of the result, [r, f].
+        upstream_of_sum: of the sum of a token's results, [t, f]; None: there is none.
+        both, added, token, weight: as given to `weighted_swiglu`.
+    """
+    if both.is_cuda:
+        from posttrain.ops.expert_kernels import weighted_swiglu_backward as kernel
+
+        return kernel(upstream, upstream_of_sum, both, added, token, weight)
+    if upstream_of_sum is not None:
+        upstream = upstream + upstream_of_sum[token]
+    if added is not None:
+        both = both + added[token]
+    gate, up = both.chunk(2, dim=-1)
+    silu = F.silu(gate)
+    grad_weight = (upstream * silu * up).float().sum(1)
+    upstream = upstream * weight[:, None].to(upstream.dtype)
+    grad_gate = torch.ops.aten.silu_backward(upstream * up, gate)
+    return torch.cat([grad_gate, upstream * silu], dim=-1), grad_weight
+
+
+def sum_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The sum of each token's rows, in the same order every time: [r, n], int64[t, k] -> [t, n]."""
+    if values.is_cuda:
+        from posttrain.ops.expert_kernels import sum_rows as kernel
+
+        return kernel(values, rows)
+    return values[rows].sum(1)

@@ -26,6 +26,19 @@ class UserError(Exception):
     exit_code = 2
 
 
+class NoSuchModel(UserError):
+    """A model's name leads to no directory here, and to nothing on the hub.
+
+    Args:
+        path: the name, as it was given for `model.path`.
+        reason: what was found instead.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"model.path={path}: {reason}; give a directory with a model, or a hub id")
+        self.reason = reason
+
+
 class RunFailed(Exception):
     """A run that started and did not finish.
 

@@ -22,12 +22,16 @@ FAILS = "the tokenizer fails on a text of the data"
 
 @dataclass(slots=True)
 class Rendered:
-    """A conversation's text and what of it is trained; `spans` None: all of it."""
+    """A conversation's text and what of it is trained; `spans` None: all of it.
+
+    `prompted`: it ends where an answer begins.
+    """
 
     conversation: Conversation
     text: str
     spans: list[tuple[int, int]] | None
     guarded: bool = False  # messages hold the text of special tokens, to be read as plain text
+    prompted: bool = False
     unread: Sequence[tuple[str, object]] = ()  # fields of the row, and their values, that are not in the text
 
 
@@ -133,7 +137,7 @@ class Encoder:
             the encoding, its ids, and the map of positions in `item.text` to positions in the encoded text.
         """
         renderer = self._renderer
-        renderer.check_no_injection(item.conversation, item.text)
+        renderer.check_no_injection(item.conversation, item.text, item.prompted)
         core, names, back = self._guarding or self._guard()
         pieces, starts, growth, at, grown = [], [0], [0], 0, 0
         for token in renderer.special_outside(item.text):

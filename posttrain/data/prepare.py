@@ -287,7 +287,8 @@ def render(conversation: Conversation, renderer: Renderer, train_on: str) -> Ren
             spans = _without(text, untrained)
     else:
         spans = renderer.trained(conversation, text, trained)
-    return Rendered(conversation, text, spans, guarded, find_unread(conversation, text, trained, renderer))
+    unread = find_unread(conversation, text, trained, renderer)
+    return Rendered(conversation, text, spans, guarded, unread=unread)
 
 
 def digest(text: str) -> int:

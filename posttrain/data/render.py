@@ -367,7 +367,7 @@ class Renderer:
             at = max(at, b)
         yield from self.special.finditer(text, at, len(text))
 
-    def check_no_injection(self, conversation: Conversation, text: str) -> None:
+    def check_no_injection(self, conversation: Conversation, text: str, prompted: bool = False) -> None:
         """Prove that every special token outside the marks is the template's own.
 
         The same conversation is rendered with the special-token text in its messages made harmless: the template must
@@ -376,7 +376,7 @@ class Renderer:
         Raises:
             RowError: text of a message reached a place that isn't marked.
         """
-        harmless = self.render(_defused(conversation, self.special))
+        harmless = self.render(_defused(conversation, self.special), prompted)
         if len(list(self.special_outside(text))) != len(list(self.special_outside(harmless))):
             raise RowError(
                 f"a message holds the text of a special token, and the template {self.template.name} rewrites that "

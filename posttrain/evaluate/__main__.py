@@ -58,7 +58,7 @@ def main() -> None:
     if what.startswith("-") or is_override:
         stop.fail(f"{what}: the first argument is what to evaluate: python -m posttrain.evaluate WHAT {what} ...")
     try:
-        run_dir = settings.run_of(what)
+        run_dir = load.run_of(what)
     except UserError as error:
         stop.fail(str(error))
     # A run's own values are not in conf/: their overrides wait until the values are there.
@@ -147,6 +147,7 @@ def check_and_build(cfg: DictConfig, datasets: dict[str, DictConfig], overrides:
             if not cfg.evaluate.datasets:
                 raise
             raise UserError(f"evaluate.datasets.{name}: {error}") from None
+    settings.sampling_of(cfg.evaluate)
     if cfg.lm_eval.tasks:
         settings.check_lm_eval(cfg.lm_eval, overrides)
     if OmegaConf.is_missing(cfg.metric, "_target_"):

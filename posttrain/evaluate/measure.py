@@ -14,7 +14,8 @@ from posttrain.errors import UserError
 from posttrain.evaluate.conversations import Conversations, last_answer, read_conversations
 from posttrain.evaluate.losses import compute_losses
 from posttrain.evaluate.scores import Metric
-from posttrain.generate.decoding import Sampling, check_fits, continuations, stop_tokens
+from posttrain.evaluate.settings import sampling_of
+from posttrain.generate.decoding import beyond_positions, check_fits, continuations, stop_tokens
 from posttrain.utils.cache import cache_root
 
 if TYPE_CHECKING:
@@ -167,8 +168,11 @@ def score_answers(
     for _, reference in pairs.values():
         if reference[-1] in special:
             stop.add(reference[-1])
-    sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
+    sampling = sampling_of(options)
     prompts = [prompt for prompt, _ in pairs.values()]
+    too_long = beyond_positions(model, prompts)
+    if too_long:
+        STDERR.print(f"posttrain: {name}: {too_long}", markup=False)
     generated = continuations(model, prompts, stop, _pad_token(tokenizer), sampling, options.batch_size)
     indices = list(pairs)
     scores: list[float | None] = [None] * len(conversations.ids)

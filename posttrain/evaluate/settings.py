@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from posttrain.config import composition, frozen, policy, schema
 from posttrain.config.containers import as_dict
 from posttrain.errors import UserError
-from posttrain.utils import rundir
+from posttrain.generate.sampling import MAX_NEW_TOKENS, MOST_TEMPERATURE, Sampling
 
 TRUST = "lm_eval.trust_include_path=true"
 
@@ -36,8 +36,8 @@ class EvaluateSchema:
     limit: int | None = schema.ranged(None, ge=1, le=10**12)
     batch_tokens: int = schema.ranged(4096, ge=1, le=schema.TOKENS)
     batch_size: int = schema.ranged(8, ge=1, le=65_536)
-    max_new_tokens: int = schema.ranged(256, ge=1, le=1_048_576)
-    temperature: float = schema.ranged(0.0, ge=0, le=1e3)
+    max_new_tokens: int = schema.ranged(256, ge=1, le=MAX_NEW_TOKENS)
+    temperature: float = schema.ranged(0.0, ge=0, le=MOST_TEMPERATURE)
     top_p: float = schema.ranged(1.0, gt=0, le=1)
     out: str = MISSING
 
@@ -65,18 +65,6 @@ class EvaluateConfig(schema.Config):
 
 
 ConfigStore.instance().store(name="schema_evaluate", node=EvaluateConfig)
-
-
-def run_of(what: str) -> Path | None:
-    """Return the run directory that `what` is, or lies in as an export or a checkpoint, or None."""
-    path = Path(what).expanduser().absolute()
-    if rundir.is_file(path, "config.yaml"):
-        return path
-    for directory in list(path.parents)[:2]:
-        frozen = directory / "config.yaml"
-        if frozen.is_file() and not frozen.is_symlink():
-            return directory
-    return None
 
 
 def with_run(cfg: DictConfig, run_dir: Path) -> DictConfig:
@@ -197,6 +185,21 @@ def configure_sets(cfg: DictConfig) -> dict[str, DictConfig]:
         except (UserError, ValueError) as error:
             raise UserError(f"evaluate.datasets.{name}: {error}") from None
     return configs
+
+
+def sampling_of(options: DictConfig) -> Sampling:
+    """How answers are generated.
+
+    Args:
+        options: conf/evaluate.yaml's `evaluate`.
+
+    Raises:
+        UserError: options contradict each other.
+    """
+    try:
+        return Sampling(options.max_new_tokens, options.temperature, options.top_p)
+    except UserError as error:
+        raise UserError(f"evaluate.{error}") from None
 
 
 def check_lm_eval(options: DictConfig, overrides: list[str]) -> None:

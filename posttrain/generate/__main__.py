@@ -10,71 +10,20 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from posttrain.config.schema import SEEDS
+from posttrain.data.conversation import Conversation, Message
 from posttrain.errors import RunFailed, UserError
-from posttrain.generate import load
+from posttrain.generate import load, sampling
+from posttrain.generate.questions import apply_options, question, read_prompts
 from posttrain.utils import stop
 from posttrain.utils.escape import escape_control
 
 if TYPE_CHECKING:
     from posttrain.generate.answerer import Answerer
-
-Message = dict[str, str]  # {"role": ..., "content": ...}
-
-
-def read_prompts(path: Path) -> list[list[Message]]:
-    """Read a file's conversations.
-
-    It has a prompt per line, or, as .jsonl, {"prompt": ...} or {"messages": [...]} per line.
-
-    Raises:
-        UserError: there is no such file, or a line is neither.
-    """
-    if not path.is_file():
-        raise UserError(f"--file {path}: no such file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--file {path}: can't be read: {error}") from None
-    conversations = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            conversations.append([{"role": "user", "content": line}])
-            continue
-        try:
-            messages = _messages_of(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"--file {path}, line {number}: not JSON: {error}") from None
-        if messages is None:
-            raise UserError(
-                f'--file {path}, line {number}: requires "prompt", a text, or "messages" with role and content'
-            )
-        conversations.append(messages)
-    if not conversations:
-        raise UserError(f"--file {path}: holds no prompt")
-    return conversations
-
-
-def _messages_of(row: object) -> list[Message] | None:
-    """The conversation of a row of a .jsonl file; None: it is not one."""
-    if not isinstance(row, dict):
-        return None
-    messages = row.get("messages")
-    if messages is None and isinstance(row.get("prompt"), str):
-        return [{"role": "user", "content": row["prompt"]}]
-    if not isinstance(messages, list) or not messages:
-        return None
-    for message in messages:
-        if not isinstance(message, dict):
-            return None
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            return None
-    return messages
 
 
 def typed_lines() -> Iterator[str]:
@@ -101,11 +50,18 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help='one prompt per line; .jsonl: {"prompt": ...} or {"messages": [...]}',
     )
-    add("--system", help="system prompt")
-    add("--max-new-tokens", type=integer_from(1), default=256)
+    add("--system", help="system prompt; replaces that of a row")
+    add(
+        "--template-variables",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="variables of the chat template, e.g. {\"enable_thinking\": false}; before a row's and the run's own",
+    )
+    add("--max-new-tokens", type=integer_between(1, sampling.MAX_NEW_TOKENS), default=256)
     add(
         "--temperature",
-        type=number_between(0),
+        type=number_between(0, sampling.MOST_TEMPERATURE),
         default=0.0,
         help="0: the most likely token each time",
     )
@@ -115,26 +71,39 @@ def build_parser() -> argparse.ArgumentParser:
         default=1.0,
         help="sample from the most likely tokens of this total",
     )
-    add("--top-k", type=integer_from(0), default=0, help="sample from this many tokens; 0: from all")
+    add("--top-k", type=integer_between(0, SEEDS), default=0, help="sample from this many tokens; 0: from all")
     add(
         "--repetition-penalty",
-        type=number_between(0, exclusive=True),
+        type=number_between(sampling.LEAST_PENALTY, sampling.MOST_PENALTY),
         default=1.0,
         help="above 1: fewer repetitions",
     )
-    add("--seed", type=int, default=0, help="of the sampling")
-    add("--batch-size", type=integer_from(1), default=8, help="prompts answered at once")
+    add("--seed", type=integer_between(0, SEEDS), default=0, help="of the sampling")
+    add("--batch-size", type=integer_between(1, 65_536), default=8, help="prompts answered at once")
     add("--json", action="store_true", help="one JSON object per answer")
     return parser
 
 
-def integer_from(low: int) -> Callable[[str], int]:
-    """A type for argparse: an integer of at least `low`."""
+def json_object(text: str) -> dict[str, Any]:
+    """A type for argparse: the JSON text of an object."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return value
+
+
+def integer_between(low: int, high: int) -> Callable[[str], int]:
+    """A type for argparse: an integer of at least `low` and at most `high`."""
 
     def integer(text: str) -> int:
         value = int(text)
         if value < low:
             raise argparse.ArgumentTypeError(f"must be at least {low}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"must be at most {high}")
         return value
 
     return integer
@@ -175,22 +144,9 @@ def answer(args: argparse.Namespace) -> None:
     """Answer the prompts of the command line and the file, or chat.
 
     Raises:
-        UserError: the model or the file does not exist, or is damaged.
+        UserError: the model or the file does not exist, or is damaged; or settings contradict each other.
     """
-    start: list[Message] = []
-    if args.system:
-        start.append({"role": "system", "content": args.system})
-    conversations = []
-    for prompt in args.prompts:
-        conversations.append([*start, {"role": "user", "content": prompt}])
-    if args.file is not None:
-        for messages in read_prompts(args.file):
-            conversations.append([*start, *messages])
-    from posttrain.generate.answerer import Answerer  # loads torch and transformers, as the next two
-    from posttrain.generate.decoding import Sampling
-    from posttrain.generate.live_model import load_model
-
-    sampling = Sampling(
+    how = sampling.Sampling(
         args.max_new_tokens,
         args.temperature,
         args.top_p,
@@ -198,28 +154,55 @@ def answer(args: argparse.Namespace) -> None:
         args.repetition_penalty,
         args.seed,
     )
+    conversations = list(map(question, args.prompts))
+    if args.file is not None:
+        conversations += read_prompts(args.file)
+    replaced = apply_options(conversations, args.system, args.template_variables)
+    if replaced:
+        note(f"--system replaces the system turn of {replaced} of {len(conversations)} prompts")
+    from posttrain.generate.answerer import Answerer  # loads torch and transformers, as the next two
+    from posttrain.generate.decoding import beyond_positions
+    from posttrain.generate.live_model import load_model
+
+    template = load.template_of(args.model)
     with load.open_export(args.model) as directory:
         model, tokenizer = load_model(directory)
-    answerer = Answerer(model, tokenizer, sampling, args.batch_size)
+    answerer = Answerer(model, tokenizer, how, args.batch_size, template)
+    if answerer.renderer is None and args.system is not None:
+        raise UserError("--system: the model's tokenizer has no chat template, so a system prompt has no place")
     if not conversations:
-        chat(answerer, start, args.json)
+        chat(answerer, args.system, args.template_variables, args.json)
         return
-    for messages, text in zip(conversations, answerer(conversations), strict=True):
-        print_answer(messages[-1]["content"], text, args.json)
+    prompts = list(map(answerer.encode, conversations))
+    too_long = beyond_positions(model, prompts)
+    if too_long:
+        note(too_long)
+    for conversation, text in zip(conversations, answerer(prompts), strict=True):
+        print_answer(conversation.messages[-1].content, text, args.json)
 
 
-def chat(answerer: "Answerer", history: list[Message], as_json: bool) -> None:
-    """Answer what is typed, each time with the whole conversation.
+def note(text: str) -> None:
+    """Say something that is no answer."""
+    print(f"posttrain: {text}", file=sys.stderr, flush=True)
+
+
+def chat(answerer: "Answerer", system: str | None, template_variables: Mapping[str, Any], as_json: bool) -> None:
+    """Answer what is typed, each time with the whole conversation, which only a chat template can tell.
 
     Args:
         answerer: the model.
-        history: how the conversation starts.
+        system: the system prompt; None: there is none.
+        template_variables: of the chat template.
         as_json: see `print_answer`.
     """
+    if answerer.renderer is None:
+        note("the tokenizer has no chat template: each line is continued as a text, without those before it")
+    history = [] if system is None else [Message("system", system)]
     for prompt in typed_lines():
-        history.append({"role": "user", "content": prompt})
-        text = answerer([history])[0]
-        history.append({"role": "assistant", "content": text})
+        turns = [*history, Message("user", prompt)]
+        [text] = answerer([answerer.encode(Conversation(turns, variables=template_variables))])
+        if answerer.renderer is not None:
+            history = [*turns, Message("assistant", text)]
         print_answer(prompt, text, as_json)
 
 

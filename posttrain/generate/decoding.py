@@ -3,60 +3,42 @@
 In batches, with its key-value cache, up to a stop token.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from posttrain.data.render import Renderer
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
+from posttrain.generate.sampling import Sampling
 from posttrain.models.families import learned_positions_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass
-class Sampling:
-    """How the next token is chosen.
+class RepetitionPenalty(LogitsProcessor):
+    """Transformers' penalty on the tokens that occur in a row, without those that pad it on its left.
 
-    Attributes:
-        max_new_tokens: most tokens of an answer.
-        temperature: 0 takes the most likely token each time.
-        top_p: sample from the most likely tokens of this total.
-        top_k: sample from this many tokens; 0: from all.
-        repetition_penalty: above 1 makes tokens that occur already less likely.
-        seed: of the sampling; each batch has its own draw.
+    Args:
+        penalty: above 1 makes tokens that occur already less likely.
+        padding: how many tokens pad each row.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int = 0
+    def __init__(self, penalty: float, padding: Sequence[int]) -> None:
+        self.of_row = RepetitionPenaltyLogitsProcessor(penalty)
+        self.padding = padding
 
-    def arguments(self) -> dict[str, Any]:
-        """Return `transformers`' arguments, with nothing left to a model's generation_config.json."""
-        arguments: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens,
-            "repetition_penalty": self.repetition_penalty,
-            "num_beams": 1,
-            "do_sample": self.temperature > 0,
-            "temperature": None,
-            "top_p": None,
-            "top_k": None,
-        }
-        if self.temperature > 0:
-            arguments |= {
-                "temperature": self.temperature,
-                "top_p": self.top_p,
-                "top_k": self.top_k,
-            }
-        return arguments
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [batch, vocabulary] after the penalty on the tokens in input_ids [batch, length]."""
+        rows = []
+        for row, skipped in enumerate(self.padding):
+            rows.append(self.of_row(input_ids[row : row + 1, skipped:], scores[row : row + 1]))
+        return torch.cat(rows)
 
 
 def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
@@ -109,6 +91,40 @@ def check_fits(
             raise UserError(f"{len(ids)} tokens, and the model has {longest} positions; make it shorter")
 
 
+def beyond_positions(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> str | None:
+    """Say which prompts are longer than a model with rotary positions was made for; None: none is."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    longest = max(map(len, prompts), default=0)
+    if not positions or longest <= positions:
+        return None
+    return f"a prompt has {longest} tokens, the model's max_position_embeddings is {positions}: answers may be worse"
+
+
+def batches(
+    prompts: Sequence[Sequence[int]], most: int, positions: int | None, batch_size: int
+) -> Iterator[tuple[list[int], int]]:
+    """Yield (indices of prompts, most new tokens of each), the longest prompts first.
+
+    Prompts are together only where their answers may be equally long, so that none is cut short by another's length.
+
+    Args:
+        prompts: token ids each.
+        most: new tokens of an answer where there is room for them.
+        positions: of the model; None: it has no limit.
+        batch_size: prompts at once.
+    """
+
+    def room(index: int) -> int:
+        if positions is None:
+            return most
+        return min(most, positions - len(prompts[index]))
+
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    for new_tokens, alike in itertools.groupby(order, room):
+        for chosen in itertools.batched(alike, batch_size):
+            yield list(chosen), new_tokens
+
+
 def continuations(
     model: "PreTrainedModel",
     prompts: Sequence[Sequence[int]],
@@ -120,7 +136,7 @@ def continuations(
     """Continue every prompt, the longest first so that what doesn't fit in memory fails at once.
 
     Args:
-        model: of transformers, or PEFT's around one.
+        model: as posttrain.generate.live_model.load_model returns it.
         prompts: token ids each.
         stop: ids that end an answer; the one met is not part of it.
         pad_id: any valid id; prompts of a batch are padded on their left and the padding is masked.
@@ -131,28 +147,39 @@ def continuations(
         (index of the prompt, ids of its answer).
     """
     torch.manual_seed(sampling.seed)
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    drawn: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        drawn = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        }
+    for chosen, new_tokens in batches(prompts, sampling.max_new_tokens, max_positions(model), batch_size):
         longest = len(prompts[chosen[0]])
+        padding = [longest - len(prompts[index]) for index in chosen]
         ids = torch.full((len(chosen), longest), pad_id)
         mask = torch.zeros_like(ids)
         for row, index in enumerate(chosen):
-            size = len(prompts[index])
-            ids[row, longest - size :] = torch.tensor(prompts[index])
-            mask[row, longest - size :] = 1
-        arguments = sampling.arguments()
-        positions = max_positions(model)
-        if positions is not None:
-            arguments["max_new_tokens"] = min(sampling.max_new_tokens, positions - longest)
+            ids[row, padding[row] :] = torch.tensor(prompts[index])
+            mask[row, padding[row] :] = 1
+        config = GenerationConfig(
+            max_new_tokens=new_tokens,
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=sorted(stop) or None,
+            pad_token_id=pad_id,
+            **drawn,
+        )
+        processors = LogitsProcessorList()
+        if sampling.repetition_penalty != 1:
+            processors.append(RepetitionPenalty(sampling.repetition_penalty, padding))
         with torch.no_grad():
             out = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                eos_token_id=sorted(stop) or None,
-                pad_token_id=pad_id,
-                use_cache=True,
-                **arguments,
+                generation_config=config,
+                logits_processor=processors,
             )
         for row, index in enumerate(chosen):
             yield index, _until_stop(out[row, longest:].tolist(), stop)

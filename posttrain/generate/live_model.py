@@ -1,5 +1,7 @@
 """The model of a Hugging Face directory, ready to answer."""
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,10 +11,26 @@ from transformers.utils import logging
 
 from posttrain.errors import UserError
 from posttrain.models import HFModel
-from posttrain.models.headers import own_file
+from posttrain.models.headers import own_file, read_optional_json
 from posttrain.models.hf_adapter import read_adapter
 from posttrain.peft.attach import attach_adapter
 from posttrain.utils.gpus import visible_gpus
+
+GENERATION = "generation_config.json"
+# Of its fields: what is honoured, what can't change an answer here, and what is off at 1.
+HONOURED = {"eos_token_id"}
+WITHOUT_EFFECT = {"bos_token_id", "pad_token_id", "use_cache", "transformers_version", "_from_model_config"}
+OFF_AT_ONE = {
+    "encoder_repetition_penalty",
+    "length_penalty",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "repetition_penalty",
+    "temperature",
+    "top_p",
+    "typical_p",
+}
 
 
 def usable_device() -> str:
@@ -25,6 +43,9 @@ def load_model(
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerFast]:
     """(model, tokenizer) of an export, on the GPU if there is one.
 
+    Of the model's generation_config.json only the tokens that end an answer are left; what else would have changed
+    answers is named on stderr.
+
     Args:
         directory: as posttrain.generate.load.open_export gives it.
         dtype: float32 or bfloat16. None: bfloat16 on a GPU, float32 on a CPU.
@@ -36,16 +57,35 @@ def load_model(
     if source.adapter:
         read_adapter(directory)  # before the base's weights are read
     base = source.directory
-    has_own_generation = bool(source.adapter) and own_file(directory / "generation_config.json")
+    holder = base
+    if source.adapter and own_file(directory / GENERATION):
+        holder = directory
+    fields = read_optional_json(holder / GENERATION)
+    ignored = unapplied(fields)
+    if ignored:
+        print(f"posttrain: not applied, of {holder / GENERATION}: {', '.join(ignored)}", file=sys.stderr, flush=True)
+    ends = fields.get("eos_token_id", source.hf_config().eos_token_id)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=getattr(torch, dtype or usual), use_safetensors=True, trust_remote_code=False
+            base,
+            dtype=getattr(torch, dtype or usual),
+            generation_config=GenerationConfig(eos_token_id=ends),
+            use_safetensors=True,
+            trust_remote_code=False,
         )
-        if has_own_generation:
-            model.generation_config = GenerationConfig.from_pretrained(directory)
     except Exception as error:  # of whatever kind: a stranger's files
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(f"{directory}: transformers can't read it: {reason}") from error
     if source.adapter:
         model = attach_adapter(model, directory)
     return model.to(device).eval(), source.load_tokenizer()
+
+
+def unapplied(fields: Mapping[str, object]) -> list[str]:
+    """Fields of a generation_config.json that would change answers and don't, as `name=value`."""
+    found = []
+    for name, value in fields.items():
+        off = not value or (value == 1 and name in OFF_AT_ONE)
+        if not off and name not in HONOURED | WITHOUT_EFFECT:
+            found.append(f"{name}={str(value)[:40]}")
+    return found

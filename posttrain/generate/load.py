@@ -6,25 +6,25 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain.checkpoint import directories
 from posttrain.config import frozen, targets
+from posttrain.config.containers import as_dict
 from posttrain.config.instantiate import built
-from posttrain.errors import RunFailed, UserError
+from posttrain.data.templates import ChatTemplate
+from posttrain.errors import NoSuchModel, RunFailed, UserError
 from posttrain.models import HFModel
 from posttrain.models.headers import read_headers
 from posttrain.models.hf import DEMO
-from posttrain.models.hf_adapter import check_against, is_adapter, read_adapter
+from posttrain.models.hf_adapter import CONFIG, check_against, is_adapter, read_adapter
 from posttrain.utils import rundir
 from posttrain.utils.stop import FULL_ERROR
 
-if TYPE_CHECKING:
-    pass
-
+NEARBY = 5  # runs and models that are named beside a mistyped one
 SHIPPED = "posttrain.models.HFModel"
 WHAT = "run directory, checkpoint, PEFT adapter, Hugging Face directory or hub id"
 
@@ -44,10 +44,14 @@ def open_export(what: str) -> Iterator[Path]:
     import_family(path)
     if not path.is_dir():
         is_hub_id = what.count("/") == 1 and not what.startswith((".", "/", "~")) and not path.parent.is_dir()
-        if is_hub_id or what.startswith(DEMO):
-            yield HFModel(path=what).directory
-            return
-        raise UserError(f"{what}: no such directory; give a {WHAT}")
+        if not is_hub_id and not what.startswith(DEMO):
+            raise UserError(f"{what}: no such directory{nearby(path)}; give a {WHAT}")
+        try:
+            directory = HFModel(path=what).directory
+        except NoSuchModel as error:
+            raise UserError(f"{what}: {error.reason}{nearby(path)}; give a {WHAT}") from None
+        yield directory
+        return
     export = export_of(path)
     if export is not None:
         check_export(export)
@@ -75,13 +79,60 @@ def import_family(path: Path) -> None:
     Raises:
         UserError: the class is not allowed.
     """
-    for folder in (path, *path.absolute().parents[:2]):
+    run = run_of(path)
+    if run is None:
+        return
+    model = frozen.read(run).get("model")
+    if isinstance(model, DictConfig) and model.get("_target_") not in (None, SHIPPED):
+        targets.check(OmegaConf.create({"model": model}))  # before anything is imported
+        built(model)
+
+
+def nearby(path: Path) -> str:
+    """Name the runs and models beside the first folder of `path` that isn't there, most like it first."""
+    folder = path.parent
+    missing = path.name
+    while not folder.is_dir():
+        missing = folder.name
+        folder = folder.parent
+    found = []
+    for entry in folder.iterdir():
+        if any((entry / name).is_file() for name in ("config.yaml", "config.json", CONFIG)):
+            found.append(entry.name)
+    if not found:
+        return ""
+    found.sort(key=lambda name: (-SequenceMatcher(None, name, missing).ratio(), name))
+    return f"; in {folder} there are: {', '.join(found[:NEARBY])}"
+
+
+def run_of(what: str | Path) -> Path | None:
+    """The run directory that `what` is, or lies in as an export or a checkpoint; None: it is of none."""
+    path = Path(what).expanduser().absolute()
+    for folder in (path, *path.parents[:2]):
         if rundir.is_file(folder, "config.yaml"):
-            model = frozen.read(folder).get("model")
-            if isinstance(model, DictConfig) and model.get("_target_") not in (None, SHIPPED):
-                targets.check(OmegaConf.create({"model": model}))  # before anything is imported
-                built(model)
-            return
+            return folder
+    return None
+
+
+def template_of(what: str) -> ChatTemplate:
+    """How the tokenizer's own chat template is used: with the settings of the run that `what` is of, if it is of one.
+
+    An export holds the text of the run's template as its own; what the run gave that text lies in the run alone.
+
+    Raises:
+        UserError: the run's configuration can't be read.
+    """
+    run = run_of(what)
+    trained = frozen.read(run).get("template") if run else None
+    if not isinstance(trained, DictConfig):
+        return ChatTemplate(require_stop=False)
+    settings = as_dict(trained)
+    return ChatTemplate(
+        require_stop=False,
+        variables=settings.get("variables") or {},
+        parse_content=settings.get("parse_content") is True,
+        stop_tokens=settings.get("stop_tokens") or (),
+    )
 
 
 def export_of(path: Path) -> Path | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from posttrain.demo.weights import ensure_smollm2
-from posttrain.errors import UserError
+from posttrain.errors import NoSuchModel, UserError
 from posttrain.models.bridges import register
 from posttrain.models.config_checks import check_config
 from posttrain.models.headers import read_json
@@ -240,14 +240,14 @@ def fetch(path: str, patterns: list[str]) -> Path:
     """Return the directory of `path`, after a download of the files that match `patterns` if it is a hub id.
 
     Raises:
-        UserError: no such directory, or the hub does not give the model.
+        NoSuchModel: no such directory, or the hub does not give the model.
     """
     if path == f"{DEMO}smollm2_135m":
         return ensure_smollm2()
     if Path(path).is_dir():
         return Path(path)
     if path.startswith((DEMO, ".", "/", "~")) or path.count("/") != 1:
-        raise UserError(f"model.path={path}: no such directory")
+        raise NoSuchModel(path, "no such directory")
     from posttrain.models.hub import download
 
     return download(path, patterns)

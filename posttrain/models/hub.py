@@ -6,14 +6,14 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from posttrain.errors import UserError
+from posttrain.errors import NoSuchModel
 
 
 def download(name: str, patterns: list[str]) -> Path:
     """The directory of the model `name`, with the files that match `patterns`.
 
     Raises:
-        UserError: the hub does not give it.
+        NoSuchModel: the hub does not give it.
     """
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
@@ -25,7 +25,7 @@ def download(name: str, patterns: list[str]) -> Path:
         offline = "the hub cannot be reached"
         if os.environ.get("HF_HUB_OFFLINE"):
             offline = "HF_HUB_OFFLINE is set"
-        reason = f"is not a directory here nor in the hub's cache, and {offline}; set model.path to a directory"
+        reason = f"is not a directory here nor in the hub's cache, and {offline}"
     except (HfHubHTTPError, OSError) as error:
         reason = f"cannot be downloaded: {error}"
-    raise UserError(f"model.path={name}: {reason}")
+    raise NoSuchModel(name, reason)

@@ -3,11 +3,11 @@
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
-from posttrain.data.conversation import RowError
+from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.prompts import Prompts
 from posttrain.errors import UserError
 from posttrain.generate.answerer import Answerer
-from posttrain.generate.decoding import Sampling
+from posttrain.generate.sampling import Sampling
 
 CHATS = [
     [("user", "hi")],
@@ -27,6 +27,10 @@ ENDLESS = {
 
 def messages(chat):
     return [{"role": role, "content": text} for role, text in chat]
+
+
+def conversation(chat):
+    return Conversation([Message(role, text) for role, text in chat])
 
 
 @pytest.mark.parametrize("template", [None, TRIMMING])
@@ -67,10 +71,10 @@ def model():
 def test_generate_renders_within_the_limits(model):
     tokenizer = byte_tokenizer()
     right = tokenizer.apply_chat_template(messages(CHATS[1]), add_generation_prompt=True, return_dict=True)
-    assert Answerer(model, tokenizer, Sampling(1)).encode(messages(CHATS[1])) == right["input_ids"]
+    assert Answerer(model, tokenizer, Sampling(1)).encode(conversation(CHATS[1])) == right["input_ids"]
     tokenizer.chat_template = ENDLESS["texts that double"]
-    with pytest.raises(UserError, match="chat template fails on a prompt"):
-        Answerer(model, tokenizer, Sampling(1)).encode(messages(CHATS[0]))
+    with pytest.raises(UserError, match="prompt 'hi': the template model"):
+        Answerer(model, tokenizer, Sampling(1)).encode(conversation(CHATS[0]))
     tokenizer.chat_template = "{% for"
     with pytest.raises(UserError, match="not valid Jinja"):
         Answerer(model, tokenizer, Sampling(1))

@@ -3,17 +3,17 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from posttrain.data.conversation import Conversation, Message
 from posttrain.errors import UserError
-from posttrain.generate.__main__ import build_parser, main, read_prompts
+from posttrain.generate.__main__ import build_parser, main
 from posttrain.generate.answerer import Answerer
-from posttrain.generate.decoding import Sampling, stop_tokens
+from posttrain.generate.decoding import stop_tokens
 from posttrain.generate.load import export_of
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+from posttrain.generate.questions import question, read_prompts
+from posttrain.generate.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def loaded(model):
     return load_model(model)
 
 
-def chats(*prompts):
-    return [[{"role": "user", "content": prompt}] for prompt in prompts]
+def ask(answerer, *prompts):
+    return answerer([answerer.encode(question(prompt)) for prompt in prompts])
 
 
 def test_what_is_a_model(tmp_path, model):
@@ -59,9 +59,9 @@ def test_prompts_may_follow_options():
 
 def test_a_batch_is_answered_as_one_at_a_time(loaded):
     """Left padding and the key-value cache change nothing, whatever the lengths."""
-    prompts = chats("hello", "la " * 20, "x", "hello world")
-    together = Answerer(*loaded, Sampling(max_new_tokens=8), batch_size=4)(prompts)
-    alone = Answerer(*loaded, Sampling(max_new_tokens=8), batch_size=1)(prompts)
+    prompts = ["hello", "la " * 20, "x", "hello world"]
+    together = ask(Answerer(*loaded, Sampling(max_new_tokens=8), batch_size=4), *prompts)
+    alone = ask(Answerer(*loaded, Sampling(max_new_tokens=8), batch_size=1), *prompts)
     assert together == alone and len(set(together)) > 1
 
 
@@ -92,40 +92,44 @@ def test_an_answer_ends_with_the_turn(loaded):
     assert model.generation_config.eos_token_id != end != tokenizer.eos_token_id
     assert stop_tokens(model, tokenizer) >= {end, tokenizer.eos_token_id, model.generation_config.eos_token_id}
     answerer = Answerer(model, tokenizer, Sampling(max_new_tokens=20))
-    free = answerer(chats("hello"))[0]
+    free = ask(answerer, "hello")[0]
     first = answerer.tokenizer(free)["input_ids"][0]
     answerer.stop |= {first}
-    assert len(free) > 1 and answerer(chats("hello")) == [""]
+    assert len(free) > 1 and ask(answerer, "hello") == [""]
     tokenizer.chat_template = None
     assert end not in stop_tokens(model, tokenizer)
 
 
 def test_sampling_repeats_with_its_seed(loaded):
     def answers(**more):
-        return Answerer(*loaded, Sampling(max_new_tokens=12, temperature=1.0, **more))(chats("hello", "world"))
+        return ask(Answerer(*loaded, Sampling(max_new_tokens=12, temperature=1.0, **more)), "hello", "world")
 
     assert answers(seed=1) == answers(seed=1) != answers(seed=2)
-    greedy = Answerer(*loaded, Sampling(max_new_tokens=12))(chats("hello", "world"))
+    greedy = ask(Answerer(*loaded, Sampling(max_new_tokens=12)), "hello", "world")
     assert answers(top_k=1) == greedy == answers(top_p=1e-6)
 
 
 def test_typed_bytes_that_are_not_utf8_are_answered(loaded):
     typed = b"caf\xe9".decode("utf-8", "surrogateescape")
-    assert Answerer(*loaded, Sampling(max_new_tokens=4))(chats(typed)) == Answerer(*loaded, Sampling(max_new_tokens=4))(
-        chats("caf?")
-    )
+    answerer = Answerer(*loaded, Sampling(max_new_tokens=4))
+    assert ask(answerer, typed) == ask(answerer, "caf?")
 
 
 def test_prompts_of_a_file(tmp_path):
     (tmp_path / "a.txt").write_text('one\n\n{"prompt": 1}\n')
-    assert [chat[0]["content"] for chat in read_prompts(tmp_path / "a.txt")] == ["one", '{"prompt": 1}']
+    assert read_prompts(tmp_path / "a.txt") == [question("one"), question('{"prompt": 1}')]
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n" + json.dumps({"prompt": "one"}) + "\n")
-    assert read_prompts(tmp_path / "a.jsonl") == [turns, *chats("one")]
+    rows = [{"messages": turns}, {"prompt": "one"}, {"prompt": turns[2:]}, {"prompt": "one", "system": "s"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = Conversation([Message("user", "a"), Message("assistant", "b"), Message("user", "c")])
+    system = Conversation([Message("system", "s"), Message("user", "one")])
+    assert read_prompts(tmp_path / "a.jsonl") == [whole, question("one"), question("c"), system]
     for text, message in (
         ("{", "not JSON"),
         ("[]", "requires"),
-        ('{"messages": [1]}', "requires"),
+        ('{"messages": [1]}', "line 1: field `messages.0.`: expected an object"),
+        ('{"messages": []}', "`messages` has no messages"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', "there is nothing to answer"),
         ('{"q": ""}', "line 1"),
     ):
         (tmp_path / "b.jsonl").write_text(text + "\n")
@@ -150,8 +154,10 @@ def test_prompts_of_a_file(tmp_path):
         ("--top-p", "0", "more than 0, at most 1"),
         ("--top-p", "1.5", "more than 0, at most 1"),
         ("--top-k", "-4", "at least 0"),
-        ("--repetition-penalty", "0", "more than 0"),
+        ("--repetition-penalty", "0", "at least 0.01, at most 100"),
         ("--max-new-tokens", "0", "at least 1"),
+        ("--seed", str(2**70), "at most 2147483647"),
+        ("--template-variables", "[1]", "must be a JSON object"),
     ],
 )
 def test_sampling_out_of_range(option, value, message, capsys):
@@ -176,22 +182,22 @@ def test_what_a_model_cannot_read():
     with pytest.raises(UserError, match="the prompt is empty"):
         check_fits(model, [[]])
     found = dict(continuations(model, [[1] * 10, [2] * 3], set(), 0, Sampling(max_new_tokens=100)))
-    assert [len(found[index]) for index in range(2)] == [6, 6]  # as far as the longest prompt leaves room
+    assert [len(found[index]) for index in range(2)] == [6, 13]  # as far as there are positions
 
 
 def test_a_chat_remembers(model, monkeypatch, capsys):
     """The second turn is asked with the first one and its answer before it."""
     seen = []
-    answer = Answerer.__call__
-    monkeypatch.setattr(Answerer, "__call__", lambda self, chats: seen.extend(map(list, chats)) or answer(self, chats))
+    encode = Answerer.encode
+    monkeypatch.setattr(Answerer, "encode", lambda self, chat: seen.append(chat.messages) or encode(self, chat))
     typed = iter(["hello", "and now?", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
     monkeypatch.setattr(sys, "argv", ["generate", str(model), "--system", "s", "--max-new-tokens", "4"])
     main()
-    assert [[turn["role"] for turn in chat] for chat in seen] == [
+    assert [[turn.role for turn in chat] for chat in seen] == [
         ["system", "user"], ["system", "user", "assistant", "user"],
     ]  # fmt: skip
-    assert seen[1][2]["content"] == capsys.readouterr().out.split("\n")[0]
+    assert seen[1][2].content == capsys.readouterr().out.split("\n")[0]
 
 
 def test_answers_from_the_command_line(model, tmp_path):

@@ -166,7 +166,7 @@ def test_hub_model_without_a_hub(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"set model.path to a directory"):
+    with pytest.raises(UserError, match=r"nor in the hub's cache.*; give a directory"):
         HFModel(path="somebody/some-model").hf_config()
 
 

@@ -15,8 +15,8 @@ from posttrain.convert.checkpoints import find
 from posttrain.convert.merge import find_adapter
 from posttrain.convert.publish import publishing
 from posttrain.errors import UserError
-from posttrain.evaluate.settings import run_of, with_run
-from posttrain.generate.load import export_of, open_export
+from posttrain.evaluate.settings import with_run
+from posttrain.generate.load import export_of, open_export, run_of
 from posttrain.launch import launcher
 from posttrain.report import write_report
 from posttrain.report.trials import read_trials

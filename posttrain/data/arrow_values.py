@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import math
 from typing import Any
 
 DEPTH = 2  # of a struct within a list or struct: its nulls stand for keys that the row doesn't have
@@ -11,12 +12,15 @@ def plain_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row without what the file format put in.
 
     Structs of a column have the same keys in every row, so that those which a row doesn't have are null: they are left
-    out, but for those of a column's own structs, the messages, whose null text says something. Times become ISO text.
+    out, but for those of a column's own structs, the messages, whose null text says something. Times become ISO text,
+    and NaN, which pandas writes for what is missing, is null.
     """
     return {name: _plain(value, 0) for name, value in row.items()}
 
 
 def _plain(value: Any, depth: int) -> Any:
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if value is None or isinstance(value, str | int | float | bytes):
         return value
     if isinstance(value, list):
@@ -24,8 +28,9 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, dict):
         kept = {}
         for key, item in value.items():
-            if item is not None or depth + 1 < DEPTH:
-                kept[key] = _plain(item, depth + 1)
+            plain = _plain(item, depth + 1)
+            if plain is not None or depth + 1 < DEPTH:
+                kept[key] = plain
         return kept
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):
         return value.isoformat()

@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from posttrain.data.json_text import ROWS
+
 CHUNK = 1 << 20
 _SPACE = " \t\n\r"
 
@@ -83,7 +85,7 @@ class JSONArray:
         Args:
             count: elements before it, for messages.
         """
-        scan = json.JSONDecoder().raw_decode
+        scan = ROWS.raw_decode
         chunk = CHUNK
         while True:
             try:
@@ -93,7 +95,7 @@ class JSONArray:
             except json.JSONDecodeError as error:
                 if not self._more or len(self._text) - self._position > self._largest:
                     raise self._error(f"row {count}: not valid JSON: {error.msg}") from None
-            except ValueError as error:  # a number of thousands of digits
+            except ValueError as error:  # Infinity, or a number of thousands of digits
                 raise self._error(f"row {count}: not valid JSON: {error}") from None
             except RecursionError:
                 raise self._error(f"row {count}: not valid JSON: nested too deeply") from None

@@ -41,12 +41,17 @@ def rows(path: Path, max_row: int) -> Iterator[dict[str, Any]]:
         size = _batch_size(file, path)
         schema = file.schema_arrow
         texts = _texts(file)
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise UserError(f"data.path: {path}: several columns are called {twice[0]!r}; rename or drop all but one")
     first = 0
     with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
         for group in range(file.num_row_groups):  # each has its own dictionary
             for batch in file.iter_batches(batch_size=size, row_groups=[group]):
                 for part in _parts(batch, first, path, max_row):
-                    yield from map(plain_row, pyarrow.Table.from_batches([part]).cast(schema).to_pylist())
+                    yield from map(
+                        plain_row, pyarrow.Table.from_batches([part]).cast(schema).to_pylist(maps_as_pydicts="strict")
+                    )
                 first += batch.num_rows
 
 

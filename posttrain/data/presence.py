@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Unread = tuple[str, object]  # the name of a field, and its value
 LOST_REASONING = "reasoning of trained answers, which the template drops (data.train_on=last leaves those out)"
+EMPTY_QUESTION = "a question (the user's message is empty)"
 CONTEXT_REASONING = "reasoning of answers that are not trained, which the template drops"
 
 
@@ -44,7 +45,7 @@ def _all_is_content(conversation: Conversation, text: str) -> bool:
         return False
     missing = []
     for message in conversation.messages:
-        if message.extra or message.tool_calls:
+        if message.extra or message.tool_calls or not message.content:
             return False
         missing.append(len(message.content))
     for start, end, source, _ in getattr(text, "spans", ()):
@@ -70,6 +71,8 @@ class _Search:
         for index, message in enumerate(conversation.messages):
             if self.sizes.get(Source(index, "content"), 0) < len(message.content):
                 yield from self._content(index, message)
+            if message.role == "user" and not message.content.strip():
+                yield EMPTY_QUESTION, message.content
             if message.tool_calls:
                 yield from self._calls(index, message.tool_calls)
             for name, value in message.extra.items():
@@ -167,8 +170,12 @@ class _Search:
             if shown:
                 yield from self._leaves(value, (), shown, f"messages.{name}")
                 return
-            if not isinstance(value, str):  # a number or a truth value leaves no mark
+            if isinstance(value, bool | int | float):  # leaves no mark
                 return
+            if not isinstance(value, str):
+                others = {key: item for key, item in message.extra.items() if key != name}
+                if self._changes_text(index, extra=others):
+                    return
         if all(part in message.content for part in texts(value)) and holds(list(texts(value))):
             return
         if name == REASONING[0]:

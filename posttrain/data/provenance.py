@@ -5,6 +5,7 @@ the marks at the right characters; every other operation returns a plain string,
 attributed is never attributed wrongly.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -157,6 +158,14 @@ class TrackedList(list[Any]):
 
     __slots__ = ("source",)
     source: Source
+
+
+_TYPES = re.compile(r"\bposttrain\.data\.provenance\.Tracked(Str|Dict|List)\b")
+
+
+def without_marks(error: str) -> str:
+    """The text of an error that a template raises, with Python's own names of types."""
+    return _TYPES.sub(lambda match: match[1].lower(), error)
 
 
 def _moved(spans: tuple[Span, ...], by: int) -> tuple[Span, ...]:

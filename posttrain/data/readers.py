@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from posttrain.data import json_array
 from posttrain.data.conversation import RowError
 from posttrain.data.json_array import JSONArray, NotAnArray, Readable
+from posttrain.data.json_text import ROWS, RepeatedKey
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def read(path: Path, kinds: Collection[str] | None = None) -> Iterator[Row]:
     if packed and reader is _parquet:
         raise UserError(f"data.path: {path}: Parquet compresses by itself; unpack it first")
     kinds = KNOWN if kinds is None else kinds
+    if suffixes and suffixes[-1] in ELSEWHERE:
+        raise UserError(f"data.path: {path}: {ELSEWHERE[suffixes[-1]]}")
     if reader is None or not path.name.lower().endswith(tuple(kinds)):
         raise UserError(f"data.path: {path}: unknown kind of file; known are {', '.join(sorted(kinds))}")
     count = 0
@@ -150,34 +153,38 @@ def _text(raw: bytes, path: Path, name: str) -> str:
 
 def _object(value: object) -> dict[str, Any] | RowError:
     if isinstance(value, dict):
-        half = _half_character(value, "")
-        if half is None:
-            return value
-        return RowError(
-            f"field `{half}`: holds half of a character, which is no text; a program has cut a text within an emoji",
-            "text with half of a character",
-        )
+        return _damage(value, "") or value
     return RowError(f"expected an object with named fields, found {type(value).__name__}", "a row is not an object")
 
 
-def _half_character(value: object, path: str) -> str | None:
-    """The path of the first text with one surrogate without the other, as JSON can write it; None: all is text."""
+def _damage(value: object, path: str) -> RowError | None:
+    """What is wrong with the first part of a row that lost something on its way here; None: nothing.
+
+    An object has a key twice, or a text has one surrogate without the other, as JSON can write it.
+    """
     if isinstance(value, str):
         if not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError:
-                return path
+                return RowError(
+                    f"field `{path}`: holds half of a character, which is no text; a program has cut a text within an "
+                    "emoji",
+                    "text with half of a character",
+                )
     elif isinstance(value, dict):
+        if isinstance(value, RepeatedKey):
+            where = f"{path}." if path else ""
+            return RowError(f"field `{where}{value.key}`: is there twice, one of them would be lost", "a key twice")
         for name, item in value.items():
             if type(item) is str and item.isascii():
                 continue
-            found = _half_character(item, f"{path}.{name}" if path else name)
+            found = _damage(item, f"{path}.{name}" if path else name)
             if found is not None:
                 return found
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            found = _half_character(item, f"{path}[{index}]")
+            found = _damage(item, f"{path}[{index}]")
             if found is not None:
                 return found
     return None
@@ -209,12 +216,12 @@ def _jsonl(file: Lines, path: Path) -> Iterator[Row]:
         if not text:
             continue
         try:
-            found = _object(json.loads(text))
+            found = _object(ROWS.decode(text))
         except json.JSONDecodeError as error:
             found = RowError(f"not valid JSON: {error.msg} at column {error.colno}", "not valid JSON")
         except RecursionError:
             found = RowError("not valid JSON: nested too deeply", "not valid JSON")
-        except ValueError as error:  # a number of thousands of digits
+        except ValueError as error:  # Infinity, or a number of thousands of digits
             found = RowError(f"not valid JSON: {error}", "not valid JSON")
         yield Place(str(path), row, name), found
         row += 1
@@ -258,7 +265,8 @@ def _refuse_wrapped(head: str, path: Path) -> None:
         whole = True
     except (ValueError, RecursionError):
         whole = not first_line.rstrip().endswith(("{", "[", ",")) and not (around and "\n" in around.group())
-    if around and (not whole or around[1] in AROUND):
+    single = not head.lstrip().partition("\n")[2].strip()
+    if around and (not whole or (single and around[1] in AROUND)):
         raise UserError(
             f"data.path: {path}: an object over all rows; its key `{around[1]}` holds a list: write that list alone "
             "into the file, or one object a line"
@@ -304,7 +312,7 @@ def _csv(file: Lines, path: Path) -> Iterator[Row]:
             yield _text(raw, path, f"line {number}")
 
     csv.field_size_limit(MAX_ROW)
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    delimiter = "\t" if ".tsv" in path.name.lower() else ","
     table = csv.reader(lines(), delimiter=delimiter, strict=True)
     try:
         names = next(table, [])
@@ -338,6 +346,8 @@ def _parquet(path: Path) -> Iterator[Row]:
     try:
         for row, values in enumerate(parquet.rows(path, MAX_ROW)):
             yield Place(str(path), row, f"row {row}"), values
+    except KeyError as error:  # of Arrow, strict about maps
+        raise UserError(f"data.path: {path}: a map has a key twice: {error}") from None
     except pyarrow.ArrowException as error:
         raise UserError(f"data.path: {path}: not a Parquet file, or damaged: {error}") from None
 
@@ -366,6 +376,24 @@ _READERS: dict[str, Callable[..., Iterator[Row]]] = {
     ".tsv": _csv,
     ".parquet": _parquet,
     ".txt": _lines,
+}
+# Suffix -> what to do with a file that others read.
+ELSEWHERE = {
+    ".arrow": "the cache of `datasets`; write what load_from_disk returns with to_parquet",
+    ".zip": "an archive; unpack it and give the folder",
+    ".tar": "an archive; unpack it and give the folder",
+    ".bz2": "bzip2; unpack it, or pack it with gzip or Zstandard",
+    ".xz": "xz; unpack it, or pack it with gzip or Zstandard",
+    ".xlsx": "a spreadsheet; save it as CSV in UTF-8",
+}
+# Suffix -> what to do with a file that others read.
+ELSEWHERE = {
+    ".arrow": "the cache of `datasets`; write what load_from_disk returns with to_parquet",
+    ".zip": "an archive; unpack it and give the folder",
+    ".tar": "an archive; unpack it and give the folder",
+    ".bz2": "bzip2; unpack it, or pack it with gzip or Zstandard",
+    ".xz": "xz; unpack it, or pack it with gzip or Zstandard",
+    ".xlsx": "a spreadsheet; save it as CSV in UTF-8",
 }
 COMPRESSED = (".gz", ".zst")
 TEXT = frozenset({".txt", *(f".txt{pack}" for pack in COMPRESSED)})

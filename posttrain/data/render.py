@@ -15,7 +15,7 @@ import jinja2
 
 from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.jinja import budget_of, compile_template, names_in
-from posttrain.data.provenance import TOOLS, VARIABLES, Source, Span, concat, mark
+from posttrain.data.provenance import TOOLS, VARIABLES, Source, Span, concat, mark, without_marks
 from posttrain.data.templates import ChatTemplate
 from posttrain.data.trace import REASONING
 from posttrain.errors import UserError
@@ -217,7 +217,7 @@ class Renderer:
             budget.begin()
             return concat(budget.written(compiled.root_render_func(compiled.new_context(variables, shared=True))))
         except jinja2.TemplateError as error:
-            raise RowError(f"the template {self.template.name} refuses it: {error}") from None
+            raise RowError(f"the template {self.template.name} refuses it: {without_marks(str(error))}") from None
         except Exception as error:  # whatever a template does that it shouldn't is about this row
             raise RowError(
                 f"the template {self.template.name} fails on it: {type(error).__name__}: {error}",

@@ -20,6 +20,10 @@ MOST_FOLDERS = 100_000  # that are searched
 DEMO = "demo:sentences"
 # A word of a file's or folder's name that says which split it is of, as the Hugging Face hub reads them.
 OTHER_SPLIT = re.compile(r"(?<![a-z0-9])(test|testing|valid|validation|val|dev|eval|evaluation)(?![a-z0-9])")
+# What `datasets` and the hub write beside a data set: its description, no rows.
+DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+# What `datasets` and the hub write beside a data set: its description, no rows.
+DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 TRAIN_SPLIT = re.compile(r"(?<![a-z0-9])(train|training)(?![a-z0-9])")
 
 
@@ -138,7 +142,10 @@ def files(path: str | Sequence[str], key: str, cache_dir: Path, kinds: Collectio
                 "to train on them"
             )
         if not found:
-            raise UserError(f"{key}={path}: no {', '.join(sorted(kinds))} file in this folder")
+            hint = ""
+            if any(where.rglob("*.arrow")):
+                hint = f"; *.arrow is {readers.ELSEWHERE['.arrow']}"
+            raise UserError(f"{key}={path}: no {', '.join(sorted(kinds))} file in this folder{hint}")
     else:
         found = [file for file in set(_matches(where, f"{key}={path}")) if file.is_file()]
         if not found:
@@ -169,7 +176,7 @@ def _in_folder(where: Path, key: str, kinds: Collection[str]) -> tuple[list[Path
     for folder, names in _walk(where, f"{key}={where}", links=False):
         for name in names:
             file = folder / name
-            if name.startswith(".") or not file.is_file() or not _known(file, kinds):
+            if name.startswith(".") or name in DESCRIPTIONS or not file.is_file() or not _known(file, kinds):
                 continue
             inside = str(file.relative_to(where)).lower()
             if key == "data.path" and OTHER_SPLIT.search(inside) and not TRAIN_SPLIT.search(inside):

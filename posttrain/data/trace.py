@@ -15,7 +15,8 @@ VARIABLES = "chat_template_kwargs"
 # Names of metadata, and how such names end.
 METADATA = frozenset(
     {
-        *("id", "ids", "uid", "uuid", "guid", "idx", "index", "hash", "name", "type", "__index_level_0__"),
+        *("id", "ids", "uid", "uuid", "guid", "idx", "index", "hash", "name", "type"),
+        *("", "__index_level_0__"),  # the index of pandas in CSV and Parquet; read again it is `Unnamed: 0`
         *("time", "timestamp", "date", "created", "updated"),
     }
 )
@@ -29,14 +30,17 @@ SPOKEN = frozenset(
         *REASONING,
         *("thought", "thoughts", "thinking_content", "reasoning_details", "chain_of_thought", "cot"),
         *("system", "system_prompt", "system_message", "developer", "developer_prompt"),
-        *("tools", "functions", "tool_definitions", "available_tools"),
+        *("tools", "functions", "tool_definitions", "available_tools", "tool_defs", "tool_schemas", "tools_json"),
+        *("tool_schema", "function_definitions", "functions_json"),
         *("tool_calls", "tool_call", "function_call", "function_calls", "tool_plan"),
         *("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "history"),
         *("refusal", "image", "images", "audio", "audios", "video", "videos"),
     }
 )
 # Keys for whether a message is trained: OpenAI's and Mistral's, ours, axolotl's, and further ones.
-WEIGHTS = ("weight", "loss", "loss_weight", "train", "training")
+WEIGHTS = ("weight", "loss", "loss_weight", "loss_mask", "train", "training", "trainable")
+# Keys that say so too, and are not known: parts of a message, and those that say the opposite in some programs.
+UNKNOWN_WEIGHTS = ("train_detail", "mask", "masked", "loss_scale")
 NOTHING = ("", "[]", "{}")  # texts that hold nothing, the last two as JSON in a column of texts
 LONG = 16  # characters from which a text that is found in another is no coincidence
 
@@ -95,7 +99,7 @@ class TracedRow(dict[str, Any]):
 def is_metadata(name: str) -> bool:
     """Whether a key of this name says something about a row or message, and isn't said in it."""
     name = str(name).lower()
-    return name in METADATA or name.endswith(METADATA_ENDS)
+    return name in METADATA or name.endswith(METADATA_ENDS) or name.startswith("unnamed: ")
 
 
 def is_spoken(name: str) -> bool:
@@ -147,3 +151,9 @@ def check_row_weight(row: Mapping[str, Any], unread: Collection[str]) -> None:
                 f"data.sources a weight; data.format.metadata=[{name}] says that it is none",
                 f"a row's `{name}` is not 1",
             )
+    if "label" in unread and row["label"] is False:
+        raise RowError(
+            "field `label`: false says that this answer is a bad one, as KTO's data has it; leave such rows out, or "
+            "say with data.format.metadata=[label] that it is something else",
+            "a row's `label` is false",
+        )

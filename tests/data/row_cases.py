@@ -142,6 +142,13 @@ CASES = {
     "broken arguments": Case(
         "`arguments` that are no JSON object", "refused", asked('{"city": '), refused=r"tool_calls\[0\].arguments.*JSON"
     ),
+    "arguments that lose something": Case(
+        "`arguments` as JSON text that has a key twice, or NaN",
+        "refused",
+        asked('{"city": "Bern", "city": "Basel"}'),
+        refused=r"tool_calls\[0\].arguments.*the key 'city' is there twice",
+    ),
+    "arguments with NaN": Case("", "", asked('{"degrees": NaN}'), refused=r"arguments.*NaN is not a value of JSON"),
     "list arguments": Case("", "", asked("[1]"), refused="expected an object, or its JSON text, found list"),
     "flat call": Case(
         "a call that is `{name, arguments}` by itself, or spells its arguments `parameters`, `args` or `input`",
@@ -185,6 +192,33 @@ CASES = {
         {"query": "Weather?", "tools": "[]", "functions": [FLAT_TOOL], "answers": "Sunny."},
         Custom(prompt="query", answer="answers"),
         refused="field `functions`: holds what is said, and is not read",
+    ),
+    "tools under a further name": Case(
+        "",
+        "",
+        {"messages": [user("a"), answer("b")], "tool_defs": [FLAT_TOOL]},
+        refused="field `tool_defs`: holds what is said, and is not read",
+    ),
+    "tools of a message": Case(
+        "a message's own `tools`, `tool_call` and the like, whose names the template has for something else",
+        "refused",
+        {"messages": [{"role": "system", "content": "Be brief.", "tools": [FLAT_TOOL]}, user("a"), answer("b")]},
+        refused=r"messages\[0\] \(system\): the template .* leaves out its `tools`",
+    ),
+    "call of a message": Case(
+        "",
+        "",
+        {"messages": [user("a"), answer("b", tool_call={"name": "weather", "arguments": {}})]},
+        template=FULL.replace("for call in", "for tool_call in").replace("call.function", "tool_call.function"),
+        refused=r"messages\[1\] \(assistant\): the template .* leaves out its `tool_call`",
+    ),
+    "a key that only decides": Case(
+        "",
+        "",
+        {"messages": [user("a", flags={"loud": 1}), answer("b")]},
+        template=FULL.replace("m.content + '<|im_end|>", "m.content + ('!' if m.flags else '') + '<|im_end|>"),
+        reference={"messages": [user("a", flags={"loud": 1}), answer("b")]},
+        trained=("b<|im_end|>",),
     ),
     "left out on purpose": Case(
         "",
@@ -261,6 +295,13 @@ CASES = {
         reference=SUM,
         trained=(THOUGHT,),
     ),
+    "reasoning in parts": Case(
+        "",
+        "",
+        {"messages": [user("2+2?"), answer("4", reasoning=[{"type": "text", "text": "small sum"}])]},
+        reference=SUM,
+        trained=(THOUGHT,),
+    ),
     "reasoning without a place": Case(
         "reasoning, and a template that has no place for it",
         "refused",
@@ -305,6 +346,33 @@ CASES = {
         reference={"messages": [user("a"), answer(""), user("b"), answer("c")]},
         trained=("c<|im_end|>",),
     ),
+    "empty question": Case(
+        "a user's message without text",
+        "counted: its answer is trained without a question",
+        {"messages": [user(None), answer("b")]},
+        reference={"messages": [user(""), answer("b")]},
+        trained=("b<|im_end|>",),
+        unread=("a question (the user's message is empty)",),
+    ),
+    "parts of text": Case(
+        "content in parts of type `text`, `input_text` or `output_text`",
+        "joined as they are",
+        {"messages": [user([{"type": "input_text", "text": "a"}, {"text": "b"}]), answer(["c"])]},
+        reference={"messages": [user("ab"), answer("c")]},
+        trained=("c<|im_end|>",),
+    ),
+    "list of texts": Case(
+        "content that is a list of several texts, or of objects that are no parts of text",
+        "refused",
+        {"messages": [*ASKED[:2], {"role": "tool", "content": ["sun", "wind"]}, answer("Sunny.")]},
+        refused=r"field `messages\[2\].content`: a list of several texts",
+    ),
+    "list of data": Case(
+        "",
+        "",
+        {"messages": [*ASKED[:2], {"role": "tool", "content": [{"name": "Bern", "value": "sun"}]}, answer("Sunny.")]},
+        refused=r"field `messages\[2\].content`: a part of type None",
+    ),
     "unknown key": Case(
         "any other key of a message that the template doesn't write",
         "counted and named in the report",
@@ -314,9 +382,9 @@ CASES = {
         unread=("messages.mood", "messages.annotations"),
     ),
     "training: false": Case(
-        "`weight`, `loss`, `train` or `training` of a message: 0, 1, false or true",
-        "the message is trained or not; two that contradict each other, other numbers and axolotl's `train_detail` are "
-        "refused",
+        "`weight`, `loss`, `loss_mask`, `train`, `training` or `trainable` of a message: 0, 1, false or true",
+        "the message is trained or not; two that contradict each other, other numbers and what programs read in "
+        "several ways (`train_detail`, `mask`, `masked`, `loss_scale`) are refused",
         {"messages": [user("a"), answer("bad", training=False), user("b"), answer("good")]},
         reference={"messages": [user("a"), answer("bad"), user("b"), answer("good")]},
         trained=("good<|im_end|>",),
@@ -335,6 +403,31 @@ CASES = {
         "",
         {"messages": [user("a"), answer("b", train_detail=[{"begin_offset": 0, "end_offset": 1, "train": False}])]},
         refused=r"messages\[1\].train_detail",
+    ),
+    "loss mask": Case(
+        "",
+        "",
+        {"messages": [user("a"), answer("bad", loss_mask=0), user("b"), answer("good", loss_mask=1)]},
+        reference={"messages": [user("a"), answer("bad"), user("b"), answer("good")]},
+        trained=("good<|im_end|>",),
+    ),
+    "masked": Case(
+        "", "", {"messages": [user("a"), answer("b", masked=True)]}, refused=r"messages\[1\].masked`: isn't known here"
+    ),
+    "masked, and nothing is meant": Case(
+        "",
+        "",
+        {"messages": [user("a"), answer("b", masked=True)]},
+        Messages(metadata=["masked"]),
+        reference={"messages": [user("a"), answer("b")]},
+        trained=("b<|im_end|>",),
+    ),
+    "a bad answer": Case(
+        "`label: false`, as KTO's data has it",
+        "refused",
+        {"prompt": "a", "completion": "bad", "label": False},
+        PromptCompletion(),
+        refused="field `label`: false says that this answer is a bad one",
     ),
     "weight of a row": Case(
         "a `weight` or `train` of a whole row that is not 1",
@@ -355,6 +448,35 @@ CASES = {
         reference={"messages": [user("2+2?"), answer("4")], "enable_thinking": False},
         trained=("4<|im_end|>",),
         unread=("chat_template_kwargs.tone",),
+    ),
+    "messages as texts": Case(
+        "`prompt` and `completion` that are lists of messages as JSON text, as a CSV file has them",
+        "read as messages",
+        {"prompt": '[{"role": "user", "content": "a"}]', "completion": '[{"role": "assistant", "content": "b"}]'},
+        PromptCompletion(),
+        reference={"messages": [user("a"), answer("b")]},
+        trained=("b<|im_end|>",),
+    ),
+    "messages in Python's notation": Case(
+        "",
+        "",
+        {"prompt": "[{'role': 'user', 'content': 'a'}]", "completion": "[{'role': 'assistant', 'content': 'b'}]"},
+        PromptCompletion(),
+        refused="field `prompt`: not valid JSON",
+    ),
+    "repeated prompt": Case(
+        "a `completion` that begins with the messages of the `prompt`",
+        "refused: they would be said twice",
+        {"prompt": [user("a")], "completion": [user("a"), answer("b")]},
+        PromptCompletion(),
+        refused="field `completion`: begins with the messages of `prompt`",
+    ),
+    "other spelling": Case(
+        "messages of `role` and `content` where `from` and `value` are expected, or the other way round",
+        "refused, with the format that reads them",
+        {"conversations": [user("a"), answer("b")]},
+        ShareGPT(),
+        refused=r"field `conversations\[0\].from` is missing; found role, content: data=sharegpt reads",
     ),
     "several steps": Case(
         "several calls in a row, and a template without a header before them",

@@ -86,6 +86,8 @@ def test_an_array_read_in_small_pieces_is_the_array(tmp_path_factory, rows):
         ("a.json", b'{"version": 1,\n "data": [{"a": 1}]}', "an object over several lines; expected a list of rows"),
         ("a.json", b'{"a": {"0": "x", "1": "y"}, "b": {"0": 1, "1": 2}}', r'pandas.*orient="records", lines=True'),
         ("a.parquet", b"PAR1 not really", "not a Parquet file"),
+        ("a.zip", b"PK", "an archive; unpack it"),
+        ("a.arrow", b"ARROW1", "the cache of `datasets`; write what load_from_disk returns with to_parquet"),
         ("a.jsonl.gz", b"not gzip", "can't be read"),
         ("a.jsonl.zst", b"not zstandard", "not a Zstandard file"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "damaged"),
@@ -107,6 +109,9 @@ def test_files_that_cannot_be_read(tmp_path, name, raw, message):
         ("a.jsonl", b'{"a": 1}\n' + b"[" * 100_000 + b'\n{"a": 2}\n', "nested too deeply"),
         ("a.json", b'[{"a": 1}, 7, {"a": 2}]', "expected an object"),
         ("a.csv", b"a\n1\n2,3\n2\n", "2 values for the 1 columns"),
+        ("a.jsonl", b'{"a": 1}\n{"a": {"b": [{"c": "x", "c": "y"}]}}\n{"a": 2}\n', "field `a.b[0].c`: is there twice"),
+        ("a.json", b'[{"a": 1}, {"a": "x", "a": "y"}, {"a": 2}]', "field `a`: is there twice"),
+        ("a.jsonl", b'{"a": 1}\n{"a": Infinity}\n{"a": 2}\n', "Infinity is not a value of JSON"),
     ],
 )
 def test_broken_rows_do_not_hide_the_others(tmp_path, name, raw, reason):
@@ -126,6 +131,51 @@ def test_line_ends_of_every_system(tmp_path, end):
     lines = tmp_path / "a.jsonl"
     lines.write_bytes(end.join(['{"a": 1}', "", '{"a": 2}']).encode())
     assert [(place.name, row) for place, row in read(lines)] == [("line 1", {"a": 1}), ("line 3", {"a": 2})]
+
+
+def test_nan_is_no_value(tmp_path):
+    """pandas writes it for what is missing."""
+    for name, text in (("a.jsonl", '{"a": NaN, "b": [NaN]}'), ("a.json", '[{"a": NaN, "b": [NaN]}]')):
+        (tmp_path / name).write_text(text)
+        assert [row for _, row in read(tmp_path / name)] == [{"a": None, "b": [None]}]
+    pq.write_table(pa.table({"a": [float("nan"), 2.0]}), tmp_path / "a.parquet")
+    assert [row for _, row in read(tmp_path / "a.parquet")] == [{"a": None}, {"a": 2.0}]
+
+
+def test_maps_of_parquet_are_objects(tmp_path):
+    kind = pa.map_(pa.string(), pa.int64())
+    pq.write_table(pa.table({"a": pa.array([[("x", 1), ("y", 2)], []], kind)}), tmp_path / "a.parquet")
+    assert [row for _, row in read(tmp_path / "a.parquet")] == [{"a": {"x": 1, "y": 2}}, {"a": {}}]
+    pq.write_table(pa.table({"a": pa.array([[("x", 1), ("x", 2)]], kind)}), tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match="a map has a key twice"):
+        read(tmp_path / "twice.parquet")
+
+
+def test_columns_of_one_name(tmp_path):
+    pq.write_table(pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["a", "a"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="several columns are called 'a'"):
+        read(tmp_path / "a.parquet")
+
+
+def test_tables_with_tabs_in_capitals(tmp_path):
+    (tmp_path / "A.TSV").write_text("a\tb\nx, y\tz\n")
+    assert [row for _, row in read(tmp_path / "A.TSV")] == [{"a": "x, y", "b": "z"}]
+
+
+def test_lines_with_one_list_each_are_rows(tmp_path):
+    """One such object is around all rows, several are rows."""
+    (tmp_path / "a.json").write_text('{"data": [{"a": 1}]}\n{"data": [{"a": 2}]}\n')
+    assert [row for _, row in read(tmp_path / "a.json")] == [{"data": [{"a": 1}]}, {"data": [{"a": 2}]}]
+
+
+def test_descriptions_beside_a_data_set_are_no_rows(tmp_path):
+    """As a clone from the hub and save_to_disk have them."""
+    for name in ("dataset_infos.json", "state.json", "data-00000-of-00001.arrow"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=r"no .* file in this folder; \*.arrow is the cache of `datasets`"):
+        sources.files(str(tmp_path), "data.path", tmp_path)
+    (tmp_path / "train.jsonl").write_text("x")
+    assert sources.files(str(tmp_path), "data.path", tmp_path) == [tmp_path / "train.jsonl"]
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):

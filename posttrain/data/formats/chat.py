@@ -1,16 +1,21 @@
 """Formats with a list of messages per row: OpenAI's and ShareGPT's."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.formats.fields import ROLE_NAMES, FormatOptions, listed, parse_json, present, role, wrong_type
-from posttrain.data.trace import REASONING, WEIGHTS, holds
+from posttrain.data.trace import REASONING, UNKNOWN_WEIGHTS, WEIGHTS, holds
 from posttrain.utils.mappings import without_none
 
 # Keys of a message that are read into a Message's own fields, besides those of its role and text.
 _OWN = frozenset(("tool_calls", "function_call", *WEIGHTS))
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+# Keys of a part of a message's text, and its types: Chat Completions', and those of the Responses API.
+_PART = ("type", "text", "value")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 # Spellings of a call's arguments: OpenAI's, Llama's, LangChain's and Anthropic's.
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 
@@ -105,6 +110,11 @@ def with_system_and_tools(
     return Conversation(messages, read_tools(row.get(tools), tools) if tools else None)
 
 
+def is_text_of_messages(value: object) -> bool:
+    """Whether a column of texts, as CSV files have, holds a list of messages in JSON or Python's notation."""
+    return isinstance(value, str) and _MESSAGES.match(value) is not None
+
+
 def read_messages(items: object, column: str, keys: Keys) -> list[Message]:
     """Read a column of messages: a list, or, as a CSV file has it, its JSON text."""
     if isinstance(items, str) and items.lstrip().startswith("["):
@@ -119,15 +129,22 @@ def _message(item: object, where: str, keys: Keys, names: Mapping[str, str]) -> 
     """A message; what is not its role, text, calls or weight is in its `extra`, for templates that know it."""
     if not isinstance(item, dict):
         raise wrong_type(where, f"an object with {keys.role} and {keys.content}", item)
+    if keys.role not in item:
+        name = f"{where}.{keys.role}"
+        raise RowError(
+            f"field `{name}` is missing; found {listed(item)}: data=sharegpt reads `from` and `value`, data=messages "
+            "`role` and `content`, data=custom any two",
+            f"no field `{keys.role}`",
+        )
     known_role = role(item.get(keys.role), f"{where}.{keys.role}", names)
-    weight = read_weight(item, where)
+    weight = read_weight(item, where, keys.metadata)
     extra: dict[str, Any] = {}
     for key, value in item.items():
         if key == keys.role or key == keys.content or key in _OWN or value is None or keys.leaves_out(key):
             continue
         beside = key in ("role", "content")  # in a file that spells them otherwise
         extra[f"{key} of the file" if beside else key] = value
-    _name_reasoning(extra)
+    _name_reasoning(extra, where)
     text = content(item.get(keys.content), f"{where}.{keys.content}", extra)
     if known_role == "function_call":
         return Message("assistant", "", weight, read_calls(text, where), extra)
@@ -140,8 +157,11 @@ def _message(item: object, where: str, keys: Keys, names: Mapping[str, str]) -> 
     return Message(known_role, text, weight, calls, extra)
 
 
-def _name_reasoning(extra: dict[str, Any]) -> None:
-    """Give an answer's reasoning its first name of `REASONING`, whatever the file calls it."""
+def _name_reasoning(extra: dict[str, Any], where: str) -> None:
+    """Give an answer's reasoning its first name of `REASONING`, whatever the file calls it; parts become one text."""
+    for name in REASONING:
+        if isinstance(extra.get(name), list):
+            extra[name] = content(extra[name], f"{where}.{name}", extra)
     for name in REASONING[1:]:
         if not isinstance(extra.get(name), str):
             continue
@@ -179,41 +199,53 @@ def content(value: object, name: str, extra: dict[str, Any]) -> str:
         return ""
     if not isinstance(value, list):
         raise wrong_type(name, "text or a list of parts", value)
+    if sum(isinstance(part, str) for part in value) > 1:
+        raise RowError(
+            f"field `{name}`: a list of several texts, between which nothing is said to stand; write one text, data as "
+            "JSON text",
+            "a list of texts",
+        )
     return "".join([_part_text(part, name, extra) for part in value])
 
 
 def _part_text(part: object, name: str, extra: dict[str, Any]) -> str:
-    """The text of a part of a message's content: a string or an object of type text."""
+    """The text of a part of a message's content: a string, or an object of type text or with nothing but a text."""
     text = part
     kind: object = type(part).__name__
     if isinstance(part, dict):
         kind = part.get("type")
+        others = {key: value for key, value in part.items() if key not in _PART and value is not None}
         text = None
-        if part.get("type", "text") == "text":
+        if kind in _TEXT_PARTS or (kind is None and not others):
             text = part.get("text", part.get("value"))
-            for key, value in part.items():
-                if key not in ("type", "text", "value") and value is not None:
-                    extra[f"content.{key}"] = value
+            extra.update({f"content.{key}": value for key, value in others.items()})
     if not isinstance(text, str):
         raise RowError(
-            f"field `{name}`: a part of type {kind!r}; only text can be trained on",
+            f"field `{name}`: a part of type {kind!r}; only text can be trained on, and data as JSON text",
             "a part isn't text",
         )
     return text
 
 
-def read_weight(item: Mapping[str, Any], where: str) -> bool | None:
-    """Return whether the message is trained (1, true) or not (0, false); None: it doesn't say."""
-    if holds(item.get("train_detail")):
-        raise RowError(
-            f"field `{where}.train_detail`: parts of a message can't be left out of the training; use `training` for "
-            "the whole message",
-            "`train_detail` is not known",
-        )
+def read_weight(item: Mapping[str, Any], where: str, metadata: Collection[str] = ()) -> bool | None:
+    """Return whether the message is trained (1, true) or not (0, false); None: it doesn't say.
+
+    Args:
+        item: the message.
+        where: its place, for errors.
+        metadata: keys that are not read.
+    """
+    for key in UNKNOWN_WEIGHTS:
+        if key not in metadata and holds(item.get(key)):
+            raise RowError(
+                f"field `{where}.{key}`: isn't known here, and programs differ in what it means; use a `weight` of 0 "
+                "or 1 for a whole message",
+                f"`{key}` is not known",
+            )
     found: dict[str, bool] = {}
     for key in WEIGHTS:
         value = item.get(key)
-        if value is None:
+        if value is None or key in metadata:
             continue
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise RowError(

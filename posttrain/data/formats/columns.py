@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.data.conversation import Conversation, Message, RowError
-from posttrain.data.formats.chat import Keys, read_messages, read_tools, with_system_and_tools
+from posttrain.data.formats.chat import Keys, is_text_of_messages, read_messages, read_tools, with_system_and_tools
 from posttrain.data.formats.fields import FormatOptions, present, text, wrong_type
 from posttrain.data.trace import TracedRow
 
@@ -103,8 +103,8 @@ class PromptCompletion(FormatOptions):
     roles: Mapping[str, str] = field(default_factory=dict)
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
-        prompt = present(row, self.prompt)
-        if isinstance(prompt, list):
+        prompt, completion = present(row, self.prompt), row.get(self.completion)
+        if isinstance(prompt, list) or (is_text_of_messages(prompt) and is_text_of_messages(completion)):
             yield self._of_messages(row, prompt)
             return
         system = text(row, self.system, optional=True) if self.system else ""
@@ -113,15 +113,26 @@ class PromptCompletion(FormatOptions):
             conversation.tools = read_tools(row.get(self.tools), self.tools)
         yield conversation
 
-    def _of_messages(self, row: Mapping[str, Any], prompt: list[Any]) -> Conversation:
+    def _of_messages(self, row: Mapping[str, Any], prompt: object) -> Conversation:
         """A conversation of which the prompt is not trained."""
         completion = present(row, self.completion)
-        if not isinstance(completion, list):
+        if not isinstance(completion, list) and not is_text_of_messages(completion):
             expected = "a list of messages, as the prompt is"
             raise wrong_type(self.completion, expected, completion)
         keys = Keys(roles=self.roles, metadata=self.metadata)
         messages = read_messages(prompt, self.prompt, keys)
         for message in messages:
             message.train = False
-        messages += read_messages(completion, self.completion, keys)
+        answers = read_messages(completion, self.completion, keys)
+        if messages and _said(answers[: len(messages)]) == _said(messages):
+            raise RowError(
+                f"field `{self.completion}`: begins with the messages of `{self.prompt}`, which would be said twice; "
+                f"data=messages data.format.column={self.completion} reads it as the whole conversation",
+                "a prompt that the completion repeats",
+            )
+        messages += answers
         return with_system_and_tools(row, messages, self.system, self.tools)
+
+
+def _said(messages: list[Message]) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in messages]

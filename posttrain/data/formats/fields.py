@@ -1,11 +1,11 @@
 """Read one field of a row, with errors that say what was expected."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain.data.conversation import ROLES, RowError
+from posttrain.data.json_text import TEXTS
 from posttrain.data.trace import VARIABLES
 from posttrain.utils.mappings import without_none
 
@@ -68,7 +68,7 @@ def listed(row: Mapping[str, Any]) -> str:
 def parse_json(text: str, name: str) -> Any:
     """Return what the JSON text in a field means."""
     try:
-        return json.loads(text)
+        return TEXTS.decode(text)
     except (ValueError, RecursionError) as error:
         raise RowError(f"field `{name}`: not valid JSON: {error}", f"field `{name}` is not JSON") from None
 
@@ -97,7 +97,11 @@ def text(row: Mapping[str, Any], name: str, optional: bool = False) -> str:
 
 def wrong_type(name: str, expected: str, value: object) -> RowError:
     """Return the error for a field of the wrong type."""
-    actual = "null" if value is None else type(value).__name__
+    actual = type(value).__name__
+    if value is None:
+        actual = "null"
+    elif isinstance(value, dict):  # one that is traced as well
+        actual = "dict"
     column = name.split("[")[0]
     return RowError(
         f"field `{name}`: expected {expected}, found {actual}",

@@ -3,7 +3,6 @@
 Nested, with one tree per row, or flat, with one message per row and its parent's id.
 """
 
-import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,8 +112,7 @@ def _node(row: dict[str, Any], place: Place, metadata: Collection[str]) -> _Node
     for name, value in row.items():
         if name not in _KNOWN and name not in metadata and holds(value):
             message.extra[name] = value
-    # Parquet and pandas exports write missing ranks as NaN, which no comparison orders.
-    if rank is None or math.isnan(rank):
+    if rank is None:
         rank = _UNRANKED
     return _Node(place, message, int(rank), row.get("parent_id"))
 

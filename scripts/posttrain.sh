@@ -6,7 +6,7 @@
 #   lora     a LoRA adapter         MODEL, DATA, FORMAT=alpaca, TEMPLATE=alpaca
 #   chat     a LoRA adapter on conversations   MODEL, DATA, FORMAT=messages, TEMPLATE=chatml
 #   sweep    lora for each pair of LRS=1e-4,2e-4 and RANKS=8,16
-#   export   a finished run (RUN) as a Hugging Face directory (OUT); an adapter is merged unless MERGE=false
+#   export   a finished run (RUN) as a Hugging Face directory (OUT); an adapter is merged unless MERGE is 0, false, no, off or empty
 #   menu     asks for all of this; also without a command, in a terminal
 #
 # MODEL         a file of conf/model (llama3_8b), a Hugging Face directory, or a hub id. Unset: the demo's small model
@@ -166,7 +166,12 @@ export)
     [[ -n ${RUN:-} && -n ${OUT:-} ]] || fail "export: set RUN to a run directory and OUT to the directory to write"
     module=posttrain.convert
     words=(export)
-    if [[ -d $RUN/adapter && ${MERGE:-true} != false ]]; then words=(merge); fi
+    case ${MERGE-true} in
+    1 | [Tt]rue | TRUE | [Yy]es | YES | [Oo]n | ON) merge=yes ;;
+    '' | 0 | [Ff]alse | FALSE | [Nn]o | NO | [Oo]ff | OFF) merge='' ;;
+    *) fail "MERGE=$MERGE: true or false" ;;
+    esac
+    if [[ -d $RUN/adapter && -n $merge ]]; then words=(merge); fi
     words+=("checkpoint=$(quoted "$RUN")" "convert.out=$(quoted "$OUT")")
     ;;
 help)

@@ -80,7 +80,12 @@ def test_export(tmp_path):
     assert dry("export", RUN=str(tmp_path), OUT="x") == [
         "posttrain.convert", "merge", f"checkpoint={tmp_path}", "convert.out=x",
     ]  # fmt: skip
-    assert dry("export", RUN=str(tmp_path), OUT="x", MERGE="false")[1] == "export"
+    for no in ("false", "False", "FALSE", "0", "no", "off", ""):
+        assert dry("export", RUN=str(tmp_path), OUT="x", MERGE=no)[1] == "export"
+    for yes in ("true", "1", "yes", "On"):
+        assert dry("export", RUN=str(tmp_path), OUT="x", MERGE=yes)[1] == "merge"
+    done = script("export", "--dry-run", RUN=str(tmp_path), OUT="x", MERGE="perhaps")
+    assert done.returncode == 2 and "MERGE=perhaps: true or false" in done.stderr
     assert dry("export", RUN="outputs/other", OUT="x")[1] == "export"
 
 

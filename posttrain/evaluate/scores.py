@@ -18,9 +18,10 @@ class ExactMatch:
 
     Attributes:
         extract: regular expression of the part that is compared: its first group, or all of it, at
-            its last match, in the dialect of Python and of the regex package. None: the whole text,
-            without white space at its ends.
-        ignore_case: whether capital and small letters are the same.
+            its last match that isn't empty, in the dialect of Python and of the regex package. A
+            reference without a match is compared as a whole, an answer without one is wrong. None:
+            the whole text. White space at the ends is taken off after that.
+        ignore_case: whether capital and small letters are the same, to the expression too.
     """
 
     extract: str | None = None
@@ -33,30 +34,33 @@ class ExactMatch:
         if len(self.extract) > LONGEST:
             raise UserError(f"metric.extract: a regular expression of more than {LONGEST} characters")
         try:
-            self._pattern = regex.compile(self.extract)
+            self._pattern = regex.compile(self.extract, regex.IGNORECASE if self.ignore_case else 0)
         except (regex.error, RecursionError, MemoryError, OverflowError) as error:
             raise UserError(f"metric.extract={self.extract}: not a regular expression: {error}") from None
 
     def __call__(self, answer: str, reference: str) -> float:
-        extracted = self._extract(answer)
-        return float(extracted is not None and extracted == self._extract(reference))
+        found = self._extract(answer)
+        expected = self._extract(reference)
+        if expected is None:
+            expected = reference
+        return float(found is not None and self._normal(found) == self._normal(expected))
 
-    def _extract(self, text: str) -> str | None:
+    def _normal(self, text: str) -> str:
         if self.ignore_case:
             text = text.casefold()
+        return text.strip()
+
+    def _extract(self, text: str) -> str | None:
         if self._pattern is None:
-            return text.strip()
-        last = None
+            return text
+        group = 1 if self._pattern.groups else 0
+        last: str | None = None
         try:
             for match in self._pattern.finditer(text, timeout=SECONDS):
-                last = match
+                last = match[group] or last
         except TimeoutError:
             raise UserError(
                 f"metric.extract={self.extract}: takes more than {SECONDS:g} s for the text {text[:80]!r}; repetitions "
                 "within repetitions, such as (a+)+, try every division of a text"
             ) from None
-        if last is None:
-            return None
-        group = 1 if self._pattern.groups else 0
-        found: str | None = last[group]
-        return None if found is None else found.strip()
+        return last

@@ -192,3 +192,11 @@ def test_exact_match():
     assert number("first #### 1, then #### 42", "it is #### 42") == 1
     assert number("no answer", "it is #### 42") == 0 and number("none", "neither") == 0
     assert ExactMatch(extract=r"\d+")("7 or 8", "8") == 1
+    either = ExactMatch(extract="Answer: (.+)", ignore_case=True)
+    assert either("Answer: Yes", "Answer: Yes") == either("so ANSWER: yes ", "answer: YES") == 1
+    assert either("Answer: Yes", "Answer: No") == either("Yes", "Answer: Yes") == 0
+    assert ExactMatch(extract="Answer: (.+)")("so answer: Yes", "Answer: Yes") == 0
+    assert either("Answer: 42", " 42 ") == 1 and either("42", "42") == 0  # a bare reference
+    some = ExactMatch(extract=r"\d*")
+    assert some("7 apples", "7") == 1 and some("7 apples", "8 apples") == 0 and some("none", "none") == 0
+    assert ExactMatch(extract="A: (\\d+)|B")("A: 7, B", "A: 7") == 1

@@ -103,6 +103,37 @@ def parse_text(text: str, name: object, loader: type[Plain] = Plain) -> Any:
         return yaml.load(text, Loader=loader)
 
 
+def repetitions(path: Path) -> list[tuple[str, str]]:
+    """(dotted key, text of its value) of each key that the same mapping has again with another value; the last counts.
+
+    Of a value that is a list or a mapping the kind is given.
+
+    Raises:
+        UserError: see `parse_text`.
+    """
+    with _readable(path):
+        text = read_text(path)
+        check(text, path)
+        return list(_repetitions(yaml.compose(text, Loader=yaml.CSafeLoader), "", set()))
+
+
+def _repetitions(node: yaml.Node | None, where: str, seen: set[int]) -> Iterator[tuple[str, str]]:
+    if not isinstance(node, yaml.MappingNode) or id(node) in seen:
+        return
+    seen.add(id(node))  # an alias is the same node
+    last = {key.value: value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        name = f"{where}.{key.value}" if where else key.value
+        if last[key.value] is value:
+            yield from _repetitions(value, name, seen)
+        elif not isinstance(value, yaml.ScalarNode):
+            yield name, value.id
+        elif last[key.value].value != value.value:
+            yield name, value.value
+
+
 @contextmanager
 def _readable(path: object) -> Iterator[None]:
     """Errors of reading `path` as a user's."""

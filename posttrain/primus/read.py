@@ -14,7 +14,7 @@ PLACEHOLDER = re.compile(r"\$\{(\w+)(?::([^{}]*))?\}")
 # Where a checkout of Primus keeps what `model: NAME.yaml` means.
 PRESETS = "primus/configs/models/megatron_bridge"
 PEFT = {"dim": "peft_dim", "alpha": "peft_alpha", "dropout": "peft_dropout", "target_modules": "lora_target_modules"}
-HEADER = ("work_group", "user_name", "exp_name", "workspace", "framework", "task", "modules", "extends", "includes")
+HEADER = ("framework", "modules")  # keys at the top that say what the file is
 
 
 class Floats(yaml_file.Plain):
@@ -36,6 +36,10 @@ class Primus:
         where: key -> where it stands in the file, for messages.
         preset: what `model: NAME.yaml` names, without the suffix; None: nothing.
         variables: the environment variables that it names.
+        of_preset: keys that so far only the preset's file sets.
+        repeated: (where it stands, its value, where the one that is used stands) of settings that are there again with
+            another value.
+        ignored: modules that aren't post-training.
     """
 
     path: Path
@@ -43,6 +47,9 @@ class Primus:
     where: dict[str, str] = field(default_factory=dict)
     preset: str | None = None
     variables: list[str] = field(default_factory=list)
+    of_preset: set[str] = field(default_factory=set)
+    repeated: list[tuple[str, Any, str]] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
     def add(self, values: dict[str, Any], section: str) -> None:
         """Add the settings of a section; sections inside it only group them, but `peft` has short names of its own."""
@@ -52,9 +59,13 @@ class Primus:
                 key = PEFT.get(key, key)
             if isinstance(value, dict) and key != "dataset":
                 self.add(value, location)
-            else:
-                self.settings[key] = value
-                self.where[key] = location
+                continue
+            before = self.settings.get(key)
+            if before not in (None, value) and key not in self.of_preset:
+                self.repeated.append((self.where[key], before, location))
+            self.settings[key] = value
+            self.where[key] = location
+            self.of_preset.discard(key)
 
 
 def read_primus(path: Path) -> Primus:
@@ -65,6 +76,8 @@ def read_primus(path: Path) -> Primus:
     """
     primus = Primus(path)
     content = _read_mapping(path, primus.variables)
+    for where, value in yaml_file.repetitions(path):
+        primus.repeated.append((where, value, "the last one"))
     settings = {key: value for key, value in content.items() if key not in HEADER}
     if "modules" in content:
         _add_modules(content["modules"], primus)
@@ -83,9 +96,6 @@ def read_primus(path: Path) -> Primus:
         if "framework" in content:
             problem = f"framework={content['framework']}"
         raise UserError(f"{path}: {problem}; a Primus configuration with framework megatron_bridge was expected")
-    for key in {"extends", "includes"} & content.keys():
-        primus.settings[key] = content[key]
-        primus.where[key] = key
     return primus
 
 
@@ -102,15 +112,19 @@ def _add_modules(modules: object, primus: Primus) -> None:
             f"{primus.path}: modules.post_trainer.framework={module.get('framework')}: only megatron_bridge can be "
             "imported"
         )
+    primus.ignored = [f"modules.{name}" for name in modules if name != "post_trainer"]
     model = module.get("model")
     if model:
         primus.preset = str(model).removesuffix(".yaml")
         if not re.fullmatch(r"\w[\w.-]*", primus.preset):  # beside the presets lie files that are nobody's business
             raise UserError(f"{primus.path}: modules.post_trainer.model={model}: must be the name of a preset's file")
         primus.add(_read_preset(primus), str(model))
+        primus.of_preset = set(primus.settings)
     overrides = module.get("overrides") or {}
     if not isinstance(overrides, dict):
         raise UserError(f"{primus.path}: modules.post_trainer.overrides: a mapping was expected")
+    own = {key: value for key, value in module.items() if key not in ("framework", "model", "overrides")}
+    primus.add(own, "modules.post_trainer")
     primus.add(overrides, "modules.post_trainer.overrides")
 
 

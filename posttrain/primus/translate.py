@@ -61,22 +61,19 @@ HUB_DATA = {  # data sets of Primus's examples -> format
 FORMATS = {"openai": "messages", "chatml": "messages", "jsonl": "prompt_completion"}
 TEMPLATES = {"qwen": "chatml", "chatml": "chatml"}
 SECRET = re.compile(r"(?i)token$|secret|password|api_key")  # values that no message repeats
-# Settings that hold here anyway.
+# Settings that hold here anyway, with the value that does.
 SETTLED = {
-    "exit_on_missing_checkpoint",
-    "file_sink_level",
-    "finetune",
-    "flavor",
-    "log_throughput",
-    "recipe",
-    "save_lora_only",
-    "sink_level",
-    "stage",
-    "stderr_sink_level",
-    "task",
-    "trainable",
-    "use_checkpoint_args",
+    "convert_from_hf": True,
+    "exit_on_missing_checkpoint": True,
+    "finetune": True,
+    "log_throughput": True,
+    "save_lora_only": True,
+    "stage": "sft",
+    "task": "posttrain",
+    "trainable": True,
+    "use_checkpoint_args": True,
 }
+OF_RECIPE = {"recipe", "flavor", "config"}  # names of files and functions whose values are not in this one
 
 
 @dataclass
@@ -97,24 +94,48 @@ class Translation:
 
 
 class Reader:
-    """The settings of a file, and which of them have been read."""
+    """The settings of a file, and which of them have been read.
 
-    def __init__(self, primus: Primus) -> None:
+    Args:
+        primus: the file's settings.
+        left_out: takes a line for each setting that is set and not used.
+    """
+
+    def __init__(self, primus: Primus, left_out: list[str]) -> None:
         self.primus = primus
-        self.read = set(SETTLED)
+        self.left_out = left_out
+        self.read: set[str] = set()
+        for key, value in SETTLED.items():
+            if primus.settings.get(key) == value:
+                self.read.add(key)
 
     def get(self, *keys: str) -> Any:
-        """Return the first of `keys` that is set; all of them then count as read."""
+        """Return the first of `keys` that is set; all of them then count as read, and the others lose against it."""
         self.read.update(keys)
-        for key in keys:
-            if self.primus.settings.get(key) is not None:
-                return self.primus.settings[key]
-        return None
+        found = [key for key in keys if self.primus.settings.get(key) is not None]
+        if not found:
+            return None
+        value = self.primus.settings[found[0]]
+        for key in found[1:]:
+            if self.primus.settings[key] != value:
+                self.leave_out(key, f"{self.where(found[0])} is used")
+        return value
 
-    def explain(self, key: str, reason: str) -> str:
-        """A line about a setting that is not taken over."""
-        value = "..." if SECRET.search(key) else self.primus.settings[key]
-        return f"{self.primus.where.get(key, key)}={value}: {reason}"
+    def where(self, key: str) -> str:
+        """Where a setting stands in the file."""
+        return self.primus.where.get(key, key)
+
+    def leave_out(self, key: str, reason: str) -> None:
+        """Say that a setting is not taken over; null and false say nothing."""
+        value = self.primus.settings.get(key)
+        if value is None or value is False:
+            return
+        self.left_out.append(f"{self.where(key)}={shown(key, value)}: {reason}")
+
+
+def shown(key: str, value: object) -> object:
+    """A setting's value as it may be printed."""
+    return "..." if SECRET.search(key) else value
 
 
 def translate_primus(primus: Primus, model_chosen: bool = False) -> Translation:
@@ -129,18 +150,13 @@ def translate_primus(primus: Primus, model_chosen: bool = False) -> Translation:
             not supported.
     """
     done = Translation()
-    reader = Reader(primus)
+    reader = Reader(primus, done.left_out)
+    for key, value, winner in primus.repeated:
+        done.left_out.append(f"{key}={shown(key, value)}: {winner} is used")
+    for key in primus.ignored:
+        done.left_out.append(f"{key}: only modules.post_trainer is imported")
     _translate_peft(reader, done)
-    for key, path in KEYS.items():
-        value = reader.get(key)
-        if path in done.values or key not in primus.settings:
-            continue
-        if value is not None or path.startswith("scheduler"):
-            done.values[path] = null_instead_of_zero(path, value)
-    if done.choices["peft"] == "none":
-        for path in list(done.values):
-            if path.startswith("peft."):
-                del done.values[path]
+    _translate_keys(reader, done)
     _translate_model(reader, done, model_chosen)
     _translate_data(reader, done)
     _translate_template(reader, done)
@@ -151,6 +167,23 @@ def translate_primus(primus: Primus, model_chosen: bool = False) -> Translation:
     _translate_trackers(reader, done)
     _translate_rest(reader, done)
     return done
+
+
+def _translate_keys(reader: Reader, done: Translation) -> None:
+    """The settings that are a value here, each under its own key."""
+    settings = reader.primus.settings
+    spellings: dict[str, list[str]] = {}
+    for key, path in KEYS.items():
+        spellings.setdefault(path, []).append(key)
+    for path, keys in spellings.items():
+        value = reader.get(*keys)
+        if path.startswith("peft.") and done.choices["peft"] == "none":
+            for key in keys:
+                reader.leave_out(key, "all weights are trained (peft: none)")
+            continue
+        null_means_never = path.startswith("scheduler") and any(key in settings for key in keys)
+        if value is not None or null_means_never:
+            done.values[path] = null_instead_of_zero(path, value)
 
 
 def _translate_peft(reader: Reader, done: Translation) -> None:
@@ -165,17 +198,17 @@ def _translate_peft(reader: Reader, done: Translation) -> None:
     kind = str(kind).lower()
     if kind not in ("none", "lora", "dora"):
         raise UserError(f"{reader.primus.path}: peft={kind}: `peft=` here is lora, dora or none")
+    if use_lora is not None and bool(use_lora) != (kind != "none") and "use_lora" in reader.primus.settings:
+        done.left_out.append(f"{reader.where('use_lora')}={use_lora}: {reader.where('peft')}={kind} is used")
     done.choices["peft"] = kind
 
 
 def _translate_model(reader: Reader, done: Translation, model_chosen: bool) -> None:
     """The model's Hugging Face name: from the file, or from the name of its preset."""
     hub = reader.get("hf_model_name_or_path", "hf_path", "hf_model_path")
-    reader.read.add("convert_from_hf")
     for key in ("load", "pretrained_checkpoint"):
-        if reader.get(key) is not None:
-            reason = "a Megatron checkpoint; a run here starts from a Hugging Face model, see docs/primus.md"
-            done.left_out.append(reader.explain(key, reason))
+        reader.read.add(key)
+        reader.leave_out(key, "a Megatron checkpoint; a run here starts from a Hugging Face model, see docs/primus.md")
     if model_chosen:
         return
     preset = reader.primus.preset
@@ -207,24 +240,25 @@ def _is_option(group: str, name: str) -> bool:
 def _translate_data(reader: Reader, done: Translation) -> None:
     """The file or hub data set, its format and its split."""
     path = reader.get("train_data_path", "data_path", "data_paths")
-    dataset = reader.get("dataset") or {}
-    if not isinstance(dataset, dict):
-        path = path or dataset
-        dataset = {}
-    hub_name = reader.get("dataset_name")
-    if hub_name is not None:
-        dataset = {**dataset, "dataset_name": hub_name}
+    dataset = _dataset(reader, done)
+    if "path" in dataset:
+        path = path or dataset.pop("path")
     given_format = str(reader.get("dataset_format") or "").lower()
     data_format = FORMATS.get(given_format, given_format)
-    name = dataset.get("dataset_name") or dataset.get("path_or_dataset")
+    name = dataset.pop("name", None)
     if name:
+        for key in ("train_data_path", "data_path", "data_paths"):
+            reader.leave_out(key, f"the data set {name} is used")
         path = name if str(name).startswith((".", "/", "~")) else f"hf://{name}"
         if not data_format:
             data_format = HUB_DATA.get(str(name).rpartition("/")[2].lower(), "")
     if reader.get("mock_data", "mock"):
         done.left_out.append("mock data: not supported; `data=demo` is small and real")
+        if path is not None:
+            done.left_out.append(f"data {path}: mock data are asked for; choose data=FORMAT data.path={path}")
     elif path is None:
         done.left_out.append("no data are set; choose data= and data.path=")
+        reader.leave_out("dataset_format", "no data are set")
     elif data_format and _is_option("data", data_format):
         done.choices["data"] = data_format
         done.values["data.path"] = path
@@ -234,9 +268,13 @@ def _translate_data(reader: Reader, done: Translation) -> None:
         done.left_out.append(f"data {path}: {problem}; choose data=FORMAT data.path={path}{packing}")
     if "data" not in done.choices:
         done.values.pop("data.packing", None)
+        for key in ("packed_sequence", "valid_data_path", "split"):
+            reader.read.add(key)
+            reader.leave_out(key, "goes with data, which are yours to choose")
+        for key, value in dataset.items():
+            done.left_out.append(f"{reader.where('dataset')}.{key}={value}: goes with data, which are yours to choose")
         return
-    fraction = dataset.get("val_proportion") if dataset.get("do_validation", True) else None
-    _translate_validation(reader, done, fraction)
+    _translate_validation(reader, done, dataset)
     if "data.packing" not in done.values:
         done.left_out.append(
             "packed_sequence is not set: the default here packs several conversations into a "
@@ -244,29 +282,66 @@ def _translate_data(reader: Reader, done: Translation) -> None:
         )
 
 
-def _translate_validation(reader: Reader, done: Translation, fraction: float | None) -> None:
-    """Validation data: a file of their own, else a fraction of the training data.
+def _dataset(reader: Reader, done: Translation) -> dict[str, Any]:
+    """What the file's `dataset` says: `name` of the hub or `path`, and what is set of the validation."""
+    given = reader.get("dataset") or {}
+    hub_name = reader.get("dataset_name")
+    if not isinstance(given, dict):
+        dataset = {"path": given}
+        if hub_name is not None:
+            dataset["name"] = hub_name
+        return dataset
+    names = [given.get("dataset_name"), given.get("path_or_dataset")]
+    if hub_name is not None:
+        names.insert(0, hub_name)
+    names = [name for name in names if name]
+    for name in names[1:]:
+        if name != names[0]:
+            done.left_out.append(f"{reader.where('dataset')}: {name}: {names[0]} is used")
+    dataset = {"name": names[0]} if names else {}
+    for key, value in given.items():
+        if key in ("do_validation", "val_proportion"):
+            dataset[key] = value
+        elif key not in ("dataset_name", "path_or_dataset") and value is not None and value is not False:
+            done.left_out.append(f"{reader.where('dataset')}.{key}={shown(key, value)}: no counterpart")
+    return dataset
 
-    Args:
-        fraction: as the file's `dataset` sets it; None: it doesn't.
-    """
+
+def _translate_validation(reader: Reader, done: Translation, dataset: dict[str, Any]) -> None:
+    """Validation data: a file of their own, else a fraction of the training data."""
+    within = f"{reader.where('dataset')}.val_proportion"
+    fraction = dataset.get("val_proportion")
+    if fraction and not dataset.get("do_validation", True):
+        done.left_out.append(f"{within}={fraction}: do_validation is false")
+        fraction = None
     valid_path = reader.get("valid_data_path")
+    split = reader.get("split")
     if valid_path:
         done.values["data.validation_path"] = valid_path
+        reason = f"{reader.where('valid_data_path')} is used"
+        reader.leave_out("split", reason)
+        if fraction:
+            done.left_out.append(f"{within}={fraction}: {reason}")
         return
-    split = reader.get("split")
-    if split and fraction is None:
-        try:
-            parts = [float(part) for part in str(split).split(",")]
-        except ValueError:
-            raise UserError(f"{reader.primus.path}: split={split}: expected numbers such as 95,5,0") from None
-        if len(parts) > 1 and parts[1]:
-            fraction = round(parts[1] / sum(parts), 6)
-        if len(parts) > 2 and parts[2]:
-            reason = "its third part, for tests, is trained on; keep it in a separate file"
-            done.left_out.append(reader.explain("split", reason))
+    if split and fraction is not None:
+        reader.leave_out("split", f"{within} is used")
+    elif split:
+        fraction = _validation_part(reader, str(split))
     if fraction:
         done.values["data.validation_fraction"] = fraction
+
+
+def _validation_part(reader: Reader, split: str) -> float | None:
+    """The second of a split's parts as a fraction of all; None: it has none."""
+    try:
+        parts = [float(part) for part in split.split(",")]
+    except ValueError:
+        raise UserError(f"{reader.primus.path}: split={split}: expected numbers such as 95,5,0") from None
+    if len(parts) > 2 and parts[2]:
+        reader.leave_out("split", "its third part, for tests, is trained on; keep it in a separate file")
+    if len(parts) < 2 or not parts[1]:
+        return None
+    return round(parts[1] / sum(parts), 6)
 
 
 def _translate_template(reader: Reader, done: Translation) -> None:
@@ -276,10 +351,9 @@ def _translate_template(reader: Reader, done: Translation) -> None:
         if not name:
             continue
         if not _is_option("template", name):
-            done.left_out.append(reader.explain(key, "no such template; choose template="))
+            reader.leave_out(key, "no such template; choose template=")
         elif done.choices.setdefault("template", name) != name:
-            chosen = done.choices["template"]
-            done.left_out.append(reader.explain(key, f"the template is {chosen}"))
+            reader.leave_out(key, f"the template is {done.choices['template']}")
 
 
 def _translate_training(reader: Reader, done: Translation) -> None:
@@ -300,6 +374,7 @@ def _translate_training(reader: Reader, done: Translation) -> None:
     if fraction is not None:
         values["scheduler.lr_warmup_fraction"] = fraction
         values["scheduler.lr_warmup_iters"] = 0
+        reader.leave_out("lr_warmup_iters", f"{reader.where('lr_warmup_fraction')} is used")
     elif warmup is not None:
         values["scheduler.lr_warmup_fraction"] = None
         values["scheduler.lr_warmup_iters"] = warmup
@@ -307,7 +382,9 @@ def _translate_training(reader: Reader, done: Translation) -> None:
     done.choices["parallelism"] = "ddp"
     sequence_parallel = reader.get("sequence_parallel")
     tensor_size = values.get("parallelism.tensor_model_parallel_size", 1)
-    if sequence_parallel is not None and tensor_size != 1:
+    if tensor_size == 1:
+        reader.leave_out("sequence_parallel", "has no effect without tensor parallelism")
+    elif sequence_parallel is not None:
         values["parallelism.sequence_parallel"] = sequence_parallel
     if reader.get("use_megatron_fsdp", "use_custom_fsdp"):
         values["parallelism.fsdp"] = True
@@ -319,34 +396,49 @@ def _translate_training(reader: Reader, done: Translation) -> None:
 
 def _translate_recompute(reader: Reader, done: Translation) -> None:
     granularity = reader.get("recompute_granularity")
-    if reader.get("recompute_activations"):
-        granularity = granularity or "selective"
+    activations = reader.get("recompute_activations")
+    if granularity not in (None, "selective"):
+        reader.leave_out("recompute_activations", f"{reader.where('recompute_granularity')} is used")
+    elif activations:
+        granularity = "selective"
     method = reader.get("recompute_method")
     layers = reader.get("recompute_num_layers")
-    if not granularity:
-        return
-    done.values["trainer.recompute"] = granularity
-    if granularity == "full" and (method, layers) not in ((None, None), ("uniform", 1)):
+    if granularity:
+        done.values["trainer.recompute"] = granularity
+    if granularity != "full":
+        for key in ("recompute_method", "recompute_num_layers"):
+            reader.leave_out(key, "goes with recompute_granularity: full")
+    elif (method, layers) not in ((None, None), ("uniform", 1)):
         done.values["trainer.megatron.model.recompute_method"] = method or "uniform"
         done.values["trainer.megatron.model.recompute_num_layers"] = layers or 1
 
 
 def _translate_precision(reader: Reader, done: Translation) -> None:
-    precision = str(reader.get("precision_config") or "").replace("-", "_")
-    fp8 = reader.get("fp8")
-    fp16 = reader.get("fp16")
-    bf16 = reader.get("bf16")
-    if precision.startswith("fp16") or fp16:
-        done.choices["precision"] = "bf16"
+    """The first of precision_config, fp16, fp8 and bf16 that says anything; fp8 is said in addition to the others."""
+    named = str(reader.get("precision_config") or "").replace("-", "_")
+    flags = {key: bool(reader.get(key)) for key in ("fp16", "fp8", "bf16")}
+    kind = named.partition("_")[0]
+    if "fp8" in named or "fp4" in named:
+        kind = "fp8"
+    if named and kind not in ("fp32", *flags):
+        reader.leave_out("precision_config", "no such precision; choose precision=")
+        kind = ""
+    winner = reader.where("precision_config")
+    for key, given in flags.items():
+        if not given:
+            continue
+        if not kind or (kind == "bf16" and key == "fp8"):
+            kind = key
+            winner = reader.where(key)
+        elif key != kind and (kind, key) != ("fp8", "bf16"):
+            reader.leave_out(key, f"{winner} is used")
+    if kind == "fp16":
         done.left_out.append("fp16: not supported; precision=bf16 has the range that fp16 requires loss scaling for")
-    elif "fp8" in precision or "fp4" in precision or fp8:
-        done.choices["precision"] = "fp8"
-        if "current" not in precision:
-            done.left_out.append(f"{precision or fp8}: fp8 is scaled per tensor by its current values here")
-    elif precision.startswith("bf16") or bf16:
-        done.choices["precision"] = "bf16"
-    elif precision.startswith("fp32"):
-        done.choices["precision"] = "fp32"
+    if kind == "fp8" and "current" not in named:
+        scaled = named or reader.primus.settings["fp8"]
+        done.left_out.append(f"{scaled}: fp8 is scaled per tensor by its current values here")
+    if kind:
+        done.choices["precision"] = {"fp16": "bf16"}.get(kind, kind)
 
 
 def _translate_files(reader: Reader, done: Translation) -> None:
@@ -369,17 +461,15 @@ def _translate_files(reader: Reader, done: Translation) -> None:
 def _translate_trackers(reader: Reader, done: Translation) -> None:
     trackers = []
     project = reader.get("wandb_project")
-    entity = reader.get("wandb_entity")
+    reader.read.add("wandb_entity")
     if project is not None:
         trackers.append("wandb")
         done.values["logger.wandb.project"] = project
-        if entity is not None:
-            reason = "to whom a run is sent is said on the command line: logger.wandb.entity=NAME, or by WANDB_ENTITY"
-            done.left_out.append(reader.explain("wandb_entity", reason))
+    reason = "to whom a run is sent is said on the command line: logger.wandb.entity=NAME, or by WANDB_ENTITY"
+    reader.leave_out("wandb_entity", reason)
     if reader.get("tensorboard_dir") is not None:
         trackers.append("tensorboard")
-        reason = "events are written to RUN_DIR/tensorboard"
-        done.left_out.append(reader.explain("tensorboard_dir", reason))
+        reader.leave_out("tensorboard_dir", "events are written to RUN_DIR/tensorboard")
     if trackers:
         done.choices["logger"] = trackers
 
@@ -398,11 +488,12 @@ def _translate_rest(reader: Reader, done: Translation) -> None:
         if PASSED.fullmatch(key):
             done.values[f"trainer.megatron.model.{key}"] = value
         elif decided.fullmatch(key):
-            done.left_out.append(reader.explain(key, "decided by posttrain for the machine"))
+            reader.leave_out(key, "decided by posttrain for the machine")
         elif key == "moe_router_force_load_balancing":
-            reason = "sends tokens to experts at random, for measurements only"
-            done.left_out.append(reader.explain(key, reason))
+            reader.leave_out(key, "sends tokens to experts at random, for measurements only")
         elif "turbo" in key:
-            done.left_out.append(reader.explain(key, "kernels for AMD GPUs"))
+            reader.leave_out(key, "kernels for AMD GPUs")
+        elif key in OF_RECIPE:
+            reader.leave_out(key, "its values are not in this file; recipe= has Megatron-Bridge's")
         else:
-            done.left_out.append(reader.explain(key, "no counterpart"))
+            reader.leave_out(key, "no counterpart")

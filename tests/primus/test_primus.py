@@ -16,6 +16,7 @@ from posttrain.cli.command import compose
 from posttrain.errors import UserError
 from posttrain.primus.__main__ import import_config
 from posttrain.primus.read import read_primus
+from posttrain.primus.translate import translate_primus
 from posttrain.spec import checks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,6 +203,112 @@ def test_every_line_of_a_file_is_used_or_named(folder):
             except UserError as error:
                 after = str(error)
             assert after != before, line
+
+
+# Each loses against another setting, or has no effect beside it.
+LOSERS = """
+framework: megatron_bridge
+exp_name: mine
+recipe: llama.llama3
+flavor: llama3_8b
+hf_path: meta-llama/Meta-Llama-3-8B
+hf_model_path: some/other
+peft: none
+use_lora: true
+lora_rank: 24
+lora_alpha: 12
+training:
+  lr: 3e-4
+  finetune_lr: 1e-5
+  seed: 1
+  lr_warmup_iters: 40
+  lr_warmup_fraction: 0.1
+  train_iters: 10
+  train_iters: 20
+  sequence_parallel: true
+  recompute_activations: true
+  recompute_method: block
+  recompute_num_layers: 2
+  stage: pretrain
+model: {seed: 2}
+precision: {fp16: true, bf16: true, fp8: hybrid, precision_config: fp32}
+data:
+  data_path: rows.json
+  data_paths: others.json
+  dataset_format: alpaca
+  dataset: {dataset_name: tatsu-lab/alpaca, path_or_dataset: other/one, val_proportion: 0.1, num_workers: 3}
+  dataset_name: databricks/databricks-dolly-15k
+  valid_data_path: v.json
+  split: "90,10,0"
+  packed_sequence: true
+logging: {wandb_entity: us}
+"""
+LOST = [
+    "training.lr=0.0003: training.finetune_lr is used",
+    "training.seed=1: model.seed is used",
+    "training.train_iters=10: the last one is used",
+    "lora_rank=24: all weights are trained (peft: none)",
+    "lora_alpha=12: all weights are trained (peft: none)",
+    "use_lora=True: peft=none is used",
+    "hf_model_path=some/other: hf_path is used",
+    "training.lr_warmup_iters=40: training.lr_warmup_fraction is used",
+    "training.sequence_parallel=True: has no effect without tensor parallelism",
+    "training.recompute_method=block: goes with recompute_granularity: full",
+    "training.recompute_num_layers=2: goes with recompute_granularity: full",
+    "precision.fp16=True: precision.precision_config is used",
+    "precision.bf16=True: precision.precision_config is used",
+    "precision.fp8=hybrid: precision.precision_config is used",
+    "data.data_path=rows.json: the data set databricks/databricks-dolly-15k is used",
+    "data.data_paths=others.json: data.data_path is used",
+    "data.dataset: tatsu-lab/alpaca: databricks/databricks-dolly-15k is used",
+    "data.dataset: other/one: databricks/databricks-dolly-15k is used",
+    "data.dataset.num_workers=3: no counterpart",
+    "data.dataset.val_proportion=0.1: data.valid_data_path is used",
+    "data.split=90,10,0: data.valid_data_path is used",
+    "logging.wandb_entity=us: to whom a run is sent",
+    "exp_name=mine: no counterpart",
+    "recipe=llama.llama3: its values are not in this file",
+    "training.stage=pretrain: no counterpart",
+]
+
+
+def test_what_loses_is_listed(folder):
+    told = import_config([str(write(folder, LOSERS)), "out=a.yaml"])
+    for line in LOST:
+        assert f"  {line}" in told
+    written = OmegaConf.load(folder / "a.yaml")
+    assert (written.optimizer.lr, written.seed, written.trainer.max_steps) == (1e-5, 2, 20)
+
+
+def test_no_loser_can_be_taken_out_unnoticed(folder):
+    """Without any one line the translation is another one, or tells less."""
+    whole = translate_primus(read_primus(write(folder, LOSERS)))
+    lines = LOSERS.splitlines()
+    for number, line in enumerate(lines):
+        found = re.fullmatch(r" *(\w+): (?!null|false|\{|&)(\S.*)", line)
+        if not found or found[1] == "framework":
+            continue
+        write(folder, "\n".join(lines[:number] + lines[number + 1 :]))
+        try:
+            assert translate_primus(read_primus(folder / "theirs.yaml")) != whole, line
+        except UserError:
+            continue
+
+
+def test_a_preset_may_be_overridden(folder):
+    """The file's own values win over those of the model's preset, as they are there for; nothing is said."""
+    preset = folder / "primus/configs/models/megatron_bridge/mine.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text("hf_path: Qwen/Qwen3-8B\nseq_length: 4096\n")
+    text = "modules: {post_trainer: {framework: megatron_bridge, model: mine.yaml, overrides: {seq_length: 128}}}"
+    done = translate_primus(read_primus(write(folder, text)))
+    assert done.values["trainer.seq_length"] == 128
+    assert done.left_out == ["no data are set; choose data= and data.path="]
+    other = text.replace("modules: {", "modules: {pre_trainer: {framework: megatron}, ")
+    assert (
+        "modules.pre_trainer: only modules.post_trainer is imported"
+        in translate_primus(read_primus(write(folder, other))).left_out
+    )
 
 
 def test_the_environment_wins_over_a_default(folder, monkeypatch):

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.models.families import family_of, position_limit_of
+from posttrain.models.families import family_of, family_with, position_limit_of
+from posttrain.models.families.family import ModelFamily
+from posttrain.utils.escape import escape_control
 
 
 def check_config(config: Mapping[str, Any], source: str) -> None:
@@ -17,9 +19,39 @@ def check_config(config: Mapping[str, Any], source: str) -> None:
         source: begins the error: the file, or the key in front of a field's name.
     """
     family = family_of(config)
-    problem = family.problem(config) if family is not None else None
-    if family is not None and problem is not None:
+    if family is None:
+        return
+    problem = _problem_of_classes(config, family) or family.problem(config)
+    if problem is not None:
         raise UserError(f"{source}{problem} (model_type {family.model_type})")
+
+
+def _problem_of_classes(config: Mapping[str, Any], family: ModelFamily) -> str | None:
+    """What is wrong with the classes that a config.json names.
+
+    transformers goes by model_type, Megatron-Bridge by these.
+    """
+    for name in _names(config.get("architectures")):
+        other = family_with(name)
+        if other is not None and other is not family:
+            return (
+                f"architectures={name}: is a class of model_type {other.model_type}; programs differ in which they read"
+            )
+    own = config.get("auto_map")
+    named = own.get("AutoModelForCausalLM") if isinstance(own, Mapping) else None
+    if isinstance(named, str) and named.rpartition(".")[2] not in family.architectures:
+        return (
+            f"auto_map={escape_control(named)}: is a class of the model's own, which may compute something else and is "
+            "not run here; take auto_map out if the model is transformers' own"
+        )
+    return None
+
+
+def _names(value: object) -> list[str]:
+    """The texts in a list of a file; none where it is no list."""
+    if not isinstance(value, list | tuple):
+        return []
+    return [name for name in value if isinstance(name, str)]
 
 
 def check_length(config: Mapping[str, Any], length: int) -> None:

@@ -168,7 +168,9 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, of which each name is there once: readers differ in which of several they take."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice[:MAX_REASON]!r} occurs twice")
     return found
 
 
@@ -247,7 +249,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Return the JSON object in `file`; a UserError where it is not there, not a JSON object, or no file of its own."""
     try:
         own_file(file)
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition)
     except FileNotFoundError:
         raise UserError(f"{file}: not found; model.path must be a Hugging Face model directory") from None
     except OSError as error:

@@ -21,6 +21,7 @@ from posttrain.models.shapes import check_directory
 from posttrain.models.tokenizer_files import check_files, check_loaded, check_spec, failures
 from posttrain.models.vocabulary import grown, is_vocabulary
 from posttrain.patches.startup.imports import import_bridge
+from posttrain.utils.escape import shorten
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 DEMO = "demo:"
+LONGEST_REASON = 300  # characters of what a library says
 TRUST = "POSTTRAIN_TRUST_REMOTE_CODE"  # environment variable; a configuration alone can't have code run
 # Everything a model needs and nothing else: no pickles, and Python files only where they are asked for.
 CONFIG_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -161,7 +163,7 @@ class HFModel:
         except UserError:
             raise
         except Exception as error:  # of whatever kind: a stranger's file
-            reason = str(error).strip().split("\n")[0]
+            reason = shorten(" ".join(str(error).split()), LONGEST_REASON)
             raise UserError(f"model.path={self.path}: transformers cannot read its configuration: {reason}") from error
 
     def load_tokenizer(self) -> "PreTrainedTokenizerFast":

@@ -8,11 +8,12 @@ from typing import Any
 from posttrain.errors import UserError
 from posttrain.models.config_checks import check_config
 from posttrain.models.families import family_of
-from posttrain.models.families.family import ModelFamily
+from posttrain.models.families.family import Flag, ModelFamily, is_set
 from posttrain.models.headers import Tensor, read_headers, read_json, same_content
 from posttrain.models.vocabulary import is_embedding, is_output
 
 log = logging.getLogger(__name__)
+FLOATING = ("F64", "F32", "F16", "BF16")  # dtypes of weights, in the format's words
 
 
 def check_directory(directory: Path) -> dict[str, Tensor]:
@@ -49,7 +50,12 @@ def check_directory(directory: Path) -> dict[str, Tensor]:
                 f"{tensor.file}: {name} has shape {list(tensor.shape)}, but config.json says {list(expected)}; "
                 "the weights and config.json belong to different models"
             )
+        if expected is not None and tensor.dtype not in FLOATING:
+            raise UserError(
+                f"{tensor.file}: {name} is stored as {tensor.dtype}; give the model whose weights are not quantised"
+            )
     check_layers(directory, family, tensors, sizes.layers)
+    check_biases(directory, family, config, tensors)
     check_output(directory, family, config, tensors)
     return tensors
 
@@ -81,6 +87,27 @@ def check_output(
             f"{directory}: the weights have no output matrix (lm_head), but config.json says that it is not the "
             "embedding; if it is, set tie_word_embeddings to true there"
         )
+
+
+def check_biases(
+    directory: Path, family: ModelFamily, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Raise a UserError where a matrix of the files has a bias and config.json says that it has none, or the reverse.
+
+    transformers would leave it out, or make it up.
+    """
+    for name in tensors:
+        matrix = family.matrix_of(name)
+        if matrix is None or matrix.component is None:
+            continue
+        bias = f"{name.removesuffix('weight')}bias"
+        if is_set(matrix.bias, config) and bias not in tensors:
+            raise UserError(f"{directory}: {bias} is missing; the weights are incomplete")
+        if bias in tensors and not is_set(matrix.bias, config):
+            hint = "take the biases out of the files"
+            if isinstance(matrix.bias, Flag):
+                hint = f"set {matrix.bias.field} to true in config.json, or {hint}"
+            raise UserError(f"{tensors[bias].file}: {bias} would be lost: by config.json the layer has no bias; {hint}")
 
 
 def check_layers(directory: Path, family: ModelFamily, tensors: Mapping[str, Tensor], count: int) -> None:

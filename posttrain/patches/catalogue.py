@@ -13,4 +13,5 @@ from posttrain.patches.cpu import expert_splits
 from posttrain.patches.correctness import async_writer
 from posttrain.patches.correctness import distributed_optimizer
 from posttrain.patches.correctness import base_weights
+from posttrain.patches.correctness import missing_weights
 from posttrain.patches.startup import packed_rope  # imports Megatron: after what says where tensors are placed

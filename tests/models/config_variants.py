@@ -148,17 +148,37 @@ HONOURED: dict[str, dict[str, dict[str, Any]]] = {
         "relu": {"hidden_act": "relu"},
     },
 }
+# Fields that a config.json leaves out, where what transformers takes instead does not follow from other fields; and
+# the sizes that its value goes together with.
+LEFT_OUT: dict[str, dict[str, dict[str, Any]]] = {
+    "mistral": {"num_key_value_heads": {"num_attention_heads": 16, "head_dim": 4}},
+    "mixtral": {"num_local_experts": {}, "num_experts_per_tok": {}},
+    "qwen3": {"head_dim": {}},
+    "qwen3_moe": {"num_experts_per_tok": {"num_experts": 9}, "norm_topk_prob": {}},
+    "gemma": {"head_dim": {}, "tie_word_embeddings": {}},
+    "gemma2": {"final_logit_softcapping": {}, "attn_logit_softcapping": {}, "query_pre_attn_scalar": {}},
+    "gpt2": {"n_positions": {}},
+    "gpt_neox": {"rope_parameters": {}, "use_parallel_residual": {}},
+}
 NAN = float("nan")
 NO_MODEL = {
     "theta_zero": ({"rope_theta": 0}, r"rope_theta=0: must be a number above 1"),
     "theta_negative": ({"rope_theta": -1.0}, r"rope_theta=-1.0: must be"),
     "theta_nan": ({"rope_theta": NAN}, r"rope_theta=nan: must be"),
     "eps_nan": ({"rms_norm_eps": NAN}, r"rms_norm_eps=nan: must be a positive number"),
+    "odd_heads": ({"head_dim": 15}, r"head_dim=15: must be even"),
+    "groups": ({"num_key_value_heads": 3}, r"num_key_value_heads=3: must divide the 4 attention heads"),
     "no_layers": ({"num_hidden_layers": 0}, r"num_hidden_layers=0: must be a positive whole number"),
 }
 ANY = {
     "unknown": ({"attention_sinks": 4}, r"attention_sinks=4: is not known, and ignoring it could build another model"),
     "in_one_line": ({"a\nb": "c\nd"}, r"is not known"),
+    "padding": ({"pad_token_id": 517}, r"pad_token_id=517: is beyond vocab_size=517"),
+    "dtype": ({"torch_dtype": "torch.bfloat16"}, r"torch_dtype=torch.bfloat16: must be float32 or float16 or"),
+    "code": (
+        {"auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}},
+        r"auto_map=modeling_own.OwnForCausalLM: is a class of the model's own",
+    ),
     "quantised": ({"quantization_config": {"bits": 4}}, r"quantization_config=.*must be absent: give the model whose"),
 }
 ROTARY = {
@@ -167,6 +187,14 @@ ROTARY = {
     "unknown_parameter": (rope("linear", factor=2.0, alpha=3), r"alpha=3: is not known"),
     "huge_theta": (rope("default", 10**400), r"rope_theta=10*\.\.\.: must be a number above 1"),
     "part_of_a_head": (rope("default", partial_rotary_factor=0.5), r"partial_rotary_factor=0.5: must be 1.0 or 1"),
+    "few_factors": (
+        rope("longrope", factor=4.0, **ORIGINAL, short_factor=[1.0] * 3, long_factor=[1.0] * 3),
+        r"short_factor: has 3 factors for heads of 16 features",
+    ),
+    "two_kinds": (
+        {"rope_scaling": {"rope_type": "linear", "type": "dynamic", "factor": 4.0}},
+        r"type=dynamic, but rope_type=linear; programs differ",
+    ),
     "zero_factor": (rope("linear", factor=0), r"factor=0: must be a number from 1 on"),
     "said_twice": (
         {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {"rope_type": "default"}},
@@ -194,6 +222,7 @@ REFUSED: dict[str, dict[str, tuple[dict[str, Any], str]]] = {
         **ANY,
         **ROTARY,
         "one_expert": ({"num_experts_per_tok": 1}, r"num_experts_per_tok=1: must be a whole number from 2 on"),
+        "few_experts": ({"num_experts_per_tok": 6}, r"num_experts_per_tok=6: there are 5 experts"),
         "jitter": ({"router_jitter_noise": 0.1}, r"router_jitter_noise=0.1: must be 0.0 or 0"),
         "yarn_without_head": (
             {**rope("yarn", factor=2.0), "head_dim": None},
@@ -233,6 +262,14 @@ REFUSED: dict[str, dict[str, tuple[dict[str, Any], str]]] = {
         "yarn": (rope("yarn", factor=4.0, **ORIGINAL), r"the kind 'yarn' is not supported here"),
         "no_bias": ({"attention_bias": False}, r"attention_bias=False: must be true"),
         "theta_zero": ({"rotary_emb_base": 0}, r"rotary_emb_base=0: must be a number above 1"),
+        "two_thetas": (
+            {"rotary_emb_base": 10000, "rope_theta": 5e5},
+            r"rotary_emb_base=10000: the file says 500000.0 elsewhere",
+        ),
+        "two_shares": (
+            {"rotary_pct": 0.5, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}},
+            r"rope_parameters.partial_rotary_factor=0.25: the file says 0.5 elsewhere",
+        ),
         "share": ({"rotary_pct": 0.0}, r"rotary_pct=0.0: must be a number above 0, at most 1"),
     },
 }

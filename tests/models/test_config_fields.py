@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from config_variants import BASE, HONOURED, LONG, REFUSED, SHORT, rope
+from config_variants import BASE, HONOURED, LEFT_OUT, LONG, REFUSED, SHORT, rope
 from random_model import write_model
 
 from posttrain.convert.artifacts import write_config
@@ -17,6 +17,7 @@ RECORDS = {family.model_type: family for family in families()}
 LENGTHS = (3, 64, 200)
 TOLERANCE = 2e-5  # largest difference over the largest logit; right models are at 2e-6 or below
 CASES = [(model_type, name) for model_type, variants in HONOURED.items() for name in variants]
+LEFT_OUT_CASES = [(model_type, name) for model_type, names in LEFT_OUT.items() for name in names]
 # One of each kind that has code of its own; the rest is the same code with other numbers.
 QUICK = {
     ("llama", "yarn"),
@@ -36,6 +37,8 @@ QUICK = {
     ("gemma2", "yarn"),
     ("gpt2", "untied"),
     ("gpt_neox", "linear"),
+    ("qwen3", "head_dim"),
+    ("mixtral", "num_local_experts"),
 }
 
 
@@ -90,6 +93,50 @@ def test_a_field_is_honoured(model_type, name, megatron, tmp_path):
     check_config(json.loads((tmp_path / "out" / "config.json").read_text()), "")
 
 
+@pytest.mark.parametrize(("model_type", "name"), [marked(case) for case in LEFT_OUT_CASES])
+def test_a_field_that_is_left_out_has_the_value_of_transformers(model_type, name, megatron, tmp_path):
+    from transformers import AutoConfig
+
+    usual = getattr(AutoConfig.for_model(model_type), name)
+    hf = write_fields(model_type, {**LEFT_OUT[model_type][name], name: usual}, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for length, found in megatron_logits(HFModel(path=str(tmp_path))).items():
+        with torch.no_grad():
+            expected = hf(tokens(length)).logits
+        difference = (found - expected).abs().max() / expected.abs().max()
+        assert difference < TOLERANCE, (length, float(difference))
+
+
+@pytest.mark.parametrize("model_type", BASE)
+def test_defaults_are_those_of_transformers(model_type):
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(model_type)
+    defaults = RECORDS[model_type].defaults
+    assert dict(defaults) == {name: getattr(config, name) for name in defaults}
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        pytest.param(lambda name: None if name == "model.norm.weight" else name, id="lost"),
+        pytest.param(lambda name: name.removeprefix("model."), id="other names"),
+    ],
+)
+def test_a_weight_that_is_missing_is_not_drawn(rename, megatron, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    write_fields("llama", {}, tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {rename(name): tensor for name, tensor in load_file(file).items()}
+    tensors.pop(None, None)
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"the weights have no model.norm.weight \(\d+ tensors are missing, and would"):
+        megatron_logits(HFModel(path=str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("model_type", "name"), [(model_type, name) for model_type, variants in REFUSED.items() for name in variants]
 )
@@ -99,6 +146,18 @@ def test_a_field_is_refused(model_type, name):
     with pytest.raises(UserError, match=message) as refused:
         check_config(config, "config.json: ")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("model_type", BASE)
+def test_classes_and_the_type_agree(model_type):
+    """transformers goes by the type, Megatron-Bridge by the classes."""
+    (own,) = RECORDS[model_type].architectures
+    config = {"model_type": model_type, **BASE[model_type], "architectures": [own]}
+    check_config(config, "")
+    for other, family in RECORDS.items():
+        if other != model_type:
+            with pytest.raises(UserError, match=f"architectures={family.architectures[0]}: is a class of .* {other};"):
+                check_config({**config, "architectures": ["Unknown", family.architectures[0]]}, "")
 
 
 @pytest.mark.parametrize("model_type", BASE)

@@ -140,6 +140,40 @@ def test_lost_bias_that_is_called_like_a_buffer(tmp_path):
         check_directory(tmp_path)
 
 
+def test_biases_that_config_does_not_know_are_not_lost(llama):
+    file = llama / "model.safetensors"
+    biases = {f"model.layers.{layer}.self_attn.q_proj.bias": torch.zeros(16) for layer in range(2)}
+    save_file({**load_file(file), **biases}, file)
+    with pytest.raises(
+        UserError, match=r"q_proj.bias would be lost: .*; set attention_bias to true in config.json, or"
+    ):
+        check_directory(llama)
+
+
+def test_biases_that_config_promises_are_not_made_up(tmp_path):
+    make(tmp_path, {**LLAMA, "model_type": "qwen2"})
+    file = tmp_path / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if not name.endswith("k_proj.bias")}, file)
+    with pytest.raises(UserError, match=r"k_proj.bias is missing; the weights are incomplete"):
+        check_directory(tmp_path)
+
+
+def test_weights_in_eight_bits_are_refused(llama):
+    """Without a quantization_config their scales would be ignored."""
+    file = llama / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}, file)
+    with pytest.raises(UserError, match=r"is stored as F8_E4M3; give the model whose weights are not quantised"):
+        check_directory(llama)
+
+
+def test_a_field_that_is_there_twice(llama):
+    file = llama / "config.json"
+    file.write_text(file.read_text().rstrip().removesuffix("}") + ', "rms_norm_eps": 0.1}')
+    with pytest.raises(UserError, match="the name 'rms_norm_eps' occurs twice"):
+        check_directory(llama)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -15,7 +15,7 @@ from posttrain.patches import Kind, Platform, registry, runner
 from posttrain.patches.elsewhere import CHANGES
 
 STARTUP = {"imports", "no-dynamo", "transformers-imports", "compile-helpers", "results-queue", "packed-rope"}
-CORRECTNESS = {"async-writer", "base-weights"}
+CORRECTNESS = {"async-writer", "base-weights", "missing-weights"}
 CPU = {"cpu-cuda-queries", "cpu-placement", "cpu-rng", "cpu-expert-splits"}
 
 

@@ -108,8 +108,11 @@ def position_limit_of(config: Mapping[str, Any]) -> int | None:
 
 
 def _first_value(size: str, config: Mapping[str, Any]) -> Any:
-    for family in possible_families(config):
-        value = family.value(size, config)
+    known = family_of(config)
+    if known is not None:
+        return known.value(size, config)
+    for family in families():
+        value = family.given(size, config)
         if value:
             return value
     return None

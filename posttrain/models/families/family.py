@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from posttrain.models.families.field_rules import (
     Constraint,
     Rule,
+    padding_is_in_the_vocabulary,
     problem_in,
     rope_is_said_once,
     rope_limit_is_said,
+    rope_parameters_of,
     types_for_each_layer,
     windows_have_a_size,
 )
@@ -46,7 +48,13 @@ class Flag:
 
 
 # What fields may say together, of every family that has them.
-CONSTRAINTS = (rope_is_said_once, rope_limit_is_said, types_for_each_layer, windows_have_a_size)
+CONSTRAINTS = (
+    rope_is_said_once,
+    rope_limit_is_said,
+    types_for_each_layer,
+    windows_have_a_size,
+    padding_is_in_the_vocabulary,
+)
 
 ATTENTION_BIAS = Flag("attention_bias")  # of query, key, value and output; most families have it, few models set it
 
@@ -208,6 +216,8 @@ class ModelFamily:
         architectures: names of its classes of causal language models.
         matrices: all of them.
         fields: what config.json calls its sizes.
+        defaults: by field of sizes and soft caps, what transformers takes where a config.json leaves it out, unless
+            that follows from other fields.
         rules: what each field of config.json may say; empty: not known, and nothing is refused.
         constraints: what fields may say together; each returns what is wrong, None: nothing.
         bridge: module that registers its bridge to Megatron; None: Megatron-Bridge's own is right.
@@ -232,6 +242,7 @@ class ModelFamily:
     architectures: tuple[str, ...]
     matrices: tuple[Matrix, ...]
     fields: ConfigFields = ConfigFields()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     rules: Mapping[str, Rule] = field(default_factory=dict)
     constraints: tuple[Constraint, ...] = ()
     bridge: str | None = None
@@ -251,7 +262,7 @@ class ModelFamily:
     no_cuda_graph: str | None = None
     legacy_fields: Callable[["PretrainedConfig"], dict[str, Any]] = no_legacy_fields
 
-    def value(self, size: str, config: Mapping[str, Any]) -> Any:
+    def given(self, size: str, config: Mapping[str, Any]) -> Any:
         """What a config.json says of one size.
 
         Args:
@@ -266,6 +277,13 @@ class ModelFamily:
             if value is not None:
                 return value
         return None
+
+    def value(self, size: str, config: Mapping[str, Any]) -> Any:
+        """As `given`, but what transformers takes where the field is left out."""
+        names = getattr(self.fields, size)
+        if any(name in config for name in names):
+            return self.given(size, config)
+        return next((self.defaults[name] for name in names if name in self.defaults), None)
 
     def size(self, size: str, config: Mapping[str, Any], default: int | None = None) -> int:
         """As `value`, for what has to be a positive whole number.
@@ -293,7 +311,27 @@ class ModelFamily:
         problem = problem_in(config, self.rules)
         for constraint in (*CONSTRAINTS, *self.constraints):
             problem = problem or constraint(config)
-        return problem
+        return problem or self._problem_of_sizes(config)
+
+    def _problem_of_sizes(self, config: Mapping[str, Any]) -> str | None:
+        """The first size that does not go together with another, in the words of `problem`."""
+        try:
+            sizes = self.dimensions(config)
+        except ValueError:
+            return None  # one is missing, which is said where the model is read
+        if sizes.heads % sizes.groups:
+            return f"{self.fields.groups[0]}={sizes.groups}: must divide the {sizes.heads} attention heads"
+        if sizes.chosen > sizes.experts:
+            return f"{self.fields.chosen[0]}={sizes.chosen}: there are {sizes.experts} experts"
+        head = sizes.query // sizes.heads
+        if not self.fields.learned_positions and head % 2:
+            return f"head_dim={head}: must be even; a rotary embedding turns pairs of features"
+        rope = rope_parameters_of(config)
+        for name in ("short_factor", "long_factor"):
+            factors = rope.get(name)
+            if isinstance(factors, list | tuple) and 2 * len(factors) != head:
+                return f"{name}: has {len(factors)} factors for heads of {head} features; one for each pair is needed"
+        return None
 
     def dimensions(self, config: Mapping[str, Any]) -> Dimensions:
         """All sizes of a model.
@@ -338,10 +376,14 @@ class ModelFamily:
 
     def shape_of(self, tensor: str, sizes: Dimensions) -> tuple[int, ...] | None:
         """The shape that a tensor of this name has in a file; None where that isn't known."""
-        for matrix in self.matrices:
-            if matrix.pattern.search(tensor):
-                return tuple(getattr(sizes, size) for size in matrix.shape)
-        return None
+        matrix = self.matrix_of(tensor)
+        if matrix is None:
+            return None
+        return tuple(getattr(sizes, size) for size in matrix.shape)
+
+    def matrix_of(self, tensor: str) -> Matrix | None:
+        """The matrix whose weight has a name of this end; None where it isn't known."""
+        return next((matrix for matrix in self.matrices if matrix.pattern.search(tensor)), None)
 
     def layer_of(self, tensor: str) -> tuple[int, str] | None:
         """(number of its layer, name inside it) of a tensor; None where it is outside the layers."""

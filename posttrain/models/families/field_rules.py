@@ -102,6 +102,8 @@ SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
 NO_EFFECT = Rule("anything", lambda value: True, honoured=False)
 FACTORS = Rule("a list of positive numbers", _are_positive)
 LAYER_TYPES = Rule(f"a list of {FULL} and {SLIDING}", _are_layer_types)
+# Of the weights in the file, which are read whatever it says; transformers can't read a file with another name.
+DTYPE = only("float32", "float16", "bfloat16", "float64")
 # Those that Megatron's MLP can be given; see posttrain.models.bridges.activation_functions.
 ACTIVATION = only(
     "silu",
@@ -217,6 +219,8 @@ class _RopeRule(Rule):
         if not isinstance(value, Mapping):
             return f"must be {self.words}"
         kind = rope_kind(value)
+        if value.get("type", kind) not in (kind, None):
+            return f"type={value['type']}, but rope_type={kind}; programs differ in which they read"
         if kind not in self.kinds:
             return f"the kind {kind!r} is not supported here; supported: {', '.join(self.kinds)}"
         known = ROPE_KINDS[str(kind)]
@@ -234,7 +238,7 @@ class _RopeRule(Rule):
 
 # Every config.json may hold these, and what a model computes depends on none.
 _WITHOUT_EFFECT = """
-    model_type architectures auto_map transformers_version torch_dtype dtype _name_or_path name_or_path _commit_hash
+    model_type architectures auto_map transformers_version _name_or_path name_or_path _commit_hash
     _attn_implementation _attn_implementation_autoset attn_implementation _experts_implementation use_cache return_dict
     output_hidden_states output_attentions torchscript use_bfloat16 tf_legacy_loss is_decoder tie_encoder_decoder
     cross_attention_hidden_size chunk_size_feed_forward id2label label2id num_labels problem_type finetuning_task
@@ -251,7 +255,9 @@ COMMON: Mapping[str, Rule] = {
     **dict.fromkeys(_WITHOUT_EFFECT.split(), NO_EFFECT),
     "vocab_size": COUNT,
     "tie_word_embeddings": SWITCH,
-    "initializer_range": POSITIVE,
+    "dtype": DTYPE,
+    "torch_dtype": DTYPE,
+    "initializer_range": at_least(0),
     "is_encoder_decoder": only(False),
     "add_cross_attention": only(False),
     "pruned_heads": only({}),
@@ -310,9 +316,32 @@ def rope_parameters_of(config: Mapping[str, object]) -> dict[str, object]:
     return {}
 
 
+# Parameters of the rotary embedding that stand outside of rope_parameters too, and their names there.
+_OUTSIDE = {
+    "rope_theta": ("rope_theta", "rotary_emb_base"),
+    "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
+}
+
+
+def padding_is_in_the_vocabulary(config: Mapping[str, object]) -> str | None:
+    """transformers makes the embedding's row of pad_token_id zero, and can't load a model that has none."""
+    token, rows = config.get("pad_token_id"), config.get("vocab_size")
+    if isinstance(token, int) and isinstance(rows, int) and token >= rows:
+        return f"pad_token_id={token}: is beyond vocab_size={rows}, which transformers can't load; set it to null"
+    return None
+
+
 def rope_is_said_once(config: Mapping[str, object]) -> str | None:
     """rope_theta, rope_scaling and rope_parameters, of which programs read one or the other, agree."""
-    said: dict[str, object] = {"rope_theta": config.get("rope_theta", config.get("rotary_emb_base"))}
+    said: dict[str, object] = {}
+    for key, names in _OUTSIDE.items():
+        for name in names:
+            item = config.get(name)
+            before = said.setdefault(key, item)
+            if before is None:
+                said[key] = item
+            elif item is not None and item != before:
+                return f"{name}={item}: the file says {before} elsewhere; programs differ in which they read"
     for name in ("rope_scaling", "rope_parameters"):
         value = config.get(name)
         if not isinstance(value, Mapping) or not value:

@@ -19,6 +19,7 @@ FAMILY = ModelFamily(
     architectures=("GemmaForCausalLM",),
     bridge="posttrain.models.bridges.gemma_bridge",  # upstream's insists on the flash-attn package
     matrices=(EMBEDDING, OUTPUT, *attention(ATTENTION_BIAS, ATTENTION_BIAS), *gated_mlp()),
+    defaults={"num_key_value_heads": 16, "head_dim": 256},
     rules=decoder_rules(
         attention_bias=SWITCH,
         hidden_activation=ACTIVATION,

@@ -26,6 +26,12 @@ FAMILY = ModelFamily(
     # Upstream's attention refuses packed sequences, and its LoRA on output matrices is added after a norm.
     bridge="posttrain.models.bridges.gemma2_bridge",
     matrices=(EMBEDDING, OUTPUT, *attention(ATTENTION_BIAS, ATTENTION_BIAS), *gated_mlp()),
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
     rules=decoder_rules(
         attention_bias=SWITCH,
         hidden_activation=ACTIVATION,

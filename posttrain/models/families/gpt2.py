@@ -16,6 +16,7 @@ FAMILY = ModelFamily(
         Matrix("mlp.c_fc", ("hidden", "inner"), "linear_fc1", bias=True),
         Matrix("mlp.c_proj", ("inner", "hidden"), "linear_fc2", bias=True),
     ),
+    defaults={"n_positions": 1024},
     rules={
         **COMMON,
         "n_embd": COUNT,

@@ -8,5 +8,6 @@ FAMILY = ModelFamily(
     architectures=("MistralForCausalLM",),
     bridge="posttrain.models.bridges.mistral_bridge",  # upstream's leaves out fields of config.json
     matrices=(EMBEDDING, OUTPUT, *attention(), *gated_mlp()),
+    defaults={"num_key_value_heads": 8},
     rules=decoder_rules(sliding_window=COUNT),
 )

@@ -39,6 +39,7 @@ FAMILY = ModelFamily(
         Matrix("experts.*.w3", ("inner", "hidden"), "linear_fc1_up"),
         Matrix("experts.*.w2", ("hidden", "inner"), "linear_fc2"),
     ),
+    defaults={"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},
     rules=decoder_rules(
         sliding_window=COUNT,
         num_local_experts=COUNT,

@@ -17,6 +17,7 @@ FAMILY = ModelFamily(
     architectures=("Qwen2ForCausalLM",),
     bridge="posttrain.models.bridges.qwen2_bridge",  # upstream's leaves out fields of config.json
     matrices=(EMBEDDING, OUTPUT, *attention(qkv_bias=True), *gated_mlp()),
+    defaults={"num_key_value_heads": 32},
     rules=decoder_rules(
         use_sliding_window=SWITCH,
         sliding_window=COUNT,

@@ -15,6 +15,7 @@ FAMILY = ModelFamily(
     architectures=("Qwen3ForCausalLM",),
     bridge="posttrain.models.bridges.qwen3_bridge",  # upstream's leaves out fields of config.json
     matrices=(EMBEDDING, OUTPUT, *attention(ATTENTION_BIAS, ATTENTION_BIAS), *gated_mlp()),
+    defaults={"num_key_value_heads": 32, "head_dim": 128},
     rules=decoder_rules(
         attention_bias=SWITCH,
         use_sliding_window=SWITCH,

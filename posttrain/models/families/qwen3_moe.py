@@ -45,6 +45,7 @@ FAMILY = ModelFamily(
         Matrix("experts.*.up_proj", ("expert_inner", "hidden"), "linear_fc1_up"),
         Matrix("experts.*.down_proj", ("hidden", "expert_inner"), "linear_fc2"),
     ),
+    defaults={"num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
     rules=decoder_rules(
         attention_bias=SWITCH,
         use_sliding_window=SWITCH,

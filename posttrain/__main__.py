@@ -25,7 +25,7 @@ from posttrain.plan import auto
 from posttrain.recipes import catalog
 from posttrain.spec import checks, first_rows
 from posttrain.spec.record import specify
-from posttrain.sweep import slurm
+from posttrain.sweep import optuna, slurm
 from posttrain.sweep.trial import Trial
 from posttrain.utils.gpus import visible_gpus
 
@@ -110,6 +110,7 @@ def before(cfg: DictConfig) -> None:
         cfg: composed with `hydra`.
     """
     options = slurm.options_of(cfg.hydra.launcher)
+    optuna.check(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
     sweeping = bool({"-m", "--multirun"} & set(sys.argv))

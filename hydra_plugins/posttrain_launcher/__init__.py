@@ -72,16 +72,19 @@ class LocalLauncher(Launcher):
 
     def _trial(self, overrides: Sequence[str], number: int) -> "Trial":
         from posttrain.config.trial_names import swept_keys, trial_name
-        from posttrain.sweep.trial import Trial
+        from posttrain.spec import inputs
+        from posttrain.sweep.trial import Trial, name_for_inputs
 
         hydra = self.config.hydra
-        name = trial_name(overrides, swept_keys(hydra.overrides.task, hydra.sweeper.get("params")))
-        loader = self.hydra_context.config_loader
-        config = loader.load_sweep_config(self.config, [*overrides, f"hydra.sweep.subdir='{name}'"])
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
+        values = trial_name(overrides, swept_keys(hydra.overrides.task, hydra.sweeper.get("params")))
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         sweep_dir = Path(config.hydra.sweep.dir)
-        rundir.is_folder(sweep_dir, name)  # refused where it is a link
+        name = values
+        if rundir.is_folder(sweep_dir, values):  # refused where it is a link
+            name = name_for_inputs(sweep_dir, values, inputs.digests(config))
+        with open_dict(config):
+            config.hydra.sweep.subdir = name
+            config.hydra.job.id = config.hydra.job.num = number
         return Trial(name, sweep_dir / name, config)
 
     def _run(self, config: DictConfig) -> JobReturn:

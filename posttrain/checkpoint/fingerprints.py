@@ -1,4 +1,4 @@
-"""What a run reads besides its configuration: training rows, the model's shape, the frozen weights under an adapter.
+"""What a run reads besides its configuration: rows, the model's shape, the frozen weights under an adapter.
 
 A resumed run must find all of it unchanged: positions in the data mean other rows in another file, and an adapter
 belongs to the weights that it was trained on. No torch here.
@@ -16,13 +16,14 @@ BLOCKS = 16
 BLOCK_BYTES = 1 << 16
 INPUTS = {
     "data": "the training rows of data.path",
+    "validation": "the rows of data.validation_path",
     "config": "config.json of model.path",
     "weights": "the weights of model.path, which the adapter was trained on,",
 }
 
 
 def inputs_of(splits: Splits, model: HFModel, adapter: bool) -> dict[str, str]:
-    """Digests of what a run reads: `data`; `config` of a model that isn't random; `weights` under an adapter.
+    """Digests of what a run reads: `data`, `validation`, `config` of a model that isn't random, `weights` of adapters.
 
     Args:
         splits: its packed data.
@@ -32,6 +33,9 @@ def inputs_of(splits: Splits, model: HFModel, adapter: bool) -> dict[str, str]:
     train = splits.report["train"]
     rows = [splits.report["sha256"].get("data.path"), len(splits.train), train["tokens"]]
     digests = {"data": _digest(repr(rows).encode())}
+    validation = splits.report["sha256"].get("data.validation_path")
+    if validation:
+        digests["validation"] = _digest(repr(validation).encode())
     if not model.random_init:
         digests["config"] = _digest((model.directory / "config.json").read_bytes())
         if adapter:

@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Override
 
 # Keys that say where and how a run is run, not what it computes.
 RUN_LOCAL = ("run", "cache_dir", "launch", "hydra", "logger", "sweep")
+EXACT = 2**53  # below which every whole number is a float of its own
 LONGEST = 120  # characters of a name; a file name has 255, of which exports and logs need some
 
 
@@ -31,28 +32,28 @@ def sweep_name(given: str | None, overrides: Sequence[str], params: Mapping[str,
     for override in _parse(overrides):
         key = _key(override)
         if key not in swept and not is_run_local(key):
-            identity[key] = override.value()
+            identity[key] = canonical(override.value())
     keys = "-".join(short(key, swept) for key in swept) or "sweep"
-    return f"{_clean(keys)[:LONGEST]}-{_hash([sorted(swept), identity])}"
+    return f"{_clean(keys)[:LONGEST]}-{_hash([swept, identity])}"
 
 
 def swept_keys(overrides: Sequence[str], params: Mapping[str, Any] | None) -> list[str]:
-    """The keys that vary: those of the search space in YAML, then those of the command line."""
-    keys = list(map(str, params or ()))
+    """The keys that vary, of the search space in YAML and of the command line, in alphabetical order."""
+    keys = set(map(str, params or ()))
     for override in _parse(overrides):
         if override.is_sweep_override():
-            keys.append(_key(override))
-    return list(dict.fromkeys(keys))
+            keys.add(_key(override))
+    return sorted(keys)
 
 
 def trial_name(overrides: Iterable[str], swept: Sequence[str]) -> str:
     """The folder of a trial: its values of the swept keys, `lr=0.0001,rank=8`.
 
     Args:
-        overrides: the trial's own command line; 1e-4 and 0.0001 are the same.
+        overrides: the trial's own command line; 1e-4 and 0.0001 are the same, and so are 10 and 10.0, or ./a and a.
         swept: see `swept_keys`.
     """
-    values = {_key(override): override.value() for override in _parse(overrides)}
+    values = {_key(override): canonical(override.value()) for override in _parse(overrides)}
     exact, brief = [], []
     for key in swept:
         if key in values and not is_run_local(key):
@@ -69,10 +70,23 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two flat configurations, run-local keys aside: ["seed: 1 -> 2", ...]."""
     lines = []
     for key in dict.fromkeys([*old, *new]):
-        before, after = old.get(key), new.get(key)
+        before, after = canonical(old.get(key)), canonical(new.get(key))
         if before != after and not is_run_local(key):
             lines.append(f"{key}: {json.dumps(before)} -> {json.dumps(after)}")
     return lines
+
+
+def canonical(value: Any) -> Any:
+    """One form of what means the same: 10.0 is 10, and ./rows.jsonl is rows.jsonl; lists and mappings item by item."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+        return int(value)
+    if isinstance(value, str):
+        return re.sub(r"^(\./+)+(?=.)", "", value)
+    if isinstance(value, list):
+        return list(map(canonical, value))
+    if isinstance(value, dict):
+        return {key: canonical(item) for key, item in value.items()}
+    return value
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

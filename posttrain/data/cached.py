@@ -17,7 +17,7 @@ from posttrain.data.dataset import PackedDataset
 from posttrain.data.format_types import Format
 from posttrain.data.prepare import Counts, RowEncoder
 from posttrain.data.store import Store, Writer
-from posttrain.utils.cache import build_once, check_private, make_private
+from posttrain.utils.cache import build_once, check_private
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +58,7 @@ class DatasetBuilder:
             contents = [path, hub_datasets.revision(path)]
         else:
             files = sources.files(path, key, self.cache.parent, sources.kinds(form))
-            memo = self.cache / "files.json"
-            check_private(memo)
-            make_private(self.cache)
-            contents = fingerprint.files(files, memo)
+            contents = fingerprint.files_beside(files, self.cache)
             self.notes += sources.left_out(path, key, sources.kinds(form))
         self.contents.setdefault(key, []).extend(contents)
         name = fingerprint.digest(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.utils.atomic_files import write_json
+from posttrain.utils.cache import check_private, make_private
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,6 +54,18 @@ def tokenizer(tok: "PreTrainedTokenizerFast") -> str:
     found = hashlib.sha256(tok.backend_tokenizer.to_str().encode())
     found.update(json.dumps(tok.special_tokens_map, sort_keys=True, default=str).encode())
     return found.hexdigest()
+
+
+def files_beside(paths: Sequence[Path], cache: Path) -> list[str]:
+    """Digests of the files' contents, remembered in the folder `cache` of prepared rows.
+
+    Raises:
+        UserError: others may write to the cache.
+    """
+    memo = cache / "files.json"
+    check_private(memo)
+    make_private(cache)
+    return files(paths, memo)
 
 
 def files(paths: Sequence[Path], memo: Path) -> list[str]:

@@ -26,6 +26,7 @@ _CHOICES = {
     "on_error": ("error", "skip"),
 }
 
+SPLIT_SEED = 1234  # not the run's, so that runs with different seeds are validated on the same rows
 MOST_PASSES = 10_000  # over a source in an epoch; each is an index in memory for each conversation
 
 
@@ -101,7 +102,7 @@ class TrainingData:
         Args:
             encoder: an objective's, which says what a row becomes.
             seq_length: tokens per packed sequence.
-            seed: of split and packing, unless `data.seed` is set.
+            seed: of parts of sources and of the packing of training rows, unless `data.seed` is set.
             cache_dir: root of the cache.
             build: False: never do the work, only wait for another process to do it.
             length_multiple: pad each conversation to a multiple of this many tokens, which must divide `seq_length`;
@@ -132,6 +133,11 @@ class TrainingData:
                 break
         return splits
 
+    @property
+    def split_seed(self) -> int:
+        """Seed of everything that decides which rows are validated."""
+        return SPLIT_SEED if self.seed is None else self.seed
+
     def _assemble(self, builder: "DatasetBuilder", seq_length: int, seed: int) -> Splits:
         import numpy as np
 
@@ -153,7 +159,9 @@ class TrainingData:
             validation_rows = np.arange(len(validation))
             train_rows = np.arange(len(train))
         else:
-            train_rows, held_out = splits.hold_out(train.digests, self.validation_fraction or 0, seed, train.trees)
+            train_rows, held_out = splits.hold_out(
+                train.digests, self.validation_fraction or 0, self.split_seed, train.trees
+            )
             if len(held_out):
                 validation, validation_rows = train, held_out[: self.max_validation_rows]
             elif self.validation_fraction is not None:
@@ -174,7 +182,7 @@ class TrainingData:
         datasets = {"train": builder.packed(train, train_rows, seq_length, seed)}
         report["train"] = splits.describe(datasets["train"], seq_length)
         if validation is not None and len(validation_rows):
-            datasets["validation"] = builder.packed(validation, validation_rows, seq_length, seed)
+            datasets["validation"] = builder.packed(validation, validation_rows, seq_length, self.split_seed)
             report["validation"] = splits.describe(datasets["validation"], seq_length)
             report["validation"]["also_in_train"] = int(
                 np.isin(validation.digests[validation_rows], train.digests[train_rows]).sum()

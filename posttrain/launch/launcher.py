@@ -20,6 +20,7 @@ from posttrain.errors import Pruned, RunFailed, UserError
 from posttrain.launch import nodes
 from posttrain.launch.node_run import NodeRun
 from posttrain.launch.signals import SignalRelay
+from posttrain.spec import inputs
 from posttrain.spec.record import FILE as SPEC_FILE
 from posttrain.spec.record import format_spec
 from posttrain.spec.run_spec import RunSpec
@@ -96,7 +97,7 @@ def _run(cfg: DictConfig, run_dir: Path, gpus: int, relay: SignalRelay) -> None:
 
 
 def prepare(cfg: DictConfig, run_dir: Path) -> Path:
-    """Write the frozen configuration that every rank reads; return its path."""
+    """Write the frozen configuration that every rank reads, and the digests of what it names; return its path."""
     run_dir.mkdir(parents=True, exist_ok=True)
     rundir.make(run_dir, "logs")
     # Every machine of a run writes the same text, whichever comes last.
@@ -104,6 +105,7 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Path:
     shared.launch.node_rank = 0
     text = frozen.text(shared)
     rundir.write_text(run_dir, "config.yaml", text)
+    rundir.write_json(run_dir, inputs.FILE, inputs.digests(cfg))
     return run_dir / "config.yaml"
 
 

@@ -5,6 +5,7 @@ are still running.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from posttrain.errors import UserError
@@ -32,7 +33,10 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     """
     trials = read_trials(directory)
     print_table(trials)
-    link_best(directory, trials)
+    try:
+        link_best(directory, trials)
+    except UserError as error:  # the page can be made all the same
+        print(f"posttrain: {error}", file=sys.stderr)
     try:
         from posttrain.report.page import render
     except ModuleNotFoundError as error:

@@ -37,6 +37,7 @@ def render(trials: list[Trial], title: str) -> str:
         title: what is compared, for the heading.
     """
     defaults = flatten(as_dict(compose()))
+    compared = [trial for trial in trials if trial.group == 0]
     curves = curve_names(trials)
     rows, curves_by_trial = [], []
     for trial, color in zip(trials, colors(trials), strict=True):
@@ -44,7 +45,7 @@ def render(trials: list[Trial], title: str) -> str:
         rows.append({"trial": trial, "color": color, "changed": changed})
         series = {name: _curve(trial, name) for name in curves}
         curves_by_trial.append({"name": trial.name, "color": color, "series": series})
-    data = {"trials": curves_by_trial, "curves": curves, "figures": draw_figures(trials)}
+    data = {"trials": curves_by_trial, "curves": curves, "figures": draw_figures(compared)}
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_escaped
     )
@@ -52,6 +53,7 @@ def render(trials: list[Trial], title: str) -> str:
         title=title,
         trials=rows,
         keys=columns(trials),
+        apart=len(compared) < len(trials),
         numbers={name: NUMBERS[name] for name in numbers_of(trials)},
         metric=ranked_by(trials),
         best=best_trial(trials),
@@ -98,8 +100,10 @@ def colors(trials: list[Trial]) -> list[str]:
 
 
 def changed_keys(config: dict[str, Any], defaults: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, default, value) of every key that differs, those of where a run is run aside."""
-    changed = []
+    """(key, default, value) of every key that differs, those of where a run is run aside; none of an unreadable one."""
+    changed: list[tuple[str, Any, Any]] = []
+    if not config:
+        return changed
     for key in dict.fromkeys([*config, *defaults]):
         if not is_run_local(key) and config.get(key) != defaults.get(key):
             changed.append((key, defaults.get(key), config.get(key)))

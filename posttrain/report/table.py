@@ -15,6 +15,7 @@ STYLE = {
     "failed": "red",
     "stopped": "yellow",
     "pruned": "yellow",
+    "damaged": "red",
     "unknown": "dim",
 }
 # summary.json's key -> heading. All are columns of the page, some of the terminal's table.
@@ -28,21 +29,37 @@ NUMBERS = {
     "train_seconds": "seconds",
 }
 TERMINAL = ("val_loss_after", "train_loss", "tokens_per_second", "peak_memory_gib")
+OTHERS = "\nmade or validated with other files, ranked by themselves:"
 MOST_KEYS = 6  # differing keys shown as columns: a terminal is not wider
 
 
 def print_table(trials: list[Trial], console: Console | None = None) -> None:
-    """Print the trials, best first, with what differs between them; errors below."""
+    """Print the trials, best first, with what differs between them; errors below.
+
+    Those that can't be compared with the latest have tables of their own.
+    """
     console = console or Console()
-    keys = columns(trials)
-    best = best_trial(trials)
+    for group in range(1 + max((trial.group for trial in trials), default=0)):
+        if group:
+            console.print(OTHERS)
+        console.print(_table([trial for trial in trials if trial.group == group], trials))
+    for trial in trials:
+        if trial.error:
+            style = STYLE.get(trial.state, "")
+            console.print(Text(escape_control(f"{trial.name}: {trial.error}"), style=style))
+
+
+def _table(trials: list[Trial], all_trials: list[Trial]) -> Table:
+    """One group's table, with the columns of all."""
+    keys = columns(all_trials)
+    best = best_trial(all_trials)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("trial", overflow="fold", min_width=10)
     for key in keys:
         table.add_column(Text(escape_control(short(key, keys))), justify="right", overflow="fold")
-    shown = [name for name in numbers_of(trials) if name in TERMINAL]
+    shown = [name for name in numbers_of(all_trials) if name in TERMINAL]
     for name in shown:
-        style = "bold" if name == ranked_by(trials) else None
+        style = "bold" if name == ranked_by(all_trials) else None
         table.add_column(NUMBERS[name], justify="right", no_wrap=True, style=style)
     table.add_column("status", no_wrap=True)
     for trial in trials:
@@ -52,11 +69,7 @@ def print_table(trials: list[Trial], console: Console | None = None) -> None:
         cells += map(format_value, map(trial.summary.get, shown))
         state = Text(escape_control(trial.state), style=STYLE.get(trial.state, ""))
         table.add_row(*(Text(escape_control(cell)) for cell in cells), state)
-    console.print(table)
-    for trial in trials:
-        if trial.error:
-            style = STYLE.get(trial.state, "")
-            console.print(Text(escape_control(f"{trial.name}: {trial.error}"), style=style))
+    return table
 
 
 def columns(trials: list[Trial]) -> list[str]:

@@ -16,6 +16,8 @@ from posttrain.utils import rundir
 # What trials are ranked by: the first that any of them has. Smaller is better.
 METRICS = ("val_loss_after", "train_loss")
 MOST_CURVES = 500  # of a run; there are some 40
+# What a run reads -> parts of the configuration that name it.
+CONFIGURED_BY = {"data": ("data.",), "template": ("template.", "model."), "weights": ("model.",)}
 LARGEST = 1e300  # of a number that is shown; differences of such are finite as well
 
 
@@ -28,12 +30,16 @@ class Trial:
         path: where it is.
         config: the resolved configuration, flat: `optimizer.lr` -> 1e-4.
         overrides: of the command line, as given to Hydra; None where Hydra left no record.
-        state: running, finished, pruned, failed or stopped; `unknown` without status.json.
+        state: running, finished, pruned, failed or stopped; `unknown` without status.json, `damaged` where its
+            configuration can't be read.
         error: why it failed or was stopped; empty otherwise.
         summary: the numbers of summary.json; empty until the run has finished.
         series: metric -> [(step, value), ...] by step, from metrics.jsonl.
         samples: the dictionaries of samples.json: prompt, reference, before, after.
         answers: prompt -> [(step, answer), ...] by step, from samples.jsonl.
+        inputs: digests of what it read besides its configuration; see posttrain.spec.inputs.
+        started: seconds since the epoch; 0: it doesn't say.
+        group: of the trials that it can be compared with, 0 for the latest; see `set_groups`.
     """
 
     name: str
@@ -46,6 +52,9 @@ class Trial:
     series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     answers: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    started: float = 0.0
+    group: int = 0
 
     @property
     def command(self) -> str | None:
@@ -70,7 +79,7 @@ class Trial:
 
 
 def read_trials(directory: Path) -> list[Trial]:
-    """Return the runs in `directory`, best first.
+    """Return the runs in `directory`, best first, those that can be compared with the latest before others.
 
     The directory is a run itself, or runs are below it at any depth.
 
@@ -86,29 +95,64 @@ def read_trials(directory: Path) -> list[Trial]:
     if not run_directories:
         raise UserError(f"{directory}: no run in it (a run's directory has a config.yaml and a status.json)")
     trials = [read_trial(path, directory) for path in run_directories]
+    set_groups(trials)
     metric = ranked_by(trials)
-    return sorted(trials, key=lambda trial: trial.score(metric))  # stable: by name where equal
+    return sorted(trials, key=lambda trial: (trial.group, trial.score(metric)))  # stable: by name where equal
+
+
+def set_groups(trials: list[Trial]) -> None:
+    """Number the groups of trials whose losses can be compared, the latest first.
+
+    Validated on the same rows; and where one configuration means several files, since a file was replaced, made with
+    the same ones. A trial that doesn't say what it read is left in the first group.
+    """
+    versions: dict[tuple[str, str], list[object]] = {}
+    kinds: dict[tuple[object, ...], list[Trial]] = {}
+    known = [trial for trial in trials if trial.inputs]
+    for trial in sorted(known, key=lambda trial: trial.started):
+        kind: list[object] = [trial.inputs.get("validation")]
+        for name, parts in CONFIGURED_BY.items():
+            own = {key: value for key, value in trial.config.items() if key.startswith(parts)}
+            seen = versions.setdefault((name, json.dumps(own, sort_keys=True)), [])
+            digest = trial.inputs.get(name)
+            if digest not in seen:
+                seen.append(digest)
+            kind.append(seen.index(digest))
+        kinds.setdefault(tuple(kind), []).append(trial)
+    for number, group in enumerate(reversed(kinds.values())):
+        for trial in group:
+            trial.group = number
 
 
 def read_trial(path: Path, root: Path) -> Trial:
     """Read one run directory; what is missing, or being written at this moment, is left out."""
     status: dict[str, Any] = _json(path, "status.json", {})
     samples: list[Any] = _json(path, "samples.json", [])
-    overrides: list[Any] = _yaml(path, ".hydra/overrides.yaml", [])
+    config: dict[str, Any] = {}
+    overrides: list[Any] = []
+    damage = ""
+    try:
+        config = flatten(frozen.unescaped(_yaml(path, "config.yaml", {})))
+        overrides = _yaml(path, ".hydra/overrides.yaml", [])
+    except UserError as error:
+        damage = str(error)
+    started = status.get("started")
     name = str(path.relative_to(root))
     if path == root:
         name = path.resolve().name
     return Trial(
         name=name,
         path=path,
-        config=flatten(frozen.unescaped(_yaml(path, "config.yaml", {}))),
+        config=config,
         overrides=list(map(str, overrides)) or None,
-        state=str(status.get("state", "unknown")),
-        error=str(status.get("error") or ""),
+        state="damaged" if damage else str(status.get("state", "unknown")),
+        error=damage or str(status.get("error") or ""),
         summary=_json(path, "summary.json", {}),
         series=read_series(path),
         samples=[sample for sample in samples if isinstance(sample, dict)],
         answers=_answers(path),
+        inputs=_json(path, "inputs.json", {}),
+        started=started if is_number(started) else 0.0,
     )
 
 
@@ -121,9 +165,9 @@ def ranked_by(trials: list[Trial]) -> str:
 
 
 def best_trial(trials: list[Trial]) -> Trial | None:
-    """Return the finished trial with the smallest metric."""
+    """Return the finished trial with the smallest metric, of the latest that can be compared."""
     metric = ranked_by(trials)
-    finished = [trial for trial in trials if trial.state == "finished"]
+    finished = [trial for trial in trials if trial.state == "finished" and trial.group == 0]
     best = min(finished, key=lambda trial: trial.score(metric), default=None)
     if best is None or math.isinf(best.score(metric)):
         return None
@@ -136,11 +180,12 @@ def differing(trials: list[Trial]) -> list[str]:
     Where a whole group was swapped, many keys follow from it; all of them are returned.
     """
     keys: dict[str, None] = {}
-    for trial in trials:
+    readable = [trial for trial in trials if trial.config]
+    for trial in readable:
         keys |= dict.fromkeys(trial.config)
     different = []
     for key in keys:
-        values = {json.dumps(trial.config.get(key)) for trial in trials}
+        values = {json.dumps(trial.config.get(key)) for trial in readable}
         if len(values) > 1 and not is_run_local(key):
             different.append(key)
     return different

@@ -132,6 +132,11 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(
             f"`sweep.pruner={cfg.sweep.pruner}`: compares losses during training; set trainer.validation_interval"
         )
+    if cfg.sweep.pruner and cfg.data.get("validation_path") is None and cfg.data.get("validation_fraction") is None:
+        raise UserError(
+            f"`sweep.pruner={cfg.sweep.pruner}`: compares validation losses, and there is no validation set; set "
+            "data.validation_fraction or data.validation_path"
+        )
     p = cfg.parallelism
     if t.generation_interval and max(p.pipeline_model_parallel_size, p.context_parallel_size) > 1:
         raise UserError(

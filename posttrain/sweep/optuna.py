@@ -7,10 +7,28 @@ With a fixed seed the same command proposes the same trials: what is finished is
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError
+from omegaconf import DictConfig
 
 from posttrain.errors import UserError
 
 SEED = 1234
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse a search without a measure: it minimises the validation loss.
+
+    Args:
+        cfg: composed with `hydra`.
+
+    Raises:
+        UserError: there is no validation set.
+    """
+    searching = "n_trials" in cfg.hydra.sweeper
+    if searching and cfg.data.get("validation_path") is None and cfg.data.get("validation_fraction") is None:
+        raise UserError(
+            "hydra/sweeper=optuna: minimises the validation loss, and there is no validation set; set "
+            "data.validation_fraction or data.validation_path"
+        )
 
 
 def set_defaults(arguments: list[str]) -> None:

@@ -24,6 +24,8 @@ from posttrain.launch.failure import describe_exit
 from posttrain.launch.launcher import last_loss
 from posttrain.launch.signals import nohup
 from posttrain.report.table import format_value
+from posttrain.spec import inputs
+from posttrain.sweep import log_stderr
 from posttrain.utils import rundir
 
 
@@ -38,6 +40,23 @@ class Share:
 
     gpus: list[str] | None
     cores: set[int]
+
+
+def name_for_inputs(sweep_dir: Path, name: str, now: dict[str, str]) -> str:
+    """The name of a trial that reads `now`: `name`, with a digest where the trial of that name has read something else.
+
+    Args:
+        sweep_dir: of the sweep.
+        name: of its values.
+        now: see posttrain.spec.inputs.
+    """
+    before = rundir.object_if_any(sweep_dir / name, inputs.FILE)
+    names = inputs.changed(before, now)
+    if not names:
+        return name
+    other = f"{name},inputs={inputs.short(now)}"
+    log_stderr(f"{name}: was made with other {' and '.join(names)}; with those of now it is {other}")
+    return other
 
 
 @dataclass

@@ -102,26 +102,29 @@ def describe_rows(order: TrainOrder, first: int, count: int, most: int = 32) -> 
 
 
 class ValidationOrder(Dataset):
-    """Every row once, filled up with rows of padding to whole global batches.
+    """Every row once, filled up with rows of padding to whole global batches; of more rows than asked for a sample.
 
     Args:
-        rows: the packed dataset.
+        rows: the packed dataset, whose rows are sorted by the lengths in them.
         samples: rows to give, padding included.
         blank: a row of padding.
         collate_fn: list of rows -> batch.
+        seed: of the sample.
     """
 
-    def __init__(self, rows: Rows, samples: int, blank: dict[str, np.ndarray], collate_fn: Callable) -> None:
+    def __init__(self, rows: Rows, samples: int, blank: dict[str, np.ndarray], collate_fn: Callable, seed: int) -> None:
         self.rows = rows
         self.samples = samples
         self.blank = blank
         self.collate_fn = collate_fn
+        shuffled = np.random.default_rng(seed).permutation(len(rows))
+        self.chosen = np.sort(shuffled[:samples]).tolist()
 
     def __len__(self) -> int:
         return self.samples
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.rows[index] if index < len(self.rows) else self.blank
+        return self.rows[self.chosen[index]] if index < len(self.chosen) else self.blank
 
 
 def blank_row(length: int, pad_id: int) -> dict[str, np.ndarray]:

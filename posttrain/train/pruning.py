@@ -11,6 +11,7 @@ from pathlib import Path
 
 from posttrain.config.schema import SweepSchema
 from posttrain.report.trials import read_series
+from posttrain.spec import inputs
 from posttrain.utils import rundir
 
 REDUCTION = 4  # of the trials at one rung, one in so many moves on to the next, which is so many times as far
@@ -26,7 +27,10 @@ def verdict(run_dir: Path, sweep: SweepSchema) -> str | None:
         sweep: the config group, see conf/config.yaml.
     """
     own = curve(run_dir)
-    others = [path.parent for path in run_dir.parent.glob("*/metrics.jsonl") if path.parent != run_dir]
+    others = []
+    for path in run_dir.parent.glob("*/metrics.jsonl"):
+        if path.parent != run_dir and _validation(path.parent) == _validation(run_dir):
+            others.append(path.parent)
     finished = [curve(path) for path in others if _state(path) == "finished"]
     if sweep.pruner == "median":
         bad = above_median(own, finished, sweep.pruner_startup_trials, sweep.pruner_warmup_steps)
@@ -74,6 +78,11 @@ def curve(run_dir: Path) -> Curve:
 def _at(curve: Curve, rung: int) -> float | None:
     """The first loss at or beyond a rung."""
     return next((curve[step] for step in sorted(curve) if step >= rung), None)
+
+
+def _validation(run_dir: Path) -> object:
+    """A digest of the rows that a trial is validated on; None: it doesn't say."""
+    return rundir.object_if_any(run_dir, inputs.FILE).get("validation")
 
 
 def _state(run_dir: Path) -> str | None:

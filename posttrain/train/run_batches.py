@@ -58,11 +58,13 @@ class RunBatches:
         )
 
     def validation(self) -> CountingIterator:
-        """Open the batches of one validation: every row once, filled up to whole batches."""
+        """Open the batches of one validation: the same in every one, filled up to whole batches."""
         run = self.run
         assert run.splits.validation is not None
         size = run.validation_batch_size
-        rows = ValidationOrder(run.splits.validation, run.validation_steps * size, self.blank, self.collate)
+        samples = run.validation_steps * size
+        seed = run.groups.data.split_seed
+        rows = ValidationOrder(run.splits.validation, samples, self.blank, self.collate, seed)
         return self._open(rows, 0, size, 0)
 
     def _open(

@@ -23,6 +23,7 @@ from posttrain.utils.atomic_files import ASIDE, json_text, replace
 FILES = (
     ".lock",
     "config.yaml",
+    "inputs.json",
     "metrics.jsonl",
     "profile.json",
     "report.html",

@@ -19,9 +19,10 @@ def model(tmp_path):
     return tmp_path
 
 
-def inputs(directory, files=("f00",), tokens=9, adapter=True):
+def inputs(directory, files=("f00",), tokens=9, adapter=True, validation=()):
     """The digests of a run of the model in `directory`."""
-    report = {"sha256": {"data.path": list(files)}, "train": {"tokens": tokens}}
+    digests = {"data.path": list(files), "data.validation_path": list(validation)}
+    report = {"sha256": digests, "train": {"tokens": tokens}}
     return fingerprints.inputs_of(Splits([1, 2], None, report), HFModel(path=str(directory)), adapter)
 
 
@@ -36,6 +37,11 @@ def test_nothing_changed(model):
 def test_other_rows(model, changed):
     with pytest.raises(UserError, match=r"training rows of data.path changed since it was saved"):
         fingerprints.check(inputs(model), inputs(model, **changed), model)
+
+
+def test_other_rows_of_validation(model):
+    with pytest.raises(UserError, match=r"rows of data.validation_path changed since it was saved"):
+        fingerprints.check(inputs(model, validation=["v1"]), inputs(model, validation=["v2"]), model)
 
 
 def scaled(model):

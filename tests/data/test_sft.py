@@ -27,9 +27,9 @@ def pairs(count, start=0, size=3):
     return [{"prompt": f"q{i}", "completion": f"a{i} " * (1 + i % size)} for i in range(start, start + count)]
 
 
-def build(tokenizer, tmp_path, seq_length=256, seed=1, build=True, length_multiple=1, used=None, **options):
+def build(tokenizer, tmp_path, seq_length=256, seed=1, build=True, length_multiple=1, used=None, data_seed=None, **options):
     options.setdefault("format", PromptCompletion())
-    data = TrainingData(**options)
+    data = TrainingData(seed=data_seed, **options)
     return data.build(
         encoder=SFT().encoder(data, ChatTemplate(), tokenizer, seq_length),
         seq_length=seq_length,
@@ -194,7 +194,9 @@ def test_held_out_conversations_are_never_trained_on_duplicates_included(tokeniz
     assert splits.report["validation"]["also_in_train"] == 0
     same = build(tokenizer, tmp_path, path=write(tmp_path / "b.jsonl", rows[::-1]), validation_fraction=0.1)
     assert set(texts(tokenizer, same.validation)) == validation
-    other = build(tokenizer, tmp_path, path=path, validation_fraction=0.1, seed=7)
+    again = build(tokenizer, tmp_path, path=path, validation_fraction=0.1, seed=7)
+    assert set(texts(tokenizer, again.validation)) == validation  # for every seed of a run
+    other = build(tokenizer, tmp_path, path=path, validation_fraction=0.1, data_seed=7)
     assert set(texts(tokenizer, other.validation)) != validation
 
 

@@ -142,6 +142,51 @@ def test_one_run_alone(sweep, tmp_path):
     assert 'id="heat"' not in out.read_text() and not (sweep / "2/best").exists()
 
 
+def record_inputs(sweep, started, **inputs):
+    """Add to each run when it began and what it read: trial -> digest, 'x' by default."""
+    for number in range(4):
+        digests = {"data": "x", "validation": "x", "template": "x", "weights": "x"}
+        for name, values in inputs.items():
+            digests[name] = values[number]
+        (sweep / f"{number}/inputs.json").write_text(json.dumps(digests))
+        status = json.loads((sweep / f"{number}/status.json").read_text())
+        (sweep / f"{number}/status.json").write_text(json.dumps({**status, "started": started[number]}))
+
+
+@pytest.mark.parametrize("what", ["validation", "data", "template", "weights"])
+def test_what_was_made_or_validated_with_other_files_is_ranked_apart(sweep, what, capsys):
+    """Trials 0 and 1 were the last; trial 2, before its file was replaced, has the smallest loss."""
+    record_inputs(sweep, [30, 40, 10, 20], **{what: ["new", "new", "old", "old"]})
+    write_report(sweep)
+    trials = read_trials(sweep)
+    assert [(trial.name, trial.group) for trial in trials] == [("1", 0), ("0", 0), ("2", 1), ("3", 1)]
+    assert "made or validated with other files" in capsys.readouterr().out
+    assert (sweep / "best").resolve() == (sweep / "1/adapter").resolve()
+
+
+def test_rows_that_the_configuration_tells_apart_are_compared(sweep):
+    """A sweep over data.path has different training rows by intention, and one validation set."""
+    for number, path in enumerate(("a", "b", "c", "d")):
+        config = OmegaConf.load(sweep / f"{number}/config.yaml")
+        config.data.path = path
+        OmegaConf.save(config, sweep / f"{number}/config.yaml")
+    record_inputs(sweep, [1, 2, 3, 4], data=["a", "b", "c", "d"])
+    assert [trial.name for trial in read_trials(sweep)] == ["2", "1", "0", "3"]
+    (sweep / "2/config.yaml").write_text("a: [")
+    trials = read_trials(sweep)
+    assert best_trial(trials).name == "1" and "data.path" in differing(trials) and len(differing(trials)) == 3
+
+
+def test_a_folder_named_best_or_a_damaged_configuration_spoils_no_report(sweep, capsys):
+    (sweep / "best").mkdir()
+    (sweep / "1/config.yaml").write_text("peft: {rank: [")
+    page_text = write_report(sweep).read_text()
+    captured = capsys.readouterr()
+    assert "best: is no link" in captured.err and "1: " in captured.out and "damaged" in captured.out
+    assert "optimizer.lr=0.001 peft.rank=8" in page_text and list(sweep.glob(".best*")) == []
+    assert not (sweep / "best").is_symlink()
+
+
 @pytest.mark.parametrize("name, said", [("none", "no such directory"), ("empty", "no run in it")])
 def test_wrong_directory(tmp_path, monkeypatch, capsys, name, said):
     (tmp_path / "empty").mkdir()
@@ -223,5 +268,5 @@ def test_a_configuration_that_would_fill_the_memory(tmp_path, made):
     shutil.copytree(made / "0", tmp_path / "run")
     levels = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 9))
     (tmp_path / "run" / "config.yaml").write_text(f"l0: &l0 [x]\n{levels}")
-    with pytest.raises(UserError, match="more than 100000 values"):
-        read_trials(tmp_path)
+    (trial,) = read_trials(tmp_path)
+    assert trial.state == "damaged" and "more than 100000 values" in trial.error and not trial.config

@@ -69,13 +69,13 @@ def test_failing_trials_do_not_stop_the_rest_and_are_tried_again(tmp_path):
     assert code == 1
     assert "5 of 6 trials failed" in err
     here = tmp_path / "here"
-    assert state(here / "seed=5,rank=8")["state"] == "finished"
-    assert "loss is NaN" in state(here / "seed=1,rank=8")["error"]
-    assert "killed by SIGKILL" in state(here / "seed=2,rank=8")["error"]
-    assert "peft.rank" in state(here / "seed=5,rank=0")["error"]
-    assert "seed=2,rank=8: was killed by SIGKILL" in out
+    assert state(here / "rank=8,seed=5")["state"] == "finished"
+    assert "loss is NaN" in state(here / "rank=8,seed=1")["error"]
+    assert "killed by SIGKILL" in state(here / "rank=8,seed=2")["error"]
+    assert "peft.rank" in state(here / "rank=0,seed=5")["error"]
+    assert "rank=8,seed=2: was killed by SIGKILL" in out
     sweep(tmp_path, "seed=1,5", "peft.rank=8,8", f"hydra.sweep.dir={here}")
-    assert (runs(here)["seed=5,rank=8"], runs(here)["seed=1,rank=8"]) == (1, 2)
+    assert (runs(here)["rank=8,seed=5"], runs(here)["rank=8,seed=1"]) == (1, 2)
 
 
 def test_several_at_once_share_the_cores(tmp_path):
@@ -94,6 +94,39 @@ def test_a_name_for_other_settings_is_refused(tmp_path):
     assert sweep(tmp_path, "peft.rank=8,16", "sweep.name=x")[0] == 0
     code, _, err = sweep(tmp_path, "peft.rank=8,16", "sweep.name=x", "seed=7")
     assert code == 2 and "seed: 1234 -> 7" in err and "Traceback" not in err
+
+
+def write_data(directory, answer):
+    """rows.jsonl and validation.jsonl of one conversation each."""
+    for name in ("rows", "validation"):
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+        (directory / f"{name}.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+
+
+def test_a_grid_gone_on_with_over_other_rows(tmp_path):
+    """Replaced rows make another trial of the same values: trained anew, beside the old ones, and ranked apart."""
+    words = ["data=messages", "data.path=rows.jsonl", "data.validation_path=validation.jsonl", "sweep.name=x"]
+    write_data(tmp_path, "b")
+    assert sweep(tmp_path, *words, "optimizer.lr=1e-4,3e-4")[0] == 0
+    directory = tmp_path / "outputs/sweeps/x"
+    assert runs(directory) == {"lr=0.0001": 1, "lr=0.0003": 1}
+
+    write_data(tmp_path, "c")
+    code, out, err = sweep(tmp_path, *words, "optimizer.lr=1e-4,5e-4")
+    assert code == 0 and "already finished" not in err, err
+    assert "lr=0.0001: was made with other data and validation; with those of now it is lr=0.0001,inputs=" in err
+    names = [re.sub("=[0-9a-f]{8}$", "", name) for name in runs(directory)]
+    assert sorted(names) == ["lr=0.0001", "lr=0.0001,inputs", "lr=0.0003", "lr=0.0005"]
+    assert (directory / "best").resolve().parent.name.startswith(("lr=0.0001,inputs", "lr=0.0005"))
+    latest, others = out.split("made or validated with other files")
+    assert "lr=0.0005" in latest and "lr=0.0003" not in latest and "lr=0.0003" in others
+
+    code, _, err = sweep(tmp_path, *words, "optimizer.lr=1e-4,5e-4")
+    assert code == 0 and "2 of 2 trials have already finished" in err
+    write_data(tmp_path, "b")
+    code, _, err = sweep(tmp_path, *words, "optimizer.lr=1e-4,3e-4")
+    assert code == 0 and "2 of 2 trials have already finished" in err
+    assert set(runs(directory).values()) == {1}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -10,6 +10,7 @@ import pytest
 from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.spec.checks import check
+from posttrain.sweep import optuna as optuna_sweeps
 from posttrain.train.pruning import above_median, among_best, verdict
 
 
@@ -87,6 +88,28 @@ def test_a_trial_reads_its_neighbours(tmp_path):
     assert "against 5 trials" in verdict(tmp_path / "own", sweep)
     write(tmp_path / "better", {0: 9.0, 5: 0.9}, "running")
     assert verdict(tmp_path / "better", sweep) is None
+
+
+def test_a_trial_validated_on_other_rows_is_no_measure(tmp_path):
+    sweep = SimpleNamespace(pruner="median", pruner_startup_trials=1, pruner_warmup_steps=0)
+    write(tmp_path / "own", {0: 9.0, 5: 2.0}, "running")
+    write(tmp_path / "other", {0: 9.0, 5: 1.0}, "finished")
+    for name, digest in (("own", "new"), ("other", "old")):
+        (tmp_path / name / "inputs.json").write_text(json.dumps({"validation": digest}))
+    assert verdict(tmp_path / "own", sweep) is None
+    (tmp_path / "other/inputs.json").write_text(json.dumps({"validation": "new"}))
+    assert verdict(tmp_path / "own", sweep) is not None
+
+
+def test_a_search_and_a_pruner_need_a_validation_set():
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["hydra/sweeper=optuna", "data.validation_path=null"]
+    with pytest.raises(UserError, match=r"optuna: minimises the validation loss.*data\.validation_fraction"):
+        optuna_sweeps.check(compose(search, with_hydra=True))
+    optuna_sweeps.check(compose([*search, "data.validation_fraction=0.1"], with_hydra=True))
+    optuna_sweeps.check(compose(["data.validation_path=null"], with_hydra=True))  # a grid
+    with pytest.raises(UserError, match=r"`sweep\.pruner=median`: compares validation losses.*validation_fraction"):
+        check(compose(["sweep.pruner=median", "trainer.validation_interval=1", "data.validation_path=null"]), 0)
 
 
 def test_a_pruner_needs_validations():

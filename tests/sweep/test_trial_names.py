@@ -10,7 +10,7 @@ GRID = ["optimizer.lr=1e-4,2e-4", "peft.rank=8,16", "model=llama3_8b"]
 def test_swept_keys_are_those_with_several_values():
     assert swept_keys(GRID, None) == ["optimizer.lr", "peft.rank"]
     assert swept_keys(["data.path='a,b'", "data.truncation_side=[a,b]"], None) == []
-    assert swept_keys(["optimizer.lr=tag(log,interval(1e-5,1e-3))"], {"seed": "1,2"}) == ["seed", "optimizer.lr"]
+    assert swept_keys(["seed=1,2"], {"optimizer.lr": "tag(log,interval(1e-5,1e-3))"}) == ["optimizer.lr", "seed"]
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,7 @@ def test_swept_keys_are_those_with_several_values():
         ([*GRID, "seed=2"], False),
         ([*GRID[:2], "model=llama3_70b"], False),
         ([GRID[0], "peft.rank=8", "model=llama3_8b"], False),
+        (["peft.rank=8,16", "optimizer.lr=1e-4,2e-4", "model=llama3_8b"], True),
     ],
 )
 def test_sweep_name(other, same):
@@ -49,6 +50,23 @@ def test_trial_name(overrides, swept, name):
     assert trial_name(overrides, swept) == name
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("optimizer.lr=10", "optimizer.lr=10.0"), ("data.path=./a.jsonl", "data.path=a.jsonl"),
+     ("data.path=[./a,b]", "data.path=[a,././b]"), ("x={a:1.0}", "x={a:1}")],
+)  # fmt: skip
+def test_one_name_for_what_means_the_same(one, other):
+    key = one.partition("=")[0]
+    assert trial_name([one, "seed=1"], [key]) == trial_name(["seed=1", other], [key])
+    grid = "peft.rank=8,16"
+    assert sweep_name(None, [grid, one], None) == sweep_name(None, [other, grid], None)
+
+
+def test_hidden_files_and_parents_keep_their_dots():
+    names = {trial_name([f"data.path={path}"], ["data.path"]) for path in (".a", "a", "../a", ".", "./")}
+    assert len(names) == 5
+
+
 def test_long_numbers_are_shortened_and_stay_different():
     a, b = (
         trial_name([f"optimizer.lr={lr}"], ["optimizer.lr"]) for lr in (0.00010398120940275099, 0.00010398120940275)
@@ -67,3 +85,4 @@ def test_difference_leaves_places_out():
     old = flatten({"seed": 1, "run": {"name": "a"}, "peft": {"rank": 8, "target_modules": ["q"]}})
     new = flatten({"seed": 2, "run": {"name": "b"}, "peft": {"rank": 8, "target_modules": ["q"], "alpha": None}})
     assert difference(old, new) == ["seed: 1 -> 2"]
+    assert difference({"data.path": "./a", "optimizer.lr": 10}, {"data.path": "a", "optimizer.lr": 10.0}) == []

@@ -52,9 +52,21 @@ def test_order_depends_on_seed_and_index_only():
 
 def test_validation_is_filled_up_with_padding():
     blank = blank_row(4, 0)
-    order = ValidationOrder(Rows("abc"), 4, blank, list)
+    order = ValidationOrder(Rows("abc"), 4, blank, list, seed=1)
     assert [order[i] for i in range(3)] == list("abc")
     assert order[3] is blank and not blank["loss_mask"].any()
+
+
+def test_a_part_of_the_validation_rows_is_a_sample():
+    """Rows are packed longest first: the first of them would be the longest conversations."""
+    rows = Rows(range(1000))
+    order = ValidationOrder(rows, 100, blank_row(4, 0), list, seed=1)
+    chosen = [order[i] for i in range(100)]
+    assert len(set(chosen)) == 100
+    assert abs(np.mean(chosen) - 499.5) < 3 * np.std(rows) / np.sqrt(100)  # of a fair sample
+    again = ValidationOrder(rows, 100, blank_row(4, 0), list, seed=1)
+    other = ValidationOrder(rows, 100, blank_row(4, 0), list, seed=2)
+    assert [again[i] for i in range(100)] == chosen != [other[i] for i in range(100)]
 
 
 def row(*lengths, supervised=1):

@@ -27,7 +27,9 @@ def pairs(count, start=0, size=3):
     return [{"prompt": f"q{i}", "completion": f"a{i} " * (1 + i % size)} for i in range(start, start + count)]
 
 
-def build(tokenizer, tmp_path, seq_length=256, seed=1, build=True, length_multiple=1, used=None, data_seed=None, **options):
+def build(
+    tokenizer, tmp_path, seq_length=256, seed=1, build=True, length_multiple=1, used=None, data_seed=None, **options
+):
     options.setdefault("format", PromptCompletion())
     data = TrainingData(seed=data_seed, **options)
     return data.build(

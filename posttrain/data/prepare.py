@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from posttrain.data import fingerprint
 from posttrain.data.conversation import Conversation, Document, RowError
 from posttrain.data.encode import Encoded, Encoder, Rendered
-from posttrain.data.presence import find_unread
+from posttrain.data.presence import CONTEXT_REASONING, LOST_REASONING, find_unread
 from posttrain.data.provenance import Span
 from posttrain.data.readers import Place
 from posttrain.data.render import Renderer
 from posttrain.data.rules import Rules
 from posttrain.data.trace import REASONING, holds
+from posttrain.data.turns import one_by_one, shorter
 from posttrain.errors import UserError
 from posttrain.utils.escape import shorten
 
@@ -36,6 +37,7 @@ CHARACTERS = 32 << 20  # of those rows, but for what the last one has beyond it:
 class Counts:
     """Rows and conversations read, conversations kept and dropped.
 
+    `split` counts the conversations that were split into turns, and `turns` those that they became.
     `unread` counts, by field, the conversations in which something is neither trained nor shown to the model nor known
     as metadata. `examples` holds the first row of each reason and field.
     """
@@ -44,6 +46,8 @@ class Counts:
     read: int = 0
     kept: int = 0
     truncated: int = 0
+    split: int = 0
+    turns: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -191,16 +195,44 @@ def _rendered(
             if isinstance(conversation, RowError):
                 raise conversation
             counts.read += 1
-            rendered = render(conversation, renderer, rules.train_on)
+            parts = _parts(conversation, place, renderer, rules)
         except RowError as error:
             _refuse(error, place, rules, counts)
             continue
-        if rendered is None:
+        if not parts:
             counts.drop("nothing to train on", place)
-            continue
-        for name, value in rendered.unread:
+        if len(parts) > 1:
+            counts.split += 1
+            counts.turns += len(parts)
+        unread: dict[str, object] = {}
+        for part in parts:
+            for name, value in part.unread:
+                unread.setdefault(name, value)
+            yield place, part
+        for name, value in unread.items():
             counts.leave_unread(name, value, place)
-        yield place, rendered
+
+
+def _parts(conversation: Conversation, place: Place, renderer: Renderer, rules: Rules) -> list[Rendered]:
+    """What is trained of a conversation: all of it or, by `rules.split_turns`, each turn by itself.
+
+    Raises:
+        RowError: as `render`.
+    """
+    whole = render(conversation, renderer, rules.train_on)
+    if whole is None:
+        return []
+    lost = any(name == LOST_REASONING for name, _ in whole.unread)
+    if rules.split_turns == "never" or (rules.split_turns == "reasoning" and not lost):
+        return [whole]
+    parts = []
+    for turn in one_by_one(conversation, place.digest()):
+        part = render(turn, renderer, rules.train_on)
+        if part is not None:
+            # Reasoning of earlier turns is trained in conversations of their own.
+            part.unread = [(name, value) for name, value in part.unread if name != CONTEXT_REASONING]
+            parts.append(part)
+    return parts
 
 
 class HasText(Protocol):
@@ -354,7 +386,7 @@ def _truncate(
     if rules.truncation == "drop":
         counts.drop("longer than max_length", place, f"{length} tokens")
         return None
-    options = _turns(rendered.conversation, rules.truncation_side)
+    options = shorter(rendered.conversation, rules.truncation_side)
     best, low, high = None, 0, len(options)
     while low < high:
         middle = (low + high) // 2
@@ -384,24 +416,3 @@ def _encode_one(
         return None
     encoded = encoder([rendered])[0]
     return None if isinstance(encoded, RowError) else (rendered, encoded)
-
-
-def _turns(conversation: Conversation, truncation_side: str) -> list[Conversation]:
-    """The shorter conversations made of whole turns, shortest first."""
-    messages = conversation.messages
-    if truncation_side == "right":
-        shorter = []
-        for end in range(1, len(messages)):
-            if messages[end - 1].role == "assistant" and messages[end].role != "tool":
-                shorter.append(replace(conversation, messages=messages[:end]))
-        return shorter
-    first = 0  # message after the system prompt; 0 too where there is nothing else
-    while first < len(messages) and messages[first].role in ("system", "developer"):
-        first += 1
-    if first == len(messages):
-        first = 0
-    shorter = []
-    for start in range(len(messages) - 1, first, -1):
-        if messages[start].role == "user":
-            shorter.append(replace(conversation, messages=messages[:first] + messages[start:]))
-    return shorter

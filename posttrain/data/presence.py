@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from posttrain.data.render import Renderer
 
 Unread = tuple[str, object]  # the name of a field, and its value
-LOST_REASONING = "reasoning of trained answers, which the template drops (data.train_on=last leaves those out)"
+LOST_REASONING = (
+    "reasoning of trained answers, which the template drops (data.split_turns=reasoning trains each turn with its own, "
+    "data.train_on=last the last turn alone)"
+)
 EMPTY_QUESTION = "a question (the user's message is empty)"
 CONTEXT_REASONING = "reasoning of answers that are not trained, which the template drops"
 

@@ -12,3 +12,4 @@ class Rules:
     truncation: str
     truncation_side: str
     on_error: str
+    split_turns: str = "never"

@@ -9,6 +9,7 @@ import numpy as np
 from posttrain.data.dataset import PackedDataset
 from posttrain.data.store import Store
 
+SUMMED = ("rows", "read", "kept", "truncated", "split", "turns")  # counts that are one number
 PERCENTILES = (0, 25, 50, 75, 95, 100)
 
 
@@ -18,11 +19,11 @@ def join_stores(
     """Return several stores as one, and the sum of their counts."""
     if len(parts) == 1:
         return parts[0]
-    counts: dict[str, Any] = dict.fromkeys(("rows", "read", "kept", "truncated"), 0)
+    counts: dict[str, Any] = dict.fromkeys(SUMMED, 0)
     counts |= {"dropped": Counter(), "unread": Counter(), "examples": {}}
     paths = []
     for store, part in parts:
-        for name in ("rows", "read", "kept", "truncated"):
+        for name in SUMMED:
             counts[name] += part[name]
         counts["dropped"].update(part["dropped"])
         counts["unread"].update(part["unread"])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _CHOICES = {
     "train_on": ("assistant", "last", "all"),
+    "split_turns": ("never", "reasoning", "always"),
     "truncation": ("truncate", "drop", "error"),
     "truncation_side": ("right", "left"),
     "on_error": ("error", "skip"),
@@ -59,6 +60,7 @@ class TrainingData:
     validation_fraction: float | None = None
     sources: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     train_on: str = "assistant"
+    split_turns: str = "never"
     max_length: int | None = None
     truncation: str = "truncate"
     truncation_side: str = "right"
@@ -72,6 +74,11 @@ class TrainingData:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"data.{name}={getattr(self, name)}: must be one of {', '.join(choices)}")
+        if self.split_turns != "never" and self.train_on != "assistant":
+            raise UserError(
+                f"data.split_turns={self.split_turns}: goes with data.train_on=assistant, not {self.train_on}: each "
+                "answer is trained in one of the conversations"
+            )
         if self.validation_fraction is not None:
             if not 0 < self.validation_fraction < 1:
                 raise UserError(f"data.validation_fraction={self.validation_fraction}: must be between 0 and 1")
@@ -152,6 +159,11 @@ class TrainingData:
             parts.append(builder.store(source["path"], source["format"], "data.path", limit))
             weights.append(float(source["weight"]))
         train, counts = splits.join_stores(parts)
+        if counts["split"]:
+            builder.notes.append(
+                f"data.split_turns={self.split_turns}: {counts['split']:,} conversations became {counts['turns']:,}, "
+                "one for each turn"
+            )
         validation, validation_rows, validation_counts = None, np.empty(0, np.int64), None
         if self.validation_path is not None:
             key, limit = "data.validation_path", self.max_validation_rows
@@ -258,4 +270,4 @@ class TrainingData:
         length = self.max_length or seq_length
         if length > seq_length:
             raise UserError(f"data.max_length={length}: above trainer.seq_length={seq_length}")
-        return Rules(self.train_on, length, self.truncation, self.truncation_side, self.on_error)
+        return Rules(self.train_on, length, self.truncation, self.truncation_side, self.on_error, self.split_turns)

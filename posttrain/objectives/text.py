@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from posttrain.data.prepare import RowEncoder
     from posttrain.data.templates import ChatTemplate
 
-OF_CONVERSATIONS = ("train_on", "max_length", "truncation", "truncation_side")
+OF_CONVERSATIONS = ("train_on", "split_turns", "max_length", "truncation", "truncation_side")
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 from tiny_tokenizer import CHATML
 
 from posttrain.data.formats import Alpaca, Custom, Messages, PromptCompletion, ShareGPT
+from posttrain.data.presence import LOST_REASONING
 
 # Tools, calls, their results, and reasoning, which is dropped before the last question.
 FULL = """{%- if tools %}<|im_start|>system
@@ -320,11 +321,12 @@ CASES = {
     ),
     "reasoning of earlier turns": Case(
         "reasoning of answers before the last question, which the template drops",
-        "counted: their answers are trained bare, unless `data.train_on=last`",
+        "counted: their answers are trained bare, unless `data.split_turns=reasoning` gives each turn a conversation "
+        "of its own, or `data.train_on=last`",
         {"messages": SUMS},
         reference={"messages": SUMS},
         trained=("4<|im_end|>", "<think>\nthree\n</think>\n\n6<|im_end|>"),
-        unread=("reasoning of trained answers, which the template drops (data.train_on=last leaves those out)",),
+        unread=(LOST_REASONING,),
     ),
     "closing tag alone": Case(
         "a text with the closing tag of its reasoning, with or without the opening one",

@@ -7,7 +7,20 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from row_cases import ASKED, CALL_AND_ANSWER, CASES, FULL, NEXT_MARKER, answer, call, table, user
+from row_cases import (
+    ASKED,
+    CALL_AND_ANSWER,
+    CASES,
+    FULL,
+    NEXT_MARKER,
+    RESULT,
+    SUMS,
+    THOUGHT,
+    answer,
+    call,
+    table,
+    user,
+)
 from tiny_tokenizer import CHATML, byte_tokenizer
 
 from posttrain.data import sources
@@ -22,10 +35,12 @@ from posttrain.errors import UserError
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def encode(tokenizer, path, form, template=FULL, train_on="assistant", on_error="error", **options):
+def encode(
+    tokenizer, path, form, template=FULL, train_on="assistant", on_error="error", split_turns="never", **options
+):
     """The samples of a file, and what was counted."""
     renderer = Renderer(ChatTemplate(name="tested", jinja=template, **options), tokenizer)
-    rules = Rules(train_on, 4096, "truncate", "right", on_error)
+    rules = Rules(train_on, 4096, "truncate", "right", on_error, split_turns)
     counts = Counts()
     rows = sources.rows(str(path), form, "data.path", path.parent)
     batches = ConversationEncoder(renderer, tokenizer, rules).samples(rows, counts)
@@ -75,6 +90,36 @@ def test_kinds_of_rows(tokenizer, tmp_path, name):
 
 def test_the_documentation_has_the_table():
     assert table() in (DOCS / "rows.md").read_text(), "paste what `python tests/data/row_cases.py` prints"
+
+
+LOST = [*SUMS, user("ok?"), answer("yes", tool_calls=[call({})]), RESULT, answer("8", reasoning_content="two fours")]
+
+
+def test_each_turn_by_itself_keeps_its_reasoning(tokenizer, tmp_path):
+    """Each is what Transformers renders of the conversation up to there, and trains that turn alone."""
+    path = write(tmp_path, [{"messages": LOST}, {"messages": LOST[:2]}])
+    samples, counts = encode(tokenizer, path, Messages(), split_turns="reasoning")
+    assert [runs(tokenizer, sample) for sample in samples] == [
+        [THOUGHT],
+        ["<think>\nthree\n</think>\n\n6<|im_end|>"],
+        ["yes<call>weather {}</call><|im_end|>", "<think>\ntwo fours\n</think>\n\n8<|im_end|>"],
+        [THOUGHT],
+    ]
+    for sample, end in zip(samples, (2, 4, len(LOST), 2), strict=True):
+        right = tokenizer.apply_chat_template(LOST[:end], chat_template=FULL, tokenize=True, return_dict=False)
+        assert sample.encoded.input_ids.tolist() == right
+    assert (counts.read, counts.kept, counts.split, counts.turns) == (2, 4, 1, 3) and not counts.unread
+    assert len({sample.tree for sample in samples}) == 2 and samples[3].tree is None
+
+
+def test_turns_are_split_where_it_is_asked_for(tokenizer, tmp_path):
+    bare = [user("a"), answer("b", weight=0), user("c"), answer("d"), user("e")]
+    path = write(tmp_path, [{"messages": bare}, {"messages": [user("f"), answer("g"), user("h"), answer("i")]}])
+    for split_turns, texts in (("reasoning", [["d"], ["g", "i"]]), ("always", [["d"], ["g"], ["i"]])):
+        samples, counts = encode(tokenizer, path, Messages(), split_turns=split_turns)
+        expected = [[f"{text}<|im_end|>" for text in group] for group in texts]
+        assert [runs(tokenizer, sample) for sample in samples] == expected
+    assert (counts.split, counts.turns) == (1, 2)
 
 
 def test_keys_that_parquet_adds_are_not_the_rows(tokenizer, tmp_path):

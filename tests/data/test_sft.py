@@ -241,6 +241,32 @@ def test_a_tree_is_on_one_side(tokenizer, tmp_path):
     assert not questions[0] & questions[1] and [len(side) for side in questions] == [14, 6]
 
 
+def test_turns_of_a_conversation_are_on_one_side(tokenizer, tmp_path):
+    rows = []
+    for number in range(20):
+        messages = []
+        for turn in range(3):
+            messages += [{"role": "user", "content": f"q{number}-{turn}"}, {"role": "assistant", "content": "yes"}]
+        rows.append({"messages": messages})
+    path = write(tmp_path / "a.jsonl", rows)
+    splits = build(tokenizer, tmp_path, path=path, format=Messages(), validation_fraction=0.3, split_turns="always")
+    assert splits.report["notes"] == ["data.split_turns=always: 20 conversations became 60, one for each turn"]
+    sides = []
+    for bins in (splits.train, splits.validation):
+        found = texts(tokenizer, bins)
+        assert len(found) == 3 * len({text.split("-")[0] for text in found})
+        sides.append(len(found))
+    assert sides == [42, 18]
+
+
+def test_split_turns_goes_with_every_answer():
+    for train_on in ("last", "all"):
+        with pytest.raises(
+            UserError, match=f"data.split_turns=always: goes with data.train_on=assistant, not {train_on}"
+        ):
+            TrainingData(path="a", format=Messages(), split_turns="always", train_on=train_on)
+
+
 def test_nothing_to_hold_out_is_said(tokenizer, tmp_path):
     path = write(tmp_path / "a.jsonl", chats(1, copies=50))
     splits = build(tokenizer, tmp_path, path=path, format=Messages(), validation_fraction=0.5)

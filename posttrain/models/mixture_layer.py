@@ -24,11 +24,16 @@ from posttrain.ops.fp8_linear import quantise
 from posttrain.ops.grouped_experts import ExpertWeights, Routing, frozen_experts
 
 
-def grouped_layer_spec(config: GPTModelProvider) -> ModuleSpec:
-    """Upstream's layers of a mixture with Transformer Engine, with this mixture in them."""
+def grouped_layer_spec(config: GPTModelProvider, eight_bit: bool = False) -> ModuleSpec:
+    """Upstream's layers of a mixture with Transformer Engine, with this mixture in them.
+
+    Args:
+        config: of the model.
+        eight_bit: whether the experts are kept in 8 bits.
+    """
     spec = default_layer_spec(config)
     parts = spec.submodules.mlp.keywords["submodules"]
-    experts = partial(GroupedExperts, **parts.experts.keywords)
+    experts = partial(GroupedExperts, **parts.experts.keywords, eight_bit=eight_bit)
     spec.submodules.mlp = partial(LocalMixture, submodules=dataclasses.replace(parts, experts=experts))
     return spec
 
@@ -83,10 +88,13 @@ class LocalMixture(MoELayer):
 class GroupedExperts(TEGroupedMLP):
     """Megatron's grouped experts, frozen, their weights views of one tensor for each matrix."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, eight_bit: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for linear in (self.linear_fc1, self.linear_fc2):
-            stack(linear)
+            if eight_bit:
+                keep_in_eight_bits(linear)
+            else:
+                stack(linear)
 
     def forward(self, tokens: torch.Tensor, routing: Routing, probabilities: torch.Tensor) -> tuple[torch.Tensor, None]:
         """[t, hidden] -> the weighted sum of each token's experts [t, hidden], and no bias.
@@ -97,28 +105,33 @@ class GroupedExperts(TEGroupedMLP):
             probabilities: [t, experts].
         """
         first, second = self.linear_fc1, self.linear_fc2
-        adapted = is_adapted(second)
-        added = None
+        low = b = None
         if is_adapted(first):
-            added = adapter_output(first, tokens)
+            low, b = low_product(first, tokens), first.adapter.linear_out.weight
         both = weights_of(first), weights_of(second)
-        y, total = frozen_experts(tokens, probabilities, added, *both, routing, with_sum=adapted)
+        y, total = frozen_experts(tokens, probabilities, low, b, *both, routing, with_sum=is_adapted(second))
         if total is not None:
-            y = y + adapter_output(second, total)
+            y = y + F.linear(low_product(second, total), second.adapter.linear_out.weight)
         return y, None
 
-    def quantise(self) -> None:
-        """Keep the frozen weights in E4M3 with a scale per expert and output from now on."""
-        for linear in (self.linear_fc1, self.linear_fc2):
-            base = base_of(linear)
-            eight, scale = quantise(base.stacked.view(-1, base.stacked.size(-1)))
-            base.stacked_scale = scale.view(base.stacked.shape[:2])
-            place(base, eight.view(base.stacked.shape))
 
+class EightBitWeight(torch.nn.Parameter):
+    """An expert's frozen matrix [out, in] in E4M3: what is copied into it is quantised by rows.
 
-def grouped_experts(model: list[torch.nn.Module]) -> list[GroupedExperts]:
-    """The experts of a model's parts that are computed as grouped products, a layer's each."""
-    return [module for part in model for module in part.modules() if isinstance(module, GroupedExperts)]
+    Its numbers are kept as integers, which nothing converts into the model's number format.
+
+    Attributes:
+        scale: float32[out], what the rows are multiplied with.
+    """
+
+    scale: torch.Tensor
+
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> "EightBitWeight":
+        """Quantise `source` [out, in] into this."""
+        eight, scale = quantise(source.detach().to(self.device))
+        self.data.copy_(eight.view(torch.uint8))
+        self.scale.copy_(scale)
+        return self
 
 
 def is_adapted(linear: torch.nn.Module) -> bool:
@@ -131,34 +144,41 @@ def base_of(linear: torch.nn.Module) -> Any:
     return linear.to_wrap if isinstance(linear, AdapterWrapper) else linear
 
 
-def adapter_output(linear: AdapterWrapper, x: torch.Tensor) -> torch.Tensor:
-    """LoRA's product, [t, in] -> [t, out]."""
+def low_product(linear: AdapterWrapper, x: torch.Tensor) -> torch.Tensor:
+    """LoRA's first product, scaled: [t, in] -> [t, rank]."""
     adapter = linear.adapter
-    low = F.linear(x, adapter.linear_in.weight) * (adapter.alpha / adapter.dim)
-    return F.linear(low, adapter.linear_out.weight)
+    low = F.linear(x, adapter.linear_in.weight)
+    scale: float = adapter.alpha / adapter.dim
+    return low * scale
 
 
 def weights_of(linear: torch.nn.Module) -> ExpertWeights:
     """The weights of all experts."""
     base = base_of(linear)
+    scale = getattr(base, "stacked_scale", None)
+    if scale is not None:
+        return ExpertWeights(base.stacked.view(torch.float8_e4m3fn), scale)
     if base.weight0.data_ptr() != base.stacked.data_ptr():  # something has given the parameters memory of their own
         stack(base)
-    return ExpertWeights(base.stacked, getattr(base, "stacked_scale", None))
+    return ExpertWeights(base.stacked)
 
 
 @torch.no_grad()
 def stack(base: Any) -> None:
-    """Put the weights weight0, weight1, ... [out, in] of a layer into one tensor."""
-    place(base, torch.stack([weight.data for weight in weights(base)]))
-
-
-def place(base: Any, stacked: torch.Tensor) -> None:
-    """Make the weights of a layer views of `stacked` [experts, out, in]."""
-    base.stacked = stacked
-    for weight, part in zip(weights(base), stacked, strict=True):
+    """Put the weights weight0, weight1, ... [out, in] of a layer into one tensor, of which they are views then."""
+    weights = [getattr(base, f"weight{number}") for number in range(base.num_gemms)]
+    base.stacked = torch.stack([weight.data for weight in weights])
+    for weight, part in zip(weights, base.stacked, strict=True):
         weight.data = part
 
 
-def weights(base: Any) -> list[torch.nn.Parameter]:
-    """The weights of a layer, an expert's each."""
-    return [getattr(base, f"weight{number}") for number in range(base.num_gemms)]
+def keep_in_eight_bits(base: Any) -> None:
+    """Replace the weights of a layer, not yet filled, by views of one tensor of 8-bit numbers."""
+    shape = (base.num_gemms, *base.weight0.shape)
+    base.stacked = torch.zeros(shape, dtype=torch.uint8, device=base.weight0.device)
+    base.stacked_scale = torch.ones(shape[:2], device=base.weight0.device)
+    for number, (numbers, scale) in enumerate(zip(base.stacked, base.stacked_scale, strict=True)):
+        weight = EightBitWeight(numbers, requires_grad=False)
+        weight.__dict__.update(getattr(base, f"weight{number}").__dict__)  # how it is divided and reduced
+        weight.scale = scale
+        setattr(base, f"weight{number}", weight)

@@ -77,12 +77,18 @@ def _sum_rows(values, rows, out, width, CHOSEN: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
-def _quantise_rows(values, columns, expert, out, scales, width, BLOCK: tl.constexpr):
+def _quantise_rows(
+    values, source, columns, expert, out, scales, width, GIVEN: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
-    x = tl.load(values + row * width + column, inside, 0).to(tl.float32)
-    x *= tl.load(columns + tl.load(expert + row) * width + column, inside, 0)
+    place = row
+    if GIVEN:
+        place = tl.load(source + row)
+    x = tl.load(values + place * width + column, inside, 0).to(tl.float32)
+    if COLUMNS:
+        x *= tl.load(columns + tl.load(expert + row) * width + column, inside, 0)
     scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-30) / 448.0  # the largest number of E4M3
     tl.store(scales + row, scale)
     tl.store(out + row * width + column, (x / scale).to(out.dtype.element_ty), inside)
@@ -159,15 +165,31 @@ def sum_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def quantise_rows(
-    values: torch.Tensor, columns: torch.Tensor, expert: torch.Tensor
+    values: torch.Tensor,
+    source: torch.Tensor | None,
+    columns: torch.Tensor | None = None,
+    expert: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As posttrain.ops.grouped_experts.quantise_for_experts."""
-    rows, width = values.shape
+    """As posttrain.ops.grouped_experts.quantise_rows."""
+    values = values.contiguous()
+    width = values.size(1)
+    rows = values.size(0) if source is None else source.size(0)
     out = torch.empty(rows, width, dtype=torch.float8_e4m3fn, device=values.device)
     scales = torch.empty(rows, dtype=torch.float32, device=values.device)
     block = triton.next_power_of_2(width)
-    warps = min(32, max(4, block // 1024))
-    _quantise_rows[(rows,)](values, columns, expert, out, scales, width, BLOCK=block, num_warps=warps)
+    _quantise_rows[(rows,)](
+        values,
+        scales if source is None else source,
+        scales if columns is None else columns,
+        scales if expert is None else expert,
+        out,
+        scales,
+        width,
+        GIVEN=source is not None,
+        COLUMNS=columns is not None,
+        BLOCK=block,
+        num_warps=min(32, max(4, block // 1024)),
+    )
     return out, scales
 
 

@@ -64,19 +64,27 @@ class ExpertWeights:
     data: torch.Tensor
     scale: torch.Tensor | None = None
 
-    def product(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
-        """Each row with its expert's matrix: [t k, in] -> [t k, out]."""
+    def product(self, x: torch.Tensor, routing: Routing, source: torch.Tensor | None = None) -> torch.Tensor:
+        """Each row with its expert's matrix -> [t k, out].
+
+        Args:
+            x: [t k, in], or [t, in] with `source`.
+            routing: whose the rows are.
+            source: int64[t k], of which row of x each is; None: x has them all.
+        """
         if self.scale is None:
-            return F.grouped_mm(x, self.data.transpose(1, 2), offs=routing.ends)
-        eight, scale = quantise(x)
+            rows = x if source is None else x.index_select(0, source)
+            return F.grouped_mm(rows, self.data.transpose(1, 2), offs=routing.ends)
+        eight, scale = quantise_rows(x, source)
         return eight_bit_product(eight, scale, self.data, self.scale, routing, x.dtype)
 
-    def gradient(self, upstream: torch.Tensor, routing: Routing) -> torch.Tensor:
-        """Of x: [t k, out] -> [t k, in]."""
+    def gradient(self, upstream: torch.Tensor, routing: Routing, source: torch.Tensor | None = None) -> torch.Tensor:
+        """Of the rows [t k, in]; upstream: [t k, out], or [t, out] with `source`."""
         if self.scale is None:
-            return F.grouped_mm(upstream, self.data, offs=routing.ends)
+            rows = upstream if source is None else upstream.index_select(0, source)
+            return F.grouped_mm(rows, self.data, offs=routing.ends)
         # The sum runs over the matrix's scales, so they are multiplied in first (posttrain.ops.fp8_linear).
-        eight, scale = quantise_for_experts(upstream, self.scale, routing.expert)
+        eight, scale = quantise_rows(upstream, source, self.scale, routing.expert)
         one = torch.ones_like(self.data[:, 0], dtype=torch.float32)
         return eight_bit_product(eight, scale, transposed(self.data), one, routing, upstream.dtype)
 
@@ -105,15 +113,31 @@ def eight_bit_product(
     return F.grouped_mm(rows, exact.transpose(1, 2), offs=routing.ends)
 
 
-def quantise_for_experts(
-    values: torch.Tensor, columns: torch.Tensor, expert: torch.Tensor
+def quantise_rows(
+    values: torch.Tensor,
+    source: torch.Tensor | None,
+    columns: torch.Tensor | None = None,
+    expert: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """E4M3 of [t k, n] and float32[t k], with the columns [experts, n] of each row's expert multiplied in first."""
-    if values.is_cuda:
-        from posttrain.ops.expert_kernels import quantise_rows
+    """Quantise to E4M3 with a scale per row.
 
-        return quantise_rows(values, columns, expert)
-    return quantise(values.float() * columns[expert])
+    Args:
+        values: [t, n].
+        source: int64[r], which of them become rows; None: all in order.
+        columns: [experts, n], those of a row's expert are multiplied in first; None: nothing is.
+        expert: int64[r], of each row, with `columns`.
+
+    Returns:
+        float8_e4m3fn[r, n], and the scales float32[r] to multiply its rows with.
+    """
+    if values.is_cuda:
+        from posttrain.ops.expert_kernels import quantise_rows as kernel
+
+        return kernel(values, source, columns, expert)
+    rows = values if source is None else values[source]
+    if columns is not None and expert is not None:
+        rows = rows.float() * columns[expert]
+    return quantise(rows)
 
 
 def transposed(weights: torch.Tensor) -> torch.Tensor:
@@ -133,7 +157,8 @@ class FrozenExperts(torch.autograd.Function):
         ctx: Context,
         x: torch.Tensor,
         probabilities: torch.Tensor,
-        added: torch.Tensor | None,
+        low: torch.Tensor | None,
+        b: torch.Tensor | None,
         first: ExpertWeights,
         second: ExpertWeights,
         routing: Routing,
@@ -141,10 +166,10 @@ class FrozenExperts(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `frozen_experts`."""
         weight = probabilities.reshape(-1).index_select(0, places_of(probabilities, routing))
-        both = first.product(x.index_select(0, routing.token), routing)
-        h = weighted_swiglu(both, added, routing.token, weight)
+        both = first.product(x, routing, routing.token)
+        h = weighted_swiglu(both, added_to_tokens(low, b), routing.token, weight)
         y = sum_rows(second.product(h, routing), routing.rows)
-        ctx.save_for_backward(both, added, weight)
+        ctx.save_for_backward(both, low, b, weight)
         ctx.weights = first, second
         ctx.routing = routing
         ctx.probabilities = probabilities.shape, probabilities.dtype
@@ -153,40 +178,54 @@ class FrozenExperts(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Context, upstream: torch.Tensor, upstream_of_sum: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, None, None, None, None]:
-        """Gradients of x, the probabilities and d."""
-        both, added, weight = ctx.saved_tensors
+    ) -> tuple[
+        torch.Tensor | None,
+        torch.Tensor,
+        torch.Tensor | None,
+        torch.Tensor | None,
+        None,
+        None,
+        None,
+        None,
+    ]:
+        """Gradients of x, the probabilities, L and B."""
+        both, low, b, weight = ctx.saved_tensors
         first, second = ctx.weights
         routing = ctx.routing
-        grad_h = second.gradient(upstream.index_select(0, routing.token), routing)
+        grad_h = second.gradient(upstream, routing, routing.token)
+        added = added_to_tokens(low, b)
         grad_both, grad_weight = weighted_swiglu_backward(grad_h, upstream_of_sum, both, added, routing.token, weight)
-        grad_x = grad_added = None
+        grad_x = grad_low = grad_b = None
         if ctx.needs_input_grad[0]:
             grad_x = sum_rows(first.gradient(grad_both, routing), routing.rows)
-        if added is not None:
+        if low is not None:
             grad_added = sum_rows(grad_both, routing.rows)
+            grad_low = grad_added @ b
+            grad_b = grad_added.t() @ low
         shape, dtype = ctx.probabilities
         grad_probabilities = torch.zeros(shape, dtype=dtype, device=weight.device)
         places = places_of(grad_probabilities, routing)
         grad_probabilities.view(-1).scatter_(0, places, grad_weight.to(dtype))
-        return grad_x, grad_probabilities, grad_added, None, None, None, None
+        return grad_x, grad_probabilities, grad_low, grad_b, None, None, None, None
 
 
 def frozen_experts(
     x: torch.Tensor,
     probabilities: torch.Tensor,
-    added: torch.Tensor | None,
+    low: torch.Tensor | None,
+    b: torch.Tensor | None,
     first: ExpertWeights,
     second: ExpertWeights,
     routing: Routing,
     with_sum: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """y = sum over a token's experts of W2 h, h = p silu(gate) up, (gate, up) = W1 x + d; W1 and W2 frozen.
+    """y = sum over a token's experts of W2 h, h = p silu(gate) up, (gate, up) = W1 x + B L; W1 and W2 frozen.
 
     Args:
         x: [t, in].
         probabilities: p, [t, experts], used where a token goes.
-        added: d, [t, 2 inner], the same for all of a token's experts; None: nothing.
+        low: L, [t, rank], of the adapter that W1 of all experts share; None: there is none.
+        b: B, [2 inner, rank], with `low`.
         first: W1, [experts, 2 inner, in], gates first.
         second: W2, [experts, in, inner].
         routing: where tokens go.
@@ -196,8 +235,15 @@ def frozen_experts(
         y [t, in], and the sum of h over a token's experts [t, inner] or None.
     """
     results: tuple[torch.Tensor, torch.Tensor | None]
-    results = FrozenExperts.apply(x, probabilities, added, first, second, routing, with_sum)
+    results = FrozenExperts.apply(x, probabilities, low, b, first, second, routing, with_sum)
     return results
+
+
+def added_to_tokens(low: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    """[t, 2 inner]: what an adapter adds to all rows of a token, None without one."""
+    if low is None or b is None:
+        return None
+    return low @ b.t()
 
 
 def places_of(probabilities: torch.Tensor, routing: Routing) -> torch.Tensor:

@@ -52,7 +52,7 @@ def saved_activations(s: RunSpec) -> dict[str, float]:
     if s.grouped_experts:
         terms["MLP activation"] = terms["MLP gate"] = 0.0
         terms["rows of experts"] = shape.chosen * (3 * 8 + 4.0)  # three numbers of 64 bits, and a weight
-        terms["experts' adapters"] = shape.ffn * n * (2 * s.trains("linear_fc1") + s.trains("linear_fc2"))
+        terms["sums of MLP activations"] = shape.ffn * n * s.trains("linear_fc2")
     elif shape.experts:  # tokens are copied to each expert that they visit
         terms["tokens at their experts"] = shape.hidden * n * shape.chosen * s.trains("linear_fc1")
         terms["experts' weights applied"] = inner

@@ -10,6 +10,9 @@ from posttrain.utils.gpus import Gpu
 MFU = {2048: 0.46, 4096: 0.53}
 # The same, of how much faster `precision=fp8` is with LoRA.
 EIGHT_BIT = {4096: 1.36, 8192: 1.83}
+# Share of the peak rate of a mixture's experts as grouped products, sending tokens to them and back included. Computed
+# from the bytes and operations of each kernel, not measured.
+EXPERTS = 0.3
 # Without the graph the host can be too slow: seconds of launching kernels per layer and
 # micro-batch, forward and backward.
 LAUNCH_S = 0.0063
@@ -57,15 +60,30 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     if s.recompute == "full":  # each layer's forward pass again
         layer_weights = shape.products - shape.hidden * shape.vocab
         work += 2 * layer_weights * tokens + 2 * model.attention * squared
-    arithmetic = work / peak / interpolate(MFU, shape.hidden)
+    grouped = 0.0
+    if s.grouped_experts:
+        grouped = work_of_experts(s, tokens)
+    arithmetic = (work - grouped) / peak / interpolate(MFU, shape.hidden)
     if s.eight_bit_base:
         arithmetic /= interpolate(EIGHT_BIT, shape.hidden)
+    arithmetic += grouped / peak / EXPERTS
     launches = 0.0
     if not s.cuda_graph:
         launches = s.micro_batches * shape.layers / s.pipeline * LAUNCH_S
     bound = "arithmetic" if arithmetic >= launches else "kernel launches"
     seconds = (max(arithmetic * imbalance(s), launches) + exchange_seconds(s)) * bubble(s)
     return Speed(useful / peak / seconds, seconds, tokens / seconds, bound)
+
+
+def work_of_experts(s: RunSpec, tokens: float) -> float:
+    """Operations of a step in the products of frozen experts."""
+    shape = s.known_shape
+    weights = 0
+    for linear in shape.linears:
+        if linear.experts:
+            weights += shape.layers * shape.chosen * linear.inputs * linear.outputs
+    passes = 3 if s.recompute == "full" else 2  # forward, again, and of the input's gradient
+    return 2.0 * passes * weights * tokens
 
 
 def bubble(s: RunSpec) -> float:

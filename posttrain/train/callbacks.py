@@ -12,7 +12,6 @@ from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
 from posttrain.data.sealed import Used
 from posttrain.errors import ExportRefused
-from posttrain.models.mixture_layer import grouped_experts
 from posttrain.ops.fused_lora import fused_layers
 from posttrain.plan.report import planned_peak
 from posttrain.train import learning_rates, pruning
@@ -346,12 +345,8 @@ def save_on_sigterm(state: GlobalState) -> None:
 
 
 def quantise_frozen(model: list[torch.nn.Module]) -> None:
-    """Keep the frozen weights of layers with an adapter in 8 bits from now on."""
+    """Keep the frozen weights of layers with an adapter in 8 bits from now on; experts were quantised when read."""
     layers = fused_layers(model)
-    experts = grouped_experts(model)
     for layer in layers:
         layer.quantise()
-    for mixture in experts:
-        mixture.quantise()
-    count = len(layers) + 2 * len(experts)
-    log.info("precision=fp8: the frozen weights of %d layers are kept in 8 bits", count)
+    log.info("precision=fp8: the frozen weights of %d layers are kept in 8 bits", len(layers))

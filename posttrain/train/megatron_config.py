@@ -85,7 +85,8 @@ def build_model(run: RunContext) -> MegatronModel:
         # Without dropout the fused function is one addition, and compiling it takes seconds.
         provider.bias_dropout_fusion = bool(provider.hidden_dropout)
         if run.spec.grouped_experts:
-            provider.transformer_layer_spec = grouped_layer_spec
+            eight_bit = bool(run.spec.eight_bit_base)
+            provider.transformer_layer_spec = partial(grouped_layer_spec, eight_bit=eight_bit)
     else:
         use_local_layers(provider)
         check_expert_names(bridge, provider)

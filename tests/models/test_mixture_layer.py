@@ -60,7 +60,7 @@ def adapters(torch):
     return [torch.randn(shape, generator=generator).mul(0.3).requires_grad_() for shape in shapes]
 
 
-def our_layer(torch, block, experts, chosen, normalised, separate=False):
+def our_layer(torch, block, experts, chosen, normalised, separate=False, eight_bit=False):
     """The same layer in Megatron: grouped products, or upstream's experts one by one."""
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
     from megatron.core.transformer.mlp import MLPSubmodules
@@ -100,7 +100,8 @@ def our_layer(torch, block, experts, chosen, normalised, separate=False):
         layer = MoELayer(config, MoESubmodules(experts=partial(SequentialMLP, submodules=parts)))
     else:
         parts = GroupedMLPSubmodules(linear_fc1=Grouped, linear_fc2=Grouped)
-        layer = LocalMixture(config, MoESubmodules(experts=partial(GroupedExperts, submodules=parts)))
+        grouped = partial(GroupedExperts, submodules=parts, eight_bit=eight_bit)
+        layer = LocalMixture(config, MoESubmodules(experts=grouped))
     with torch.no_grad():
         layer.router.weight.copy_(block.gate.weight)
         for number in range(experts):
@@ -222,10 +223,10 @@ def test_weights_that_got_memory_of_their_own(torch):
 def test_eight_bit_experts(torch):
     """Output and the input's gradient differ by the rounding of both operands of each product."""
     block = reference_block(torch, *CASES["qwen3_moe"])
-    layer = our_layer(torch, block, *CASES["qwen3_moe"][1:])
+    layer = our_layer(torch, block, *CASES["qwen3_moe"][1:], eight_bit=True).bfloat16().float()
+    layer.router.weight.data.copy_(block.gate.weight)
+    assert all(weight.dtype == torch.uint8 for weight in layer.experts.parameters())
     x = inputs(torch).requires_grad_()
-    layer.experts.quantise()
-    assert layer.experts.linear_fc1.weight0.dtype == torch.float8_e4m3fn
     y, _ = layer(x)
     expected = block(x)
     upstream = torch.randn_like(y)

@@ -5,7 +5,7 @@ from test_kernels import relative
 
 pytestmark = pytest.mark.gpu
 
-TOKENS, HIDDEN, INNER, EXPERTS, CHOSEN = 512, 256, 384, 16, 4
+TOKENS, HIDDEN, INNER, EXPERTS, CHOSEN, RANK = 512, 256, 384, 16, 4, 8
 BF16 = 4e-3  # its rounding is 2e-3
 EIGHT_BIT = 2**-4
 
@@ -22,23 +22,23 @@ def choices(torch, seed, experts=EXPERTS):
 
 
 def layer(torch, dtype):
-    """x, probabilities, d, W1 and W2."""
+    """x, L, B, W1 and W2."""
     generator = torch.Generator("cuda").manual_seed(9)
 
     def draw(*shape):
         return torch.randn(*shape, device="cuda", generator=generator)
 
-    x, added = draw(TOKENS, HIDDEN), 0.3 * draw(TOKENS, 2 * INNER)
+    x, low, b = draw(TOKENS, HIDDEN), draw(TOKENS, RANK), draw(2 * INNER, RANK) / RANK
     first, second = draw(EXPERTS, 2 * INNER, HIDDEN) / HIDDEN**0.5, draw(EXPERTS, HIDDEN, INNER) / INNER**0.5
-    return [tensor.to(torch.bfloat16).to(dtype) for tensor in (x, added, first, second)]
+    return [tensor.to(torch.bfloat16).to(dtype) for tensor in (x, low, b, first, second)]
 
 
-def exact_layer(torch, x, probabilities, added, first, second, chosen):
+def exact_layer(torch, x, probabilities, low, b, first, second, chosen):
     """The same, an expert after the other."""
     y, total = torch.zeros_like(x), x.new_zeros(TOKENS, INNER)
     for expert in range(EXPERTS):
         tokens = chosen[:, expert].nonzero()[:, 0]
-        gate, up = (x[tokens] @ first[expert].t() + added[tokens]).chunk(2, 1)
+        gate, up = (x[tokens] @ first[expert].t() + low[tokens] @ b.t()).chunk(2, 1)
         h = probabilities[tokens, expert, None] * torch.nn.functional.silu(gate) * up
         y = y.index_add(0, tokens, h @ second[expert].t())
         total = total.index_add(0, tokens, h)
@@ -48,7 +48,8 @@ def exact_layer(torch, x, probabilities, added, first, second, chosen):
 def upstream_gradients(torch):
     """Of the outputs."""
     generator = torch.Generator("cuda").manual_seed(3)
-    return [torch.randn(TOKENS, width, device="cuda", generator=generator) for width in (HIDDEN, INNER)]
+    shapes = [(TOKENS, HIDDEN), (TOKENS, INNER)]
+    return [torch.randn(shape, device="cuda", generator=generator).bfloat16() for shape in shapes]
 
 
 def outputs_and_gradients(torch, function, inputs, upstream):
@@ -65,7 +66,7 @@ def test_layer_against_fp64(torch, eight_bit):
     from posttrain.ops.grouped_experts import ExpertWeights, Routing, frozen_experts
 
     probabilities, chosen = choices(torch, 1)
-    x, added, first, second = layer(torch, torch.bfloat16)
+    x, low, b, first, second = layer(torch, torch.bfloat16)
     frozen = [ExpertWeights(first), ExpertWeights(second)]
     if eight_bit:
         frozen = []
@@ -75,13 +76,13 @@ def test_layer_against_fp64(torch, eight_bit):
     routing = Routing.from_map(chosen, CHOSEN)
     upstream = upstream_gradients(torch)
     found = outputs_and_gradients(
-        torch, lambda *three: frozen_experts(*three, *frozen, routing, True), [x, probabilities, added], upstream
+        torch, lambda *four: frozen_experts(*four, *frozen, routing, True), [x, probabilities, low, b], upstream
     )
-    x, added, first, second = layer(torch, torch.float64)
+    x, low, b, first, second = layer(torch, torch.float64)
     exact = outputs_and_gradients(
         torch,
-        lambda *three: exact_layer(torch, *three, first, second, chosen),
-        [x, probabilities.double(), added],
+        lambda *four: exact_layer(torch, *four, first, second, chosen),
+        [x, probabilities.double(), low, b],
         upstream,
     )
     errors = [relative(one, other) for one, other in zip(found, exact, strict=True)]
@@ -104,7 +105,7 @@ def test_replayed_with_other_routings(torch):
     """Bit by bit what is computed without a graph; and the same each time."""
     from posttrain.ops.grouped_experts import ExpertWeights, Routing, frozen_experts
 
-    x, added, first, second = layer(torch, torch.bfloat16)
+    x, low, b, first, second = layer(torch, torch.bfloat16)
     probabilities, chosen = choices(torch, 1)
     frozen = ExpertWeights(first), ExpertWeights(second)
     upstream = upstream_gradients(torch)
@@ -113,14 +114,12 @@ def test_replayed_with_other_routings(torch):
         routing = Routing.from_map(chosen, CHOSEN)
         return outputs_and_gradients(
             torch,
-            lambda *three: frozen_experts(*three, *frozen, routing, True),
-            [x, probabilities, added],
+            lambda *four: frozen_experts(*four, *frozen, routing, True),
+            [x, probabilities, low, b],
             upstream,
         )
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        compute(probabilities, chosen)
+    compute(probabilities, chosen)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -141,9 +140,15 @@ def test_quantised_rows_and_transposed_matrices(torch):
     values = torch.randn(300, 1000, device="cuda", dtype=torch.bfloat16)
     columns = torch.rand(5, 1000, device="cuda") + 0.1
     expert = torch.randint(5, (300,), device="cuda")
-    eight, scale = quantise_rows(values, columns, expert)
-    exact = values.double() * columns[expert].double()
-    assert torch.allclose(scale.double(), exact.abs().amax(1) / 448)
-    assert relative(eight.double() * scale[:, None].double(), exact) < 2**-5
+    source = torch.randint(300, (400,), device="cuda")
+    gathered = values[source].double()
+    cases = [
+        (quantise_rows(values, source), gathered),
+        (quantise_rows(values, None, columns, expert), values.double() * columns[expert].double()),
+        (quantise_rows(values, source[:300], columns, expert), gathered[:300] * columns[expert].double()),
+    ]
+    for (eight, scale), exact in cases:
+        assert torch.allclose(scale.double(), exact.abs().amax(1) / 448)
+        assert relative(eight.double() * scale[:, None].double(), exact) < 2**-5
     matrices = eight.view(3, 100, 1000)
     assert torch.equal(transpose(matrices).view(torch.int8), matrices.view(torch.int8).transpose(1, 2))

@@ -94,7 +94,7 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
     out = Path(cfg.evaluate.out).expanduser()
 
     with load.open_export(what) as directory:
-        started = time.time()
+        started = time.monotonic()
         out.mkdir(parents=True, exist_ok=True)  # fails before hours of measuring, not after
         from posttrain.evaluate.measure import measure_all  # loads torch and transformers, as the others
         from posttrain.evaluate.printing import print_result
@@ -106,7 +106,7 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
         result: dict[str, Any] = {"model": what, "overrides": overrides, "dtype": dtype, "device": device}
         measured, answers = measure_all(model, tokenizer, cfg, datasets, metric)
         result |= measured
-        result["seconds"] = round(time.time() - started, 2)
+        result["seconds"] = round(time.monotonic() - started, 2)
 
     write_json(out / "result.json", result)
     written = str(out / "result.json")

@@ -14,7 +14,7 @@ from posttrain.launch import failure, nodes, prestart
 from posttrain.launch.rank_process import base_environment, kernel_cache, start_process
 from posttrain.launch.signals import SignalRelay
 from posttrain.spec import checks
-from posttrain.utils import heartbeat, rundir
+from posttrain.utils import boot_clock, heartbeat, rundir
 from posttrain.utils.heartbeat import Monitor
 from posttrain.utils.rank_environment import STARTED, UI_FD
 
@@ -22,13 +22,6 @@ STACKS_S = 2.0  # for hanging ranks to write where they are
 GRACE_S = 30.0  # for ranks to end by themselves after a signal or after another rank died
 ERRORS_S = 1.0  # for ranks that fail together, as in a collective, to write their errors
 POLL_S = 0.05
-
-
-def process_start() -> float:
-    """When this process was started, seconds since the epoch: before its imports."""
-    import psutil  # a tenth of a second, which a command that starts no rank doesn't spend
-
-    return psutil.Process().create_time()
 
 
 class NodeRun:
@@ -43,7 +36,9 @@ class NodeRun:
     Attributes:
         processes, monitors: one for each of `ranks`.
         hang: what hangs, in words.
-        signals: received, and when the first came, seconds since the epoch.
+        signals: received.
+        signalled_at: when the first came, seconds since the epoch, as errors of ranks on all machines are timed; 0.0:
+            none came.
         signalled_after_end: whether a signal came when all ranks had ended.
     """
 
@@ -120,7 +115,7 @@ class NodeRun:
             "LOCAL_WORLD_SIZE": str(self.local_size),
             "MASTER_ADDR": launch.master_addr,
             "MASTER_PORT": str(port),
-            STARTED: repr(process_start()),
+            STARTED: repr(boot_clock.process_start()),
         }
 
     def _use_prestarted(self, rank: int, env: dict[str, str], log: str) -> bool:

@@ -29,7 +29,7 @@ from posttrain.launch.failure import RankError, error_file
 from posttrain.train.context import Groups
 from posttrain.train.rollback import RolledBack
 from posttrain.train.startup_clock import StartupClock
-from posttrain.utils import rundir
+from posttrain.utils import boot_clock, rundir
 from posttrain.utils.rank_environment import DEVICE, STARTED
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def wake_gpu() -> None:
 
 def build(run_dir: Path) -> "Trainer":
     """The trainer of the run in `run_dir`, with everything it is composed of."""
-    clock = StartupClock(float(os.environ.get(STARTED, time.time())))
+    clock = StartupClock(float(os.environ.get(STARTED, boot_clock.now())))
     clock.mark("compose, import" if "posttrain.train.trainer" in sys.modules else "compose, launch")
     cfg = frozen.read(run_dir)
     targets.check(cfg)

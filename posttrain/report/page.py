@@ -113,15 +113,21 @@ def changed_keys(config: dict[str, Any], defaults: dict[str, Any]) -> list[tuple
 def _curve(trial: Trial, name: str) -> dict[str, list[float]]:
     """Points of a curve, thinned evenly; the last one stays.
 
-    `minutes` counts from the trial's first line.
+    `minutes` counts from the trial's first line; a clock that was set back meanwhile stands still.
     """
     points = trial.series.get(name, [])
     stride = max(1, math.ceil(len(points) / MOST_POINTS))
     points = points[::-1][::stride][::-1]
-    clock = dict(trial.series.get("time", []))
-    start = min(clock.values(), default=0.0)
+    passed: dict[float, float] = {}  # step -> seconds
+    total = 0.0
+    before = None
+    for step, time in trial.series.get("time", []):
+        if before is not None:
+            total += max(0.0, time - before)
+        passed[step] = total
+        before = time
     return {
         "step": [step for step, _ in points],
-        "minutes": [round((clock.get(step, start) - start) / 60, 4) for step, _ in points],
+        "minutes": [round(passed.get(step, 0.0) / 60, 4) for step, _ in points],
         "value": [float(f"{value:.6g}") for _, value in points],
     }

@@ -1,13 +1,13 @@
 """How long each part of a run's start takes, from the command to the end of the first step."""
 
-import time
+from posttrain.utils import boot_clock
 
 
 class StartupClock:
     """Marks the ends of its parts, one after another.
 
     Args:
-        began: when the command was started, seconds since the epoch.
+        began: when the command was started, in seconds of `boot_clock`.
 
     Attributes:
         seconds: part -> how long it took.
@@ -24,6 +24,6 @@ class StartupClock:
 
     def mark(self, part: str) -> None:
         """`part` ends now; it began where the one before it ended."""
-        now = time.time()
+        now = boot_clock.now()
         self.seconds[part] = round(self.seconds.get(part, 0.0) + now - self.last, 2)
         self.last = now

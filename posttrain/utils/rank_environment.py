@@ -1,5 +1,5 @@
 """Environment variables by which the launcher tells a rank what only the launcher knows."""
 
 DEVICE = "POSTTRAIN_DEVICE"  # where to compute: "cuda" or "cpu"
-STARTED = "POSTTRAIN_STARTED"  # when the command was started, seconds since the epoch
+STARTED = "POSTTRAIN_STARTED"  # when the command was started, in seconds of utils.boot_clock
 UI_FD = "POSTTRAIN_UI_FD"  # file descriptor of the launcher's terminal, given to the first rank

@@ -90,6 +90,18 @@ def test_table_shows_what_differs_and_what_failed(sweep):
     assert any(line.startswith("3: rank 0 failed: <b>loss is NaN</b>") for line in lines)
 
 
+def test_minutes_do_not_run_backwards(tmp_path):
+    """The machine's clock was set back by two minutes after the second line."""
+    lines = zip((0, 1, 2, 3), (100.0, 160.0, 40.0, 100.0), strict=True)
+    text = "".join(json.dumps({"step": step, "time": time, "loss": 1.0}) + "\n" for step, time in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "status.json").write_text("{}")
+    page = write_report(tmp_path).read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    assert data["trials"][0]["series"]["loss"]["minutes"] == [0, 1, 1, 2]
+
+
 def test_page_is_whole_and_harmless(sweep):
     path = write_report(sweep)
     assert path == sweep / "report.html"

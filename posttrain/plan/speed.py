@@ -16,6 +16,8 @@ EXPERTS = 0.3
 # Without the graph the host can be too slow: seconds of launching kernels per layer and
 # micro-batch, forward and backward.
 LAUNCH_S = 0.0063
+# The same of a mixture whose host waits for counts in each layer: Qwen3-30B-A3B, an H200.
+WAITING_S = 0.0275
 # Bytes a second that NCCL moves between GPUs of one machine over NVLink, tens of megabytes at a time: the size of the
 # gathered tensor over the time, measured on 4 H200s.
 LINK = 285e9
@@ -69,7 +71,9 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     arithmetic += grouped / peak / EXPERTS
     launches = 0.0
     if not s.cuda_graph:
-        launches = s.micro_batches * shape.layers / s.pipeline * LAUNCH_S
+        waits = s.experts > 0 and not s.grouped_experts
+        layer = WAITING_S if waits else LAUNCH_S
+        launches = s.micro_batches * shape.layers / s.pipeline * layer
     bound = "arithmetic" if arithmetic >= launches else "kernel launches"
     seconds = (max(arithmetic * imbalance(s), launches) + exchange_seconds(s)) * bubble(s)
     return Speed(useful / peak / seconds, seconds, tokens / seconds, bound)

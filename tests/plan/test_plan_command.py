@@ -148,3 +148,15 @@ def test_time():
     again = estimate_speed(replace(s, recompute="full"), h200, 4 * 4096)
     assert again.step_s > 1.3 * estimate_speed(s, h200, 4 * 4096).step_s
     assert estimate_speed(s, gpus.Gpu("new", None, 80), 1).step_s is None
+
+
+def test_mixtures_wait_for_the_host_unless_their_experts_are_grouped():
+    h200 = gpus.find_gpu("h200")
+    words = ["model=qwen3_30b_a3b", "trainer.seq_length=4096", "trainer.global_batch_size=2"]
+    waiting, grouped = (
+        estimate_speed(resolve_spec(compose([*words, *more]), 1), h200, 2 * 4096)
+        for more in (["+trainer.megatron.model.moe_permute_fusion=true"], [])
+    )
+    assert waiting.tokens_per_second == pytest.approx(3_106, rel=0.05)  # measured
+    assert waiting.bound == "kernel launches" and grouped.bound == "arithmetic"
+    assert grouped.tokens_per_second > 3 * waiting.tokens_per_second

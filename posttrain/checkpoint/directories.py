@@ -42,8 +42,8 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted(published, key=step_of, reverse=True)
 
 
-def finish(root: Path, step: int, keep: int | None = None) -> None:
-    """Publish what was written in `root`/.partial, point Megatron's trackers at it, keep the `keep` newest.
+def finish(root: Path, step: int) -> Path:
+    """Publish what was written in `root`/.partial and point Megatron's trackers at it; returns the checkpoint.
 
     Raises:
         OSError: the disk refused; the checkpoints before are as they were.
@@ -54,9 +54,8 @@ def finish(root: Path, step: int, keep: int | None = None) -> None:
     state, iteration = TRACKERS
     write_bytes(root / state, (final / "train_state.pt").read_bytes())
     write_text(root / iteration, str(step))
-    if keep is not None:
-        prune(root, keep)
     shutil.rmtree(root / PARTIAL, ignore_errors=True)
+    return final
 
 
 def publish(partial: Path, final: Path) -> None:
@@ -131,11 +130,35 @@ def newest(root: Path, hashes: bool = False) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def prune(root: Path, keep: int) -> None:
-    """Remove whole checkpoints beyond the `keep` newest; damaged ones neither count nor are removed."""
-    whole = [path for path in checkpoints(root) if problem(path) is None]
-    for checkpoint in whole[keep:]:
-        remove(checkpoint)
+def prune(written: Path, keep: int, checked: set[Path], spared: Path | None = None) -> list[str]:
+    """Remove the checkpoints before `written` but for the `keep` newest whole ones, of which it is the first.
+
+    What fails its hashes neither counts nor is removed.
+
+    Args:
+        written: the checkpoint that was published a moment ago.
+        keep: how many to keep, at least 1.
+        checked: those whose content this process has written or checked; what is checked here is added.
+        spared: kept in any case.
+
+    Returns:
+        The damaged ones that were found, and what is wrong with each.
+    """
+    damaged = []
+    left = keep - 1
+    checked.add(written)
+    for checkpoint in checkpoints(written.parent):
+        if step_of(checkpoint) >= step_of(written):  # a newer one was passed over when this run was resumed
+            continue
+        damage = problem(checkpoint, hashes=left > 0 and checkpoint not in checked)
+        if damage is not None:
+            damaged.append(f"{checkpoint}: {damage}")
+        elif left > 0:
+            checked.add(checkpoint)
+            left -= 1
+        elif checkpoint != spared:
+            remove(checkpoint)
+    return damaged
 
 
 def clean(root: Path) -> None:

@@ -20,7 +20,7 @@ from megatron.bridge.utils.instantiate_utils import register_allowed_target_pref
 from omegaconf import DictConfig
 from torch.distributed.checkpoint.api import CheckpointException
 
-from posttrain.checkpoint import Checkpoint, directories, pickles, resume
+from posttrain.checkpoint import Checkpoint, directories, pickles, progress, resume
 from posttrain.checkpoint import fingerprints as inputs
 from posttrain.checkpoint.progress import Progress
 from posttrain.config import frozen
@@ -44,6 +44,7 @@ class SavedRun:
         config: the frozen configuration.
         steps: of the whole run.
         total_limit: how many of the newest checkpoints stay; None: all.
+        keep_best: whether the one with the lowest validation loss stays as well.
         progress: written to each checkpoint, read from the one that is loaded.
         heartbeat: signs of life for the launcher.
         format: of Megatron-Bridge's: torch_dist, or fsdp_dtensor.
@@ -55,6 +56,7 @@ class SavedRun:
     config: DictConfig
     steps: int
     total_limit: int | None
+    keep_best: bool
     progress: Progress
     heartbeat: Heartbeat
     format: str
@@ -118,6 +120,8 @@ class Manager(DefaultCheckpointManager):
         self.rank = torch.distributed.get_rank()
         self.loaded: Path | None = None
         self.pending: int | None = None  # step of the save that is being written in the background
+        self.checked: set[Path] = set()  # checkpoints whose content this process has written or compared
+        self.damaged: set[str] = set()  # what was said of others
         if self.root:
             rundir.is_folder(self.root.parent, self.root.name)  # refused where it is a link
         if self.root and self.rank == 0:
@@ -187,6 +191,8 @@ class Manager(DefaultCheckpointManager):
             )
         config.load = str(found)
         self.loaded = found
+        self.checked.add(found)
+        self.damaged.update(skipped)
         self.run.progress.skipped = skipped
         self.run.progress.read(found)
         now = self._from_first(lambda: self.inputs)
@@ -201,8 +207,19 @@ class Manager(DefaultCheckpointManager):
         assert self.root is not None
         assert step is not None
         if self.rank == 0:
-            directories.finish(self.root, step, self.run.total_limit)
+            self._remove_old(directories.finish(self.root, step))
         torch.distributed.barrier()
+
+    def _remove_old(self, written: Path) -> None:
+        """Leave as many checkpoints as the run asks for, `written` among them; damaged ones are named once."""
+        if self.run.total_limit is None:
+            return
+        best = progress.best(written.parent) if self.run.keep_best else None
+        damaged = directories.prune(written, self.run.total_limit, self.checked, best)
+        for line in damaged:
+            if line not in self.damaged:
+                log.warning("not counted among the checkpoints that are kept: %s", line)
+        self.damaged.update(damaged)
 
     def _from_first[T](self, compute: Callable[[], T]) -> T:
         """What the first rank, and no other, computes; a collective call."""

@@ -1,9 +1,11 @@
 """What a run's later parts must know of its earlier ones, kept in each checkpoint."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from posttrain.checkpoint import directories
 from posttrain.errors import UserError
 from posttrain.utils import rundir
 from posttrain.utils.atomic_files import write_json
@@ -24,6 +26,7 @@ class Progress:
         losses: the last logged ones, by which a spike is measured.
         rollbacks: see posttrain/train/rollback.py.
         inputs: see posttrain/checkpoint/fingerprints.py.
+        val_loss: after the last step, if there was a validation then.
         skipped: damaged checkpoints that were passed over at this start; not kept.
     """
 
@@ -36,6 +39,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
+    val_loss: float | None = None
     skipped: list[str] = field(default_factory=list)
 
     def write(self, checkpoint: Path) -> None:
@@ -59,3 +63,15 @@ class Progress:
             if not isinstance(value, expected):
                 raise UserError(f"{checkpoint / FILE}: can't be read: `{item.name}` has the wrong type")
             setattr(self, item.name, value)
+
+
+def best(root: Path) -> Path | None:
+    """The checkpoint below `root` with the lowest validation loss, the newest of equal ones; None: none has one."""
+    found: Path | None = None
+    lowest = math.inf
+    for checkpoint in directories.checkpoints(root):
+        loss = rundir.object_if_any(checkpoint, FILE).get("val_loss")
+        if isinstance(loss, float) and loss < lowest and directories.problem(checkpoint) is None:
+            found = checkpoint
+            lowest = loss
+    return found

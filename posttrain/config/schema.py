@@ -178,6 +178,7 @@ class CheckpointSchema:
     save: bool = True
     save_interval: int | None = ranged(None, ge=1, le=STEPS)
     save_total_limit: int | None = ranged(None, ge=1, le=STEPS)
+    keep_best: bool = False
     save_optimizer: bool = True
     async_save: bool = False
 

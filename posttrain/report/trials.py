@@ -30,8 +30,8 @@ class Trial:
         path: where it is.
         config: the resolved configuration, flat: `optimizer.lr` -> 1e-4.
         overrides: of the command line, as given to Hydra; None where Hydra left no record.
-        state: running, finished, pruned, failed or stopped; `unknown` without status.json, `damaged` where its
-            configuration can't be read.
+        state: running, finished, pruned, failed or stopped; `unknown` without status.json, `damaged` where one of
+            its files can't be read.
         error: why it failed or was stopped; empty otherwise.
         summary: the numbers of summary.json; empty until the run has finished.
         series: metric -> [(step, value), ...] by step, from metrics.jsonl.
@@ -84,7 +84,7 @@ def read_trials(directory: Path) -> list[Trial]:
     The directory is a run itself, or runs are below it at any depth.
 
     Raises:
-        UserError: there is no such directory, or no run in it.
+        UserError: there is no such directory, or no run in it; or it is a run itself, of which a file can't be read.
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; give the directory of a sweep or of a run")
@@ -94,7 +94,14 @@ def read_trials(directory: Path) -> list[Trial]:
         raise UserError(f"{str(error.filename)[:200]}: can't be read: {error.strerror}") from None
     if not run_directories:
         raise UserError(f"{directory}: no run in it (a run's directory has a config.yaml and a status.json)")
-    trials = [read_trial(path, directory) for path in run_directories]
+    trials = []
+    for path in run_directories:
+        try:
+            trials.append(read_trial(path, directory))
+        except UserError as error:
+            if path == directory:
+                raise
+            trials.append(Trial(str(path.relative_to(directory)), path, {}, state="damaged", error=str(error)))
     set_groups(trials)
     metric = ranked_by(trials)
     return sorted(trials, key=lambda trial: (trial.group, trial.score(metric)))  # stable: by name where equal
@@ -125,17 +132,14 @@ def set_groups(trials: list[Trial]) -> None:
 
 
 def read_trial(path: Path, root: Path) -> Trial:
-    """Read one run directory; what is missing, or being written at this moment, is left out."""
+    """Read one run directory; what is missing, or being written at this moment, is left out.
+
+    Raises:
+        UserError: a file is not a plain one, is no YAML, or would fill the memory.
+    """
     status: dict[str, Any] = _json(path, "status.json", {})
     samples: list[Any] = _json(path, "samples.json", [])
-    config: dict[str, Any] = {}
-    overrides: list[Any] = []
-    damage = ""
-    try:
-        config = flatten(frozen.unescaped(_yaml(path, "config.yaml", {})))
-        overrides = _yaml(path, ".hydra/overrides.yaml", [])
-    except UserError as error:
-        damage = str(error)
+    overrides: list[Any] = _yaml(path, ".hydra/overrides.yaml", [])
     started = status.get("started")
     name = str(path.relative_to(root))
     if path == root:
@@ -143,10 +147,10 @@ def read_trial(path: Path, root: Path) -> Trial:
     return Trial(
         name=name,
         path=path,
-        config=config,
+        config=flatten(frozen.unescaped(_yaml(path, "config.yaml", {}))),
         overrides=list(map(str, overrides)) or None,
-        state="damaged" if damage else str(status.get("state", "unknown")),
-        error=damage or str(status.get("error") or ""),
+        state=str(status.get("state", "unknown")),
+        error=str(status.get("error") or ""),
         summary=_json(path, "summary.json", {}),
         series=read_series(path),
         samples=[sample for sample in samples if isinstance(sample, dict)],

@@ -128,6 +128,14 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(f"`optimizer.min_lr={cfg.optimizer.min_lr}`: above optimizer.lr={cfg.optimizer.lr}")
     if cfg.checkpoint.async_save and not visible_gpus:
         raise UserError("`checkpoint.async_save=true`: needs a GPU, its background writer does not work on a CPU")
+    save_interval = cfg.checkpoint.save_interval
+    if cfg.checkpoint.keep_best and save_interval is None:
+        raise UserError("`checkpoint.keep_best=true`: saves at the end only have no best; set checkpoint.save_interval")
+    if cfg.checkpoint.keep_best and (t.validation_interval is None or save_interval % t.validation_interval):
+        raise UserError(
+            f"`checkpoint.keep_best=true`: every save has to be validated; set trainer.validation_interval to "
+            f"checkpoint.save_interval={save_interval}, or to a divisor of it"
+        )
     if cfg.sweep.pruner and t.validation_interval is None:
         raise UserError(
             f"`sweep.pruner={cfg.sweep.pruner}`: compares losses during training; set trainer.validation_interval"

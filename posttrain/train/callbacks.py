@@ -133,6 +133,7 @@ class RunCallback(Callback):
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Note the time and this step's learning rate (the scheduler moves on before the step ends)."""
         self.lr = get_canonical_lr_for_logging(context.optimizer.param_groups)
+        self.progress.val_loss = None
         self.began = time.perf_counter()
         self.run.heartbeat.begin()
 
@@ -164,6 +165,7 @@ class RunCallback(Callback):
             return
         if is_due(step, self.settings.validation_interval):
             loss = self.validate(context, step)
+            self.progress.val_loss = loss
             if loss is not None and self.run.config.sweep.pruner:
                 self.prune(context.state, step, loss)
         if is_due(step, self.settings.generation_interval):

@@ -58,7 +58,7 @@ class Saver:
         def write():
             self._bridge.save_megatron_model(parts, partial)
             os.rename(partial / "iter_0000000", directories.directory(partial, step))
-            directories.finish(root, step, keep)
+            directories.prune(directories.finish(root, step), keep, set())
 
         return write
 

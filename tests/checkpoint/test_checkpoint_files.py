@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.checkpoint import directories
+from posttrain.checkpoint import directories, progress
+from posttrain.checkpoint.progress import Progress
 
 # Everything by which Python changes a file system; a process is killed before each call of them in turn.
 CALLS = {
@@ -40,8 +41,15 @@ def write(root: Path, step: int) -> None:
 
 def save(root: Path, step: int, keep: int | None = None) -> Path:
     write(root, step)
-    directories.finish(root, step, keep)
-    return directories.directory(root, step)
+    return finish(root, step, keep)
+
+
+def finish(root: Path, step: int, keep: int | None, checked: set[Path] | None = None) -> Path:
+    """As the manager does: publish, then remove old ones."""
+    written = directories.finish(root, step)
+    if keep is not None:
+        directories.prune(written, keep, checked or set())
+    return written
 
 
 def child(action) -> int:
@@ -103,7 +111,7 @@ def test_kill_at_every_call_of_a_save(memory, keep, damaged, record_property):
 
         def write_and_finish(root=root):
             write(root, 6)
-            directories.finish(root, 6, keep)
+            finish(root, 6, keep)
 
         status = child(killed_at(points, write_and_finish))
         found, skipped = directories.newest(root, hashes=True)
@@ -173,6 +181,44 @@ def test_damaged_ones_do_not_count_among_those_kept(tmp_path):
     (directories.directory(tmp_path, 6) / "train_state.pt").unlink()
     save(tmp_path, 8, keep=2)
     assert [directories.step_of(path) for path in directories.checkpoints(tmp_path)] == [8, 6, 4]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+@pytest.mark.parametrize("what", DAMAGE)
+def test_what_was_just_written_is_kept_whatever_the_newest_has_become(tmp_path, what, keep):
+    """The newest is damaged and the run resumes from the one before: what is written then counts."""
+    for step in (2, 4, 6):
+        save(tmp_path, step)
+    DAMAGE[what](directories.directory(tmp_path, 6))
+    found, _ = directories.newest(tmp_path, hashes=True)
+    save(tmp_path, directories.step_of(found) + 1, keep)
+    steps = [directories.step_of(path) for path in directories.checkpoints(tmp_path)]
+    assert steps == [6, 5, 4, 2][: keep + 1]
+    assert directories.newest(tmp_path, hashes=True)[0] == directories.directory(tmp_path, 5)
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_an_older_one_that_fails_its_hashes_is_named_and_does_not_count(tmp_path, what):
+    for step in (2, 4, 6):
+        save(tmp_path, step)
+    DAMAGE[what](directories.directory(tmp_path, 6))
+    written, checked = save(tmp_path, 8), set()
+    (damaged,) = directories.prune(written, 2, checked)
+    assert damaged.startswith(f"{directories.directory(tmp_path, 6)}: ")
+    assert [directories.step_of(path) for path in directories.checkpoints(tmp_path)] == [8, 6, 4]
+    assert checked == {directories.directory(tmp_path, step) for step in (8, 4)}
+
+
+def test_the_best_is_kept_besides_the_newest(tmp_path):
+    for step, loss in ((2, 0.9), (4, 0.3), (6, 0.5), (8, None)):
+        write(tmp_path, step)
+        Progress(val_loss=loss).write(directories.directory(tmp_path / directories.PARTIAL, step))
+        written = directories.finish(tmp_path, step)
+        directories.prune(written, 1, set(), progress.best(tmp_path))
+    assert [directories.step_of(path) for path in directories.checkpoints(tmp_path)] == [8, 4]
+    assert progress.best(tmp_path) == directories.directory(tmp_path, 4)
+    (directories.directory(tmp_path, 4) / "__0_0.distcp").unlink()
+    assert progress.best(tmp_path) is None
 
 
 def test_a_disk_that_refuses(tmp_path):

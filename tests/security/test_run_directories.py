@@ -109,7 +109,7 @@ def test_hydras_own_record_is_not_written_through_links(run_dir, outside):
 def test_checkpoints_that_lead_elsewhere_are_not_cleaned(target, run_dir, outside):
     (run_dir / "checkpoints").symlink_to(target)
     directories.clean(run_dir / "checkpoints")
-    directories.prune(run_dir / "checkpoints", 1)
+    directories.prune(directories.directory(run_dir / "checkpoints", 9), 1, set())
     assert directories.newest(run_dir / "checkpoints") == (None, [])
 
 
@@ -152,7 +152,8 @@ def test_a_checkpoint_that_is_a_link_is_neither_used_nor_followed(run_dir, outsi
     assert directories.newest(root)[0] == real and "is a link" in directories.newest(root)[1][0]
     with pytest.raises(UserError, match="is a link"):
         find(run_dir)
-    directories.prune(root, 1)
+    (damaged,) = directories.prune(sealed(root, 10), 1, set())
+    assert "iter_0000009: is a link" in damaged
     directories.remove(root / "iter_0000009")
     assert directories.problem(other, hashes=True) is None and not (root / "iter_0000009").is_symlink()
 
@@ -190,6 +191,8 @@ def test_a_report_reads_plain_files_alone(name, what, run_dir, outside, monkeypa
     else:
         with pytest.raises(UserError, match=rf"{name}: (is|has) {what}"):
             read_trials(run_dir)
+        (trial,) = read_trials(run_dir.parent)  # among others it is shown as damaged
+        assert trial.state == "damaged" and name in trial.error and not trial.summary
     assert time.monotonic() - started < 5
 
 
@@ -241,6 +244,10 @@ def test_a_report_is_not_written_through_what_is_in_its_place(name, tmp_path, ru
         (sweep / name).mkdir()
     else:
         (sweep / name).symlink_to(outside / "file")
+    if name == "best":
+        write_report(sweep)  # without the link
+        assert "best: is no link" in capsys.readouterr().err and not (sweep / "best").is_symlink()
+        return
     with pytest.raises(UserError, match=f"{name}: is "):
         write_report(sweep)
 

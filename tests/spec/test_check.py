@@ -20,6 +20,12 @@ LLAMA = ["model=llama3_8b"]
         (["trainer.max_steps=0"], 0, "`trainer.max_steps=0`: must be at least 1"),
         (["peft.dropout=1.0"], 0, "`peft.dropout=1.0`: must be less than 1"),
         (["precision.name=fp9"], 0, "must be one of auto, fp32, bf16, fp8"),
+        (["checkpoint.keep_best=true"], 0, "set checkpoint.save_interval"),
+        (
+            ["checkpoint.keep_best=true", "checkpoint.save_interval=3", "trainer.validation_interval=2"],
+            0,
+            "`checkpoint.keep_best=true`: every save has to be validated",
+        ),
         (["trainer.epochs=1", "trainer.max_steps=5"], 0, "`trainer.max_steps` and `trainer.epochs`"),
         (["optimizer.min_lr=1"], 0, "`optimizer.min_lr=1.0`: above optimizer.lr"),
         (["scheduler.lr_warmup_iters=3"], 0, "lr_warmup_fraction is set as well"),

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.bridge.peft.lora_layers import LoRALinear
+from megatron.core.activations import fast_gelu
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from posttrain.ops.fp8_linear import Weight, quantise
 from posttrain.ops.parallel_lora import Context, Division, RowParallelWithLoRA, WholeMatrices
-from posttrain.ops.recomputed_norms import Norm, SwiGLU
+from posttrain.ops.recomputed_norms import Gate, GatedActivation, Norm
 
 
 class FrozenLinearWithLoRA(torch.autograd.Function):
@@ -36,7 +37,7 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
-        before: Norm | SwiGLU | None = None,
+        before: Norm | GatedActivation | None = None,
         division: Division | None = None,
     ) -> torch.Tensor:
         """Compute y.
@@ -118,7 +119,9 @@ class FusedLoRALinear(LoRALinear):
             before = None
         return self.apply_fused(x, before)
 
-    def apply_fused(self, x: torch.Tensor, before: Norm | SwiGLU | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def apply_fused(
+        self, x: torch.Tensor, before: Norm | GatedActivation | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The operation on x, with `before` applied first; see FrozenLinearWithLoRA."""
         base, adapter = self.to_wrap, self.adapter
         division = self.divided
@@ -187,8 +190,11 @@ class FusedLoRALinear(LoRALinear):
         self.to_wrap.weight_scale = scale
 
 
+GATES: dict[object, Gate] = {F.silu: "silu", fast_gelu: "gelu_tanh"}
+
+
 class FusedMLP(MLP):
-    """Megatron's MLP, its SwiGLU part of the second layer's operation."""
+    """Megatron's MLP, its gated activation part of the second layer's operation."""
 
     def forward(
         self, hidden_states: torch.Tensor, per_token_scale: torch.Tensor | None = None, **kwargs: object
@@ -200,7 +206,7 @@ class FusedMLP(MLP):
         both, bias = self.linear_fc1(hidden_states)
         if bias is not None:
             both = both + bias
-        return last.apply_fused(both, SwiGLU())
+        return last.apply_fused(both, GatedActivation(GATES[self.activation_func]))
 
 
 def norm_of(base: Any) -> Norm | None:
@@ -225,13 +231,13 @@ def fuse(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def fuse_activations(model: list[torch.nn.Module], recompute: bool) -> None:
-    """Make each plain SwiGLU MLP with a fused second layer a FusedMLP; without `recompute` none."""
+    """Make each plain gated MLP with a fused second layer a FusedMLP; without `recompute` none."""
     for module in modules_of(model):
         if isinstance(module, FusedLoRALinear):
             module.recompute = recompute
         if not recompute or type(module) is not MLP or type(module.linear_fc2) is not FusedLoRALinear:
             continue
-        if module.activation_func is F.silu and is_plain_gate(module.config):
+        if module.activation_func in GATES and is_plain_gate(module.config):
             module.__class__ = FusedMLP
 
 

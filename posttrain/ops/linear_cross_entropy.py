@@ -49,6 +49,7 @@ def supervised_losses(
     """
     weight = cast(torch.Tensor, output_layer.weight if output_weight is None else output_weight)
     bias = cast("torch.Tensor | None", getattr(output_layer, "bias", None))
+    softcap: float | None = getattr(config, "final_logit_softcapping", None)
     labels = labels.index_select(1, context)
     group = cast("dist.ProcessGroup | None", getattr(output_layer, "tp_group", None))
     if group is not None and group.size() > 1:
@@ -58,10 +59,11 @@ def supervised_losses(
         first = group.rank() * weight.size(0)
         own_bias = None if bias is None else bias[:rows]
         own_labels = labels[0] - first
-        return DividedLinearCrossEntropy.apply(hidden.squeeze(1), weight[:rows], own_bias, own_labels, group)[None]
+        losses = DividedLinearCrossEntropy.apply(hidden.squeeze(1), weight[:rows], own_bias, own_labels, group, softcap)
+        return cast(torch.Tensor, losses)[None]
     hidden = hidden_states.index_select(0, context)
     if hidden.is_cuda and not weight.requires_grad and bias is None:
-        return FrozenLinearCrossEntropy.apply(hidden.squeeze(1), weight, labels[0])[None]
+        return FrozenLinearCrossEntropy.apply(hidden.squeeze(1), weight, labels[0], softcap)[None]
     logits, _ = output_layer(hidden, weight=output_weight)
     return compute_language_model_loss(labels, logits)
 
@@ -70,7 +72,7 @@ type Context = Any  # of torch.autograd.Function, which takes whatever attribute
 
 
 class FrozenLinearCrossEntropy(torch.autograd.Function):
-    """cross_entropy(hidden @ weight.T, labels) per row, with the gradient of `hidden` alone."""
+    """cross_entropy(cap(hidden @ weight.T), labels) per row, with the gradient of `hidden` alone."""
 
     @staticmethod
     def forward(
@@ -78,8 +80,9 @@ class FrozenLinearCrossEntropy(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         labels: torch.Tensor,
+        softcap: float | None,
     ) -> torch.Tensor:
-        """Return losses float32[k] of hidden [k, h], weight [v, h], labels int64[k]."""
+        """Return losses float32[k] of hidden [k, h], weight [v, h], labels int64[k]; logits are squashed to softcap."""
         from posttrain.ops.triton_kernels import cross_entropy_
 
         losses = torch.empty(hidden.size(0), dtype=torch.float32, device=hidden.device)
@@ -90,7 +93,7 @@ class FrozenLinearCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + LOGIT_ROWS)
             logits = hidden[rows] @ weight.t()
             # Afterwards the logits hold their own gradient.
-            cross_entropy_(logits, labels[rows], losses[rows], gradient is not None)
+            cross_entropy_(logits, labels[rows], losses[rows], gradient is not None, softcap)
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[rows])
             del logits  # before the next chunk's are made
@@ -98,10 +101,10 @@ class FrozenLinearCrossEntropy(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """Scale each row with its own upstream gradient."""
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, None].to(gradient.dtype), None, None
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None
 
 
 class DividedLinearCrossEntropy(torch.autograd.Function):
@@ -115,6 +118,7 @@ class DividedLinearCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor | None,
         labels: torch.Tensor,
         group: dist.ProcessGroup,
+        softcap: float | None,
     ) -> torch.Tensor:
         """Return losses float32[k], of the whole vocabulary.
 
@@ -125,6 +129,7 @@ class DividedLinearCrossEntropy(torch.autograd.Function):
             bias: [v/n], if there is one.
             labels: int64[k], counted from the first token of this part.
             group: the processes.
+            softcap: what logits are squashed to.
         """
         losses = torch.empty(hidden.size(0), dtype=torch.float32, device=hidden.device)
         gradient: torch.Tensor | None = None
@@ -135,7 +140,7 @@ class DividedLinearCrossEntropy(torch.autograd.Function):
             logits = hidden[rows] @ weight.t()
             if bias is not None:
                 logits += bias
-            largest, total, target = log_sum_parts(logits, labels[rows])
+            largest, total, target = log_sum_parts(logits, labels[rows], softcap)
             most = largest.clone()
             dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
             sums = torch.stack([total * (largest - most).exp(), target])
@@ -143,17 +148,17 @@ class DividedLinearCrossEntropy(torch.autograd.Function):
             log_sums = most + sums[0].log()
             losses[rows] = log_sums - sums[1]
             if gradient is not None:
-                log_sum_gradient_(logits, labels[rows], log_sums)
+                log_sum_gradient_(logits, labels[rows], log_sums, softcap)
                 torch.mm(logits, weight, out=gradient[rows])
             del logits  # before the next chunk's are made
         ctx.save_for_backward(gradient)
         return losses
 
     @staticmethod
-    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None]:
         """Scale each row with its own upstream gradient."""
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None, None
 
 
 def whole_hidden(hidden: torch.Tensor, sequence_parallel: bool) -> torch.Tensor:
@@ -165,27 +170,39 @@ def whole_hidden(hidden: torch.Tensor, sequence_parallel: bool) -> torch.Tensor:
     return mappings.copy_to_tensor_model_parallel_region(hidden)
 
 
-def log_sum_parts(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def log_sum_parts(
+    logits: torch.Tensor, labels: torch.Tensor, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What a part of the vocabulary contributes; see posttrain.ops.triton_kernels."""
     if logits.is_cuda:
         from posttrain.ops import triton_kernels
 
-        return triton_kernels.log_sum_parts(logits, labels)
-    values = logits.float()
+        return triton_kernels.log_sum_parts(logits, labels, softcap)
+    values = capped(logits.float(), softcap)
     largest = values.amax(1)
     here = (labels >= 0) & (labels < values.size(1))
     target = values.gather(1, labels.where(here, 0)[:, None])[:, 0]
     return largest, (values - largest[:, None]).exp().sum(1), target.where(here, 0.0)
 
 
-def log_sum_gradient_(logits: torch.Tensor, labels: torch.Tensor, log_sums: torch.Tensor) -> None:
+def log_sum_gradient_(
+    logits: torch.Tensor, labels: torch.Tensor, log_sums: torch.Tensor, softcap: float | None
+) -> None:
     """Overwrite a part's logits with their gradient; see posttrain.ops.triton_kernels."""
     if logits.is_cuda:
         from posttrain.ops import triton_kernels
 
-        triton_kernels.log_sum_gradient_(logits, labels, log_sums)
+        triton_kernels.log_sum_gradient_(logits, labels, log_sums, softcap)
         return
-    probabilities = (logits.float() - log_sums[:, None]).exp()
+    values = capped(logits.float(), softcap)
+    gradient = (values - log_sums[:, None]).exp()
     column = torch.arange(logits.size(1), device=logits.device)
-    probabilities -= (column == labels[:, None]).float()
-    logits.copy_(probabilities)
+    gradient -= (column == labels[:, None]).float()
+    if softcap is not None:
+        gradient *= 1 - (values / softcap).square()
+    logits.copy_(gradient)
+
+
+def capped(values: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """softcap tanh(values / softcap)."""
+    return values if softcap is None else softcap * torch.tanh(values / softcap)

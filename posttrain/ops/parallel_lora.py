@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _coalescing_manager
 
 from posttrain.ops.fp8_linear import Weight
-from posttrain.ops.recomputed_norms import Norm, SwiGLU
+from posttrain.ops.recomputed_norms import GatedActivation, Norm
 
 type Context = Any  # of torch.autograd.Function, which takes whatever attributes it is given
 
@@ -125,7 +125,7 @@ class RowParallelWithLoRA(torch.autograd.Function):
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
-        before: Norm | SwiGLU | None,
+        before: Norm | GatedActivation | None,
         division: Division,
     ) -> torch.Tensor:
         """x [t, ..., in'], weight [out, in/n], a [rank, in/n], b [out, rank], f: in' -> in/n; gives [t/n, ..., out]."""

@@ -4,7 +4,10 @@ A norm or an activation is a pass over memory, its output as large as any other 
 saves a fifth of a LoRA run's activations for about one hundredth of its time.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,26 +37,39 @@ class Norm:
         return torch.autograd.grad(y, x, upstream)[0], y.detach()
 
 
-class SwiGLU:
-    """silu(gate) * up of [t, 2 f], gates first."""
+type Gate = Literal["silu", "gelu_tanh"]
+ACTIVATIONS: dict[Gate, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+@dataclass(frozen=True)
+class GatedActivation:
+    """activation(gate) * up of [t, 2 f], gates first: SwiGLU, or GEGLU with the approximate GELU (arXiv 2002.05202)."""
+
+    gate: Gate
 
     def __call__(self, both: torch.Tensor) -> torch.Tensor:
         if both.is_cuda:
-            from posttrain.ops.triton_kernels import swiglu
+            from posttrain.ops.triton_kernels import gated_activation
 
-            return swiglu(both)
+            return gated_activation(both, self.gate == "gelu_tanh")
         gate, up = both.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return ACTIVATIONS[self.gate](gate) * up
 
     def backward(self, upstream: torch.Tensor | None, both: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Gradient of both, None without an upstream one, and the output again."""
         if upstream is None:
             return None, self(both)
         if both.is_cuda:
-            from posttrain.ops.triton_kernels import swiglu_backward
+            from posttrain.ops.triton_kernels import gated_activation_backward
 
-            return swiglu_backward(upstream, both)
+            return gated_activation_backward(upstream, both, self.gate == "gelu_tanh")
         gate, up = both.chunk(2, dim=-1)
-        silu = F.silu(gate)
-        gradient = torch.cat([torch.ops.aten.silu_backward(upstream * up, gate), upstream * silu], dim=-1)
-        return gradient, silu * up
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            activated = ACTIVATIONS[self.gate](gate)
+        (grad_gate,) = torch.autograd.grad(activated, gate, upstream * up)
+        activated = activated.detach()
+        return torch.cat([grad_gate, upstream * activated], dim=-1), activated * up

@@ -1,4 +1,4 @@
-"""Triton kernels: SwiGLU, cross entropy, and fp8 by rows. Import it only where there is a GPU.
+"""Triton kernels: gated activations, cross entropy, and fp8 by rows. Import it only where there is a GPU.
 
 Rows are contiguous. Arithmetic is in fp32, rounded once.
 """
@@ -9,29 +9,41 @@ import triton.language as tl
 
 
 @triton.jit
-def _swiglu(both, out, width, BLOCK: tl.constexpr):
+def _gate(gate, GELU: tl.constexpr):
+    """An activation is gate * sigmoid(inner): sigmoid(inner), and the derivative of inner."""
+    inner = gate
+    slope = 1.0
+    if GELU:  # 0.5 (1 + tanh(z)) = sigmoid(2 z), z = sqrt(2 / pi) (gate + 0.044715 gate^3)
+        inner = 1.5957691216057308 * gate * (1.0 + 0.044715 * gate * gate)
+        slope = 1.5957691216057308 * (1.0 + 0.134145 * gate * gate)
+    return tl.sigmoid(inner), slope
+
+
+@triton.jit
+def _gated_activation(both, out, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     gate = tl.load(both + row * 2 * width + column, inside, 0).to(tl.float32)
     up = tl.load(both + row * 2 * width + width + column, inside, 0).to(tl.float32)
-    tl.store(out + row * width + column, gate * tl.sigmoid(gate) * up, inside)
+    sigmoid, _ = _gate(gate, GELU)
+    tl.store(out + row * width + column, gate * sigmoid * up, inside)
 
 
 @triton.jit
-def _swiglu_backward(both, upstream, gradient, out, width, BLOCK: tl.constexpr):
+def _gated_activation_backward(both, upstream, gradient, out, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     gate = tl.load(both + row * 2 * width + column, inside, 0).to(tl.float32)
     up = tl.load(both + row * 2 * width + width + column, inside, 0).to(tl.float32)
     grad_out = tl.load(upstream + row * width + column, inside, 0).to(tl.float32)
-    sigmoid = tl.sigmoid(gate)
-    silu = gate * sigmoid
-    tl.store(out + row * width + column, silu * up, inside)
-    grad_gate = grad_out * up * (sigmoid + silu * (1 - sigmoid))
+    sigmoid, slope = _gate(gate, GELU)
+    activated = gate * sigmoid
+    tl.store(out + row * width + column, activated * up, inside)
+    grad_gate = grad_out * up * (sigmoid + activated * (1 - sigmoid) * slope)
     tl.store(gradient + row * 2 * width + column, grad_gate, inside)
-    tl.store(gradient + row * 2 * width + width + column, grad_out * silu, inside)
+    tl.store(gradient + row * 2 * width + width + column, grad_out * activated, inside)
 
 
 @triton.jit
@@ -59,84 +71,120 @@ def _transpose(values, out, rows, columns, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _cross_entropy(logits, labels, losses, width, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    first = logits + row * width
-    label = tl.load(labels + row)
+def _logits(first, column, width, softcap, CAPPED: tl.constexpr):
+    """A row's logits in `column`, soft-capped: softcap tanh(logit / softcap); -inf beyond the row."""
+    x = tl.load(first + column, column < width, float("-inf")).to(tl.float32)
+    if CAPPED:
+        x = softcap * (2.0 * tl.sigmoid(x * (2.0 / softcap)) - 1.0)
+        x = tl.where(column < width, x, float("-inf"))
+    return x
+
+
+@triton.jit
+def _log_sum(first, width, softcap, CAPPED: tl.constexpr, BLOCK: tl.constexpr):
+    """A row's largest logit, and the sum of exp(logit - largest)."""
     largest = float("-inf")
-    total = 0.0  # of exp(logit - largest)
+    total = 0.0
     for start in range(0, width, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        x = tl.load(first + column, column < width, float("-inf")).to(tl.float32)
+        x = _logits(first, start + tl.arange(0, BLOCK), width, softcap, CAPPED)
         larger = tl.maximum(largest, tl.max(x, 0))
         total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger), 0)
         largest = larger
+    return largest, total
+
+
+@triton.jit
+def _store_gradient(first, column, label, log_sum, width, softcap, CAPPED: tl.constexpr):
+    """Overwrite a row's logits in `column` with the gradient of its cross entropy."""
+    x = _logits(first, column, width, softcap, CAPPED)
+    gradient = tl.exp(x - log_sum) - tl.where(column == label, 1.0, 0.0)
+    if CAPPED:
+        gradient *= 1.0 - (x / softcap) * (x / softcap)
+    tl.store(first + column, gradient, column < width)
+
+
+@triton.jit
+def _cross_entropy(
+    logits, labels, losses, width, softcap, CAPPED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    first = logits + row * width
+    label = tl.load(labels + row)
+    largest, total = _log_sum(first, width, softcap, CAPPED, BLOCK)
     log_sum = largest + tl.log(total)
-    tl.store(losses + row, log_sum - tl.load(first + label).to(tl.float32))
+    tl.store(losses + row, log_sum - _logits(first, label, width, softcap, CAPPED))
     if GRADIENT:
         tl.debug_barrier()  # the label's logit is overwritten below
         for start in range(0, width, BLOCK):
-            column = start + tl.arange(0, BLOCK)
-            x = tl.load(first + column, column < width, float("-inf")).to(tl.float32)
-            gradient = tl.exp(x - log_sum) - tl.where(column == label, 1.0, 0.0)
-            tl.store(first + column, gradient, column < width)
+            _store_gradient(first, start + tl.arange(0, BLOCK), label, log_sum, width, softcap, CAPPED)
 
 
 @triton.jit
-def _log_sum_parts(logits, labels, largest_out, total_out, target_out, width, BLOCK: tl.constexpr):
+def _log_sum_parts(
+    logits, labels, largest_out, total_out, target_out, width, softcap, CAPPED: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     first = logits + row * width
     label = tl.load(labels + row)
-    largest = float("-inf")
-    total = 0.0  # of exp(logit - largest)
-    for start in range(0, width, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        x = tl.load(first + column, column < width, float("-inf")).to(tl.float32)
-        larger = tl.maximum(largest, tl.max(x, 0))
-        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger), 0)
-        largest = larger
+    largest, total = _log_sum(first, width, softcap, CAPPED, BLOCK)
     here = (label >= 0) & (label < width)
     tl.store(largest_out + row, largest)
     tl.store(total_out + row, total)
-    tl.store(target_out + row, tl.load(first + label, here, 0.0).to(tl.float32))
+    target = _logits(first, tl.where(here, label, 0), width, softcap, CAPPED)
+    tl.store(target_out + row, tl.where(here, target, 0.0))
 
 
 @triton.jit
-def _log_sum_gradient(logits, labels, log_sums, width, BLOCK: tl.constexpr):
+def _log_sum_gradient(logits, labels, log_sums, width, softcap, CAPPED: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    place = logits + row * width + column
-    x = tl.load(place, inside, float("-inf")).to(tl.float32)
-    gradient = tl.exp(x - tl.load(log_sums + row)) - tl.where(column == tl.load(labels + row), 1.0, 0.0)
-    tl.store(place, gradient, inside)
+    first = logits + row * width
+    _store_gradient(first, column, tl.load(labels + row), tl.load(log_sums + row), width, softcap, CAPPED)
 
 
-def log_sum_parts(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def log_sum_parts(
+    logits: torch.Tensor, labels: torch.Tensor, softcap: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What a part of the vocabulary contributes to a cross entropy.
 
     Args:
         logits: [k, v], of the part.
         labels: int64[k], counted from the part's first token; negative or v and more: the label is in another part.
+        softcap: what logits are squashed to first.
 
     Returns:
         The largest logit, the sum of exp(logit - largest), and the label's logit or 0; each float32[k].
     """
     rows, width = logits.shape
     largest, total, target = (torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(3))
-    block = min(16384, triton.next_power_of_2(width))
-    _log_sum_parts[(rows,)](logits, labels, largest, total, target, width, BLOCK=block, num_warps=16)
+    _log_sum_parts[(rows,)](
+        logits,
+        labels,
+        largest,
+        total,
+        target,
+        width,
+        softcap or 0.0,
+        CAPPED=softcap is not None,
+        BLOCK=min(16384, triton.next_power_of_2(width)),
+        num_warps=16,
+    )
     return largest, total, target
 
 
-def log_sum_gradient_(logits: torch.Tensor, labels: torch.Tensor, log_sums: torch.Tensor) -> None:
+def log_sum_gradient_(
+    logits: torch.Tensor, labels: torch.Tensor, log_sums: torch.Tensor, softcap: float | None = None
+) -> None:
     """Overwrite a part's logits [k, v] with the gradient of the cross entropy whose log-sums are float32[k]."""
     rows, width = logits.shape
     grid = (rows, triton.cdiv(width, 4096))
-    _log_sum_gradient[grid](logits, labels, log_sums, width, BLOCK=4096, num_warps=8)
+    capped = softcap is not None
+    _log_sum_gradient[grid](logits, labels, log_sums, width, softcap or 0.0, CAPPED=capped, BLOCK=4096, num_warps=8)
 
 
-def cross_entropy_(logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor, gradient: bool) -> None:
+def cross_entropy_(
+    logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor, gradient: bool, softcap: float | None = None
+) -> None:
     """Compute cross entropies in place, without waiting for the device.
 
     Args:
@@ -144,29 +192,41 @@ def cross_entropy_(logits: torch.Tensor, labels: torch.Tensor, losses: torch.Ten
         labels: int64[k].
         losses: float32[k], filled.
         gradient: whether the gradient is needed.
+        softcap: what logits are squashed to first.
     """
     rows, width = logits.shape
-    block = min(16384, triton.next_power_of_2(width))
-    _cross_entropy[(rows,)](logits, labels, losses, width, GRADIENT=gradient, BLOCK=block, num_warps=16)
+    _cross_entropy[(rows,)](
+        logits,
+        labels,
+        losses,
+        width,
+        softcap or 0.0,
+        CAPPED=softcap is not None,
+        GRADIENT=gradient,
+        BLOCK=min(16384, triton.next_power_of_2(width)),
+        num_warps=16,
+    )
 
 
-def swiglu(both: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of [t, 2 f], gates first -> [t, f]."""
+def gated_activation(both: torch.Tensor, gelu: bool) -> torch.Tensor:
+    """silu(gate) * up of [t, 2 f], gates first -> [t, f]; with `gelu` its tanh approximation instead of silu."""
     rows = both.size(0)
     width = both.size(1) // 2
     out = both.new_empty(rows, width)
     grid = (rows, triton.cdiv(width, 2048))
-    _swiglu[grid](both, out, width, BLOCK=2048, num_warps=8)
+    _gated_activation[grid](both, out, width, GELU=gelu, BLOCK=2048, num_warps=8)
     return out
 
 
-def swiglu_backward(upstream: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient [t, 2 f] of `both`, and swiglu(both) again."""
+def gated_activation_backward(
+    upstream: torch.Tensor, both: torch.Tensor, gelu: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient [t, 2 f] of `both`, and gated_activation(both, gelu) again."""
     rows, width = upstream.shape
     gradient = torch.empty_like(both)
     out = torch.empty_like(upstream)
     grid = (rows, triton.cdiv(width, 2048))
-    _swiglu_backward[grid](both, upstream, gradient, out, width, BLOCK=2048, num_warps=8)
+    _gated_activation_backward[grid](both, upstream, gradient, out, width, GELU=gelu, BLOCK=2048, num_warps=8)
     return gradient, out
 
 

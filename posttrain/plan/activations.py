@@ -166,6 +166,6 @@ def loss_workspace(s: RunSpec) -> dict[str, float]:
     else:  # the loss writes the logits' gradient in fp32; local layers keep the fp32 probabilities too
         fp32 = 4 if s.transformer_engine else 8
         terms["logits"] = rows * vocab * (n + fp32)
-    if shape.softcap:
-        terms["soft-capped logits"] = rows * vocab * 2 * n
+        if shape.softcap:
+            terms["soft-capped logits"] = rows * vocab * 2 * n
     return terms

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from posttrain.config.instantiate import built
 from posttrain.errors import UserError
-from posttrain.models.families import experts_of, family_of, softcap_of
+from posttrain.models.families import experts_of, family_of
 from posttrain.peft.adapters import DoRA, LoRA
 from posttrain.spec.epochs import Epoch
 from posttrain.spec.parallel_sizes import ParallelSizes, model_parallel_sizes
@@ -59,7 +59,6 @@ class RunSpec(ParallelSizes):
         shape: the model's sizes; None: its family is not known here, and only Megatron knows them.
         experts: of a layer; 0: a dense model.
         mixture_settings: whether `trainer.megatron` changes the mixture.
-        softcap: whether output logits are soft-capped.
         no_cuda_graph: why this model's step is not captured unless that is asked for; None: it is.
         adapter: whether an adapter is trained, else all weights are.
         adapters: its sizes; None: there is none, or `shape` is None.
@@ -82,7 +81,6 @@ class RunSpec(ParallelSizes):
     shape: Shape | None
     experts: int
     mixture_settings: bool
-    softcap: bool
     no_cuda_graph: str | None
     adapter: bool
     adapters: Adapters | None
@@ -228,7 +226,7 @@ class RunSpec(ParallelSizes):
         mixture = self.experts > 0 and linear in ("linear_fc1", "linear_fc2")
         if linear == "linear_proj" or mixture:
             return False
-        return linear != "linear_fc2" or self.known_shape.silu_gate
+        return linear != "linear_fc2" or self.known_shape.gate_kernel
 
     @property
     def supervised_logits_only(self) -> Decision:
@@ -237,7 +235,6 @@ class RunSpec(ParallelSizes):
             (not self.skip_prompt_logits, "trainer.skip_prompt_logits=false"),
             (self.tensor > 1 and not self.adapter, "tensor parallelism divides an output layer that is trained"),
             (self.context > 1, "context parallelism divides the sequence"),
-            (self.softcap, "the logits are soft-capped"),
             on="prompts have no loss",
         )
 
@@ -383,7 +380,6 @@ def resolve_spec(
         shape=shape,
         experts=experts,
         mixture_settings=changes_mixture(trainer.megatron),
-        softcap=softcap_of(fields) is not None,
         no_cuda_graph=no_cuda_graph,
         adapter=adapter is not None,
         adapters=adapters,

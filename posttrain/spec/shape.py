@@ -14,6 +14,7 @@ from posttrain.models.hf import DEMO, HFModel, fetch, plain
 from posttrain.peft.adapters import FUSED, resolve
 
 SILU = ("silu", "swish")  # one activation
+TANH_GELU = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh")  # as well
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Shape:
         dropout: of the residual stream.
         biases: linear layers that have one.
         parallel_residual: attention and MLP read the same input.
-        silu_gate: whether the MLP is SwiGLU, for which there are kernels.
+        gate: the activation of the MLP's gate, in Hugging Face's words; None: no gate.
     """
 
     family: ModelFamily
@@ -83,7 +84,7 @@ class Shape:
     dropout: float
     biases: frozenset[str]
     parallel_residual: bool
-    silu_gate: bool
+    gate: str | None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Shape":
@@ -123,8 +124,18 @@ class Shape:
             dropout=family.dropout if dropout is None else float(dropout),
             biases=frozenset(name for name in FUSED if family.has_bias(name, config)),
             parallel_residual=is_set(family.parallel_residual, config),
-            silu_gate=family.gate is not None and (family.value("activation", config) or family.gate) in SILU,
+            gate=family.gate and (family.value("activation", config) or family.gate),
         )
+
+    @property
+    def silu_gate(self) -> bool:
+        """Whether the MLP is SwiGLU."""
+        return self.gate in SILU
+
+    @property
+    def gate_kernel(self) -> bool:
+        """Whether there are kernels for the MLP's gate (posttrain.ops.recomputed_norms.GatedActivation)."""
+        return self.gate in (*SILU, *TANH_GELU)
 
     @property
     def linears(self) -> tuple[Linear, ...]:

@@ -14,23 +14,24 @@ SIZE = 2
 SCALE = 0.7
 TOKENS, WIDTH, RANK, OUTPUTS = 6, 8, 4, 12
 VOCABULARY = 21  # the second part has a row less
-LAYERS = (("nothing", False), ("rms", False), ("nothing", True), ("swiglu", True))
+LAYERS = (("nothing", False), ("rms", False), ("nothing", True), ("silu", True))
+HEADS = ((False, None), (True, None), (True, 1.5))  # a bias, a soft cap
 CASES = [(*layer, sequence) for layer, sequence in itertools.product(LAYERS, (False, True))]
 
 
 def whole_layer(before):
     """([x, weight, a, b], gamma) of a layer, from one seed."""
     torch.manual_seed(0)
-    inputs = 2 * WIDTH if before == "swiglu" else WIDTH
+    inputs = 2 * WIDTH if before == "silu" else WIDTH
     shapes = [(TOKENS, 1, inputs), (OUTPUTS, WIDTH), (RANK, WIDTH), (OUTPUTS, RANK)]
     return [torch.randn(*shape, dtype=torch.float64) for shape in shapes], torch.rand(WIDTH, dtype=torch.float64)
 
 
 def operation(before, gamma):
     """What is done to the layer's input first."""
-    from posttrain.ops.recomputed_norms import Norm, SwiGLU
+    from posttrain.ops.recomputed_norms import GatedActivation, Norm
 
-    return {"nothing": None, "rms": Norm(gamma, 1e-5), "swiglu": SwiGLU()}[before]
+    return {"nothing": None, "rms": Norm(gamma, 1e-5), "silu": GatedActivation("silu")}[before]
 
 
 def output_layer():
@@ -57,7 +58,7 @@ def layer(rank, before, inputs_divided, sequence):
     (x, weight, a, b), gamma = whole_layer(before)
     weights = torch.arange(TOKENS * OUTPUTS).view(TOKENS, 1, OUTPUTS)
     if inputs_divided:
-        own = [parts(x, -1, before == "swiglu"), parts(weight, 1), parts(a, 1), parts(b, 0)]
+        own = [parts(x, -1, before == "silu"), parts(weight, 1), parts(a, 1), parts(b, 0)]
         weights = parts(weights, 0)[rank] if sequence else weights
     else:
         own = [parts(x, 0) if sequence else [x] * SIZE, parts(weight, 0), parts(a, 0), parts(b, 0)]
@@ -77,21 +78,21 @@ def layer(rank, before, inputs_divided, sequence):
 
 
 def losses(rank):
-    """[losses, gradient of the input] of this process, without and with a bias."""
+    """[losses, gradient of the input] of this process for each of HEADS."""
     from posttrain.ops import linear_cross_entropy
 
     linear_cross_entropy.LOGIT_ROWS = 4  # several chunks, the last not full
     group = torch.distributed.group.WORLD
     rows = -(-VOCABULARY // SIZE)
     own = slice(rank * rows, (rank + 1) * rows)
-    results = []
-    for biased in (False, True):
+    results = {}
+    for biased, softcap in HEADS:
         hidden, weight, bias, labels, upstream = output_layer()
         bias = bias[own] if biased else None
         operation = linear_cross_entropy.DividedLinearCrossEntropy
-        found = operation.apply(hidden, weight[own], bias, labels - rank * rows, group)
+        found = operation.apply(hidden, weight[own], bias, labels - rank * rows, group, softcap)
         (found * upstream).sum().backward()
-        results.append([found.detach(), hidden.grad])
+        results[biased, softcap] = [found.detach(), hidden.grad]
     return results
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from divided_worker import CASES, OUTPUTS, SCALE, SIZE, operation, output_layer, whole_layer
+from divided_worker import CASES, HEADS, OUTPUTS, SCALE, SIZE, operation, output_layer, whole_layer
 
 WORKER = Path(__file__).with_name("divided_worker.py")
 
@@ -59,7 +59,7 @@ def test_layer(case, found, megatron):
     y, x, a, b = zip(*(process["layers"][case] for process in found), strict=True)
     tokens = 0 if sequence else None
     if inputs_divided:
-        whole = [joined(y, tokens), joined(x, -1, before == "swiglu"), joined(a, 1), joined(b, 0)]
+        whole = [joined(y, tokens), joined(x, -1, before == "silu"), joined(a, 1), joined(b, 0)]
     else:
         whole = [joined(y, -1), joined(x, tokens), joined(a, 0), joined(b, 0)]
     assert whole[0].size(-1) == OUTPUTS
@@ -67,15 +67,17 @@ def test_layer(case, found, megatron):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("biased", [False, True])
-def test_losses(biased, found):
+@pytest.mark.parametrize(("biased", "softcap"), HEADS)
+def test_losses(biased, softcap, found):
     hidden, weight, bias, labels, upstream = output_layer()
     logits = hidden @ weight.t()
     if biased:
         logits = logits + bias
+    if softcap:
+        logits = softcap * (logits / softcap).tanh()
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     (losses * upstream).sum().backward()
-    parts = [process["losses"][biased] for process in found]
+    parts = [process["losses"][biased, softcap] for process in found]
     for own, _ in parts:
         torch.testing.assert_close(own, losses.detach())
     torch.testing.assert_close(sum(gradient for _, gradient in parts), hidden.grad)
@@ -83,7 +85,8 @@ def test_losses(biased, found):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("width", [37, 5000, 40000])
-def test_kernels_of_the_loss(width):
+@pytest.mark.parametrize("softcap", [None, 4.0])
+def test_kernels_of_the_loss(width, softcap):
     """Those of a GPU against what they stand for."""
     if not torch.cuda.is_available() or str(torch.cuda.current_device()) == "cpu":
         pytest.skip("no GPU")
@@ -92,12 +95,12 @@ def test_kernels_of_the_loss(width):
     torch.manual_seed(0)
     logits = 5 * torch.randn(300, width).to(torch.bfloat16)
     labels = torch.randint(-width, 2 * width, (300,))
-    right = log_sum_parts(logits, labels)
-    found = log_sum_parts(logits.cuda(), labels.cuda())
+    right = log_sum_parts(logits, labels, softcap)
+    found = log_sum_parts(logits.cuda(), labels.cuda(), softcap)
     for one, other in zip(found, right, strict=True):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-4)
     log_sums = right[0] + right[1].log() + 0.5
     on_gpu = logits.cuda()
-    log_sum_gradient_(on_gpu, labels.cuda(), log_sums.cuda())
-    log_sum_gradient_(logits, labels, log_sums)
+    log_sum_gradient_(on_gpu, labels.cuda(), log_sums.cuda(), softcap)
+    log_sum_gradient_(logits, labels, log_sums, softcap)
     torch.testing.assert_close(on_gpu.cpu().float(), logits.float(), rtol=1e-2, atol=1e-4)

@@ -11,32 +11,41 @@ def relative(found, exact):
 
 
 @pytest.mark.parametrize("width", [8192, 1000])
-def test_swiglu(torch, width):
-    from posttrain.ops.triton_kernels import swiglu, swiglu_backward
+@pytest.mark.parametrize("gelu", [False, True])
+def test_gated_activation(torch, width, gelu):
+    from posttrain.ops.triton_kernels import gated_activation, gated_activation_backward
 
-    both = torch.randn(300, 2 * width, device="cuda", dtype=torch.bfloat16)
+    both = 2 * torch.randn(300, 2 * width, device="cuda", dtype=torch.bfloat16)
     upstream = torch.randn(300, width, device="cuda", dtype=torch.bfloat16)
     exact = both.double().requires_grad_()
-    expected = torch.nn.functional.silu(exact[:, :width]) * exact[:, width:]
+    gate = exact[:, :width]
+    activated = torch.nn.functional.gelu(gate, approximate="tanh") if gelu else torch.nn.functional.silu(gate)
+    expected = activated * exact[:, width:]
     expected.backward(upstream.double())
-    gradient, again = swiglu_backward(upstream, both)
-    assert relative(swiglu(both), expected.detach()) < 3e-3  # bf16's rounding is 2e-3
-    assert torch.equal(again, swiglu(both))
+    gradient, again = gated_activation_backward(upstream, both, gelu)
+    assert relative(gated_activation(both, gelu), expected.detach()) < 3e-3  # bf16's rounding is 2e-3
+    assert torch.equal(again, gated_activation(both, gelu))
     assert relative(gradient, exact.grad) < 3e-3
 
 
-@pytest.mark.parametrize("vocabulary", [128256, 49152, 1000])
-def test_cross_entropy(torch, vocabulary):
+def capped(logits, softcap):
+    """Soft-capped logits, by definition."""
+    return logits if softcap is None else softcap * (logits / softcap).tanh()
+
+
+@pytest.mark.parametrize("vocabulary", [256000, 128256, 49152, 1000])
+@pytest.mark.parametrize("softcap", [None, 4.0])
+def test_cross_entropy(torch, vocabulary, softcap):
     from posttrain.ops.triton_kernels import cross_entropy_
 
     logits = 3 * torch.randn(64, vocabulary, device="cuda", dtype=torch.bfloat16)
     labels, losses = torch.randint(0, vocabulary, (64,), device="cuda"), torch.full((64,), -1.0, device="cuda")
     exact = logits.double().requires_grad_()
-    expected = torch.nn.functional.cross_entropy(exact, labels, reduction="none")
+    expected = torch.nn.functional.cross_entropy(capped(exact, softcap), labels, reduction="none")
     expected.sum().backward()
-    cross_entropy_(logits, labels, losses, False)
+    cross_entropy_(logits, labels, losses, False, softcap)
     assert relative(losses, expected.detach()) < 1e-5
-    cross_entropy_(logits, labels, losses, True)
+    cross_entropy_(logits, labels, losses, True, softcap)
     assert relative(logits, exact.grad) < 3e-3
 
 

@@ -44,7 +44,8 @@ def test_picked_positions_have_the_losses_they_have_among_all(torch, tied):
 
 
 @pytest.mark.gpu
-def test_chunked_loss_of_a_frozen_layer(torch):
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_chunked_loss_of_a_frozen_layer(torch, softcap):
     """Values and gradient in bf16 within bf16's own distance from fp32."""
     if not torch.cuda.is_available() or str(torch.cuda.current_device()) == "cpu":
         pytest.skip("no GPU")
@@ -57,10 +58,13 @@ def test_chunked_loss_of_a_frozen_layer(torch):
     weight, labels = 0.05 * torch.randn(5000, 256, device="cuda"), torch.randint(0, 5000, (rows,), device="cuda")
     upstream = torch.rand(rows, device="cuda")
     exact = hidden.clone().requires_grad_()
-    expected = torch.nn.functional.cross_entropy(exact @ weight.t(), labels, reduction="none")
+    logits = exact @ weight.t()
+    if softcap:
+        logits = softcap * (logits / softcap).tanh()
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     expected.backward(upstream)
     low = hidden.bfloat16().requires_grad_()
-    losses = FrozenLinearCrossEntropy.apply(low, weight.bfloat16(), labels)
+    losses = FrozenLinearCrossEntropy.apply(low, weight.bfloat16(), labels, softcap)
     losses.backward(upstream)
     assert (losses - expected).norm() / expected.norm() < 1e-2
     assert (low.grad.float() - exact.grad).norm() / exact.grad.norm() < 2e-2

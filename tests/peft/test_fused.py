@@ -1,5 +1,6 @@
 """A frozen layer and its LoRA as one operation equals the two of them."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -22,11 +23,16 @@ def rms_norm(x, gamma):
     return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * gamma
 
 
-@pytest.mark.parametrize("before", ["nothing", "rms", "layer", "swiglu"])
+def approximate_gelu(x):
+    """As Hendrycks and Gimpel define it, arXiv 1606.08415."""
+    return 0.5 * x * (1 + ((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)).tanh())
+
+
+@pytest.mark.parametrize("before", ["nothing", "rms", "layer", "silu", "gelu_tanh"])
 def test_values_and_gradients(fused, before):
     module, torch = fused
     torch.manual_seed(0)
-    width = 24 if before == "swiglu" else 12
+    width = 24 if before in ("silu", "gelu_tanh") else 12
     shapes = {"x": (5, 1, width), "weight": (7, 12), "a": (3, 12), "b": (7, 3)}
     values = {name: torch.randn(*shape, dtype=torch.float64) for name, shape in shapes.items()}
     gamma, shift = torch.rand(12, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
@@ -39,7 +45,8 @@ def test_values_and_gradients(fused, before):
                 (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() * gamma + shift
             ),
         ),
-        "swiglu": (module.SwiGLU(), lambda x: x[..., :12] * x[..., :12].sigmoid() * x[..., 12:]),
+        "silu": (module.GatedActivation("silu"), lambda x: x[..., :12] * x[..., :12].sigmoid() * x[..., 12:]),
+        "gelu_tanh": (module.GatedActivation("gelu_tanh"), lambda x: approximate_gelu(x[..., :12]) * x[..., 12:]),
     }
     operation, plain = operations[before]
     results = []
@@ -61,7 +68,7 @@ def test_input_without_gradient(fused):
     module, torch = fused
     x, weight = torch.randn(5, 12), torch.randn(7, 6)
     a, b = torch.randn(3, 6, requires_grad=True), torch.randn(7, 3, requires_grad=True)
-    module.FrozenLinearWithLoRA.apply(x, weight, None, a, b, 0.5, module.SwiGLU()).sum().backward()
+    module.FrozenLinearWithLoRA.apply(x, weight, None, a, b, 0.5, module.GatedActivation("silu")).sum().backward()
     expected = torch.autograd.grad(
         (0.5 * (torch.nn.functional.silu(x[:, :6]) * x[:, 6:]) @ a.t() @ b.t()).sum(), (a, b)
     )
@@ -75,7 +82,7 @@ def test_kept_for_the_backward_pass(fused):
     weight, a, b = torch.randn(8, 16), torch.randn(2, 16, requires_grad=True), torch.randn(8, 2, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        module.FrozenLinearWithLoRA.apply(x, weight, None, a, b, 1.0, module.SwiGLU())
+        module.FrozenLinearWithLoRA.apply(x, weight, None, a, b, 1.0, module.GatedActivation("silu"))
     shapes = sorted(tuple(tensor.shape) for tensor in kept if tensor.size(0) == 64)
     assert shapes == [(64, 2), (64, 32)]
 

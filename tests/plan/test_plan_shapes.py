@@ -78,16 +78,15 @@ def test_names_choose_layers():
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "silu", "kernel"),
     [
-        (["model=llama3_8b"], True),
-        (["model=llama3_8b", "model.architecture.hidden_act=swish"], True),
-        (["model=llama3_8b", "model.architecture.hidden_act=gelu"], False),
-        (["model=gemma2_2b"], False),
-        (["model=gpt2"], False),
+        (["model=llama3_8b"], True, True),
+        (["model=llama3_8b", "model.architecture.hidden_act=swish"], True, True),
+        (["model=llama3_8b", "model.architecture.hidden_act=gelu"], False, False),
+        (["model=gemma2_2b"], False, True),
+        (["model=gpt2"], False, False),
     ],
 )
-def test_kernels_for_swiglu_are_counted_on_with_swiglu_alone(words, expected):
-
+def test_kernels_for_gates_are_counted_on_where_they_are(words, silu, kernel):
     shape = Shape.from_config(architecture(compose(words).model))
-    assert shape.silu_gate == expected
+    assert (shape.silu_gate, shape.gate_kernel) == (silu, kernel)

@@ -252,7 +252,7 @@ class ModelFamily:
     tied: bool = False
     transposed: bool = False
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
-    gate: Literal["silu", "gelu"] | None = "silu"
+    gate: Literal["silu", "gelu_pytorch_tanh"] | None = "silu"
     fused_gate: bool = False
     norms: int = 2
     norm_bias: bool = False

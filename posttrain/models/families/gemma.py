@@ -27,5 +27,5 @@ FAMILY = ModelFamily(
     ),
     constraints=(one_activation,),
     tied=True,
-    gate="gelu",
+    gate="gelu_pytorch_tanh",
 )

@@ -52,6 +52,6 @@ FAMILY = ModelFamily(
         score_softcap=("attn_logit_softcapping",),
     ),
     tied=True,
-    gate="gelu",
+    gate="gelu_pytorch_tanh",
     norms=4,
 )

@@ -22,11 +22,14 @@ from posttrain import patches
 
 SOFTCAP = 50.0
 # (BLOCK_M, BLOCK_N, num_warps, num_stages); FlexAttention's own for heads of 256 on an H100 is the first.
-FORWARD = [(64, 32, 4, 3), (64, 32, 4, 2), (64, 64, 4, 2), (128, 32, 8, 3), (128, 64, 8, 2)]
+FORWARD = [(64, 32, 4, 3), (64, 32, 4, 2), (64, 64, 4, 2), (128, 32, 8, 3), (128, 64, 8, 2), (128, 64, 8, 3)]
 # (BLOCK_M1, BLOCK_N1, BLOCK_M2, BLOCK_N2, num_warps, num_stages); its own, which spills most registers, is the first.
 BACKWARD = [
     (64, 64, 64, 64, 4, 2),
     (64, 64, 64, 64, 8, 2),
+    (64, 64, 64, 64, 8, 1),
+    (64, 128, 128, 64, 8, 2),
+    (64, 64, 64, 64, 16, 2),
     (32, 64, 64, 32, 8, 2),
     (32, 64, 64, 32, 8, 3),
     (32, 32, 32, 32, 4, 2),

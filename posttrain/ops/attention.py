@@ -151,6 +151,8 @@ class SDPAAttention(MegatronModule):
         window = self.window
         if window is not None and total <= window + 1:
             window = None
+        # A view of the layer's joint output would keep queries and keys from before their rotation alive.
+        value = value.contiguous()
         # [t, heads, d] -> [1, heads, t, d]
         q, k, v = (states.transpose(0, 1).unsqueeze(0) for states in (query, key, value))
         dropped = self.training and self.dropout > 0.0

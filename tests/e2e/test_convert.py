@@ -95,7 +95,7 @@ def test_there_and_back(tiny, convert, tmp_path):
     ("words", "message"),
     [
         ("import model.path=nowhere/at/all convert.out=out", "there is no such directory"),
-        ("import model.path={tiny} convert.out={tiny}", "is there already"),
+        ("import model.path={tiny} convert.out={tiny}", "already exists"),
         ("export checkpoint={tiny} convert.out=out", "no finished checkpoint"),
         ("merge checkpoint={tiny} convert.out=out", "neither a PEFT directory"),
         ("export convert.out=out", "`checkpoint`: has no value"),

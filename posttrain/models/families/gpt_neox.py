@@ -76,6 +76,5 @@ FAMILY = ModelFamily(
     gate=None,
     norm_bias=True,
     parallel_residual=Flag("use_parallel_residual", default=True),
-    no_cuda_graph="its captured step has not been compared with the plain one",
     legacy_fields=legacy_fields,
 )

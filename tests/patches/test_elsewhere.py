@@ -11,7 +11,7 @@ from posttrain.patches.elsewhere import CHANGES
 
 ROOT = Path(__file__).resolve().parents[2]
 # Registering what is ours is what these are for; replacing what is there is a change.
-OWN_RESOLVERS = ("times", "sweep_name")
+OWN_RESOLVERS = ("if_null", "times", "sweep_name")
 # Functions are values of these: a field of a provider, and of our own adapters.
 FIELDS = ("transformer_layer_spec", "start")
 

@@ -17,13 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.config import hydra_guard, policy, schema, secrets
+from posttrain.config.overrides import OPEN
 from posttrain.config.trial_names import sweep_name
 from posttrain.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR = policy.SHIPPED
-
-OPEN = ("hydra.launcher.sbatch.", "trainer.megatron.")  # groups that take any key
 
 # In messages of Hydra's and OmegaConf's.
 # Hydra names the file by its group, which its keys are put below.

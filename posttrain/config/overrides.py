@@ -2,13 +2,18 @@
 
 import re
 
+OPEN = ("hydra.launcher.sbatch.", "trainer.megatron.")  # groups that take any key; Hydra requires a plus to add one
 PLAIN = re.compile(r"[\w./:@%+-]*[A-Za-z./][\w./:@%+-]*", re.ASCII)
 NOT_TEXT = re.compile(r"(?i)null|true|false|nan|inf|[\d.+-]+(e[+-]?\d+)?")
 
 
 def format_override(key: str, value: object) -> str:
-    """Return `key=value` that Hydra reads as this value; a shell may require quotes around it."""
-    return f"{key}={format_value(value)}"
+    """Return `key=value` that Hydra reads as this value, a key of an open group with the plus that adds it.
+
+    A shell may require quotes around it.
+    """
+    plus = "+" if key.startswith(OPEN) else ""
+    return f"{plus}{key}={format_value(value)}"
 
 
 def format_value(value: object) -> str:

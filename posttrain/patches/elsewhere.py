@@ -149,6 +149,7 @@ CHANGES = (
         "recipes-without-the-hub",
         "posttrain.recipes.description",
         "megatron.bridge.AutoBridge.from_hf_pretrained",
+        "transformers.AutoTokenizer.from_pretrained",
         "sys.modules",
         kind=Kind.STARTUP,
         symptom="reading a recipe downloads its model, and imports every other recipe",

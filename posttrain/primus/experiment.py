@@ -39,8 +39,7 @@ def format_overrides(translation: Translation) -> list[str]:
     for group, name in translation.choices.items():
         overrides.append(format_override(group, name))
     for key, value in translation.values.items():
-        prefix = "+" if key.startswith("trainer.megatron.") else ""
-        overrides.append(prefix + format_override(key, value))
+        overrides.append(format_override(key, value))
     return overrides
 
 

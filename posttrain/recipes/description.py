@@ -13,7 +13,7 @@ from megatron.bridge import AutoBridge
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.training.config import ConfigContainer
 from megatron.bridge.training.mixed_precision import get_mixed_precision_config
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from posttrain.config.composition import compose
 from posttrain.models.bridges import register
@@ -24,8 +24,23 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
+class NoTokenizer:
+    """Stands in for a tokenizer of the hub: of no tokens, for which no embedding has to grow."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class StandIn(GPTModelProvider):
+    """Stands in for the provider of a model that conf/model doesn't have."""
+
+    def to_text_provider(self) -> "StandIn":
+        """Return the provider of the text model in a vision model: itself."""
+        return self
+
+
 class Hub:
-    """Stands in for `AutoBridge.from_hf_pretrained` while a recipe runs.
+    """Stands in for `AutoBridge.from_hf_pretrained` and for the hub's tokenizers while a recipe runs.
 
     Attributes:
         requested: the hub id that was requested last.
@@ -36,6 +51,7 @@ class Hub:
     def __init__(self) -> None:
         self._from_config = AutoBridge.from_hf_config
         AutoBridge.from_hf_pretrained = classmethod(lambda cls, path, **options: self.open(path, **options))
+        AutoTokenizer.from_pretrained = staticmethod(lambda path, **options: NoTokenizer())
         self.reset()
 
     def reset(self) -> None:
@@ -58,7 +74,7 @@ class Hub:
     @cache  # noqa: B019  (there is one Hub, and it lives as long as the process)
     def _build_provider(self, option: str | None) -> GPTModelProvider:
         if option is None:
-            return GPTModelProvider(num_layers=32, hidden_size=4096, num_attention_heads=32, vocab_size=128000)
+            return StandIn(num_layers=32, hidden_size=4096, num_attention_heads=32, vocab_size=128000)
         fields = as_plain(compose([f"model={option}"]).model.architecture)
         for architecture in fields["architectures"]:
             register(architecture)

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from posttrain.cli.command import compose
 from posttrain.errors import UserError
 from posttrain.recipes import catalog, layer, resolve
+from posttrain.recipes.__main__ import show_recipe
 from posttrain.recipes.translate import translate_recipe
 from posttrain.spec import checks
 
@@ -21,9 +22,6 @@ PEFT, SFT = "llama32_1b_peft_1gpu_h100_bf16_config", "llama32_1b_sft_1gpu_h100_b
 # Those whose model is in conf/model; the others take a model of the user's choice.
 FAMILIES = re.compile(r"llama|qwen2_|qwen25_|qwen3_(?!next)|gemma2")
 UNUSABLE = {  # text recipes of Megatron-Bridge 0.6.2 that can't be had, and why
-    "gemma3_1b_sft_1gpu_h100_bf16_config": "OSError",  # asks the hub by itself
-    "gemma3_1b_peft_1gpu_h100_bf16_config": "OSError",
-    "minimax_m3_sft_128gpu_h100_bf16_config": "AttributeError",  # takes a vision model apart
     "qwen3_next_80b_a3b_peft_1gpu_h100_bf16_config": "NotImplementedError",  # says so itself
     "qwen3_600m_sft_8gpu_h100_bf16_yarn_128k_config": "changes the model itself",
 }
@@ -175,19 +173,28 @@ def layer_words() -> set[tuple[str, str]]:
     return {(section, key) for table in (KEYS, TOGETHER) for section, keys in table.items() for key in keys}
 
 
-def test_the_page_of_a_recipe_is_words_for_the_command_line(cached):
+def check_page(name, capsys):
     """What `python -m posttrain.recipes NAME` prints composes to the same configuration as the recipe."""
-    from posttrain.recipes.__main__ import format_recipe
-
-    name = "qwen3_30b_a3b_sft_16gpu_h100_bf16_config"
-    recipe = catalog.find(name)
-    text = format_recipe(recipe, translate_recipe(name, resolve.resolve_recipe(recipe)))
-    words = [line for line in text.splitlines() if re.match(r"[a-z_.0-9]+=", line)]
-    words = ["+" + word if word.startswith("trainer.megatron") else word for word in words]
+    show_recipe(name)
+    page = capsys.readouterr().out
+    words = [line for line in page.splitlines() if re.match(r"\+?[a-z_.0-9]+=", line)]
     OverridesParser.create().parse_overrides(words)
-    typed, layered = compose(words), compose([f"recipe={name}"])
+    model = [] if any(word.startswith("model=") for word in words) else ["model=llama32_1b"]
+    assert ("conf/model does not have" in page) == bool(model)
+    typed, layered = compose([*words, *model]), compose([f"recipe={name}", *model])
     layered.recipe.name = None
-    assert typed == layered
+    assert typed == layered, name
+
+
+def test_the_page_of_a_recipe_is_words_for_the_command_line(cached, capsys):
+    check_page("qwen3_30b_a3b_sft_16gpu_h100_bf16_config", capsys)
+    check_page("gemma3_1b_peft_1gpu_h100_bf16_config", capsys)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", [name for name in TEXT if name not in UNUSABLE])
+def test_the_page_of_every_recipe_is(name, cached, capsys):
+    check_page(name, capsys)
 
 
 def test_the_command_shows_the_resolved_result(cached):

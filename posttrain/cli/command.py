@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain import sweep
+from posttrain.cli import rerun
 from posttrain.cli.precheck import check_ahead
 from posttrain.config import composition as config
 from posttrain.config import hydra_guard
@@ -46,15 +47,27 @@ def run(
 
     Never returns after an error.
 
+    `--rerun RUN` is replaced by the overrides of that run (see `rerun.expand`).
+
     A mistake of the user's is printed as one message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback.
     """
+    try:
+        sys.argv[1:] = rerun.expand(sys.argv[1:])
+    except UserError as error:
+        fail(str(error))
     # argparse refuses options between overrides (`model=x --multirun optimizer.lr=1,2`): a stable sort puts them first.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda arg: not arg.startswith("-") and ("=" in arg or arg.startswith("~")))
-    for arg in sys.argv[1:]:
+    for position, arg in enumerate(sys.argv[1:], 2):
+        value = arg.partition("=")[2] or "".join(sys.argv[position : position + 1])
         if arg.startswith("--experimental-rerun"):
-            fail("--experimental-rerun: refused, it unpickles the file it is given; use the run's config.yaml")
+            fail(f"--experimental-rerun: refused, it unpickles the file it is given; a run again: {rerun.COMMAND}")
         if arg.startswith(("--config-p", "-cp")):
-            fail("--config-path: refused, files of your own go beside the shipped ones: --config-dir FOLDER")
+            fail(
+                "--config-path: refused, files of your own go beside the shipped ones: --config-dir FOLDER"
+                f"{rerun.advice(value)}"
+            )
+        if arg.startswith(("--config-d", "-cd")) and rerun.advice(value):
+            fail(f"--config-dir: {value} is a run's folder, of which nothing would be used{rerun.advice(value)}")
         if UNDECODED.search(arg):
             fail(f"{arg}: is not UTF-8; rename the file. If it is, and the locale is another: set PYTHONUTF8=1")
     before = os.environ.get(FULL_ERROR)

@@ -16,7 +16,8 @@ posttrain: fine-tune language models on Megatron-Bridge, from a laptop CPU to a 
   python -m posttrain --multirun optimizer.lr=1e-4,2e-4 peft.rank=8,16
   python -m posttrain recipe=llama3_8b_peft_config data=...   names of recipes: recipe=list
 
-Overrides: group=choice selects conf/group/choice.yaml, group.key=value changes one value in it.
+Overrides: group=choice selects conf/group/choice.yaml, group.key=value changes one value in it;
+--rerun RUN stands for those of a run's directory, and others beside it come on top.
 (A * after a model: there is NAME_instruct, NAME_chat or NAME_it as well.)"""
 COMMANDS = "Commands: python -m posttrain.COMMAND, each with --help"
 SCRIPT = "A menu, and a line for cluster scripts:   scripts/posttrain.sh"

@@ -119,6 +119,20 @@ def rule_of(key: str) -> Rule | None:
     return None
 
 
+def rule_of_override(override: Override) -> Rule | None:
+    """The rule that keeps an override out of files; None: a file may hold it.
+
+    Args:
+        override: a value that is a mapping sets what is in it, and a group may be put below another key (`group@key`).
+    """
+    key = _dotted(override)
+    keys = [key, str(override.package or key)]
+    value = override.value()
+    if isinstance(value, dict):
+        keys += [name for name, _ in _leaves({str(inner): item for inner, item in value.items()}, key)]
+    return next((rule for rule in map(rule_of, keys) if rule is not None), None)
+
+
 def check(
     cfg: DictConfig,
     overrides: list[str],

@@ -1,0 +1,147 @@
+"""From a run back to its command: `--rerun RUN` stands for the overrides that RUN was started with.
+
+What else is on the command line comes on top. A run directory may be anybody's, so its overrides have a file's rights,
+not the command line's.
+"""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from posttrain.config import policy, yaml_file
+from posttrain.errors import UserError
+from posttrain.utils import rundir
+from posttrain.utils.escape import escape_control
+
+OPTION = "--rerun"
+OVERRIDES = ".hydra/overrides.yaml"
+SETTINGS = ".hydra/hydra.yaml"
+COMMAND = f"python -m posttrain {OPTION} RUN"  # for advice
+
+
+def expand(arguments: list[str]) -> list[str]:
+    """A command line with `--rerun RUN` replaced by the overrides of RUN, those left out that are given anew.
+
+    Prints the command line that it stands for.
+
+    Raises:
+        UserError: there is no such run, or its overrides can't be read or are not a file's to set.
+    """
+    arguments, run = _without_option(arguments)
+    if run is None:
+        return arguments
+    root = Path(run)
+    if not root.is_dir():
+        raise UserError(f"{OPTION} {run}: no such directory")
+    given = {_key(override) for override in _parse([one for one in arguments if not one.startswith("-")])}
+    kept = []
+    for override in _parse(_saved(root), f"{root / OVERRIDES}: "):
+        if _key(override) in given:
+            continue
+        if override.is_sweep_override():
+            raise UserError(f"{root / OVERRIDES}: {override.input_line}: is a sweep; a run has one value of each key")
+        rule = policy.rule_of_override(override)
+        if rule is not None:
+            raise UserError(
+                f"{root / OVERRIDES}: {override.input_line}: {rule.why}; it is taken from the command line, and from "
+                "no file: give it again"
+            )
+        kept.append(str(override.input_line))
+    _check_sources(root, arguments)
+    expanded = [*kept, *arguments]
+    if os.environ.get("RANK", "0") == "0":
+        print(f"posttrain: {run} again: {escape_control(shlex.join(expanded))}", file=sys.stderr)
+    return expanded
+
+
+def advice(folder: str) -> str:
+    """What to write instead of an option that was given a run's folder; empty where it is none."""
+    path = Path(folder)
+    for run in (path, path.parent):
+        if (run / OVERRIDES).is_file():
+            return f"; to start that run again: python -m posttrain {OPTION} {run}"
+    return ""
+
+
+def _without_option(arguments: list[str]) -> tuple[list[str], str | None]:
+    """The other arguments, and the run; None: the option is not there."""
+    others: list[str] = []
+    run = None
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name != OPTION:
+            others.append(argument)
+            continue
+        if run is not None:
+            raise UserError(f"{OPTION}: one run at a time")
+        run = value if equals else next(rest, "")
+        if not run:
+            raise UserError(f"{OPTION}: give the directory of a run: {COMMAND}")
+    return others, run
+
+
+def _saved(root: Path) -> list[str]:
+    """The overrides that a run was started with."""
+    values = _read(root, OVERRIDES)
+    if values is None:
+        raise UserError(f"{root}: has no {OVERRIDES}; give the directory of a run, of a sweep that of one trial")
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise UserError(f"{root / OVERRIDES}: damaged: expected a list of overrides, each a text")
+    return values
+
+
+def _read(root: Path, name: str) -> Any:
+    """The value of a YAML file of a run; None where there is no such file."""
+    try:
+        text = rundir.read_text(root, name)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnicodeDecodeError:
+        raise UserError(f"{root / name}: damaged: is not UTF-8") from None
+    return yaml_file.parse_text(text, root / name)
+
+
+def _parse(overrides: list[str], place: str = "") -> list[Override]:
+    parser = OverridesParser.create()
+    parsed = []
+    for override in overrides:
+        try:
+            parsed.append(parser.parse_override(override))
+        except HydraException:
+            if place:  # what is on the command line Hydra explains itself; a folder of --config-dir is none
+                raise UserError(f"{place}{escape_control(override[:200])}: can't be read as KEY=VALUE") from None
+    return parsed
+
+
+def _key(override: Override) -> str:
+    """The key or group of an override, a group's path in dots."""
+    return str(override.key_or_group).replace("/", ".")
+
+
+def _check_sources(root: Path, arguments: list[str]) -> None:
+    """Refuse a run of files that the overrides don't name, unless they are given again."""
+    values = _read(root, SETTINGS)
+    if values is None:  # of a trial that Slurm ran
+        return
+    try:
+        hydra = OmegaConf.create({"file": values}).file.hydra
+        name = str(hydra.job.config_name)
+        folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    except (AttributeError, TypeError, OmegaConfBaseException):
+        raise UserError(f"{root / SETTINGS}: damaged: it says which files the run was made of") from None
+    if not folders:
+        return
+    if not any(argument.startswith(("--config-d", "-cd")) for argument in arguments):
+        raise UserError(f"{root}: was started with --config-dir {folders[0]}; give it again")
+    shipped = (policy.SHIPPED / f"{name}.yaml").is_file()
+    if not shipped and not any(argument.startswith(("--config-n", "-cn")) for argument in arguments):
+        raise UserError(f"{root}: was started with --config-name {name}; give it again")

@@ -1,0 +1,136 @@
+"""A run is started again by its directory: with the same configuration, and with changes on top."""
+
+import pickle
+import sys
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from posttrain.cli import command
+
+
+@pytest.fixture
+def start(monkeypatch, capsys):
+    """Runs a command line; returns the composed configuration, or what was printed at exit code 2."""
+
+    def start(*arguments):
+        composed = []
+        monkeypatch.setattr(sys, "argv", ["posttrain", *map(str, arguments)])
+        try:
+            command.run(composed.append)
+        except SystemExit as ended:
+            assert ended.code == 2
+            return capsys.readouterr().err
+        return OmegaConf.to_container(composed[0])
+
+    return start
+
+
+@pytest.fixture
+def run(start, tmp_path):
+    """The directory of a run, as Hydra leaves it, and its configuration."""
+    directory = tmp_path / "first = one"
+    words = ["model=smollm2_135m", "peft=dora", "peft.rank=3", "optimizer.lr=1e-3", "data.path='a, b.jsonl'"]
+    return directory, start(*words, f"hydra.run.dir='{directory}'")
+
+
+def test_the_same_command(start, run, tmp_path, capsys):
+    directory, config = run
+    again = start("--rerun", directory, f"hydra.run.dir={tmp_path}/again")
+    assert again == config and again["data"]["path"] == "a, b.jsonl"
+    printed = capsys.readouterr().err
+    assert (
+        printed.startswith(f"posttrain: {directory} again: model=smollm2_135m peft=dora") and printed.count("\n") == 1
+    )
+    saved = yaml.safe_load((directory / ".hydra" / "overrides.yaml").read_text())
+    assert saved == yaml.safe_load((tmp_path / "again" / ".hydra" / "overrides.yaml").read_text())
+
+
+def test_changes_on_top(start, run, tmp_path):
+    directory, config = run
+    again = start("peft=lora", f"--rerun={directory}", "optimizer.lr=2e-3", f"hydra.run.dir={tmp_path}/again")
+    assert again["peft"]["_target_"].endswith("LoRA") and again["peft"]["rank"] == 3
+    assert again["optimizer"]["lr"] == 2e-3 and again["data"] == config["data"]
+    third = start("--rerun", tmp_path / "again", f"hydra.run.dir={tmp_path}/third")
+    assert third == again
+
+
+def test_a_run_that_was_moved(start, run, tmp_path):
+    directory, config = run
+    moved = tmp_path / "elsewhere" / "b"
+    moved.parent.mkdir()
+    directory.rename(moved)
+    assert start("--rerun", moved, f"hydra.run.dir={tmp_path}/again") == config
+
+
+def test_a_run_of_files_of_ones_own(start, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "x.yaml").write_text("# @package _global_\npeft:\n  rank: 3\n")
+    own = ("--config-dir", tmp_path / "mine")
+    first = start(*own, "experiment=x", f"hydra.run.dir={tmp_path}/first")
+    assert first["peft"]["rank"] == 3
+    assert f"was started with --config-dir {tmp_path}/mine; give it again" in start("--rerun", tmp_path / "first")
+    assert start(*own, "--rerun", tmp_path / "first", f"hydra.run.dir={tmp_path}/again") == first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- trainer.samples=3\n", r"`trainer.samples`: unknown key; "),
+        ("- peft=nothing\n", r"`peft=nothing`: there is no such choice"),
+        ("a: b\n", "overrides.yaml: damaged: expected a list of overrides, each a text"),
+        ("- 3\n", "overrides.yaml: damaged: expected a list of overrides"),
+        ("- [\n", "overrides.yaml: not valid YAML"),
+        ("- a=[b\n", "overrides.yaml: a=[b: can't be read as KEY=VALUE"),
+        ("- --multirun\n", "overrides.yaml: --multirun: can't be read as KEY=VALUE"),
+        (b"- a=\xff\n", "overrides.yaml: damaged: is not UTF-8"),
+        ("- seed=1,2\n", "overrides.yaml: seed=1,2: is a sweep"),
+        ("- cache_dir=/x\n", "overrides.yaml: cache_dir=/x: is written to, outside of the run directory"),
+        ("- '+launch={master_addr: evil}'\n", "says which machines a run trusts"),
+        ("- hydra/launcher=slurm\n", "is Hydra's own"),
+        ("- model@hydra.job=gpt2\n", "is Hydra's own"),
+    ],
+)
+def test_overrides_that_are_damaged_or_of_another_version(start, run, text, message):
+    directory, _ = run
+    content = text if isinstance(text, bytes) else text.encode()
+    (directory / ".hydra" / "overrides.yaml").write_bytes(content)
+    said = start("--rerun", directory)
+    assert message in said and "Traceback" not in said
+    lines = [line for line in said.splitlines() if " again: " not in line]
+    assert len(lines) == 1
+
+
+def test_what_is_the_command_lines_is_given_again(start, run, tmp_path):
+    directory, _ = run
+    (directory / ".hydra" / "overrides.yaml").write_text("- cache_dir=/x\n- peft.rank=3\n")
+    again = start("--rerun", directory, f"cache_dir={tmp_path}", f"hydra.run.dir={tmp_path}/again")
+    assert again["cache_dir"] == str(tmp_path) and again["peft"]["rank"] == 3
+
+
+@pytest.mark.parametrize("settings", ["hydra: [3]\n", "3\n", "hydra:\n  job: x\n"])
+def test_damaged_settings(start, run, settings):
+    directory, _ = run
+    (directory / ".hydra" / "hydra.yaml").write_text(settings)
+    assert "hydra.yaml: damaged: it says which files the run was made of" in start("--rerun", directory)
+    (directory / ".hydra" / "hydra.yaml").unlink()  # as of a trial that Slurm ran
+    assert start("--rerun", directory, f"hydra.run.dir={directory.parent}/again")["peft"]["rank"] == 3
+
+
+def test_no_run(start, tmp_path):
+    assert f"--rerun {tmp_path}/none: no such directory" in start("--rerun", tmp_path / "none")
+    assert "give the directory of a run, of a sweep that of one trial" in start("--rerun", tmp_path)
+    assert "--rerun: give the directory of a run" in start("--rerun")
+    assert "--rerun: one run at a time" in start("--rerun", tmp_path, f"--rerun={tmp_path}")
+
+
+def test_options_that_are_given_a_run_name_the_way(start, run, tmp_path):
+    directory, _ = run
+    advice = f"to start that run again: python -m posttrain --rerun {directory}\n"
+    assert start("--config-path", directory).endswith(advice)
+    assert start(f"--config-path={directory / '.hydra'}").endswith(advice)
+    for folder in (directory, directory / ".hydra"):
+        assert start("--config-dir", folder).endswith(advice)
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps({}))
+    assert "a run again: python -m posttrain --rerun RUN" in start("--experimental-rerun", tmp_path / "config.pickle")

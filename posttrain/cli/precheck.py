@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 
 from hydra._internal.utils import get_args_parser
@@ -24,13 +25,7 @@ def check_ahead(compose: Callable[[list[str]], DictConfig], check: Callable[[Dic
     args = get_args_parser().parse_args(sys.argv[1:])
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion or args.config_name:
         return
-    extra = []
-    if args.config_dir:
-        extra.append(f"hydra.searchpath=[file://{args.config_dir}]")
-    overrides = []
-    for item in args.overrides:  # of Hydra's own settings only the launcher's, which say where a run is to run
-        if item.lstrip("+~").startswith("hydra.launcher.") or not item.lstrip("+~").startswith("hydra."):
-            overrides.append(item)
+    overrides, extra = _overrides(args)
     if not args.multirun:
         check(compose([*overrides, *extra]))
         return
@@ -42,6 +37,24 @@ def check_ahead(compose: Callable[[list[str]], DictConfig], check: Callable[[Dic
             if not swept:
                 raise
             raise UserError(f"trial {' '.join(swept)}: {error}") from error
+
+
+def typed_overrides() -> list[str]:
+    """The overrides in sys.argv, with the folder of --config-dir as one of them."""
+    overrides, extra = _overrides(get_args_parser().parse_args(sys.argv[1:]))
+    return [*overrides, *extra]
+
+
+def _overrides(args: Namespace) -> tuple[list[str], list[str]]:
+    """The overrides of a command line, and the one that says where --config-dir is."""
+    extra = []
+    if args.config_dir:
+        extra.append(f"hydra.searchpath=[file://{args.config_dir}]")
+    overrides = []
+    for item in args.overrides:  # of Hydra's own settings only the launcher's, which say where a run is to run
+        if item.lstrip("+~").startswith("hydra.launcher.") or not item.lstrip("+~").startswith("hydra."):
+            overrides.append(item)
+    return overrides, extra
 
 
 def trials(overrides: list[str]) -> Iterator[list[str]]:

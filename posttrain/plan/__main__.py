@@ -8,19 +8,31 @@ Parameters, memory per GPU by part, steps and tokens, expected time, whether it 
 cheapest change that would make it fit. Loads neither torch nor Megatron.
 """
 
+import functools
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.cli import command
-from posttrain.config import schema
+from posttrain.cli.precheck import typed_overrides
+from posttrain.config import schema, yaml_file
+from posttrain.config.composition import CONF_DIR
+from posttrain.errors import UserError
+from posttrain.models.families import position_limit_of
 from posttrain.plan import auto
-from posttrain.plan.report import build_plan
+from posttrain.plan.advice import Change
+from posttrain.plan.report import Plan, Replan, build_plan
 from posttrain.spec import checks
 from posttrain.utils import gpus, stop
+
+# What conf/data/demo.yaml sets of the trainer, of which memory, steps and time depend.
+OF_DEMO = ("seq_length", "global_batch_size", "micro_batch_size", "max_steps")
 
 
 @dataclass
@@ -52,17 +64,46 @@ def main() -> None:
         return
     if "--json" in sys.argv:
         sys.argv[sys.argv.index("--json")] = "plan.json=true"
+    overrides = typed_overrides()
     fits = []
-    command.run(lambda cfg: fits.append(plan(cfg)), config_name="plan")
+    command.run(lambda cfg: fits.append(plan(cfg, overrides)), config_name="plan")
     raise SystemExit(not all(fits))
 
 
-def plan(cfg: DictConfig) -> bool:
+def plan(cfg: DictConfig, overrides: Sequence[str] = ()) -> bool:
     """Print the plan of a composed configuration and return whether the run fits.
+
+    Args:
+        cfg: what was composed.
+        overrides: that it was composed of, to plan a change of them in full; none: changes are estimated.
 
     Raises:
         UserError: as training would for the same overrides, or an unknown GPU.
     """
+    as_json = cfg.plan.json
+    replan = functools.partial(plan_change, overrides) if overrides else None
+    result = estimate(cfg, overrides, replan)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        from posttrain.plan.display import print_plan
+
+        print_plan(result)
+    return result["fits"]
+
+
+def plan_change(overrides: Sequence[str], change: Change) -> Plan | None:
+    """The plan of a change's overrides besides those of the command line; None: they don't go together."""
+    gpus_needed = f"plan.gpus={change.setting.world}"
+    try:
+        cfg = command.compose([*overrides, *change.overrides, gpus_needed], "plan")
+        return estimate(cfg, overrides, None)
+    except (UserError, HydraException, OmegaConfBaseException):
+        return None
+
+
+def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -> Plan:
+    """The plan of a composed configuration, which is changed; for the arguments and errors see `plan`, `build_plan`."""
     checks.check_ranges(cfg, PlanConfig)
     options = cfg.plan
     with open_dict(cfg):
@@ -78,19 +119,46 @@ def plan(cfg: DictConfig) -> bool:
         local = options.gpus or checks.nproc_per_node(cfg, 0)
     if cfg.launch.nnodes > 1 and cfg.launch.master_port is None:
         cfg.launch.master_port = 1  # nothing is started
+    note = leave_demo(cfg, overrides)
     shape = checks.check_settings(cfg, local)
     lines = resolve_auto(cfg, local, cfg.parallelism.memory_gib or gpu.memory_gib)
     checks.check_parallelism(cfg, local, shape)
-    result = build_plan(cfg, checks.world_size(cfg, local), gpu, options.read_data)
+    result = build_plan(cfg, checks.world_size(cfg, local), gpu, options.read_data and note is None, replan)
+    if note is not None:
+        result["data"] = {"not_counted": note}
     result["gpu"]["assumed"] = not options.gpu and not here
     result["auto"] = "\n".join(lines) or None
-    if options.json:
-        print(json.dumps(result, indent=2))
-    else:
-        from posttrain.plan.display import print_plan
+    return result
 
-        print_plan(result)
-    return result["fits"]
+
+def leave_demo(cfg: DictConfig, overrides: Sequence[str]) -> str | None:
+    """Take the demo's short sequences and few rows out of a plan whose overrides choose a model and no data.
+
+    Args:
+        cfg: gets the trainer's own values, for what no override sets.
+        overrides: of the command line.
+
+    Returns:
+        What is planned instead; None: nothing is changed.
+    """
+    keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    groups = {key.partition(".")[0] for key in keys}
+    if "model" not in groups or groups & {"data", "objective", "experiment", "recipe"}:
+        return None
+    own = yaml_file.read(CONF_DIR / "trainer" / "default.yaml")
+    limit = position_limit_of(checks.architecture(cfg.model) or {})
+    said = []
+    for key in OF_DEMO:
+        name = f"trainer.{key}"
+        if name in keys or (key == "max_steps" and "trainer.epochs" in keys):
+            continue
+        value = own[key]
+        if key == "seq_length" and limit is not None:
+            value = min(value, limit)
+        cfg.trainer[key] = value
+        if value is not None:
+            said.append(f"{name}={value}")
+    return f"no data= is given; planned with {' '.join(said)} (data=demo plans the demo)"
 
 
 def resolve_auto(cfg: DictConfig, local: int, memory_gib: float) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from posttrain.peft import LoRA
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import estimate_speed
 from posttrain.spec.parallel_sizes import Counts
@@ -77,10 +78,22 @@ def edits(s: RunSpec, gpu: Gpu) -> Iterator[list[Edit]]:
         half = int(s.length) // 2
         yield [Edit("data", f"trainer.seq_length={half}", {"length": half})]
     if s.adapters is None:
-        adapters = Adapters.from_targets(s.known_shape, "LoRA", 16, "all-linear", s.transformer_engine)
-        yield [Edit("result", "peft=lora", {"adapters": adapters, "fused": True, "recompute_norms": True})]
+        yield [Edit("result", "peft=lora", _lora_fields(s))]
     if gpu.eight_bit and s.precision == "bf16" and replace(s, precision="fp8").eight_bit_base:
         yield [Edit("format", "precision=fp8", {"precision": "fp8"})]
+
+
+def _lora_fields(s: RunSpec) -> dict[str, Any]:
+    """What `peft=lora` sets, with its default values."""
+    lora = LoRA()
+    return {
+        "adapter": True,
+        "adapters": Adapters.from_targets(s.known_shape, "LoRA", lora.rank, lora.target_modules, s.transformer_engine),
+        "every_layer_fused": lora.every_layer_fused,
+        "fused": lora.fused,
+        "recompute_norms": lora.recompute_norms,
+        "dropout": lora.dropout,
+    }
 
 
 def _tensor_edits(s: RunSpec) -> Iterator[Edit]:
@@ -99,27 +112,37 @@ def _tensor_edits(s: RunSpec) -> Iterator[Edit]:
         yield Edit(kind, override, {"tensor": size, "world": world})
 
 
-def changes(s: RunSpec, gpu: Gpu, together: int = 1) -> list[Change]:
-    """Return every possible combination of `together` changes, the cheapest first."""
+def changes(s: RunSpec, gpu: Gpu, together: int = 1, tokens: float | None = None) -> list[Change]:
+    """Return every possible combination of `together` changes, the cheapest first.
+
+    Args:
+        s: the run.
+        gpu: what it runs on.
+        together: how many changes.
+        tokens: of a step; None: full sequences.
+    """
     possible = []
+    if tokens is None:
+        tokens = s.global_batch * s.length
     if not gpu.tflops:
         gpu = replace(gpu, tflops=989.0)  # any rate: only ratios are used
-    before = estimate_speed(s, gpu, s.global_batch * s.length).step_s
+    before = estimate_speed(s, gpu, tokens).step_s
     for lists in itertools.combinations(list(edits(s, gpu)), together):
         for chosen in itertools.product(*lists):
-            change = _apply(s, gpu, chosen, before)
+            change = _apply(s, gpu, chosen, tokens, before)
             if change is not None:
                 possible.append(change)
     return sorted(possible, key=lambda change: change.cost)
 
 
-def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], before: float | None) -> Change | None:
+def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], tokens: float, before: float | None) -> Change | None:
     """The change of several edits; None where they are not possible together.
 
     Args:
         s: the run.
         gpu: what it runs on.
         chosen: the edits.
+        tokens: of a step without them; of shorter sequences there are fewer.
         before: seconds of a step without them; None: not known.
     """
     fields: dict[str, Any] = {}
@@ -130,24 +153,30 @@ def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], before: float | None)
         return None
     if changed.global_batch % (changed.micro_batch * changed.data_parallel):
         return None
-    after = estimate_speed(changed, gpu, changed.global_batch * changed.length).step_s
+    shorter = changed.length / s.length
+    after = estimate_speed(changed, gpu, tokens * shorter).step_s
     slower = 1.0
     if after and before:
-        slower = after / before * s.length / changed.length
+        slower = after / before / shorter
     overrides = tuple(edit.override for edit in chosen)
     worst = max((edit.kind for edit in chosen), key=KINDS.index)
     return Change(overrides, worst, changed, estimate_memory(changed), slower)
 
 
-def cheapest(s: RunSpec, gpu: Gpu) -> Change | None:
-    """Return the cheapest combination of up to three changes with which the run fits, or None.
+def fitting(s: RunSpec, gpu: Gpu, tokens: float | None = None) -> list[Change]:
+    """Return the combinations of up to three changes with which the run fits, the cheapest first.
 
     The same training is preferred to a different one, the same number of GPUs to more, then what is
-    fastest.
+    fastest. For the arguments see `changes`.
     """
-    fitting = []
+    found = []
     for together in (1, 2, 3):
-        for change in changes(s, gpu, together):
+        for change in changes(s, gpu, together, tokens):
             if change.fits(gpu):
-                fitting.append(change)
-    return min(fitting, key=lambda change: (*change.cost, len(change.overrides)), default=None)
+                found.append(change)
+    return sorted(found, key=lambda change: (*change.cost, len(change.overrides)))
+
+
+def cheapest(s: RunSpec, gpu: Gpu) -> Change | None:
+    """Return the first of `fitting`, or None."""
+    return next(iter(fitting(s, gpu)), None)

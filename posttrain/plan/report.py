@@ -1,6 +1,7 @@
 """Build a plan as numbers, for `python -m posttrain.plan --json` and the tables."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) -> dict[str, Any]:
+MOST_REPLANNED = 4  # changes that are planned in full to find one that fits
+
+Plan = dict[str, Any]
+Replan = Callable[[advice.Change], Plan | None]
+
+
+def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True, replan: Replan | None = None) -> Plan:
     """Return the plan of a checked configuration.
 
     Args:
@@ -30,6 +37,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
         world: processes over all machines.
         gpu: what each of them runs on.
         read_data: count the data.
+        replan: plans a change's overrides in full, None where they can't be; None: changes are estimated.
 
     Returns:
         JSON-able; memory in GiB per GPU, times in seconds.
@@ -57,9 +65,10 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
     if steps:
         total = round(row * (epoch.trained(steps) if epoch else steps * batch))
     fits = memory.needed <= gpu.memory_gib * GIB
+    speed = _speed(estimate_speed(setting, gpu, tokens), total)
     best = None
     if not fits:
-        best = advice.cheapest(setting, gpu)
+        best = _cheapest(advice.fitting(setting, gpu, tokens), gpu, speed, replan)
     return {
         "model": str(cfg.model.path),
         "parameters": _parameters(setting),
@@ -79,8 +88,8 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
         "decisions": {name: str(decision) for name, decision in setting.decisions().items()},
         "memory_gib": _in_gib(memory),
         "fits": fits,
-        "changes": [_change(change, gpu) for change in advice.changes(setting, gpu)],
-        "cheapest_change": _change(best, gpu) if best else None,
+        "changes": [_change(change, gpu) for change in advice.changes(setting, gpu, tokens=tokens)],
+        "cheapest_change": best,
         "data": data,
         "steps": steps,
         "epoch": _epoch(epoch, steps),
@@ -88,7 +97,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True) ->
         "tokens_per_step": round(tokens),
         "tokens": total,
         "supervised_share_assumed": None if stats else setting.supervised_share,
-        "speed": _speed(estimate_speed(setting, gpu, tokens), total),
+        "speed": speed,
     }
 
 
@@ -180,6 +189,32 @@ def _speed(speed: Speed, tokens: int | None) -> dict[str, Any]:
             rounded["total_s"] = round(tokens / speed.tokens_per_second)
     rounded["bound"] = speed.bound
     return rounded
+
+
+def _cheapest(
+    changes: list[advice.Change], gpu: Gpu, before: dict[str, Any], replan: Replan | None
+) -> dict[str, Any] | None:
+    """The first of `changes` that fits when it is planned in full, with what that plan says.
+
+    Args:
+        changes: that fit by their estimates, the cheapest first.
+        gpu: what the run is on.
+        before: the speed without a change.
+        replan: see `build_plan`.
+    """
+    for change in changes[:MOST_REPLANNED]:
+        entry = _change(change, gpu)
+        if replan is None:
+            return entry
+        planned = replan(change)
+        if planned is None or not planned["fits"]:
+            continue
+        entry["needed_gib"] = planned["memory_gib"]["needed"]
+        after = planned["speed"]
+        if before["tokens_per_second"] and after["tokens_per_second"]:
+            entry["time"] = round(before["tokens_per_second"] / after["tokens_per_second"], 2)
+        return entry
+    return None
 
 
 def _change(change: advice.Change, gpu: Gpu) -> dict[str, Any]:

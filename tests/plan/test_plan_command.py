@@ -12,8 +12,8 @@ import pytest
 from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.plan import advice
-from posttrain.plan.__main__ import plan
-from posttrain.plan.memory import GIB
+from posttrain.plan.__main__ import main, plan
+from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.plan.speed import estimate_speed
 from posttrain.spec.run_spec import resolve_spec
 from posttrain.utils import gpus
@@ -122,6 +122,78 @@ def test_advice_fits_and_is_the_cheapest():
     for change in advice.changes(s, GPU, 2):
         assert change.setting.shape.heads % change.setting.tensor == 0
         assert change.setting.global_batch % (change.setting.micro_batch * change.setting.data_parallel) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=llama3_8b", "peft=none"],
+        ["model=llama3_8b", "trainer.seq_length=4096", "trainer.micro_batch_size=4"],
+        ["model=llama3_8b", "peft=none", "parallelism=ddp", "parallelism.nproc_per_node=4"],
+        ["model=gemma2_9b", "peft=dora"],
+    ],
+)
+def test_an_estimated_change_is_what_its_overrides_make(words):
+    """Memory and time of each are those of the configuration that its overrides compose."""
+    s = resolve_spec(compose(words), 4 if "parallelism=ddp" in words else 1)
+    before = estimate_speed(s, GPU, s.global_batch * s.length)
+    for change in (*advice.changes(s, GPU), *advice.changes(s, GPU, 2)[::6]):
+        planned = resolve_spec(compose([*words, *change.overrides]), change.setting.world)
+        after = estimate_speed(planned, GPU, planned.global_batch * planned.length)
+        assert estimate_memory(planned).needed == pytest.approx(change.memory.needed), change.overrides
+        assert before.tokens_per_second / after.tokens_per_second == pytest.approx(change.slower), change.overrides
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """The plan of a command line, by the command itself in this process."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["plan", *words, "--json"])
+        with pytest.raises(SystemExit):
+            main()
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=llama31_70b", "plan.gpu=h100", "plan.gpus=1"],
+        ["model=llama3_8b", "peft=none", "plan.gpu=h100", "trainer.seq_length=4096"],
+        ["model=llama3_8b", "plan.gpu=4090", "plan.memory_gib=19", "trainer.seq_length=2048", "DATA"],
+    ],
+)
+def test_the_cheapest_change_is_what_planning_it_gives(typed, tmp_path, words):
+    if "DATA" in words:
+        from test_preview import byte_tokenizer
+
+        byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+        rows = [{"instruction": "x" * (40 + i % 7), "output": "y" * (20 * (i % 11) + 9)} for i in range(300)]
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        words = [
+            *words[:-1], "data=alpaca", f"data.path={tmp_path / 'rows.json'}", f"cache_dir={tmp_path}",
+            f"model.tokenizer={tmp_path / 'tokenizer'}",
+        ]  # fmt: skip
+    before = typed(*words)
+    best = before["cheapest_change"]
+    words = [word for word in words if not word.startswith("plan.gpus=")]
+    after = typed(*words, *best["overrides"], f"plan.gpus={best['gpus']}")
+    assert after["fits"] and not before["fits"]
+    assert best["needed_gib"] == after["memory_gib"]["needed"]
+    ratio = before["speed"]["tokens_per_second"] / after["speed"]["tokens_per_second"]
+    assert best["time"] == round(ratio, 2)
+
+
+def test_a_model_without_data_is_not_planned_with_the_demos_rows(typed):
+    large = typed("model=llama31_70b", "plan.gpu=h100")
+    assert large["tokens_per_step"] == 32 * 4096 and large["steps"] is None
+    assert "trainer.seq_length=4096 trainer.global_batch_size=32" in large["data"]["not_counted"]
+    short = typed("model=gpt2", "plan.gpu=h100", "trainer.global_batch_size=4", "trainer.max_steps=7")
+    assert short["tokens_per_step"] == 4 * 1024 and short["steps"] == 7  # of GPT-2's learned positions
+    demo = typed("model=llama31_70b", "plan.gpu=h100", "data=demo", "plan.read_data=false")
+    assert demo["tokens_per_step"] == 8 * 256 and demo["steps"] == 10
 
 
 def test_eight_bits_are_advised_where_there_are_some():

@@ -15,6 +15,6 @@ def test_transcript(capsys, monkeypatch):
     after = PAGE.read_text().partition(COMMAND)[2]
     words, _, rest = after.partition("\n")
     shown = rest.partition("\n\n## ")[0]
-    plan(compose(words.split(), config_name="plan"))
+    plan(compose(words.split(), config_name="plan"), words.split())
     printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert textwrap.dedent(shown).splitlines() == printed

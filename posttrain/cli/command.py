@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain import sweep
 from posttrain.cli import rerun
-from posttrain.cli.precheck import check_ahead
+from posttrain.cli.precheck import check_ahead, split_overrides
 from posttrain.config import composition as config
 from posttrain.config import hydra_guard
 from posttrain.errors import RunFailed, UserError, location_error
@@ -36,6 +37,12 @@ def compose(overrides: list[str] | None = None, config_name: str = "config", wit
     cfg = config.compose(layered.words, layered.config_name, with_hydra)
     layer.check(cfg, layered.words)
     return cfg
+
+
+def typed_overrides() -> list[str]:
+    """The overrides in sys.argv, with the folder of --config-dir as one of them: what `compose` takes."""
+    overrides, extra = split_overrides(get_args_parser().parse_intermixed_args(sys.argv[1:]))
+    return [*overrides, *extra]
 
 
 def run(

@@ -25,7 +25,7 @@ def check_ahead(compose: Callable[[list[str]], DictConfig], check: Callable[[Dic
     args = get_args_parser().parse_args(sys.argv[1:])
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion or args.config_name:
         return
-    overrides, extra = _overrides(args)
+    overrides, extra = split_overrides(args)
     if not args.multirun:
         check(compose([*overrides, *extra]))
         return
@@ -39,13 +39,7 @@ def check_ahead(compose: Callable[[list[str]], DictConfig], check: Callable[[Dic
             raise UserError(f"trial {' '.join(swept)}: {error}") from error
 
 
-def typed_overrides() -> list[str]:
-    """The overrides in sys.argv, with the folder of --config-dir as one of them."""
-    overrides, extra = _overrides(get_args_parser().parse_args(sys.argv[1:]))
-    return [*overrides, *extra]
-
-
-def _overrides(args: Namespace) -> tuple[list[str], list[str]]:
+def split_overrides(args: Namespace) -> tuple[list[str], list[str]]:
     """The overrides of a command line, and the one that says where --config-dir is."""
     extra = []
     if args.config_dir:

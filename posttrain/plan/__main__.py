@@ -20,7 +20,6 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.cli import command
-from posttrain.cli.precheck import typed_overrides
 from posttrain.config import schema, yaml_file
 from posttrain.config.composition import CONF_DIR
 from posttrain.errors import UserError
@@ -64,7 +63,7 @@ def main() -> None:
         return
     if "--json" in sys.argv:
         sys.argv[sys.argv.index("--json")] = "plan.json=true"
-    overrides = typed_overrides()
+    overrides = command.typed_overrides()
     fits = []
     command.run(lambda cfg: fits.append(plan(cfg, overrides)), config_name="plan")
     raise SystemExit(not all(fits))

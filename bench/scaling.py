@@ -89,7 +89,7 @@ class Run:
         return {
             "losses": [line["loss"] for line in steps],
             "speed": statistics.median(line["tokens_per_second"] for line in timed) / len(self.gpus),
-            "mfu": statistics.median(line.get("mfu") or 0.0 for line in timed),
+            "mfu": statistics.median(line.get("mfu_all_logits") or 0.0 for line in timed),
             "summary": summary,
         }
 

@@ -20,12 +20,13 @@ class Progress:
     Attributes:
         supervised_tokens, tokens: that have been trained on, and that were in the batches.
         seconds: in training steps.
-        train_loss: of the last logged step.
+        train_loss: mean over the last logged steps; see `trainer.log_interval`.
         val_loss_before: before the first step.
         samples: answers before the first step.
         losses: the last logged ones, by which a spike is measured.
         rollbacks: see posttrain/train/rollback.py.
         inputs: see posttrain/checkpoint/fingerprints.py.
+        window: sums of metrics since the last logged step; see posttrain/train/loss_window.py.
         val_loss: after the last step, if there was a validation then.
         skipped: damaged checkpoints that were passed over at this start; not kept.
     """
@@ -39,6 +40,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
+    window: dict[str, float] = field(default_factory=dict)
     val_loss: float | None = None
     skipped: list[str] = field(default_factory=list)
 

@@ -19,6 +19,7 @@ from posttrain.train.batches import Counts
 from posttrain.train.context import RunContext
 from posttrain.train.counted_flops import count_flops
 from posttrain.train.exporting import Exporter
+from posttrain.train.loss_window import LossWindow
 from posttrain.train.metrics import Metrics
 from posttrain.train.nonfinite import NonFinitePolicy
 from posttrain.train.profiler import Profile
@@ -58,6 +59,7 @@ class RunCallback(Callback):
         self.opened = opened
         self.metrics = Metrics(run) if run.is_first else None
         self.sampler = Sampler(run.splits.validation, run.tokenizer, run.spec, run.settings)
+        self.window = LossWindow(run.groups.objective.metrics, run.progress)
         self.nonfinite = NonFinitePolicy.from_run(run, batches)
         self.summary: dict[str, Any] = {"run_dir": str(run.run_dir), "steps": run.steps}
         self.live: tuple[list[torch.nn.Module], Any] = ([], None)
@@ -142,6 +144,8 @@ class RunCallback(Callback):
         step = context.state.train_state.step + 1
         logged = step % self.settings.log_interval == 0 or step == self.run.steps
         values = self.reported(context) if logged else {}  # waits for the device
+        if not context.skipped_iter:
+            self.window.add(context.loss_dict)
         self.nonfinite.check(
             step,
             context.state.train_state.consumed_train_samples,
@@ -158,6 +162,7 @@ class RunCallback(Callback):
             self.batches.counter.collect()
         self.run.heartbeat.end()
         if logged:
+            values |= self.window.take()
             self.log_step(step, values, context.grad_norm, self.batches.counter.take())
         if self.profile:
             self.profile.step()
@@ -170,6 +175,11 @@ class RunCallback(Callback):
                 self.prune(context.state, step, loss)
         if is_due(step, self.settings.generation_interval):
             self.sample(context, step, None)
+
+    def before_save(self) -> None:
+        """Bring the progress, which a checkpoint keeps, up to date; a collective call."""
+        self.batches.counter.collect()
+        self.window.collect()
 
     def reported(self, context: CallbackContext) -> dict[str, float]:
         """The objective's metrics of a step, by their columns in metrics.jsonl; the same on every rank."""

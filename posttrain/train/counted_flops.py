@@ -38,8 +38,10 @@ def count_flops(model: list[MegatronModule], vocabulary: int, frozen: bool, gpus
         tflops = peak_tflops(torch.cuda.get_device_name())
         if tflops is not None:
             peak = gpus * tflops * 1e12
+    head = config.hidden_size * vocabulary
     return ModelFlops(
-        weights=config.num_layers * layer + config.hidden_size * vocabulary,
+        weights=config.num_layers * layer + head,
+        head=head,
         frozen=frozen,
         attention=config.num_layers * query,
         peak=peak,

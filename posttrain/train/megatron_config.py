@@ -150,8 +150,10 @@ def build_adapter(run: RunContext, bridge: "AutoBridge") -> "PEFT | None":
     return peft
 
 
-def build_container(run: RunContext, model: MegatronModel, batches: RunBatches) -> ConfigContainer:
-    """Build the configuration.
+def build_container(
+    run: RunContext, model: MegatronModel, batches: RunBatches, before_save: Callable[[], None]
+) -> ConfigContainer:
+    """Build the configuration; `before_save` brings the run's progress up to date.
 
     Raises:
         UserError: `trainer.megatron` names what Megatron-Bridge doesn't have.
@@ -191,7 +193,7 @@ def build_container(run: RunContext, model: MegatronModel, batches: RunBatches) 
             run.run_dir / "checkpoints",
             base_directory(run),
             resume.find(run.config, run.run_dir),
-            saved_run(run, model, batches),
+            saved_run(run, model, before_save),
         ),
         rng=RNGConfig(seed=run.config.seed, te_rng_tracker=bool(run.spec.cuda_graph)),
         rerun_state_machine=RerunStateMachineConfig(check_for_nan_in_loss=False),
@@ -262,7 +264,7 @@ def schedule(run: RunContext) -> "SchedulerConfig":
     return scheduler
 
 
-def saved_run(run: RunContext, model: MegatronModel, batches: RunBatches) -> SavedRun:
+def saved_run(run: RunContext, model: MegatronModel, before_save: Callable[[], None]) -> SavedRun:
     """What the checkpoint manager needs of the run."""
     groups = run.groups
     load_base: Callable[[list[torch.nn.Module]], object] = model.bridge.load_hf_weights
@@ -278,7 +280,7 @@ def saved_run(run: RunContext, model: MegatronModel, batches: RunBatches) -> Sav
         format="fsdp_dtensor" if run.spec.fsdp else "torch_dist",
         load_base=load_base,
         inputs=partial(fingerprints.inputs_of, run.splits, groups.model, groups.peft is not None),
-        before_save=batches.counter.collect,
+        before_save=before_save,
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from posttrain.config.containers import as_dict
@@ -11,6 +11,7 @@ from posttrain.plan.flops import ModelFlops
 from posttrain.train.batches import Counts
 from posttrain.train.console import Screen, shown
 from posttrain.train.context import RunContext
+from posttrain.train.trackers import Resumed
 from posttrain.utils import rundir
 from posttrain.utils.atomic_files import finite
 from posttrain.utils.mappings import without_none
@@ -35,14 +36,18 @@ class Metrics:
         run = self.run
         self.flops = flops
         self.last_seconds = run.progress.seconds
+        self.last_step = first_step
         rundir.remove(run.run_dir, "summary.json")  # left over from a pruned trial that is being resumed
         kept = self.keep(METRICS, first_step)
-        self.keep(SAMPLES, first_step)
+        samples = self.keep(SAMPLES, first_step)
         self.file = os.fdopen(rundir.append(run.run_dir, METRICS), "a", encoding="utf-8")
         name = run.config.run.name or run.run_dir.name
         config = as_dict(run.config)
+        resumed = None
+        if first_step:
+            resumed = Resumed(first_step, points_at(first_step, kept), answers_at(first_step, samples))
         for tracker in self.trackers:
-            tracker.start(run.run_dir, name, config)
+            tracker.start(run.run_dir, name, config, resumed)
             if tracker.notice:
                 self.screen.print(shown(tracker.notice))
         for line in describe(run):
@@ -88,7 +93,7 @@ class Metrics:
 
         Args:
             step: that has ended.
-            metrics: the objective's, by column.
+            metrics: the objective's, by column, as means over the steps since the last logged one.
             lr: its learning rate.
             grad_norm: before clipping.
             counts: over all processes, since the last logged step.
@@ -96,7 +101,12 @@ class Metrics:
         """
         seconds = self.run.progress.seconds
         took = seconds - self.last_seconds
+        steps = step - self.last_step
         self.last_seconds = seconds
+        self.last_step = step
+        logits = None
+        if self.run.spec.supervised_logits_only:
+            logits = counts.supervised_tokens
         values = {
             **metrics,
             "lr": lr,
@@ -105,9 +115,10 @@ class Metrics:
             "supervised_tokens_per_second": round(counts.supervised_tokens / took, 1),
             "padding": round(1 - share(counts.tokens, counts.padded_tokens, 1.0), 4),
             "data_wait": round(share(counts.waited_seconds, counts.step_seconds, 0.0), 4),
-            "mfu": self.flops.mfu(counts.tokens, counts.squared_lengths, took),
+            "mfu": self.flops.mfu(counts.tokens, counts.squared_lengths, took, logits),
+            "mfu_all_logits": self.flops.mfu(counts.tokens, counts.squared_lengths, took),
             "epoch": round(epoch, 6),
-            "step_seconds": round(took / self.run.settings.log_interval, 4),
+            "step_seconds": round(took / steps, 4),
         }
         self.write(step, values, batch=f"{int(counts.checksum) % 2**32:08x}")
         self.screen.step(step, values)
@@ -197,6 +208,27 @@ def kept_lines(text: str, first_step: int, steps: int) -> str:
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return "".join(kept)
+
+
+def points_at(step: int, text: str) -> list[dict[str, float]]:
+    """The numbers at a step in lines of metrics.jsonl, as trackers draw them."""
+    points = []
+    for record in records_at(step, text):
+        points.append({key: value for key, value in record.items() if isinstance(value, int | float) and key != "time"})
+    return points
+
+
+def answers_at(step: int, text: str) -> list[dict[str, str]]:
+    """The answers at a step in lines of samples.jsonl."""
+    return list(records_at(step, text))
+
+
+def records_at(step: int, text: str) -> Iterator[dict[str, Any]]:
+    """The objects of a step in lines that `kept_lines` has returned, without the step."""
+    for line in text.split("\n"):
+        record = json.loads(line) if line else {}
+        if record.pop("step", None) == step:
+            yield record
 
 
 def is_kept(record: dict[str, Any], first_step: int, steps: int) -> bool:

@@ -1,6 +1,8 @@
 """Experiment trackers, written to by the first rank. No tracker library at import."""
 
 import os
+import re
+import secrets
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +10,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.errors import UserError
+from posttrain.utils import rundir
 
+WANDB_ID = "wandb.json"  # in a run directory
 HARMLESS = ("project", "mode", "disabled")  # of wandb's settings: Wandb gives the first two itself
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The part of a run before it was resumed.
+
+    Attributes:
+        step: that it is resumed after; what an earlier process has recorded later was lost with it.
+        points: what was recorded at that step.
+        samples: the answers at that step.
+    """
+
+    step: int
+    points: Sequence[dict[str, float]]
+    samples: list[dict[str, str]]
 
 
 class Tracker:
@@ -21,8 +40,8 @@ class Tracker:
 
     notice = ""
 
-    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
-        """Begin the run `name` with its configuration."""
+    def start(self, run_dir: Path, name: str, config: dict[str, Any], resumed: Resumed | None = None) -> None:
+        """Begin the run `name` with its configuration, or continue it after `resumed`."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record `values` at `step`."""
@@ -43,8 +62,8 @@ class Wandb(Tracker):
     mode: Literal["online", "offline", "disabled"] = "online"
     tags: Sequence[str] = ()
 
-    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
-        """Begin the run.
+    def start(self, run_dir: Path, name: str, config: dict[str, Any], resumed: Resumed | None = None) -> None:
+        """Begin the run, or continue it under the id that it has in wandb, where later steps than it has are added.
 
         Raises:
             UserError: a file in the working directory says where it is sent.
@@ -55,13 +74,19 @@ class Wandb(Tracker):
         host = str(wandb.setup().settings.base_url)
         if host != wandb.Settings.model_fields["base_url"].default and self.mode == "online":
             self.notice = f"wandb: the run is sent to {host}"
+        run_id = known_id(run_dir) if resumed else None
+        if run_id is None:
+            run_id = secrets.token_hex(4)
+            rundir.write_json(run_dir, WANDB_ID, {"id": run_id})
         self.run = wandb.init(
+            id=run_id,
+            resume="allow",
             project=self.project,
             entity=self.entity,
             mode=self.mode,
             tags=list(self.tags),
             name=name,
-            dir=str(run_dir),
+            dir=str(run_dir.absolute()),
             config=config,
             settings=wandb.Settings(console="off", silent=True),
         )
@@ -78,6 +103,14 @@ class Wandb(Tracker):
     def finish(self, summary: dict[str, Any]) -> None:
         self.run.summary.update(summary)
         self.run.finish()
+
+
+def known_id(run_dir: Path) -> str | None:
+    """The id that a run has in wandb, None where it has none yet."""
+    run_id = rundir.object_if_any(run_dir, WANDB_ID).get("id")
+    if isinstance(run_id, str) and re.fullmatch(r"[a-z0-9]{4,64}", run_id):
+        return run_id
+    return None
 
 
 def refuse_workspace() -> None:
@@ -106,10 +139,16 @@ def refuse_workspace() -> None:
 class TensorBoard(Tracker):
     """TensorBoard event files in RUN_DIR/tensorboard."""
 
-    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+    def start(self, run_dir: Path, name: str, config: dict[str, Any], resumed: Resumed | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run_dir / "tensorboard"))
+        # Points from this step on are hidden, in whichever file they are; those that are not lost are written again.
+        # A first start says so as well: TensorBoard takes the first that it reads for the beginning.
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed.step if resumed else 0)
+        if resumed:
+            for point in resumed.points:
+                self.log(resumed.step, point)
+            self.table(resumed.step, "samples", resumed.samples)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         for key, value in values.items():

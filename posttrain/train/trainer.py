@@ -69,7 +69,7 @@ class Trainer:
         model = megatron_config.build_model(run)
         batches = RunBatches(run)
         callback = RunCallback(run, batches, Exporter(run, model), model.vocab_size, opened)
-        container = megatron_config.build_container(run, model, batches)
+        container = megatron_config.build_container(run, model, batches, callback.before_save)
         try:
             finetune(container, batches.forward_step, callbacks=[callback])
         except torch.OutOfMemoryError as error:

@@ -35,6 +35,7 @@ FILES = (
     "status.json",
     "summary.json",
     "trace.json.gz",
+    "wandb.json",
 )
 FOLDERS = (".hydra", ".submitit", "adapter", "base", "checkpoints", "hf", "logs", "tensorboard", "wandb")
 OF_SWEEP = ("multirun.yaml", "optimization_results.yaml", "report.html")  # files of a sweep's own directory

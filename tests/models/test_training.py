@@ -42,6 +42,20 @@ def test_an_epoch_ends_with_the_rows_that_are_left(family, method, results):
     assert error(result["ours"], result["plain"]) < 1e-4
 
 
+@pytest.mark.every_run
+@pytest.mark.parametrize(("family", "method"), [("llama", "window")])
+def test_a_line_is_of_the_steps_since_the_last(family, method, results):
+    """Every third of twenty steps is logged, and the last: the mean of the plain loop's losses, and of the seconds."""
+    result = results[f"{family}-{method}"]
+    assert "error" not in result, result["error"]
+    assert result["steps"] == [3, 6, 9, 12, 15, 18, 20]
+    windows = [result["plain"][start : start + 3] for start in range(0, 20, 3)]
+    assert error(result["ours"], [sum(window) / len(window) for window in windows]) < 1e-4
+    sizes = map(len, windows)
+    seconds = sum(size * each for size, each in zip(sizes, result["step_seconds"], strict=True))
+    assert seconds == pytest.approx(result["seconds"], abs=20 * 5e-5)
+
+
 @pytest.mark.slow
 def test_a_published_model(tmp_path, record_property):
     """SmolLM2-135M-Instruct, on short rows.

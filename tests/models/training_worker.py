@@ -31,6 +31,7 @@ METHODS = {
     "text": ["peft=none", "objective.overlap=1"],
     "stream": ["peft=none", "objective.document_boundaries=false"],
     "full": ["peft=none"],
+    "window": ["peft=none", "trainer.log_interval=3"],
     # Five rows in steps of four, twice: the last micro-batches of an epoch are padding in part and in whole.
     "epochs": [
         "peft=none",
@@ -179,7 +180,10 @@ def compare(case: str, directory: Path, bf16: bool, width: int, words: list[str]
     run, metrics = train(source, data_words(directory / "data.jsonl", method), run_dir, words)
     result = {
         "ours": [line["loss"] for line in metrics],
+        "steps": [line["step"] for line in metrics],
         "epochs": [line["epoch"] for line in metrics],
+        "step_seconds": [line["step_seconds"] for line in metrics],
+        "seconds": run.progress.seconds,
         "rows": len(run.splits.train),
     }
     for name, dtype in (("plain", torch.float32), ("plain_bf16", torch.bfloat16))[: 2 if bf16 else 1]:
@@ -188,7 +192,7 @@ def compare(case: str, directory: Path, bf16: bool, width: int, words: list[str]
         if run.groups.peft:
             start = run_dir / "start"
             model = PeftModel.from_pretrained(model, start, is_trainable=True, torch_device=run.platform.device)
-        result[name] = plain_loop(model, run, [line["lr"] for line in metrics])
+        result[name] = plain_loop(model, run, list(map(run.schedule.rate, range(1, run.steps + 1))))
     for file in run_dir.glob("*/verification.json"):
         result["export"] = json.loads(file.read_text())["logits"]
     return result

@@ -14,6 +14,7 @@ wandb = pytest.importorskip("wandb")
 START = """
 import pathlib
 from posttrain.train.trackers import Wandb
+pathlib.Path("run").mkdir()
 tracker = Wandb(mode="offline")
 tracker.start(pathlib.Path("run"), "name", {})
 tracker.finish({})

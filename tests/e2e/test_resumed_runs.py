@@ -64,6 +64,36 @@ def test_resumed_run_is_the_whole_run(posttrain, whole, tmp_path):
     same_state(saved(again.run_dir, 8), saved(result.run_dir, 8))
 
 
+def test_a_run_resumed_within_an_epoch_and_between_two_lines(posttrain, words, tmp_path):
+    """Whole epochs, the last step of each with the rows that are left; every third step is logged, TensorBoard too."""
+    words = [word for word in words if not word.startswith("trainer.max_steps")]
+    words += [*SAVED, "trainer.epochs=2", "trainer.log_interval=3", "checkpoint.save_interval=2", "peft.dropout=0.1",
+              "trainer.generation_interval=4", "logger=tensorboard"]  # fmt: skip
+    whole = posttrain(*words)
+    assert whole.code == 0, whole.err + whole.log()
+    per_epoch = whole.summary["steps"] // 2
+    rows = whole.summary["data"]["train"]["packed_sequences"]
+    assert per_epoch == -(-rows // 4) and rows % 4, "the last step of an epoch has fewer rows"
+    assert whole.metrics[-2]["epoch"] == 2 and whole.summary["tokens"] == 2 * whole.summary["data"]["train"]["tokens"]
+    shutil.copytree(whole.run_dir, tmp_path / "run")
+    for path in (tmp_path / "run/checkpoints").glob("iter_*"):
+        if int(path.name[5:]) > 4:
+            shutil.rmtree(path)
+    again = posttrain(*words, run_dir=tmp_path / "run")
+    assert again.code == 0, again.err + again.log()
+    assert "resuming after step 4" in again.out
+    for key in ("step", "lr", "loss", "grad_norm", "val_loss", "epoch"):
+        assert [line.get(key) for line in again.metrics] == [line.get(key) for line in whole.metrics], key
+    same_state(saved(again.run_dir, 2 * per_epoch), saved(whole.run_dir, 2 * per_epoch))
+    reader = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")
+    for run in (whole, again):
+        events = reader.EventAccumulator(str(run.run_dir / "tensorboard"))
+        events.Reload()
+        steps = [event.step for event in events.Tensors("loss")]
+        assert steps == [line["step"] for line in run.metrics if "loss" in line]
+        assert [event.step for event in events.Tensors("samples/0/text_summary")] == [0, 4, 8, 12, 14]
+
+
 @pytest.mark.parametrize("whole", ["lora"], indirect=True)
 def test_another_data_parallel_size_has_the_same_batches(posttrain, whole, tmp_path):
     words, result = whole

@@ -13,7 +13,7 @@ LENGTH = 24
 
 @pytest.mark.parametrize("logits", [LENGTH, 7])
 def test_operations_of_a_step(logits):
-    """All weights trained; the output layer sees all tokens, or some. Torch counts the masked half of attention, too."""
+    """All weights trained; the output layer sees all tokens, or some. Torch counts attention's masked half, too."""
     config = LlamaConfig(
         vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=False, attn_implementation="eager",

@@ -30,6 +30,7 @@ from posttrain.spec import checks
 from posttrain.spec.epochs import Epoch
 from posttrain.utils import stop
 from posttrain.utils.cache import cache_root
+from posttrain.utils.user_paths import expand_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,8 +92,8 @@ def show_data(cfg: DictConfig) -> None:
     report["epoch"] = epoch.describe()
 
     options = cfg.preview
-    out = Path(options.out).expanduser() if options.out else None
-    page = Path(options.html).expanduser() if options.html else None
+    out = expand_home(options.out) if options.out else None
+    page = expand_home(options.html) if options.html else None
     chats = []
     for sample in _samples(cfg, data, encoder, tokenizer, out, splits.names()):
         # All samples (limit 0) may be more than fit in memory: not kept where they are only
@@ -120,7 +121,7 @@ def check_options(cfg: DictConfig) -> None:
     options = cfg.preview
     for key in ("out", "html"):
         path = options[key]
-        if path is not None and not Path(path).expanduser().absolute().parent.is_dir():
+        if path is not None and not expand_home(path).absolute().parent.is_dir():
             raise UserError(f"`preview.{key}={path}`: there is no such folder")
     for key in ("model.path", "data.path", "data.sources"):
         if OmegaConf.is_missing(cfg, key):

@@ -94,8 +94,10 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
 def _explain_syntax(error: OverrideParseException) -> str:
     """An override that Hydra's grammar can't read."""
     key, _, value = str(error.override).partition("=")
-    if value.startswith("~"):
+    if value == "~" or value.startswith("~/"):
         return f"{error.override}: the shell leaves ~ as it is here; write {key}=$HOME{value[1:]}"
+    if value.startswith("~"):
+        return f"{error.override}: the shell leaves ~ as it is here; write the whole path"
     example = 'key="a,b"'
     if value and not {'"', "\\"} & set(value):
         example = f'{key}="{value}"'

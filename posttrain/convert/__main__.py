@@ -31,6 +31,7 @@ from posttrain.errors import UserError
 from posttrain.generate import load
 from posttrain.spec import checks
 from posttrain.utils import stop
+from posttrain.utils.user_paths import expand_home
 
 COMMANDS = ("import", "export", "merge", "push")
 DTYPES = ("float32", "bfloat16")
@@ -117,7 +118,7 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
         raise UserError("`convert.out`: has no value; give the directory to write")
     if c.dtype not in (None, *DTYPES):
         raise UserError(f"`convert.dtype={c.dtype}`: must be one of {', '.join(DTYPES)}")
-    out = Path(c.out).expanduser()
+    out = expand_home(c.out)
     check_free(out, c.overwrite)
     if c.command == "import":
         if OmegaConf.is_missing(cfg.model, "path"):
@@ -131,7 +132,7 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
     else:
         from posttrain.convert.merge import merge_adapter
 
-        merge_adapter(Path(c.checkpoint).expanduser(), out, c.overwrite, c.dtype, c.license)
+        merge_adapter(expand_home(c.checkpoint), out, c.overwrite, c.dtype, c.license)
     print(f"written: {out}")
     if token:
         push.check_pushable(out, c.allow_unverified)
@@ -148,7 +149,7 @@ def push_export(c: DictConfig) -> None:
 
     if c.checkpoint is None:
         raise UserError("`checkpoint`: has no value; give a run directory, or an export")
-    path = Path(c.checkpoint).expanduser()
+    path = expand_home(c.checkpoint)
     token = push.token_for(c.repo)
     directory = load.export_of(path)
     if directory is None:
@@ -172,7 +173,7 @@ def import_(cfg: DictConfig, out: Path) -> None:
 def export(cfg: DictConfig, out: Path) -> None:
     """Find the checkpoint, then start Megatron and convert."""
     c = cfg.convert
-    checkpoint = find(Path(c.checkpoint).expanduser())
+    checkpoint = find(expand_home(c.checkpoint))
     if checkpoint.peft and c.dtype:
         raise UserError(f"`convert.dtype={c.dtype}`: {checkpoint.directory} is an adapter's; give it to merge")
     with quiet():

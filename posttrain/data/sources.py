@@ -15,6 +15,7 @@ from posttrain.data.trace import TracedRow, check_row_weight
 from posttrain.demo.data import ensure_sentences
 from posttrain.errors import UserError
 from posttrain.utils import kernel_files
+from posttrain.utils.user_paths import expand_home
 
 MOST_FOLDERS = 100_000  # that are searched
 DEMO = "demo:sentences"
@@ -130,7 +131,7 @@ def files(path: str | Sequence[str], key: str, cache_dir: Path, kinds: Collectio
         if not path.startswith(DEMO) or name not in ("train", "validation"):
             raise UserError(f"{key}={path}: the demo data are {DEMO} and {DEMO}/validation")
         return [ensure_sentences(cache_dir) / f"{name}.jsonl"]
-    where = Path(path).expanduser()
+    where = expand_home(path)
     kernel_files.refuse(where, key)
     if where.is_file():
         return [where]
@@ -160,7 +161,7 @@ def left_out(path: str | Sequence[str], key: str, kinds: Collection[str]) -> lis
     """Return what to tell of files that `files` leaves out of folders, by their names those of another split."""
     notes = []
     for one in [path] if isinstance(path, str) else path:
-        where = Path(one).expanduser()
+        where = expand_home(one)
         if where.is_dir():
             others = _in_folder(where, key, kinds)[1]
             if others:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
 from posttrain.utils.atomic_files import read_text
+from posttrain.utils.user_paths import expand_home
 
 
 @dataclass
@@ -54,7 +54,7 @@ class ChatTemplate:
         """
         assert self.file is not None
         try:
-            return read_text(Path(self.file).expanduser()).removeprefix("\ufeff")
+            return read_text(expand_home(self.file)).removeprefix("\ufeff")
         except OSError as error:
             raise UserError(f"template.file={self.file}: {error.strerror or error}") from None
         except UnicodeDecodeError as error:

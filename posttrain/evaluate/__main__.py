@@ -41,6 +41,7 @@ from posttrain.generate import load
 from posttrain.spec import checks
 from posttrain.utils import stop
 from posttrain.utils.atomic_files import finite, write_json, write_text
+from posttrain.utils.user_paths import expand_home
 
 if TYPE_CHECKING:
     from posttrain.evaluate.scores import Metric
@@ -54,7 +55,7 @@ def main() -> None:
         print(__doc__.strip())
         raise SystemExit(0 if overrides else 2)
     what = overrides.pop(0)
-    is_override = "=" in what and not Path(what).expanduser().exists()
+    is_override = "=" in what and not expand_home(what).exists()
     if what.startswith("-") or is_override:
         stop.fail(f"{what}: the first argument is what to evaluate: python -m posttrain.evaluate WHAT {what} ...")
     try:
@@ -91,7 +92,7 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
     datasets = choose_sets(cfg, run_dir, overrides)
     settings.refuse_model(overrides)
     metric = check_and_build(cfg, datasets, overrides)
-    out = Path(cfg.evaluate.out).expanduser()
+    out = expand_home(cfg.evaluate.out)
 
     with load.open_export(what) as directory:
         started = time.monotonic()

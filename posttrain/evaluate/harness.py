@@ -3,8 +3,6 @@
 https://github.com/EleutherAI/lm-evaluation-harness
 """
 
-from pathlib import Path
-
 import datasets
 import lm_eval
 from lm_eval.models.huggingface import HFLM
@@ -16,6 +14,7 @@ from posttrain.data.conversation import RowError
 from posttrain.data.prompts import Prompts
 from posttrain.errors import UserError
 from posttrain.utils.suggest import did_you_mean
+from posttrain.utils.user_paths import expand_home
 
 
 def run_tasks(
@@ -101,7 +100,7 @@ def _find_tasks(names: list[str], include_path: str | None) -> TaskManager:
     """
     folder = None
     if include_path:
-        folder = str(Path(include_path).expanduser())
+        folder = str(expand_home(include_path))
         manager = TaskManager(include_path=folder, include_defaults=False)
         if all(manager.match_tasks([name]) for name in names):
             return manager

@@ -19,6 +19,7 @@ from posttrain.config import composition, frozen, policy, schema
 from posttrain.config.containers import as_dict
 from posttrain.errors import UserError
 from posttrain.generate.sampling import MAX_NEW_TOKENS, MOST_TEMPERATURE, Sampling
+from posttrain.utils.user_paths import expand_home
 
 TRUST = "lm_eval.trust_include_path=true"
 
@@ -216,7 +217,7 @@ def check_lm_eval(options: DictConfig, overrides: list[str]) -> None:
         raise UserError("lm_eval.tasks: lm-eval is not installed; run `uv sync --extra eval`")
     if options.include_path is None:
         return
-    if not Path(options.include_path).expanduser().is_dir():
+    if not expand_home(options.include_path).is_dir():
         raise UserError(f"lm_eval.include_path={options.include_path}: no such folder")
     if not any(override.lstrip("+").lower() == TRUST for override in overrides):
         raise UserError(

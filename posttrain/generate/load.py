@@ -23,6 +23,7 @@ from posttrain.models.hf import DEMO
 from posttrain.models.hf_adapter import CONFIG, check_against, is_adapter, read_adapter
 from posttrain.utils import rundir
 from posttrain.utils.stop import FULL_ERROR
+from posttrain.utils.user_paths import expand_home
 
 NEARBY = 5  # runs and models that are named beside a mistyped one
 SHIPPED = "posttrain.models.HFModel"
@@ -40,7 +41,7 @@ def open_export(what: str) -> Iterator[Path]:
     Raises:
         UserError: there is no such thing, it is half written, or its parts are of different models.
     """
-    path = Path(what).expanduser()
+    path = expand_home(what)
     import_family(path)
     if not path.is_dir():
         is_hub_id = what.count("/") == 1 and not what.startswith((".", "/", "~")) and not path.parent.is_dir()
@@ -107,7 +108,7 @@ def nearby(path: Path) -> str:
 
 def run_of(what: str | Path) -> Path | None:
     """The run directory that `what` is, or lies in as an export or a checkpoint; None: it is of none."""
-    path = Path(what).expanduser().absolute()
+    path = expand_home(what).absolute()
     for folder in (path, *path.parents[:2]):
         if rundir.is_file(folder, "config.yaml"):
             return folder

@@ -31,6 +31,7 @@ from posttrain.utils.atomic_files import write_text
 from posttrain.utils.escape import escape_control
 from posttrain.utils.gpus import visible_gpus
 from posttrain.utils.stop import fail
+from posttrain.utils.user_paths import expand_home
 
 OPTIONS = ("out", "overwrite")  # of this command; everything else is an override
 
@@ -77,7 +78,7 @@ def import_config(arguments: list[str]) -> str:
             overrides.append(argument)
     if len(files) != 1:
         raise UserError(f"expected exactly one Primus file, got: {' '.join(files) or 'none'}")
-    primus = read_primus(Path(files[0]).expanduser())
+    primus = read_primus(expand_home(files[0]))
     model_chosen = any(override.startswith("model=") for override in overrides)
     translation = translate_primus(primus, model_chosen)
     _drop_overridden(translation, overrides)

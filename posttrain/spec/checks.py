@@ -33,6 +33,7 @@ from posttrain.spec.parallel_sizes import KEYS, Counts, ParallelSizes, model_par
 from posttrain.spec.run_spec import resolve_spec
 from posttrain.spec.schedule import schedule_of
 from posttrain.utils import kernel_files
+from posttrain.utils.user_paths import expand_home
 
 SIZES = ("layers", "heads", "groups", "experts", "learned_positions")  # fields of a config.json that are computed with
 
@@ -179,11 +180,11 @@ def check_model(cfg: DictConfig) -> None:
     if path is None:
         raise UserError("`model.path`: give a Hugging Face directory or a hub id, e.g. model.path=./my-model")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if looks_local and ":" not in path and not Path(path).expanduser().is_dir():
+    if looks_local and ":" not in path and not expand_home(path).is_dir():
         raise UserError(f"`model.path={path}`: there is no such directory")
     for key, place in (("model.path", path), ("model.tokenizer", cfg.model.tokenizer)):
         if place is not None:
-            kernel_files.refuse(Path(place).expanduser(), key)
+            kernel_files.refuse(expand_home(place), key)
     built(cfg.model)  # importing a user's own class makes its family known
 
 
@@ -293,7 +294,7 @@ def architecture(model: DictConfig) -> Mapping[str, Any] | None:
     Raises:
         UserError: one that a check computes with is not a size.
     """
-    config = Path(model.path or "").expanduser() / "config.json"
+    config = expand_home(model.path or "") / "config.json"
     if config.is_file() and not (model.random_init and model.architecture is not None):
         shape = read_json(config)
         check_config(shape, f"{config}: ")

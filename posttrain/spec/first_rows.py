@@ -20,6 +20,7 @@ from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
 from posttrain.models.tokenizer_outline import TokenizerOutline
 from posttrain.utils.cache import cache_root
+from posttrain.utils.user_paths import expand_home
 
 FIRST = 64  # rows of each path
 ELSEWHERE = ("demo:", "hf://")  # data that is made, or fetched, when the run has begun
@@ -41,7 +42,7 @@ def look(cfg: DictConfig) -> None:
     if key in _accepted:
         return
     rows = _first(data, cache_root(cfg.cache_dir))
-    directory = Path(cfg.model.tokenizer or cfg.model.path).expanduser()
+    directory = expand_home(cfg.model.tokenizer or cfg.model.path)
     if not _renders(data, template, rows, directory):
         from posttrain.data.prepare import Counts
 

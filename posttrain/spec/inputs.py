@@ -18,6 +18,7 @@ from posttrain.data.training_data import TrainingData
 from posttrain.errors import UserError
 from posttrain.spec.first_rows import ELSEWHERE
 from posttrain.utils.cache import cache_root
+from posttrain.utils.user_paths import expand_home
 
 FILE = "inputs.json"  # in a run directory
 # Files of a tokenizer's folder that decide the text of a row and its tokens.
@@ -82,8 +83,8 @@ def _template(cfg: DictConfig) -> object:
     """The template's file, and the tokenizer's where it is on this machine."""
     contents = []
     if cfg.template.get("file") is not None:
-        contents.append(_digest(Path(cfg.template.file).expanduser()))
-    folder = Path(cfg.model.tokenizer or cfg.model.path).expanduser()
+        contents.append(_digest(expand_home(cfg.template.file)))
+    folder = expand_home(cfg.model.tokenizer or cfg.model.path)
     for name in TOKENIZER:
         if (folder / name).is_file():
             contents.append(_digest(folder / name))
@@ -92,7 +93,7 @@ def _template(cfg: DictConfig) -> object:
 
 def _weights(cfg: DictConfig) -> object:
     """The base model's configuration and weights, where they are on this machine."""
-    folder = Path(cfg.model.path).expanduser()
+    folder = expand_home(cfg.model.path)
     if cfg.model.random_init or not folder.is_dir():
         return []
     return [_digest(folder / "config.json"), fingerprints.weights(folder)]

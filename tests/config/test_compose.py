@@ -69,6 +69,7 @@ def test_an_experiment_without_its_package(tmp_path):
         (["optimzer=adam"], "did you mean `optimizer`?"),
         (["trainer.seq_length="], "trainer.seq_length"),
         (["data.path=~/my data"], "write data.path=$HOME/my data"),
+        (["data.path=~somebody/x"], "data.path=~somebody/x: the shell leaves ~ as it is here; write the whole path"),
         (["data.path=ü.json"], """Text is quoted, for the shell as well: 'data.path="ü.json"'"""),
         (["a=[b"], "a=[b: can't be read as KEY=VALUE"),
     ],

@@ -4,7 +4,6 @@ Imports neither torch nor Megatron: `--help`, `--cfg job` and a mistyped key mus
 """
 
 import contextlib
-import difflib
 import re
 import sys
 from collections.abc import Iterator
@@ -16,13 +15,16 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain.config import hydra_guard, policy, schema, secrets
+from posttrain.config import hydra_guard, policy, schema, secrets, synonyms
 from posttrain.config.overrides import OPEN
 from posttrain.config.trial_names import sweep_name
 from posttrain.errors import UserError
+from posttrain.utils.suggest import did_you_mean
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR = policy.SHIPPED
+
+NO_CHOICES = ("basic", "slurm_schema")  # of hydra/launcher: Hydra's own, which this project replaces, and a type
 
 # In messages of Hydra's and OmegaConf's.
 # Hydra names the file by its group, which its keys are put below.
@@ -73,6 +75,8 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
     """One readable message for an error of Hydra's or OmegaConf's, with the likely intended name."""
     if isinstance(error, OverrideParseException):
         return _explain_syntax(error)
+    if isinstance(error, hydra_guard.UndeclaredKey):
+        return _explain_key(error.key, "", config_name)
     text = " ".join(str(error).split())
     cause = " ".join(str(error.__cause__ or "").split())
     whole = f"{text} {cause}"
@@ -82,7 +86,7 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
         return _explain_missing_choice(error, text)
     group = re.search(r"Could not override '([^']+)'\. No match in the defaults list", whole)
     if group:
-        return f"`{group[1]}`: unknown word{_suggest(group[1], _choices(''))}"
+        return _explain_key(group[1], "", config_name)
     key = _overridden_key(text)
     if cause and key:
         return _explain_value(key, cause, overrides)
@@ -123,16 +127,26 @@ def _explain_unknown_key(text: str, whole: str, config_name: str) -> str:
     if key.startswith(OPEN):
         return f"`{key}`: a key that is added is written with a plus sign: +{key}=..."
     file = re.match(r"In '([^']+)': ", text)
-    location = f" in {file[1]}.yaml" if file else ""
-    suggestion = _suggest(key, _known_keys(config_name)) or "."
-    return f"`{key}`: unknown key{location}{suggestion} All keys: python -m posttrain --cfg job"
+    return _explain_key(key, f" in {file[1]}.yaml" if file else "", config_name)
+
+
+def _explain_key(key: str, location: str, config_name: str) -> str:
+    """An unknown key: what another framework's name is here, else what it may be a misspelling of."""
+    advice = synonyms.advice_on_key(key)
+    if advice:
+        advice += "."
+    else:
+        advice = did_you_mean(key, _known_keys(config_name)) or "."
+    return f"`{key}`: unknown key{location}{advice} All keys: python -m posttrain --cfg job"
 
 
 def _explain_missing_choice(error: MissingConfigException, text: str) -> str:
     """A choice of a group for which there is no file."""
     group, _, choice = str(error.missing_cfg_file or text).rpartition("/")
-    options = list(error.options or _choices(group))
-    suggestion = _suggest(choice, options) or f". Choices: {', '.join(options)}"
+    options = [option for option in error.options or _choices(group) if option not in NO_CHOICES]
+    suggestion = synonyms.advice_on_choice(group, choice) or did_you_mean(choice, options)
+    if not suggestion:
+        suggestion = f". Choices: {', '.join(options)}"
     return f"`{group}={choice}`: there is no such choice{suggestion}"
 
 
@@ -150,21 +164,6 @@ def _overridden_key(text: str) -> str | None:
     """The key that Hydra's merge error is about, if it says so."""
     match = re.search(r"(?:Error merging override|Could not override|Could not append to config) '?\+?([\w.@/]+)", text)
     return match[1] if match else None
-
-
-def _suggest(word: str, candidates: list[str]) -> str:
-    """ "; did you mean ...?" for the nearest candidate, else nothing.
-
-    A path is compared as a whole and by its last part, since people forget the group as often as they mistype.
-    """
-    close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
-    if not close:
-        by_tail: dict[str, str] = {}
-        for candidate in candidates:
-            by_tail.setdefault(candidate.rpartition(".")[2], candidate)
-        for tail in difflib.get_close_matches(word.rpartition(".")[2], by_tail, n=1, cutoff=0.6):
-            close.append(by_tail[tail])
-    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def _known_keys(config_name: str) -> list[str]:

@@ -17,6 +17,7 @@ from hydra._internal.core_plugins.importlib_resources_config_source import Impor
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -34,6 +35,19 @@ LOGGING = {"version", "root", "disable_existing_loggers", "incremental"}  # with
 COMMANDS = ("setup", "python")  # of a launcher: shell lines
 PATHS = ("run.dir", "sweep.dir", "sweep.subdir", "job.name", "output_subdir")
 OWN_GROUPS = ("hydra/launcher/", "hydra/sweeper/")  # of Hydra's, of which there may be files besides the shipped ones
+
+
+class UndeclaredKey(HydraException):
+    """A key was added, as by `+key=value`, where the schema has all keys that there are.
+
+    Args:
+        key: its path.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"`{key}`: unknown key")
+        self.key = key
+
 
 _others: list[Path] = []  # files that take part in what is being composed, the shipped ones aside
 _command: list[str] = ["config"]  # what the command composes unless --config-name says otherwise
@@ -54,6 +68,7 @@ class Loader(ConfigLoaderImpl):
 
         Raises:
             UserError: see `check` and `policy.check`.
+            UndeclaredKey: there is a key that the schema doesn't have.
         """
 
         def composed(words: list[str], name: str | None = config_name) -> tuple[DictConfig, list[Path]]:
@@ -70,6 +85,8 @@ class Loader(ConfigLoaderImpl):
             ) from None
         except (KeyError, ValueError, AttributeError) as error:  # Hydra's own: `model=0`, `hydra: null`
             raise UserError(f"the configuration can't be composed: {' '.join(str(error).split())}") from error
+        for key in schema.undeclared(cfg):
+            raise UndeclaredKey(key)
         check(cfg.hydra)
         secrets.check(OmegaConf.to_container(cfg, resolve=False))  # before Hydra writes it down
         if others:

@@ -1,13 +1,18 @@
 """Build the object of a configuration group."""
 
+import re
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain.config import targets, value_types
+from posttrain.config import synonyms, targets, value_types
 from posttrain.errors import UserError
+
+# In Python's message and in Hydra's.
+UNEXPECTED = re.compile(r"got an unexpected keyword argument '([^']+)'")
+FULL_KEY = re.compile(r"full_key: (\S+)")
 
 
 def built(node: object, key: str = "") -> Any:
@@ -35,6 +40,11 @@ def built(node: object, key: str = "") -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         cause = " ".join(str(error.__cause__ or error).split())
+        unknown = UNEXPECTED.search(cause)
+        if unknown:
+            inner = FULL_KEY.search(str(error))
+            path = f"{inner[1] if inner else node._get_full_key(None)}.{unknown[1]}"
+            raise UserError(f"`{path}`: unknown key{synonyms.advice_on_key(path)}") from error
         raise UserError(f"`{node._get_full_key(None)}`: {cause}") from error
     except TypeError as error:  # Hydra's own, of its flags: `_partial_: text`
         raise UserError(f"`{node._get_full_key(None)}`: {' '.join(str(error).split())}") from error

@@ -6,7 +6,7 @@ metadata: `ge`, `gt`, `le`, `lt` or `choices`; `check` reads it. No torch: the c
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -325,6 +325,28 @@ def check(cfg: DictConfig, limits: Mapping[str, Mapping[str, Any]], above: str =
         for name, (inside, words) in COMPARED.items():
             if name in limit and not inside(value, limit[name]):
                 raise UserError(f"`{key}={value}`: must be {words} {limit[name]}")
+
+
+HYDRAS_OWN = ("hydra", "hydra.env")  # which Hydra adds to what is composed
+
+
+def undeclared(node: DictConfig, above: str = "") -> Iterator[str]:
+    """Key paths below `node` that its dataclasses don't have; Hydra lets `+key=value` add them.
+
+    Args:
+        node: composed.
+        above: key path of `node` itself with a full stop.
+    """
+    kind = OmegaConf.get_type(node)
+    declared = getattr(kind, "__dataclass_fields__", None)
+    for key in node:
+        path = f"{above}{key}"
+        if declared is not None and key not in declared and path not in HYDRAS_OWN:
+            yield path
+            continue
+        inner = node._get_node(key)
+        if isinstance(inner, DictConfig) and not (inner._is_none() or inner._is_missing() or inner._is_interpolation()):
+            yield from undeclared(inner, f"{path}.")
 
 
 def register() -> None:

@@ -1,6 +1,5 @@
 """Megatron-Bridge's whole configuration for a run: the model provider, and the container around it."""
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from posttrain.peft.lora_plus import LoRAPlus
 from posttrain.train.context import RunContext
 from posttrain.train.dataset_provider import RowsProvider
 from posttrain.train.run_batches import RunBatches
+from posttrain.utils.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from megatron.bridge import AutoBridge
@@ -314,7 +314,5 @@ def apply_overrides(sections: dict[str, Any], container: ConfigContainer) -> Non
             raise UserError(f"trainer.megatron.{section}: Megatron-Bridge's configuration has no such section")
         for key, value in values.items():
             if not hasattr(target, key):
-                close = difflib.get_close_matches(key, vars(target), n=1)
-                meant = f"; did you mean {close[0]}?" if close else ""
-                raise UserError(f"trainer.megatron.{section}.{key}: unknown key{meant}")
+                raise UserError(f"trainer.megatron.{section}.{key}: unknown key{did_you_mean(key, vars(target))}")
             setattr(target, key, value)

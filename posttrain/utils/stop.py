@@ -14,6 +14,7 @@ from collections.abc import Buffer, Callable
 from types import FrameType
 from typing import NoReturn
 
+from posttrain import __version__
 from posttrain.errors import UserError, location_error
 from posttrain.utils import limits
 from posttrain.utils.escape import escape_control
@@ -79,7 +80,10 @@ def exit_on_signals() -> None:
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate the `main` of a command: see this module. Closed streams are opened, low limits are raised."""
+    """Decorate the `main` of a command: see this module. Closed streams are opened, low limits are raised.
+
+    `--version` prints the version of posttrain.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
@@ -88,6 +92,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         raise_on_signals()
         try:
             limits.raise_low()
+            if "--version" in sys.argv[1:]:
+                print(f"posttrain {__version__}")
+                return
             main()
         except (UserError, OSError) as error:  # that the command has left to us
             message = location_error(error) if isinstance(error, OSError) else str(error)

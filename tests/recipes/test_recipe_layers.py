@@ -92,7 +92,7 @@ def test_preview_takes_recipes_too(cached):
     [
         ([f"recipe.name={PEFT},{SFT}"], "one recipe at a time"),
         ([f"recipe.name={PEFT}", f"recipe={SFT}"], "one recipe at a time"),
-        (["recipe.name=llama9_peft_config"], "did you mean"),
+        (["recipe.name=llama9_peft_config"], "has no such SFT or PEFT recipe. All of them"),
         (["recipe.nam=x"], "did you mean `recipe.name`"),
         (["recipe=gpt_oss_20b_peft_1gpu_h100_bf16_config"], "model=hf model.path=openai/gpt-oss-20b"),
     ],

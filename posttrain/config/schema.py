@@ -340,7 +340,7 @@ def undeclared(node: DictConfig, above: str = "") -> Iterator[str]:
     kind = OmegaConf.get_type(node)
     declared = getattr(kind, "__dataclass_fields__", None)
     for key in node:
-        path = f"{above}{key}"
+        path = f"{above}{key!s}"
         if declared is not None and key not in declared and path not in HYDRAS_OWN:
             yield path
             continue

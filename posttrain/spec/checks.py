@@ -77,11 +77,7 @@ def check_settings(cfg: DictConfig, visible_gpus: int) -> Mapping[str, Any] | No
 
 
 def check_keys(cfg: DictConfig) -> None:
-    """Nothing appended beside the known groups, and no setting that the chosen group ignores."""
-    known = {field.name for field in fields(schema.Config)}
-    unknown = sorted(set(map(str, cfg)) - known - {"hydra"})
-    if unknown:
-        raise UserError(f"`{unknown[0]}`: there is no such group; known: {', '.join(sorted(known))}")
+    """No setting that the chosen group ignores."""
     for name, tracker in cfg.logger.items():
         if not isinstance(tracker, DictConfig) or tracker.get("_target_") is None:
             raise UserError(

@@ -53,7 +53,7 @@ LLAMA = ["model=llama3_8b"]
         (["trainer.generation_interval=2", "trainer.num_generations=0"], 0, "leaves no prompts"),
         (["peft=none", "peft.rank=8"], 0, "`peft.rank`: has no effect"),
         (["peft=dora", "peft.rslora=true"], 0, "`peft.rslora`: has no effect"),
-        (["+foo.bar=1"], 0, "`foo`: there is no such group"),
+        (["+foo.bar=1"], 0, "`foo`: unknown key"),
         (["peft._target_=os.system"], 0, "not a target that a configuration may name"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import posttrain
 from posttrain.utils import stop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,3 +172,16 @@ def test_text_files_are_read_and_written_as_utf_8_whatever_the_locale():
             if opens and not (binary or named or ours):
                 silent.append(f"{path.name}:{call.lineno} {ast.unparse(call)}")
     assert not silent
+
+
+def test_version_is_ours():
+    done = subprocess.run([sys.executable, "-m", "posttrain", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"posttrain {posttrain.__version__}\n")
+
+
+@pytest.mark.parametrize("module", ["posttrain", "posttrain.plan"])
+def test_outside_of_the_environment_the_way_in_is_said(module):
+    """With -S and -E Python finds none of the environment's packages."""
+    done = subprocess.run([sys.executable, "-SE", "-m", module], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "source .venv/bin/activate" in done.stderr and "make setup" in done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1

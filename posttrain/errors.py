@@ -30,12 +30,12 @@ class NoSuchModel(UserError):
     """A model's name leads to no directory here, and to nothing on the hub.
 
     Args:
-        path: the name, as it was given for `model.path`.
         reason: what was found instead.
+        message: the same with the name, and with what to do.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"model.path={path}: {reason}; give a directory with a model, or a hub id")
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
         self.reason = reason
 
 

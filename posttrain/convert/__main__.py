@@ -43,6 +43,7 @@ class ConvertSchema:
 
     command: str = MISSING
     checkpoint: str | None = None
+    base: str | None = None
     out: str | None = None
     overwrite: bool = False
     dtype: str | None = None
@@ -85,7 +86,8 @@ def main() -> None:
     for word in rest:
         group, _, _ = word.lstrip("+~").partition("=")[0].partition(".")
         if group == "model" and words[0] != "import":
-            stop.fail(f"`{word}`: {words[0]} takes the model from its checkpoint; name none")
+            hint = "; where an adapter's base is: convert.base=DIR" if words[0] == "merge" else ""
+            stop.fail(f"`{word}`: {words[0]} takes the model from its checkpoint; name none{hint}")
     sys.argv[1:] = [f"convert.command={words[0]}", *rest]
     repo_given = any(word.lstrip("+").startswith("convert.repo=") for word in rest)
     command.run(lambda cfg: run(cfg, repo_given), config_name="convert")
@@ -105,6 +107,8 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
     c = cfg.convert
     if c.repo is not None and not repo_given:
         raise UserError("`convert.repo`: where to push to is given on the command line, not in a configuration")
+    if c.base is not None and c.command != "merge":
+        raise UserError(f"`convert.base={c.base}`: {c.command} has no base to be told; only merge has")
     if c.command == "push":
         return push_export(c)
     token = None
@@ -132,7 +136,7 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
     else:
         from posttrain.convert.merge import merge_adapter
 
-        merge_adapter(expand_home(c.checkpoint), out, c.overwrite, c.dtype, c.license)
+        merge_adapter(expand_home(c.checkpoint), out, c.overwrite, c.dtype, c.license, c.base)
     print(f"written: {out}")
     if token:
         push.check_pushable(out, c.allow_unverified)

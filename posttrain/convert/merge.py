@@ -1,7 +1,9 @@
 """Base weights + LoRA or DoRA = a whole model: safetensors in, safetensors out, no Megatron, one tensor at a time."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -11,18 +13,28 @@ from posttrain.convert.artifacts import add_stop_tokens, copy_generation_config,
 from posttrain.convert.progress_bar import show_progress
 from posttrain.convert.publish import publishing
 from posttrain.convert.shards import ShardWriter
-from posttrain.errors import UserError
+from posttrain.errors import NoSuchModel, UserError
 from posttrain.generate.decoding import turn_ends
 from posttrain.models import HFModel
 from posttrain.models.families import family_of
-from posttrain.models.headers import Tensor
-from posttrain.models.hf_adapter import CONFIG, WEIGHTS, Pair, base_of, check_against, is_adapter, read_adapter
+from posttrain.models.families.family import ModelFamily
+from posttrain.models.headers import Tensor, read_json
+from posttrain.models.hf_adapter import CONFIG, WEIGHTS, Pair, check_against, is_adapter, read_adapter
 from posttrain.models.shapes import check_directory
+from posttrain.models.vocabulary import is_output, is_vocabulary
 from posttrain.utils import rundir
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def merge_adapter(
-    path: Path, out: Path, overwrite: bool = False, dtype: str | None = None, license: str | None = None
+    path: Path,
+    out: Path,
+    overwrite: bool = False,
+    dtype: str | None = None,
+    license: str | None = None,
+    base_path: str | None = None,
 ) -> None:
     """Write the model that the adapter makes of its base, with the adapter's tokenizer where it has one.
 
@@ -32,20 +44,24 @@ def merge_adapter(
         overwrite: replace `out`.
         dtype: of the weights, float32 or bfloat16; None: the base's.
         license: of the weights, for the model card; None: what the adapter's card says.
+        base_path: directory or hub id of the base; None: what the adapter's configuration names.
 
     Raises:
-        UserError: there is no adapter, no base, or they do not belong together.
+        UserError: there is no adapter, no base, they do not belong together, or no merged model would be the same.
     """
     adapter = find_adapter(path)
     _, pairs, tensors = read_adapter(adapter)
-    model = HFModel(path=base_of(adapter))
-    base = model.directory
     adapted = HFModel(path=str(adapter))
+    adapted.moved_base = base_path
+    base = find_base(adapted)
     headers = check_directory(base)
-    check_against(headers, pairs, tensors)
     hf_config = adapted.hf_config()
     family = family_of(hf_config.to_dict())
     transposed = family is not None and family.transposed
+    check_unquantised(base, headers)
+    check_output_apart(pairs, hf_config, family)
+    check_against(headers, pairs, tensors)
+    check_tokens(adapted, base, hf_config.vocab_size)
     first = next(iter(headers.values()))
     stored = {"F32": "float32", "F16": "float16"}.get(first.dtype, "bfloat16")
     with publishing(out, overwrite) as scratch:
@@ -71,6 +87,79 @@ def find_adapter(path: Path) -> Path:
         f"checkpoint={path}: neither a PEFT directory ({CONFIG}) nor a run with an adapter/; "
         "export a checkpoint first: python -m posttrain.convert export"
     )
+
+
+def find_base(adapted: HFModel) -> Path:
+    """The directory of the base model, checked.
+
+    Raises:
+        UserError: it is not where the adapter's configuration says, nor where `convert.base` does.
+    """
+    try:
+        return adapted.directory
+    except NoSuchModel as error:
+        raise UserError(
+            f"{adapted.path}: its base model {adapted.base}: {error.reason}; say where it is with convert.base=DIR"
+        ) from None
+
+
+def check_unquantised(base: Path, headers: Mapping[str, Tensor]) -> None:
+    """Refuse a base whose files hold numbers that aren't its weights: B A would be added to numbers without a scale.
+
+    Raises:
+        UserError: naming the method.
+    """
+    config = read_json(base / "config.json")
+    for key in ("quantization_config", "compression_config"):
+        if config.get(key):
+            method = config[key].get("quant_method") if isinstance(config[key], dict) else config[key]
+            raise UserError(
+                f"{base / 'config.json'}: {key} ({method}): the base model is quantised; give its full weights with "
+                "convert.base=DIR"
+            )
+    for name, tensor in headers.items():
+        if tensor.dtype.startswith("F8") or tensor.dtype == "F4":
+            raise UserError(
+                f"{tensor.file}: {name} is quantised ({tensor.dtype}); give full weights with convert.base=DIR"
+            )
+
+
+def check_output_apart(pairs: Mapping[str, Pair], config: "PretrainedConfig", family: ModelFamily | None) -> None:
+    """Refuse an adapter of an output layer that is the embedding too: merged, it would change what goes in as well.
+
+    Raises:
+        UserError: there is one.
+    """
+    tied = config.tie_word_embeddings
+    if family is not None:
+        tied = family.is_tied(config.to_dict())
+    for module in pairs:
+        if tied and is_output(f"{module}.weight"):
+            raise UserError(
+                f"adapter: {module} of the base model is its embedding too (tie_word_embeddings), so no merged model "
+                "is the same; use the adapter as it is"
+            )
+
+
+def check_tokens(adapted: HFModel, base: Path, rows: int) -> None:
+    """Refuse a tokenizer of the adapter with tokens that the embedding has no row for, and that the base's lacks.
+
+    Raises:
+        UserError: it has.
+    """
+    if not (Path(adapted.path) / "tokenizer_config.json").is_file():
+        return
+    count = largest_token(adapted) + 1
+    if count > rows and count > largest_token(HFModel(path=str(base))) + 1:
+        raise UserError(
+            f"{adapted.path}: its tokenizer has a token {count - 1}, the embedding only {rows} rows, and the adapter "
+            "brings no larger one; save the adapter with its embedding (save_embedding_layers=True in PEFT)"
+        )
+
+
+def largest_token(model: HFModel) -> int:
+    """The largest id that a model's tokenizer can give."""
+    return max(model.load_tokenizer().get_vocab().values())
 
 
 def write_weights(
@@ -103,7 +192,10 @@ def write_weights(
                         parts = {kind: adapter.get_tensor(own) for kind, own in pair.tensors.items()}
                         _check_finite(parts, pair, weights)
                         weight = merge_weight(weight, **parts, scale=pair.scale, transposed=transposed, dtype=to)
-                    writer.add(name, weight.to(to))
+                    weight = weight.to(to)
+                    if (pair or is_vocabulary(name)) and not weight.isfinite().all():
+                        raise UserError(f"{weights}: merged, {name} holds numbers that are not finite in {to}")
+                    writer.add(name, weight)
     writer.close()
 
 

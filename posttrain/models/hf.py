@@ -16,7 +16,7 @@ from posttrain.errors import NoSuchModel, UserError
 from posttrain.models.bridges import register
 from posttrain.models.config_checks import check_config
 from posttrain.models.headers import read_json
-from posttrain.models.hf_adapter import CONFIG, PREFIX, WEIGHTS, base_of, is_adapter, saved_vocabulary
+from posttrain.models.hf_adapter import CONFIG, WEIGHTS, base_name, base_of, is_adapter, saved_vocabulary
 from posttrain.models.shapes import check_directory
 from posttrain.models.tokenizer_files import check_files, check_loaded, check_spec, failures
 from posttrain.models.vocabulary import grown, is_vocabulary
@@ -47,6 +47,7 @@ class HFModel:
         trust_remote_code: run Python code that comes with the model.
         architecture: config.json fields, for what must be known without reading `path`.
         learning_rate_scale: what conf/peft multiplies its learning rate by; the model itself has no use for it.
+        moved_base: directory or hub id of an adapter's base; None: what its configuration names.
         rows: of the embedding, where it has more than its files; see `grow`.
     """
 
@@ -56,6 +57,7 @@ class HFModel:
     trust_remote_code: bool = False
     architecture: Mapping[str, Any] | None = None
     learning_rate_scale: float = 1.0
+    moved_base: str | None = field(default=None, init=False)
     rows: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -78,17 +80,23 @@ class HFModel:
     @property
     def base(self) -> str:
         """`path`, or the base model of the adapter there."""
+        if self.moved_base is not None:
+            return self.moved_base
         return base_of(self.adapter) if self.adapter else self.path
 
     @cached_property
     def directory(self) -> Path:
         """The directory with weights and config, checked; a hub model is downloaded first (safetensors only)."""
-        if self.adapter and Path(self.base).is_absolute() and not Path(self.base).is_dir():
-            raise UserError(
-                f"{self.adapter}: its base model {self.base} is not there any more; write its place as "
-                f"base_model_name_or_path into {CONFIG}"
-            )
-        config = fetch(self.base, ["config.json"]) / "config.json"
+        try:
+            config = fetch(self.base, ["config.json"]) / "config.json"
+        except NoSuchModel as error:
+            if not self.adapter:
+                raise
+            raise NoSuchModel(
+                error.reason,
+                f"{self.adapter}: its base model {self.base}: {error.reason}; write its place as "
+                f"base_model_name_or_path into {CONFIG}",
+            ) from None
         if config.is_file():
             check_config(read_json(config), f"{config}: ")  # before the weights are downloaded
         directory = fetch(self.base, [*CONFIG_FILES, "*.safetensors", *self._code])
@@ -133,7 +141,8 @@ class HFModel:
             return weight
         if self.adapter and name in saved_vocabulary(self.adapter):
             with safe_open(self.adapter / WEIGHTS, framework="pt") as file:
-                weight = file.get_tensor(PREFIX + name).to(weight.dtype)
+                stored = next(key for key in file.keys() if base_name(key) == name)  # noqa: SIM118  (it is no mapping)
+                weight = file.get_tensor(stored).to(weight.dtype)
         return grown(weight, self.rows)
 
     def hf_config(self) -> "PretrainedConfig":
@@ -249,7 +258,7 @@ def fetch(path: str, patterns: list[str]) -> Path:
     if Path(path).is_dir():
         return Path(path)
     if path.startswith((DEMO, ".", "/", "~")) or path.count("/") != 1:
-        raise NoSuchModel(path, "no such directory")
+        raise NoSuchModel("no such directory", f"model.path={path}: no such directory; give one, or a hub id")
     from posttrain.models.hub import download
 
     return download(path, patterns)

@@ -104,7 +104,7 @@ def read_adapter(directory: Path) -> Adapter:
     tensors = read_header(directory / WEIGHTS)
     pairs: dict[str, Pair] = {}
     for name in tensors:
-        if name.startswith(PREFIX) and is_vocabulary(name):
+        if name.startswith(PREFIX) and is_vocabulary(base_name(name)):
             continue
         module, kind = _split(name)
         if not name.startswith(PREFIX) or not MODULE.fullmatch(module):
@@ -130,6 +130,11 @@ def read_adapter(directory: Path) -> Adapter:
         if time.monotonic() > ends:
             raise UserError(f"{directory / CONFIG}: alpha_pattern: takes too long to match with the modules' names")
     return config, pairs, tensors
+
+
+def base_name(name: str) -> str:
+    """What the base calls a tensor that PEFT saves with an adapter; of a layer that is adapted it is a `base_layer`."""
+    return name.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -187,7 +192,7 @@ def saved_vocabulary(directory: Path) -> dict[str, Tensor]:
     if not (directory / WEIGHTS).is_file():
         return {}
     tensors = read_header(directory / WEIGHTS)
-    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if is_vocabulary(name)}
+    return {base_name(name): tensor for name, tensor in tensors.items() if is_vocabulary(base_name(name))}
 
 
 def check_patterns(patterns: object, name: str) -> None:
@@ -238,9 +243,9 @@ def check_against(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], tensors
                 "it was trained on another model"
             )
     for name, tensor in tensors.items():
-        if not is_vocabulary(name):
+        if not is_vocabulary(base_name(name)):
             continue
-        weight = base.get(name.removeprefix(PREFIX))
+        weight = base.get(base_name(name))
         if weight is None and not is_embedding(name):
             continue  # PEFT saves a tied output matrix as well
         if weight is None or len(tensor.shape) != 2 or tensor.shape[1:] != weight.shape[1:]:

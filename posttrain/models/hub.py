@@ -28,4 +28,4 @@ def download(name: str, patterns: list[str]) -> Path:
         reason = f"is not a directory here nor in the hub's cache, and {offline}"
     except (HfHubHTTPError, OSError) as error:
         reason = f"cannot be downloaded: {error}"
-    raise NoSuchModel(name, reason)
+    raise NoSuchModel(reason, f"model.path={name}: {reason}; give a directory with a model, or a hub id")

@@ -1,5 +1,7 @@
 """Base + adapter as one model, against what PEFT makes of them."""
 
+import json
+
 import pytest
 import torch
 from families import FAMILIES
@@ -127,8 +129,124 @@ def test_a_quantised_base(base, peft_adapter, tmp_path):
     weights = load_file(directory / "model.safetensors")
     weights = {name: tensor.to(torch.float8_e4m3fn) if "q_proj" in name else tensor for name, tensor in weights.items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="is quantised"):
+    with pytest.raises(UserError, match="q_proj.weight is stored as F8_E4M3"):
         merge_adapter(adapter, tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("fields", "method"),
+    [
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, "fp8"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_base_that_says_it_is_quantised(fields, method, known, base, peft_adapter, tmp_path):
+    """Of a family that isn't known here as well."""
+    from posttrain.convert.merge import merge_adapter
+
+    directory = base("llama")
+    adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
+    if not known:
+        fields = {**fields, "model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]}
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    with pytest.raises(UserError, match=rf"(quantization|compression)_config.*{method}"):
+        merge_adapter(adapter, tmp_path / "merged", dtype="float32")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_eight_bits_beside_the_adapted_layers(base, peft_adapter, tmp_path):
+    """In a family that isn't known; in another data type they would be numbers without their scales."""
+    from posttrain.convert.merge import merge_adapter
+
+    directory = base("llama")
+    adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
+    weights = load_file(directory / "model.safetensors")
+    weights = {name: tensor.to(torch.float8_e4m3fn) if "v_proj" in name else tensor for name, tensor in weights.items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "olmo2"}))
+    with pytest.raises(UserError, match=r"v_proj.weight is quantised \(F8_E4M3\)"):
+        merge_adapter(adapter, tmp_path / "merged", dtype="bfloat16")
+
+
+def test_numbers_beyond_the_data_type(base, peft_adapter, tmp_path):
+    """Finite in the adapter, infinite in the base's 16 bits: PEFT's safe merge refuses them as well."""
+    from posttrain.convert.merge import merge_adapter
+
+    directory = base("llama")
+    adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
+    halves = {name: tensor.half() for name, tensor in load_file(directory / "model.safetensors").items()}
+    save_file(halves, directory / "model.safetensors", metadata={"format": "pt"})
+    weights = {name: tensor * 1e4 for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
+    save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"q_proj.weight holds numbers that are not finite in torch.float16"):
+        merge_adapter(adapter, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_an_adapted_output_layer_that_is_the_embedding(copied, base, peft_adapter, tmp_path):
+    """Whether or not the file holds a copy of the embedding for it."""
+    from posttrain.convert.merge import merge_adapter
+
+    directory = base("llama32")
+    adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj", "lm_head"])
+    if copied:
+        weights = load_file(directory / "model.safetensors")
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="lm_head of the base model is its embedding too"):
+        merge_adapter(adapter, tmp_path / "merged")
+
+
+def test_an_adapted_output_layer_of_its_own(base, peft_adapter, tmp_path):
+    from posttrain.convert.merge import merge_adapter
+
+    adapter, model = peft_adapter(base("llama"), r=4, target_modules=["q_proj", "lm_head"])
+    merge_adapter(adapter, tmp_path / "merged")
+    assert (unpacked_logits(model) - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
+
+
+def test_a_tokenizer_with_more_tokens_than_rows(base, peft_adapter, tmp_path):
+    from tiny_tokenizer import byte_tokenizer
+
+    from posttrain.convert.merge import merge_adapter
+
+    tokenizer = byte_tokenizer()
+    directory = base("llama", vocab_size=len(tokenizer))
+    adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
+    tokenizer.save_pretrained(adapter)
+    merge_adapter(adapter, tmp_path / "equal")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
+    tokenizer.save_pretrained(adapter)
+    with pytest.raises(
+        UserError, match=rf"has a token {len(tokenizer) - 1}, the embedding only {len(tokenizer) - 1} rows"
+    ):
+        merge_adapter(adapter, tmp_path / "merged")
+    tokenizer.save_pretrained(directory)  # as of models whose own tokenizer has tokens that they never see
+    merge_adapter(adapter, tmp_path / "merged")
+
+
+def test_a_moved_base(base, peft_adapter, tmp_path):
+    """The message names the option that merge takes; with it the result is PEFT's."""
+    from peft import PeftModel
+
+    from posttrain.convert.merge import merge_adapter
+
+    directory = base("llama")
+    adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
+    moved = directory.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"base: no such directory; say where it is with convert\.base=DIR$"):
+        merge_adapter(adapter, tmp_path / "merged")
+    with pytest.raises(UserError, match=r"its base model \./nowhere: no such directory; say where"):
+        merge_adapter(adapter, tmp_path / "merged", base_path="./nowhere")
+    merge_adapter(adapter, tmp_path / "merged", base_path=str(moved))
+    expected = PeftModel.from_pretrained(load(moved), adapter).merge_and_unload()
+    assert (unpacked_logits(expected) - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

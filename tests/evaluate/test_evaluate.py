@@ -175,7 +175,7 @@ def test_models_that_are_none(evaluate, tiny, questions, tmp_path, capsys):
         (run, "not the configuration of a run"),
         (half, "cut short"),
         (other, "trained on another model"),
-        (tmp_path / "gone", "not there any more"),
+        (tmp_path / "gone", "no such directory; write its place as base_model_name_or_path"),
     ):
         with pytest.raises(SystemExit) as stop:
             evaluate(what, *data)

@@ -237,7 +237,7 @@ def test_what_transformers_says_of_a_config_stays_off_the_terminal(tmp_path):
 
 def test_an_adapter_whose_base_has_moved(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/none/there"}')
-    with pytest.raises(UserError, match="its base model /none/there is not there any more; write its place"):
+    with pytest.raises(UserError, match="its base model /none/there: no such directory; write its place"):
         _ = HFModel(path=str(tmp_path)).directory
 
 

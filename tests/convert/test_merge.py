@@ -129,7 +129,7 @@ def test_a_quantised_base(base, peft_adapter, tmp_path):
     weights = load_file(directory / "model.safetensors")
     weights = {name: tensor.to(torch.float8_e4m3fn) if "q_proj" in name else tensor for name, tensor in weights.items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="q_proj.weight is stored as F8_E4M3"):
+    with pytest.raises(UserError, match=r"q_proj\.weight is stored as F8_E4M3"):
         merge_adapter(adapter, tmp_path / "merged")
 
 

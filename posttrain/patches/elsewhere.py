@@ -114,6 +114,14 @@ CHANGES = (
         versions=CORE,
     ),
     _elsewhere(
+        "fused-queries",
+        "posttrain.ops.query_key_value",
+        "__class__",
+        kind=Kind.CORRECTNESS,
+        symptom="queries, keys and values are split, normalised and rotated by kernels of this project, as core does",
+        versions=CORE,
+    ),
+    _elsewhere(
         "rates-in-proportion",
         "posttrain.train.learning_rates",
         "__class__",

@@ -16,7 +16,8 @@ from megatron.bridge.peft.lora import LoRA
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
 from posttrain.models.whole_parameters import divided_by, draw_part, whole_name
-from posttrain.ops.fused_lora import Gather, fuse, fuse_activations
+from posttrain.ops.fused_lora import Gather, fuse, fuse_activations, modules_of
+from posttrain.ops.query_key_value import fuse_attention
 from posttrain.peft.canonical_layers import with_missing_parts
 from posttrain.peft.dora_layers import with_whole_norm
 
@@ -89,6 +90,8 @@ class SeededLoRA(Seeded, LoRA):
         adapted = super().__call__(model, training=training)
         if self.fused:
             fuse_activations(parts_of(adapted), self.recompute_norms)
+            for module in modules_of(parts_of(adapted)):
+                fuse_attention(module)
             if self.gather_at_once:
                 Gather.attach(parts_of(adapted))
         return adapted

@@ -31,7 +31,10 @@ def saved_activations(s: RunSpec) -> dict[str, float]:
         "MLP activation": inner * _share_kept(s, "linear_fc2"),
     }
     if family.qk_norm:
-        terms["inputs of query and key norms"] = (shape.query + shape.key) * n / split
+        inputs = shape.query + shape.key
+        if s.one_operation:  # the joint tensor, values as well
+            inputs += shape.key
+        terms["inputs of query and key norms"] = inputs * n / split
     if not is_unfused(s):
         terms["softmax statistics"] = shape.heads * 4 / split
     if family.norms == 4:

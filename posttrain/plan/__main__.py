@@ -119,7 +119,7 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     if cfg.launch.nnodes > 1 and cfg.launch.master_port is None:
         cfg.launch.master_port = 1  # nothing is started
     note = leave_demo(cfg, overrides)
-    shape = checks.check_settings(cfg, local)
+    shape = checks.check_settings(cfg, local, elsewhere=not here)
     lines = resolve_auto(cfg, local, cfg.parallelism.memory_gib or gpu.memory_gib)
     checks.check_parallelism(cfg, local, shape)
     result = build_plan(cfg, checks.world_size(cfg, local), gpu, options.read_data and note is None, replan)

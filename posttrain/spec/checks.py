@@ -56,8 +56,14 @@ def check(cfg: DictConfig, visible_gpus: int) -> Mapping[str, Any] | None:
     return shape
 
 
-def check_settings(cfg: DictConfig, visible_gpus: int) -> Mapping[str, Any] | None:
-    """Every check but that of the parallel sizes; see `check`."""
+def check_settings(cfg: DictConfig, visible_gpus: int, elsewhere: bool = False) -> Mapping[str, Any] | None:
+    """Every check but that of the parallel sizes; see `check`.
+
+    Args:
+        cfg: as composed.
+        visible_gpus: of a machine.
+        elsewhere: whether that is another machine, on which Transformer Engine is expected.
+    """
     patches.check(patches.Platform.with_gpus(visible_gpus))
     check_keys(cfg)
     targets.check(cfg)
@@ -72,7 +78,10 @@ def check_settings(cfg: DictConfig, visible_gpus: int) -> Mapping[str, Any] | No
     shape = architecture(cfg.model)
     check_peft(cfg, shape)
     check_trainer(cfg, visible_gpus)
-    check_captured(cfg, visible_gpus, shape)
+    platform = patches.Platform.with_gpus(visible_gpus)
+    if elsewhere and visible_gpus:
+        platform = patches.Platform("cuda", transformer_engine=True)
+    check_captured(cfg, world_size(cfg, visible_gpus), platform, shape)
     return shape
 
 
@@ -157,11 +166,9 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError("`launch.master_port`: needs a number when launch.nnodes > 1, the same on every machine")
 
 
-def check_captured(cfg: DictConfig, visible_gpus: int, shape: Mapping[str, Any] | None) -> None:
+def check_captured(cfg: DictConfig, world: int, platform: patches.Platform, shape: Mapping[str, Any] | None) -> None:
     """Where steps have to be captured in a CUDA graph, they can be."""
     if cfg.trainer.cuda_graph:
-        platform = patches.Platform.with_gpus(visible_gpus)
-        world = world_size(cfg, visible_gpus)
         resolve_spec(cfg, world, platform.transformer_engine, platform.device, shape or {}).check()
 
 

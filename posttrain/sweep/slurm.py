@@ -76,7 +76,7 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
     cfg.launch.nnodes = options.nodes
     cfg.launch.node_rank = 0
     cfg.launch.master_port = nodes.PORTS[0]  # the job finds its own
-    shape = checks.check_settings(cfg, options.gpus_per_node)
+    shape = checks.check_settings(cfg, options.gpus_per_node, elsewhere=True)
     if cfg.parallelism.auto:
         if cfg.parallelism.memory_gib:
             auto.resolve(cfg, options.gpus_per_node)

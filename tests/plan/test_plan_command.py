@@ -232,3 +232,11 @@ def test_mixtures_wait_for_the_host_unless_their_experts_are_grouped():
     assert waiting.tokens_per_second == pytest.approx(3_106, rel=0.05)  # measured
     assert waiting.bound == "kernel launches" and grouped.bound == "arithmetic"
     assert grouped.tokens_per_second > 3 * waiting.tokens_per_second
+
+
+def test_a_captured_step_is_planned_where_there_is_no_gpu(capsys):
+    """The GPU of the plan is another machine's, with Transformer Engine."""
+    words = ["model=llama32_1b", "plan.gpu=h200", "plan.read_data=false", "trainer.cuda_graph=true"]
+    assert planned(capsys, *words)["fits"]
+    with pytest.raises(UserError, match=r"a step can't be captured: data\.packing=false"):
+        planned(capsys, *words, "data.packing=false")

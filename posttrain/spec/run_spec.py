@@ -135,7 +135,12 @@ class RunSpec(ParallelSizes):
     @property
     def one_shape(self) -> bool:
         """Whether all micro-batches need the same number of tokens, those of padding alone included."""
-        return self.packing and (bool(self.cuda_graph) or self.pipeline > 1)
+        return bool(self.cuda_graph) or (self.pipeline > 1 and not self.shapes_exchanged)
+
+    @property
+    def shapes_exchanged(self) -> bool:
+        """Whether pipeline stages tell each other each micro-batch's shape; Megatron's fixed one is of one full row."""
+        return self.pipeline > 1 and (not self.packing or self.micro_batch > 1)
 
     def epoch(self, rows: int) -> Epoch:
         """The steps of an epoch of `rows` packed sequences."""
@@ -277,6 +282,7 @@ class RunSpec(ParallelSizes):
         return (
             (not self.transformer_engine, "it requires a GPU with Transformer Engine"),
             (not self.packing, "data.packing=false, so micro-batches have different shapes"),
+            (self.shapes_exchanged, "stages exchange the shapes of micro-batches of more than one row"),
             (self.fsdp, "Megatron-FSDP gathers and frees each layer's weights as it comes to it"),
             (
                 self.experts > 0 and not self.grouped_experts,

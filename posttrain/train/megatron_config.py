@@ -102,7 +102,9 @@ def build_model(run: RunContext) -> MegatronModel:
     provider.seq_length = run.settings.seq_length
     provider.use_cpu_initialization = not run.on_gpu
     provider.calculate_per_token_loss = True  # the weighted sum of all losses, divided by the normaliser, once
-    provider.variable_seq_lengths = not groups.data.packing and provider.pipeline_model_parallel_size > 1
+    if run.spec.shapes_exchanged:
+        provider.variable_seq_lengths = True
+        provider.moe_token_dispatcher_type = "alltoall"  # Megatron refuses the other, of models without experts too
     provider.deterministic_mode = run.settings.deterministic and run.on_gpu
     if run.settings.recompute != "none":
         provider.recompute_granularity = run.settings.recompute

@@ -47,6 +47,16 @@ def test_on_a_cpu(kind, layouts, posttrain, tiny, tmp_path):
         assert losses(posttrain, *words, f"parallelism={layout}") == pytest.approx(alone, rel=1e-5), layout
 
 
+@pytest.mark.parametrize("rows", [["trainer.micro_batch_size=2"], ["data.packing=false"]])
+def test_an_epochs_last_step_in_a_pipeline(rows, posttrain, tiny, tmp_path):
+    """Micro-batches of padding, in part and in whole; of two rows, or of other lengths each."""
+    words = save(tmp_path / "model", tiny, "Llama", **SMALL)
+    words = [word for word in words if not word.startswith("trainer.max_steps")]
+    words += ["trainer.epochs=1", "trainer.global_batch_size=8", *rows]
+    alone = losses(posttrain, *words)
+    assert losses(posttrain, *words, "parallelism=pp2") == pytest.approx(alone, rel=1e-5)
+
+
 def test_random_weights_are_the_same_however_they_are_divided(posttrain, tiny, tmp_path):
     """The base's as the adapters': gated and tied matrices, experts; 269 rows of embedding are padded under tp2."""
     words = [*save(tmp_path / "model", tiny, "Mixtral", **SMALL, tie_word_embeddings=True), "model.random_init=true"]

@@ -31,6 +31,22 @@ def test_or_why_not(words, reason):
     assert not decision and reason in decision.reason
 
 
+@pytest.mark.parametrize(
+    ("words", "exchanged", "one_shape"),
+    [
+        (["parallelism=pp2"], False, True),
+        (["parallelism=pp2", "trainer.micro_batch_size=2"], True, False),
+        (["parallelism=pp2", "data=messages", "data.path=x", "data.packing=false"], True, False),
+        (["parallelism=tp2"], False, True),  # captured
+        (["parallelism=tp2", "trainer.cuda_graph=false"], False, False),
+    ],
+)
+def test_a_pipeline_has_one_shape_of_one_row_or_tells_shapes(words, exchanged, one_shape):
+    pipeline = spec(LLAMA, *words)
+    assert (pipeline.shapes_exchanged, pipeline.one_shape) == (exchanged, one_shape)
+    assert not (pipeline.shapes_exchanged and pipeline.cuda_graph)
+
+
 def test_context_parallelism_exchanges_heads_where_they_can_be_divided():
     assert spec(LLAMA, "parallelism=cp2").heads_exchanged
     tensor = "parallelism.tensor_model_parallel_size=8"

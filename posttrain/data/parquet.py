@@ -39,7 +39,7 @@ def rows(path: Path, max_row: int) -> Iterator[dict[str, Any]]:
     """
     with pyarrow.parquet.ParquetFile(path) as file:
         size = _batch_size(file, path)
-        schema = file.schema_arrow
+        schema = pyarrow.schema([field.with_type(_without_views(field.type)) for field in file.schema_arrow])
         texts = _texts(file)
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
@@ -53,6 +53,21 @@ def rows(path: Path, max_row: int) -> Iterator[dict[str, Any]]:
                         plain_row, pyarrow.Table.from_batches([part]).cast(schema).to_pylist(maps_as_pydicts="strict")
                     )
                 first += batch.num_rows
+
+
+def _without_views(kind: pyarrow.DataType) -> pyarrow.DataType:
+    """A type with plain texts in place of views, as Polars writes them: Arrow can't make those of a dictionary."""
+    if kind == pyarrow.string_view():
+        return pyarrow.string()
+    if kind == pyarrow.binary_view():
+        return pyarrow.binary()
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_without_views(field.type)) for field in kind])
+    if types.is_list(kind):
+        return pyarrow.list_(_without_views(kind.value_type))
+    if types.is_large_list(kind):
+        return pyarrow.large_list(_without_views(kind.value_type))
+    return kind
 
 
 def _columns(file: pyarrow.parquet.ParquetFile) -> list[pyarrow.parquet.ColumnSchema]:
@@ -143,7 +158,7 @@ def _sizes(array: pyarrow.Array) -> np.ndarray:
             inner[1:] += _sizes(child.slice(offsets[0], length))
         return VALUE + np.diff(np.cumsum(inner)[offsets - offsets[0]])
     try:
-        lengths = pyarrow.compute.binary_length(array)
+        lengths = pyarrow.compute.binary_length(array.cast(_without_views(kind)))
     except pyarrow.ArrowNotImplementedError:  # a number, a date
         return np.full(len(array), VALUE)
     return VALUE + lengths.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -102,7 +102,7 @@ class _Search:
         opened = "".join(missing).replace("<think>", "").replace("</think>", "")
         if not holds(opened):
             return
-        if "</think>" in content and message.role == "assistant":
+        if content.count("</think>") == 1 and message.role == "assistant":
             yield LOST_REASONING if index in self.trained else CONTEXT_REASONING, opened.strip()
         else:
             yield "messages.content, a part", opened.strip()

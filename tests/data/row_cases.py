@@ -158,6 +158,25 @@ CASES = {
         reference={"messages": ASKED},
         trained=CALL_AND_ANSWER,
     ),
+    "two calls": Case(
+        "`tool_calls` and the older `function_call` in one message",
+        "the same: read once; others: refused",
+        {"messages": [ASKED[0], {**answer("", tool_calls=[call({})]), "function_call": {"name": "time"}}]},
+        refused=r"field `messages\[1\]`: function_call and tool_calls contradict each other",
+    ),
+    "the same call twice": Case(
+        "",
+        "",
+        {
+            "messages": [
+                ASKED[0],
+                {**ASKED[1], "function_call": {"name": "weather", "arguments": {"city": "Bern"}}},
+                *ASKED[2:],
+            ]
+        },
+        reference={"messages": ASKED},
+        trained=CALL_AND_ANSWER,
+    ),
     "second call": Case(
         "a call that the template doesn't write",
         "refused",
@@ -334,6 +353,14 @@ CASES = {
         {"messages": [user("2+2?"), answer("small sum\n</think>\n\n4")]},
         reference=SUM,
         trained=(THOUGHT,),
+    ),
+    "thinking twice": Case(
+        "a text with two closing tags of reasoning, of which the template keeps a part",
+        "counted and named in the report",
+        {"messages": [user("a"), answer("<think>one</think>and<think>two</think>b")]},
+        reference={"messages": [user("a"), answer("<think>one</think>and<think>two</think>b")]},
+        trained=("<think>\none\n</think>\n\nb<|im_end|>",),
+        unread=("messages.content, a part",),
     ),
     "refusal": Case(
         "an answer in `refusal` instead of `content`",
@@ -515,6 +542,13 @@ CASES = {
         Alpaca(),
         reference={"messages": [user("Add\n\n2 and 2"), answer("4")]},
         trained=("4<|im_end|>",),
+    ),
+    "no instances": Case(
+        "`instances` that are empty",
+        "refused",
+        {"instruction": "Add", "instances": []},
+        Alpaca(),
+        refused="field `instances`: is empty",
     ),
     "instances": Case(
         "a key of one of `instances` that isn't read",

@@ -222,6 +222,36 @@ def test_unknown_keys_of_trees(tokenizer, tmp_path):
     assert runs(tokenizer, sample) == ["a<|im_end|>"] and counts.unread == {"messages.mood": 1}
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([("1", None), ("2", "1"), ("2", "1")], r"line 3: field `message_id`: is another message's too"),
+        ([("1", None), ("2", "1"), ("3", "4"), ("4", "3")], r"line 3: its parents are its own replies, in a circle"),
+        ([("1", None), ("2", "1"), ("3", "5")], r"line 3: its parent 5 is not in the file"),
+    ],
+)
+def test_messages_of_a_flat_tree_are_not_lost(tokenizer, tmp_path, ids, message):
+    rows = []
+    for number, (own, parent) in enumerate(ids):
+        role = ("prompter", "assistant")[number % 2]
+        rows.append({"message_id": own, "parent_id": parent, "role": role, "text": f"text {number}"})
+    path = write(tmp_path, rows)
+    with pytest.raises(UserError, match=message):
+        encode(tokenizer, path, Oasst(), CHATML)
+    samples, counts = encode(tokenizer, path, Oasst(), CHATML, on_error="skip")
+    assert [runs(tokenizer, sample) for sample in samples] == [["text 1<|im_end|>"]]
+    assert sum(counts.dropped.values()) == len(rows) - 2
+
+
+def test_texts_of_parquet_are_read_whatever_their_type(tokenizer, tmp_path):
+    for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+        path = tmp_path / "rows.parquet"
+        columns = {"instruction": pyarrow.array(["a", "a"], kind), "output": pyarrow.array(["b", "c"], kind)}
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        samples, _ = encode(tokenizer, path, Alpaca(), CHATML)
+        assert [runs(tokenizer, sample) for sample in samples] == [["b<|im_end|>"], ["c<|im_end|>"]]
+
+
 def test_a_message_that_a_template_rewrites_is_in_the_text(tokenizer, tmp_path):
     """Upper case carries no mark, but another message makes another text."""
     louder = CHATML.replace("message['content'] +", "(message['content'] | upper if loop.first else message.content) +")

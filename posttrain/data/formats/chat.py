@@ -179,10 +179,13 @@ def _tool_calls(item: dict[str, Any], where: str) -> list[dict[str, Any]] | None
     if calls:
         if not isinstance(calls, list):
             raise wrong_type(f"{where}.tool_calls", "a list of calls", calls)
-        return [_read_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
-    if item.get("function_call"):
-        return [_read_call({"function": item["function_call"]}, f"{where}.function_call")]
-    return None
+        calls = [_read_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    if not holds(item.get("function_call")):
+        return calls or None
+    older = _read_call({"function": item["function_call"]}, f"{where}.function_call")
+    if calls and [call["function"] for call in calls] != [older["function"]]:
+        raise RowError(f"field `{where}`: function_call and tool_calls contradict each other", "calls contradict")
+    return calls or [older]
 
 
 def content(value: object, name: str, extra: dict[str, Any]) -> str:

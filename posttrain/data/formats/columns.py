@@ -45,6 +45,8 @@ class Alpaca(FormatOptions):
             instances = row["instances"]
             if not isinstance(instances, list):
                 raise wrong_type("instances", "a list", instances)
+            if not instances:
+                raise RowError("field `instances`: is empty", "no instances")
             for index, instance in enumerate(instances):
                 if not isinstance(instance, dict):
                     raise wrong_type(f"instances[{index}]", "an object", instance)

@@ -61,7 +61,8 @@ class Oasst(FormatOptions):
                     yield from self._paths(_nested(row["prompt"], place, self.metadata))
                 elif not row.get("deleted"):
                     node = _node(row, place, self.metadata)
-                    flat[text(row, "message_id")] = node
+                    if flat.setdefault(text(row, "message_id"), node) is not node:
+                        raise RowError("field `message_id`: is another message's too", "a message_id twice")
             except RowError as error:
                 yield place, error
         roots = []
@@ -73,8 +74,17 @@ class Oasst(FormatOptions):
             else:
                 reason = f"its parent {node.parent} is not in the file"
                 yield node.place, RowError(reason, "a parent is not in the file")
+        reached = set(map(id, roots))
         for root in roots:
             yield from self._paths(root)
+            stack = [root]
+            while stack:
+                replies = stack.pop().replies
+                reached.update(map(id, replies))
+                stack += replies
+        for node in flat.values():
+            if id(node) not in reached and node.parent in flat:
+                yield node.place, RowError("its parents are its own replies, in a circle", "a circle of parents")
 
     def _paths(self, root: _Node) -> Iterator[tuple[Place, Conversation | RowError]]:
         """The conversations of one tree, without recursion: trees may be deep."""

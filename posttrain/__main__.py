@@ -1,9 +1,10 @@
 """`python -m posttrain`: compose the configuration, check it, start the processes that train."""
 
-from posttrain.utils import stop
+from posttrain.utils import stop, terminal
 
 if __name__ == "__main__":
     stop.exit_on_signals()  # before the imports below, which take most of a second
+    terminal.greet()
 
 import sys
 from collections.abc import Mapping

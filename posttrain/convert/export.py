@@ -51,6 +51,7 @@ class Source:
         facts: about the training (posttrain.convert.training_metadata); None: there was none.
         license: of the weights, for the model card; None: what the facts say.
         base: what `check_base` found; None: it was not called.
+        announce: is told what is done now; None: nobody is.
     """
 
     model: HFModel
@@ -64,6 +65,12 @@ class Source:
     facts: dict[str, Any] | None = None
     license: str | None = None
     base: dict[str, Any] | None = None
+    announce: Callable[[str], object] | None = None
+
+    def begin(self, phase: str) -> None:
+        """Say what is done from now on."""
+        if self.announce:
+            self.announce(phase)
 
 
 def check_base(source: Source) -> dict[str, Any]:
@@ -134,6 +141,7 @@ def export_source(
     Raises:
         ExportRefused: it is not the model that was trained; on every process.
     """
+    source.begin("exporting")
     rank = torch.distributed.get_rank()
     trained = source.tokenizer or TrainedTokenizer(source.model)
     live: LiveLogits | str = source.unchecked or ""
@@ -151,6 +159,7 @@ def export_source(
                 write_artifacts(source, trained, scratch)
                 dtype = str(source.dtype).removeprefix("torch.")
                 report = {"tokenizer": trained.check(scratch)}
+                source.begin("verifying")
                 report |= verify_export(scratch, source.model, dtype, live, source.device)
                 if source.base:
                     report["base"] = source.base

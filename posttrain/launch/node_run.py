@@ -14,6 +14,7 @@ from posttrain.launch import failure, nodes, prestart
 from posttrain.launch.rank_process import base_environment, kernel_cache, start_process
 from posttrain.launch.signals import SignalRelay
 from posttrain.spec import checks
+from posttrain.train.console import Screen, ScreenPipe
 from posttrain.utils import boot_clock, heartbeat, rundir
 from posttrain.utils.heartbeat import Monitor
 from posttrain.utils.rank_environment import STARTED, UI_FD
@@ -35,6 +36,8 @@ class NodeRun:
 
     Attributes:
         processes, monitors: one for each of `ranks`.
+        screen: of this command.
+        drawing: what the first rank wants drawn; None: it is on another machine.
         hang: what hangs, in words.
         signals: received.
         signalled_at: when the first came, seconds since the epoch, as errors of ranks on all machines are timed; 0.0:
@@ -48,6 +51,8 @@ class NodeRun:
         self.gpus = gpus
         self.processes: list[subprocess.Popen[bytes]] = []
         self.monitors: list[Monitor] = []
+        self.screen = Screen.of_command()
+        self.drawing: ScreenPipe | None = None
         self.hang: str | None = None
         self.signals: list[int] = []
         self.signalled_at = 0.0
@@ -72,17 +77,15 @@ class NodeRun:
             rundir.remove(self.run_dir, name)
 
     def _start(self) -> None:
-        terminal = os.dup(1)
-        try:
-            for rank, local_rank in zip(self.ranks, self.local_ranks, strict=True):
-                self._start_rank(rank, local_rank, terminal)
-        finally:
-            os.close(terminal)
+        for rank, local_rank in zip(self.ranks, self.local_ranks, strict=True):
+            self._start_rank(rank, local_rank)
+        if self.drawing:
+            self.screen.phase("importing")
         if self.signals:
             self._send(signal.SIGTERM)  # to those that had not been started when it came
 
-    def _start_rank(self, rank: int, local_rank: int, terminal: int) -> None:
-        """Start one rank; rank 0 draws on the terminal through an inherited descriptor."""
+    def _start_rank(self, rank: int, local_rank: int) -> None:
+        """Start one rank; rank 0 says through an inherited descriptor what is drawn on the terminal."""
         env = self._environment(rank, local_rank)
         log_name = f"logs/rank{rank}.log"
         if local_rank == 0 and self._use_prestarted(rank, env, log_name):
@@ -92,12 +95,15 @@ class NodeRun:
         env[heartbeat.FD] = str(monitor.inherited)
         inherited = [monitor.inherited]
         if rank == 0:
-            env[UI_FD] = str(terminal)
-            inherited.append(terminal)
+            self.drawing = ScreenPipe()
+            env[UI_FD] = str(self.drawing.inherited)
+            inherited.append(self.drawing.inherited)
         log = rundir.append(self.run_dir, log_name)  # the child's from here
         self.processes.append(start_process([str(self.run_dir)], env, subprocess.DEVNULL, log, inherited))
         os.close(log)
         monitor.started()
+        if rank == 0 and self.drawing:
+            self.drawing.started()
 
     def _environment(self, rank: int, local_rank: int) -> dict[str, str]:
         """A rank's environment, with the variables that torch reads."""
@@ -130,6 +136,7 @@ class NodeRun:
             return False
         self.processes.append(prestarted.process)
         self.monitors.append(prestarted.monitor)
+        self.drawing = prestarted.drawing
         return True
 
     def wait(self) -> None:
@@ -171,14 +178,25 @@ class NodeRun:
                 deadline = time.monotonic() + STACKS_S
             if deadline is not None and time.monotonic() > deadline:
                 self._send(signal.SIGKILL)
+            self._draw()
             time.sleep(POLL_S)
         return deadline is not None
 
     def _has_failed(self) -> bool:
         return any(process.poll() not in (None, 0) for process in self.processes)
 
+    def _draw(self) -> None:
+        """Draw what the first rank has sent, and the time that goes by."""
+        if self.drawing:
+            self.drawing.show(self.screen)
+        self.screen.refresh()
+
     def _close(self) -> None:
-        """Let go of the port and the pipes, and kill loader workers that a rank has left in its session."""
+        """Let go of terminal, port and pipes, and kill loader workers that a rank has left in its session."""
+        self._draw()
+        self.screen.stop()
+        if self.drawing:
+            self.drawing.close()
         self.port.close()
         for monitor in self.monitors:
             monitor.close()

@@ -6,12 +6,12 @@ because of a mistake in it, takes the waiting process with it. No torch here.
 """
 
 import json
-import os
 import subprocess
 import tempfile
 from pathlib import Path
 
 from posttrain.launch.rank_process import base_environment, start_process
+from posttrain.train.console import ScreenPipe
 from posttrain.utils import heartbeat
 from posttrain.utils.gpus import visible_gpus
 from posttrain.utils.heartbeat import Monitor
@@ -29,15 +29,13 @@ class PrestartedRank:
 
     def __init__(self, env: dict[str, str]) -> None:
         self.monitor = Monitor(0)
-        terminal = os.dup(1)
-        env = {**env, UI_FD: str(terminal), heartbeat.FD: str(self.monitor.inherited)}
-        inherited = [self.monitor.inherited, terminal]
-        try:
-            with tempfile.TemporaryFile() as output:  # the rank copies it to its log, which is not known yet
-                self.process = start_process([], env, subprocess.PIPE, output, inherited)
-        finally:
-            os.close(terminal)
+        self.drawing = ScreenPipe()
+        env = {**env, UI_FD: str(self.drawing.inherited), heartbeat.FD: str(self.monitor.inherited)}
+        inherited = [self.monitor.inherited, self.drawing.inherited]
+        with tempfile.TemporaryFile() as output:  # the rank copies it to its log, which is not known yet
+            self.process = start_process([], env, subprocess.PIPE, output, inherited)
         self.monitor.started()
+        self.drawing.started()
 
     def assign(self, rank: int, run_dir: Path, log: str, env: dict[str, str]) -> bool:
         """Make it rank `rank` of the run in `run_dir`, with the log of that name there; whether it could be."""
@@ -56,6 +54,7 @@ class PrestartedRank:
         self.process.kill()
         self.process.wait()
         self.monitor.close()
+        self.drawing.close()
 
 
 _waiting: PrestartedRank | None = None

@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from posttrain.utils.durations import format_duration
+
 # What a change of a kind costs besides time; see posttrain.plan.advice.Edit.
 KINDS = {
     "speed": "",
@@ -104,7 +106,7 @@ def _run_table(plan: dict[str, Any]) -> Table:
     if speed["step_s"]:
         time = f"{speed['step_s']:.2f} s a step, {speed['tokens_per_second']:,} tokens/s, MFU {speed['mfu']:.0%}"
         if speed["total_s"] is not None:
-            time += f", {_format_time(speed['total_s'])} in all"
+            time += f", {format_duration(speed['total_s'])} in all"
         table.add_row("time", time)
         table.add_row(
             "",
@@ -154,11 +156,3 @@ def _effect(change: dict[str, Any]) -> str:
     effect = f"{change['needed_gib']:.1f} GiB, time x {change['time']:.2f}"
     kind = _kind(change)
     return f"{effect}, {kind}" if kind else effect
-
-
-def _format_time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -116,6 +116,7 @@ class RunCallback(Callback):
     def before_first_step(self, context: CallbackContext) -> None:
         """Compare the model with its files; validation loss and answers before training."""
         if self.run.spec.base_check:
+            self.run.screen.phase("verifying")
             self.exporter.check_base(context.model)
             self.run.clock.mark("base check")
         self.progress.val_loss_before = self.validate(context, 0)
@@ -134,6 +135,7 @@ class RunCallback(Callback):
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Note the time and this step's learning rate (the scheduler moves on before the step ends)."""
+        self.run.screen.phase("training")
         self.lr = get_canonical_lr_for_logging(context.optimizer.param_groups)
         self.progress.val_loss = None
         self.began = time.perf_counter()
@@ -178,6 +180,7 @@ class RunCallback(Callback):
 
     def before_save(self) -> None:
         """Bring the progress, which a checkpoint keeps, up to date; a collective call."""
+        self.run.screen.phase("saving")
         self.batches.counter.collect()
         self.window.collect()
 
@@ -238,6 +241,7 @@ class RunCallback(Callback):
         """Loss of the validation split, None without one; a collective call."""
         if not self.run.validation_steps:
             return None
+        self.run.screen.phase("validating")
         self.run.heartbeat.begin()
         values = validate(context, self.batches, self.run.groups.objective.metrics)
         self.run.heartbeat.end()
@@ -247,6 +251,8 @@ class RunCallback(Callback):
 
     def sample(self, context: CallbackContext, step: int, when: str | None) -> None:
         """Answer the sample prompts; with trainer.generation_interval the answers are recorded at `step`."""
+        if self.sampler.prompts:
+            self.run.screen.phase("sampling")
         with gathered(context):
             answers = self.sampler.run(context.model, when)
         if self.metrics and answers and self.settings.generation_interval:

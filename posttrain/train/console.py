@@ -1,21 +1,36 @@
-"""What the person at the terminal sees; everything else a rank prints goes to its log file."""
+"""What the person at the terminal sees; everything else a rank prints goes to its log file.
 
+The launcher alone draws (`Screen`), so the terminal has one owner, which answers while a rank imports or computes. The
+first rank says what to draw (`RankScreen`) through a pipe (`ScreenPipe`). No torch here.
+"""
+
+import contextlib
+import json
 import os
+import select
 import shlex
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from posttrain.utils import stop
+from posttrain.utils.durations import format_duration
 from posttrain.utils.escape import escape_control
 from posttrain.utils.rank_environment import UI_FD
 
 PLAIN_INTERVAL_S = 10.0  # between lines where the output is not a terminal
+REFRESH_S = 0.25  # between drawings of the live line
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+BAR = 20  # columns
+READ_BYTES = 1 << 16
 
 
 def shown(text: str | None) -> str:
@@ -23,8 +38,72 @@ def shown(text: str | None) -> str:
     return escape(escape_control(text or ""))
 
 
+class LiveLine:
+    """The last line of a terminal: the phase of a run, how long it has taken, and the step with its numbers.
+
+    Attributes:
+        name: of the phase.
+        since: when it began, as of time.monotonic.
+        done, total: of what the phase consists of; a total of 0: not known.
+        step, steps: of the training; no steps: it has not begun.
+        numbers: of the last step, the most important first.
+        eta: seconds to the end of the training; None: not known.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.since = time.monotonic()
+        self.done = self.total = 0
+        self.step = self.steps = 0
+        self.numbers: list[str] = []
+        self.eta: float | None = None
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """Say what is done now; under the same name its time goes on."""
+        if name != self.name:
+            self.name = name
+            self.since = time.monotonic()
+        self.done, self.total = done, total
+
+    def text(self, width: int) -> str:
+        """The line, in at most `width` columns: what matters less is left out."""
+        elapsed = time.monotonic() - self.since
+        spinner = SPINNER[int(elapsed / REFRESH_S) % len(SPINNER)]
+        head = f"{spinner} {self.name}"
+        if self.total:
+            head += f" {self.done}/{self.total}"
+        parts = {0: head, 3: format_duration(elapsed)}  # by their order in the line
+        importance = [0, 3]
+        if self.steps:
+            parts |= {1: f"step {self.step}/{self.steps}", 2: _bar(self.step / self.steps)}
+            importance = [0, 1, 3]
+            if self.eta is not None and self.step < self.steps:
+                parts[9] = f"eta {format_duration(self.eta)}"
+                importance.append(9)
+            parts |= dict(enumerate(self.numbers, 4))
+            importance += [*range(4, 4 + len(self.numbers)), 2]
+        kept: list[int] = []
+        for part in importance:
+            if cell_len(_joined(parts, [*kept, part])) <= width:
+                kept.append(part)
+        return _joined(parts, kept)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        # Not the last column: some terminals begin a new line there.
+        yield Text(self.text(options.max_width - 1), no_wrap=True, overflow="crop")
+
+
+def _bar(share: float) -> str:
+    full = int(share * BAR)
+    return "━" * full + "╌" * (BAR - full)
+
+
+def _joined(parts: dict[int, str], kept: Iterable[int]) -> str:
+    return "  ".join(parts[part] for part in sorted(kept))
+
+
 class Screen:
-    """The launcher's standard output.
+    """The launcher's standard output: lines that stay, and on a terminal a live one below them.
 
     Args:
         file: where to draw.
@@ -32,58 +111,70 @@ class Screen:
 
     def __init__(self, file: TextIO) -> None:
         self.console = Console(file=file, highlight=False, soft_wrap=True)
-        self.live = self.console.is_terminal
-        self.progress: Progress | None = None
+        self.on_terminal = file.isatty() and not self.console.is_dumb_terminal
+        self.line = LiveLine()
+        self.live: Live | None = None
         self.last_line = 0.0
+        self.drawn = 0.0
 
     @classmethod
-    def inherited(cls) -> "Screen":
-        """The screen that the launcher passed on, else this process's standard output."""
-        descriptor = os.environ.get(UI_FD)
-        return cls(stop.tolerant_stream(int(descriptor)) if descriptor else sys.stdout)
+    def of_command(cls) -> "Screen":
+        """The screen of this process, which goes on when its terminal is gone."""
+        sys.stdout.flush()
+        return cls(stop.tolerant_stream(1, sys.stdout.encoding))
+
+    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
+        """Say what is done now, and how much of it; seen on a terminal alone."""
+        self.line.phase(name, done, total)
+        if self.live is None and self.on_terminal:
+            self.live = Live(
+                self.line,
+                console=self.console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self.live.start()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Draw the live line again; to be called often."""
+        if self.live and time.monotonic() - self.drawn >= REFRESH_S:
+            self.drawn = time.monotonic()
+            self.live.refresh()
 
     def print(self, text: str) -> None:
-        """A line that stays, above the progress line; rich markup."""
-        (self.progress.console if self.progress else self.console).print(text)
+        """A line that stays, above the live line; rich markup."""
+        self.console.print(text)
 
     def start(self, step: int, steps: int) -> None:
-        """Begin the progress line at `step` of `steps`."""
-        self.steps = steps
-        if self.live:
-            columns = (
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.description}"),
-                TimeElapsedColumn(),
-                TextColumn("eta"),
-                TimeRemainingColumn(),
-            )
-            self.progress = Progress(*columns, console=self.console, refresh_per_second=4)
-            self.task = self.progress.add_task("", total=steps, completed=step)
-            self.progress.start()
+        """The training begins at `step` of `steps`."""
+        self.line.step, self.line.steps = step, steps
 
     def step(self, step: int, values: dict[str, Any]) -> None:
-        """Move the progress line, or print one now and then."""
-        parts = [f"loss {values['loss']:.4f}", f"lr {values['lr']:.2e}"]
+        """Move the live line, or print one now and then."""
+        numbers = [f"loss {values['loss']:.4f}", f"lr {values['lr']:.2e}"]
         if values.get("grad_norm") is not None:
-            parts.append(f"norm {values['grad_norm']:.2f}")
+            numbers.append(f"norm {values['grad_norm']:.2f}")
         supervised = values["supervised_tokens_per_second"]
-        parts.append(f"{supervised:,.0f} supervised tok/s of {values['tokens_per_second']:,.0f}")
+        numbers.append(f"{supervised:,.0f} supervised tok/s of {values['tokens_per_second']:,.0f}")
         if values.get("mfu") is not None:
-            parts.append(f"MFU {values['mfu']:.0%}")
-        text = "  ".join(parts)
-        if self.progress:
-            self.progress.update(self.task, completed=step, description=text)
-        elif time.monotonic() - self.last_line > PLAIN_INTERVAL_S or step == self.steps:
+            numbers.append(f"MFU {values['mfu']:.0%}")
+        self.line.step, self.line.numbers = step, numbers
+        self.line.eta = (self.line.steps - step) * values["step_seconds"]
+        waited = time.monotonic() - self.last_line
+        if not self.live and (waited > PLAIN_INTERVAL_S or step == self.line.steps):
             self.last_line = time.monotonic()
-            eta = (self.steps - step) * values["step_seconds"]
-            self.print(f"step {step}/{self.steps}  {text}  eta {eta:.0f} s")
+            eta = format_duration(self.line.eta)
+            self.print(f"step {step}/{self.line.steps}  {'  '.join(numbers)}  eta {eta}")
 
     def stop(self) -> None:
-        """End the progress line."""
-        if self.progress:
-            self.progress.stop()
-            self.progress = None
+        """End the live line, and the training's part of it."""
+        if self.live:
+            self.live.stop()
+            self.live = None
+        self.line = LiveLine()
 
     def result(self, summary: dict[str, Any], samples: list[dict[str, str]]) -> None:
         """Samples side by side, losses, and where everything is."""
@@ -113,7 +204,7 @@ class Screen:
                 f"per second; peak memory {summary['peak_memory_gib']:.1f} GiB"
             )
             if "time_to_first_step_s" in summary:  # absent if the run was already complete when restarted
-                line += f"; first step after {summary['time_to_first_step_s']:.0f} s"
+                line += f"; first step after {format_duration(summary['time_to_first_step_s'])}"
             self.print(line)
         self.print(f"run directory: {shown(summary['run_dir'])}")
         if summary.get("export"):
@@ -129,3 +220,85 @@ def _tail(prompt: str, most: int = 240) -> str:
         lines.pop()
     text = lines[-1]
     return text if len(text) <= most else "..." + text[-most:]
+
+
+class RankScreen:
+    """The launcher's screen for a rank: the first one's calls are passed on, those of others do nothing.
+
+    Also without a launcher nothing is drawn.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = int(os.environ.get(UI_FD, -1))
+        self.last_phase: tuple[str, int, int] | None = None
+
+    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
+        """See Screen."""
+        if (name, done, total) != self.last_phase:
+            self.last_phase = name, done, total
+            self._send("phase", name, done, total)
+
+    def print(self, text: str) -> None:
+        """See Screen."""
+        self._send("print", text)
+
+    def start(self, step: int, steps: int) -> None:
+        """See Screen."""
+        self._send("start", step, steps)
+
+    def step(self, step: int, values: dict[str, Any]) -> None:
+        """See Screen. Left out while the launcher is suspended: a rank doesn't wait for it."""
+        if self.descriptor >= 0 and select.select([], [self.descriptor], [], 0)[1]:
+            self._send("step", step, values)
+
+    def stop(self) -> None:
+        """See Screen."""
+        self._send("stop")
+
+    def result(self, summary: dict[str, Any], samples: list[dict[str, str]]) -> None:
+        """See Screen."""
+        self._send("result", summary, samples)
+
+    def _send(self, method: str, *arguments: object) -> None:
+        if self.descriptor < 0:
+            return
+        left = json.dumps([method, *arguments]).encode() + b"\n"
+        with contextlib.suppress(BrokenPipeError):  # the launcher's troubles are not the rank's
+            while left:
+                left = left[os.write(self.descriptor, left) :]
+
+
+class ScreenPipe:
+    """The launcher's end of what the first rank has drawn.
+
+    Attributes:
+        inherited: the rank's end.
+    """
+
+    METHODS = ("phase", "print", "start", "step", "stop", "result")
+
+    def __init__(self) -> None:
+        self.descriptor, self.inherited = os.pipe()
+        os.set_blocking(self.descriptor, False)
+        self.unread = b""
+
+    def started(self) -> None:
+        """The rank has its end; close ours."""
+        os.close(self.inherited)
+
+    def show(self, screen: Screen) -> None:
+        """Draw what has come since the last call."""
+        with contextlib.suppress(BlockingIOError):
+            received = os.read(self.descriptor, READ_BYTES)
+            while received:
+                self.unread += received
+                received = os.read(self.descriptor, READ_BYTES)
+        *lines, self.unread = self.unread.split(b"\n")
+        for line in lines:
+            method, *arguments = json.loads(line)
+            if method in self.METHODS:
+                getattr(screen, method)(*arguments)
+
+    def close(self) -> None:
+        """The rank has ended."""
+        os.close(self.descriptor)

@@ -18,6 +18,7 @@ from posttrain.peft.adapters import LoRA
 from posttrain.spec.epochs import Epoch
 from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.schedule import Schedule, schedule_of
+from posttrain.train.console import RankScreen
 from posttrain.train.parallelism import Parallelism
 from posttrain.train.precision import Precision
 from posttrain.train.startup_clock import StartupClock
@@ -68,6 +69,7 @@ class RunContext:
         splits: the packed data.
         progress: totals over all parts of the run, kept in its checkpoints.
         heartbeat: signs of life for the launcher.
+        screen: what the person at the terminal sees.
         clock: of the run's start.
     """
 
@@ -83,6 +85,7 @@ class RunContext:
     splits: Splits
     progress: Progress
     heartbeat: Heartbeat
+    screen: RankScreen
     clock: StartupClock
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.config.containers import as_dict
 from posttrain.plan.flops import ModelFlops
 from posttrain.train.batches import Counts
-from posttrain.train.console import Screen, shown
+from posttrain.train.console import shown
 from posttrain.train.context import RunContext
 from posttrain.train.trackers import Resumed
 from posttrain.utils import rundir
@@ -29,7 +29,7 @@ class Metrics:
     def __init__(self, run: RunContext) -> None:
         self.run = run
         self.trackers = run.groups.trackers
-        self.screen = Screen.inherited()
+        self.screen = run.screen
 
     def start(self, first_step: int, flops: ModelFlops, planned: float | None) -> None:
         """Announce the run, with the peak memory that is planned for it (GiB), and start the trackers."""
@@ -154,6 +154,7 @@ class Metrics:
         for tracker in self.trackers:
             tracker.finish(scalars)
         self.screen.result(summary, samples)
+        self.screen.phase("ending")
 
 
 def describe(run: RunContext) -> list[str]:

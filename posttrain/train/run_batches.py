@@ -1,6 +1,7 @@
 """A run's batches: which rows, in which order, to which process, and what was counted in them."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -65,7 +66,20 @@ class RunBatches:
         samples = run.validation_steps * size
         seed = run.groups.data.split_seed
         rows = ValidationOrder(run.splits.validation, samples, self.blank, self.collate, seed)
-        return self._open(rows, 0, size, 0)
+        share = parallel_state.get_data_parallel_world_size() * run.spec.micro_batch
+        batches = self._open(rows, 0, size, 0)
+        batches.beat = self._counted_beats(samples // share)
+        return batches
+
+    def _counted_beats(self, total: int) -> Callable[[], None]:
+        """What is done at each of `total` micro-batches of a validation: a sign of life, and how far it is."""
+        number = itertools.count(1)
+
+        def beat() -> None:
+            self.run.heartbeat.begin()
+            self.run.screen.phase("validating", min(next(number), total), total)
+
+        return beat
 
     def _open(
         self, rows: TrainOrder | ValidationOrder, consumed: int, global_batch_size: int, workers: int

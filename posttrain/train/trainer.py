@@ -20,6 +20,7 @@ from posttrain.patches import Platform
 from posttrain.spec.run_spec import RunSpec, resolve_spec
 from posttrain.train import megatron_config, out_of_memory
 from posttrain.train.callbacks import RunCallback
+from posttrain.train.console import RankScreen
 from posttrain.train.context import Groups, RunContext
 from posttrain.train.exporting import Exporter
 from posttrain.train.run_batches import RunBatches
@@ -55,6 +56,7 @@ class Trainer:
         self.run_dir = run_dir
         self.config = frozen
         self.clock = clock
+        self.screen = RankScreen()
         self.settings = TrainerSchema(**as_dict(OmegaConf.create(settings)))
 
     def fit(self) -> None:
@@ -66,6 +68,7 @@ class Trainer:
         """
         opened = Used(verify=os.environ.get("LOCAL_RANK", "0") == "0")  # its check ends before the first step
         run = self.prepare(opened)
+        self.screen.phase("loading the model")
         model = megatron_config.build_model(run)
         batches = RunBatches(run)
         callback = RunCallback(run, batches, Exporter(run, model), model.vocab_size, opened)
@@ -88,6 +91,7 @@ class Trainer:
         Raises:
             UserError: the data, the template or the decisions are wrong.
         """
+        self.screen.phase("reading data")
         groups = self.groups
         world = int(os.environ["WORLD_SIZE"])
         spec = self.resolve(world)
@@ -120,6 +124,7 @@ class Trainer:
             splits=splits,
             progress=Progress(),
             heartbeat=Heartbeat(),
+            screen=self.screen,
             clock=self.clock,
         )
 

@@ -2,4 +2,4 @@
 
 DEVICE = "POSTTRAIN_DEVICE"  # where to compute: "cuda" or "cpu"
 STARTED = "POSTTRAIN_STARTED"  # when the command was started, in seconds of utils.boot_clock
-UI_FD = "POSTTRAIN_UI_FD"  # file descriptor of the launcher's terminal, given to the first rank
+UI_FD = "POSTTRAIN_UI_FD"  # file descriptor by which the first rank tells the launcher what to draw

@@ -63,6 +63,18 @@ def test_the_rank_that_was_killed_is_named_though_another_fails_of_it_first(rank
         run.wait()
 
 
+def test_what_the_first_rank_draws_is_there_when_it_has_ended(ranks, capfd):
+    run = ranks("""
+        if rank == 0:
+            for message in (["phase", "training", 0, 0], ["print", "[bold]a line[/]"], ["print", "the last"]):
+                os.write(int(os.environ["POSTTRAIN_UI_FD"]), json.dumps(message).encode() + b"\\n")
+        else:
+            assert "POSTTRAIN_UI_FD" not in os.environ
+    """)
+    run.wait()
+    assert run.screen.live is None and capfd.readouterr().out == "a line\nthe last\n"
+
+
 def test_the_first_of_two_errors_is_told(ranks):
     run = ranks("""
         time.sleep(0.5 * rank)

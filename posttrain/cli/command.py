@@ -77,6 +77,8 @@ def run(
             fail(f"--config-dir: {value} is a run's folder, of which nothing would be used{rerun.advice(value)}")
         if UNDECODED.search(arg):
             fail(f"{arg}: is not UTF-8; rename the file. If it is, and the locale is another: set PYTHONUTF8=1")
+    if config_name != "config" and {"-m", "--multirun"} & set(sys.argv[1:]):
+        fail("--multirun: sweeps over trainings alone; run this command once for each")
     before = os.environ.get(FULL_ERROR)
     full = before == "1"
     # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.

@@ -26,7 +26,7 @@ from posttrain.config import schema, targets
 from posttrain.config.instantiate import built
 from posttrain.convert import single_process
 from posttrain.convert.checkpoints import find
-from posttrain.convert.publish import check_free
+from posttrain.convert.publish import check_apart, check_free
 from posttrain.errors import UserError
 from posttrain.generate import load
 from posttrain.spec import checks
@@ -124,10 +124,13 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
         raise UserError(f"`convert.dtype={c.dtype}`: must be one of {', '.join(DTYPES)}")
     out = expand_home(c.out)
     check_free(out, c.overwrite)
+    if c.checkpoint is not None:
+        check_apart(out, expand_home(c.checkpoint))
     if c.command == "import":
         if OmegaConf.is_missing(cfg.model, "path"):
             raise UserError("`model.path`: has no value; give a Hugging Face directory or a hub id")
         checks.check_model(cfg)
+        check_apart(out, expand_home(cfg.model.path))
         import_(cfg, out)
     elif c.checkpoint is None:
         raise UserError("`checkpoint`: has no value; give a run directory, or one of its checkpoints")

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from posttrain.convert import card
 from posttrain.convert.artifacts import add_stop_tokens, copy_generation_config, copy_tokenizer, write_config
 from posttrain.convert.progress_bar import show_progress
-from posttrain.convert.publish import publishing
+from posttrain.convert.publish import check_apart, publishing
 from posttrain.convert.shards import ShardWriter
 from posttrain.errors import NoSuchModel, UserError
 from posttrain.generate.decoding import turn_ends
@@ -19,7 +19,7 @@ from posttrain.models import HFModel
 from posttrain.models.families import family_of
 from posttrain.models.families.family import ModelFamily
 from posttrain.models.headers import Tensor, read_json
-from posttrain.models.hf_adapter import CONFIG, WEIGHTS, Pair, check_against, is_adapter, read_adapter
+from posttrain.models.hf_adapter import CONFIG, UNQUANTISED, WEIGHTS, Pair, check_against, is_adapter, read_adapter
 from posttrain.models.shapes import check_directory
 from posttrain.models.vocabulary import is_output, is_vocabulary
 from posttrain.utils import rundir
@@ -54,6 +54,7 @@ def merge_adapter(
     adapted = HFModel(path=str(adapter))
     adapted.moved_base = base_path
     base = find_base(adapted)
+    check_apart(out, base)
     headers = check_directory(base)
     hf_config = adapted.hf_config()
     family = family_of(hf_config.to_dict())
@@ -118,7 +119,7 @@ def check_unquantised(base: Path, headers: Mapping[str, Tensor]) -> None:
                 "convert.base=DIR"
             )
     for name, tensor in headers.items():
-        if tensor.dtype.startswith("F8") or tensor.dtype == "F4":
+        if "weight" in name.rpartition(".")[2] and tensor.dtype not in UNQUANTISED:
             raise UserError(
                 f"{tensor.file}: {name} is quantised ({tensor.dtype}); give full weights with convert.base=DIR"
             )

@@ -15,6 +15,12 @@ def check_free(out: Path, overwrite: bool) -> None:
         raise UserError(f"convert.out={out}: already exists; choose another, or add convert.overwrite=true")
 
 
+def check_apart(out: Path, source: Path) -> None:
+    """Raise a UserError where `source`, which is read, is `out` or lies in it: it would be replaced by the result."""
+    if source.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"convert.out={out}: {source}, which is read, would be replaced; choose another directory")
+
+
 @contextmanager
 def publishing(out: Path, overwrite: bool = False, first: bool = True) -> Iterator[Path]:
     """Yield a hidden sibling of `out` to write into; renamed to `out` at the end, removed after an error.

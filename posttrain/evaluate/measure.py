@@ -172,7 +172,7 @@ def score_answers(
     prompts = [prompt for prompt, _ in pairs.values()]
     too_long = beyond_positions(model, prompts)
     if too_long:
-        STDERR.print(f"posttrain: {name}: {too_long}", markup=False)
+        STDERR.print(f"posttrain: {name}: {too_long}", markup=False, soft_wrap=True)
     generated = continuations(model, prompts, stop, _pad_token(tokenizer), sampling, options.batch_size)
     indices = list(pairs)
     scores: list[float | None] = [None] * len(conversations.ids)
@@ -206,11 +206,14 @@ def _pad_token(tokenizer: "PreTrainedTokenizerBase") -> int:
 def compute_score(metric: Metric, answer: str, reference: str) -> float:
     """Score one answer; errors raised by a user's metric are reported as user errors."""
     try:
-        return float(metric(answer, reference))
+        score = float(metric(answer, reference))
     except UserError:
         raise
     except Exception as error:  # whatever the user's code raises
         raise UserError(f"metric: {type(error).__name__} for the answer {answer[:80]!r}: {error}") from error
+    if math.isnan(score):
+        raise UserError(f"metric: returned NaN for the answer {answer[:80]!r}; the mean of a set would be none")
+    return score
 
 
 def show_progress[T](items: Iterable[T], title: str, count: int) -> Iterable[T]:

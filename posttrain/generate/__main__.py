@@ -20,7 +20,7 @@ from posttrain.errors import RunFailed, UserError
 from posttrain.generate import load, sampling
 from posttrain.generate.questions import apply_options, question, read_prompts
 from posttrain.utils import stop
-from posttrain.utils.escape import escape_control
+from posttrain.utils.escape import encodable, escape_control
 
 if TYPE_CHECKING:
     from posttrain.generate.answerer import Answerer
@@ -213,7 +213,7 @@ def print_answer(prompt: str, text: str, as_json: bool) -> None:
     """
     line = text
     if as_json:
-        line = json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False)
+        line = encodable(json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False))
     if sys.stdout.isatty():
         line = escape_control(line)
     print(line, flush=True)

@@ -14,6 +14,7 @@ from posttrain.errors import UserError
 from posttrain.generate.decoding import check_fits, continuations, stop_tokens
 from posttrain.generate.sampling import Sampling
 from posttrain.models.tokenizer_files import failures
+from posttrain.utils.escape import encodable
 
 OWN_TEMPLATE = ChatTemplate(require_stop=False)
 
@@ -98,11 +99,3 @@ class Answerer:
         except RowError as error:  # its reason says what to do about a row that is trained
             raise UserError(error.kind) from None
         return encoded.input_ids.tolist()
-
-
-def encodable(text: str) -> str:
-    """Return `text` with a question mark for each half character.
-
-    Python makes half characters of typed bytes that are not UTF-8.
-    """
-    return text.encode("utf-8", "replace").decode("utf-8")

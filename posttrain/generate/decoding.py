@@ -41,6 +41,23 @@ class RepetitionPenalty(LogitsProcessor):
         return torch.cat(rows)
 
 
+class CheckedLogits(LogitsProcessor):
+    """Refuses logits of which no token can be chosen, where an answer would be token 0 again and again."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [batch, vocabulary] as they are.
+
+        Raises:
+            UserError: one of them is NaN or infinite; minus infinity only rules a token out.
+        """
+        if not (scores < torch.inf).all():  # nor is NaN
+            raise UserError(
+                "the model's logits are NaN or infinite, so no token can be chosen: its weights are damaged, or too "
+                "large for the data type that it is computed in"
+            )
+        return scores
+
+
 def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """Return the ids that end an answer.
 
@@ -171,7 +188,7 @@ def continuations(
             pad_token_id=pad_id,
             **drawn,
         )
-        processors = LogitsProcessorList()
+        processors = LogitsProcessorList([CheckedLogits()])
         if sampling.repetition_penalty != 1:
             processors.append(RepetitionPenalty(sampling.repetition_penalty, padding))
         with torch.no_grad():

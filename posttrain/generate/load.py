@@ -98,7 +98,7 @@ def nearby(path: Path) -> str:
         folder = folder.parent
     found = []
     for entry in folder.iterdir():
-        if any((entry / name).is_file() for name in ("config.yaml", "config.json", CONFIG)):
+        if any((entry / name).is_file() for name in ("status.json", "config.json", CONFIG)):
             found.append(entry.name)
     if not found:
         return ""

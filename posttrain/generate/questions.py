@@ -30,7 +30,7 @@ def read_prompts(path: Path) -> list[Conversation]:
     if not path.is_file():
         raise UserError(f"--file {path}: no such file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--file {path}: can't be read: {error}") from None
     conversations = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import UserError
-from posttrain.models.headers import Tensor, read_header, read_json
+from posttrain.models.headers import Tensor, read_header, read_json, same_content
 from posttrain.models.vocabulary import is_embedding, is_vocabulary
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -227,6 +227,19 @@ def find_alpha(config: Mapping[str, Any], module: str) -> float:
     return alpha
 
 
+def _check_tied(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse an output matrix, saved for a base whose output is its embedding, that isn't the embedding saved with it.
+
+    PEFT saves such a matrix twice; trained apart, one of them would be lost.
+    """
+    for other, tensor in tensors.items():
+        if is_embedding(base_name(other)) and not same_content(tensor, tensors[name]):
+            raise UserError(
+                f"adapter: {name} differs from {other}, but in the base model they are one matrix "
+                "(tie_word_embeddings), and one of them would be lost; give a base in which they are two"
+            )
+
+
 def check_against(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], tensors: Mapping[str, Tensor]) -> None:
     """Raise a UserError unless every module is a matrix of the base model with the adapter's shape."""
     for module, pair in pairs.items():
@@ -247,7 +260,8 @@ def check_against(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], tensors
             continue
         weight = base.get(base_name(name))
         if weight is None and not is_embedding(name):
-            continue  # PEFT saves a tied output matrix as well
+            _check_tied(name, tensors)
+            continue
         if weight is None or len(tensor.shape) != 2 or tensor.shape[1:] != weight.shape[1:]:
             raise UserError(f"adapter: {name} of {list(tensor.shape)} is not the base model's; it has another width")
         if tensor.shape[0] < weight.shape[0]:

@@ -16,3 +16,11 @@ def escape_control(text: str) -> str:
 def shorten(text: str, length: int) -> str:
     """The first `length` characters of `text`, and that there are more."""
     return text if len(text) <= length else f"{text[:length]}..."
+
+
+def encodable(text: str) -> str:
+    """Return `text` with a question mark for each half character.
+
+    Python makes half characters of typed bytes that are not UTF-8, and JSON can spell them.
+    """
+    return text.encode("utf-8", "replace").decode("utf-8")

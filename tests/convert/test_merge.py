@@ -1,6 +1,7 @@
 """Base + adapter as one model, against what PEFT makes of them."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -159,18 +160,19 @@ def test_a_base_that_says_it_is_quantised(fields, method, known, base, peft_adap
     assert not (tmp_path / "merged").exists()
 
 
-def test_eight_bits_beside_the_adapted_layers(base, peft_adapter, tmp_path):
+@pytest.mark.parametrize(("stored", "said"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.uint8, "U8")])
+def test_eight_bits_beside_the_adapted_layers(stored, said, base, peft_adapter, tmp_path):
     """In a family that isn't known; in another data type they would be numbers without their scales."""
     from posttrain.convert.merge import merge_adapter
 
     directory = base("llama")
     adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
     weights = load_file(directory / "model.safetensors")
-    weights = {name: tensor.to(torch.float8_e4m3fn) if "v_proj" in name else tensor for name, tensor in weights.items()}
+    weights = {name: tensor.to(stored) if "v_proj" in name else tensor for name, tensor in weights.items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     file = directory / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "olmo2"}))
-    with pytest.raises(UserError, match=r"v_proj.weight is quantised \(F8_E4M3\)"):
+    with pytest.raises(UserError, match=rf"v_proj.weight is quantised \({said}\)"):
         merge_adapter(adapter, tmp_path / "merged", dtype="bfloat16")
 
 
@@ -201,6 +203,40 @@ def test_an_adapted_output_layer_that_is_the_embedding(copied, base, peft_adapte
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="lm_head of the base model is its embedding too"):
         merge_adapter(adapter, tmp_path / "merged")
+
+
+def test_two_matrices_saved_for_one(base, peft_adapter, tmp_path):
+    """PEFT saves a tied output matrix beside the embedding; where they differ one would be lost."""
+    from posttrain.convert.merge import merge_adapter
+
+    directory = base("llama32")
+    adapter, model = peft_adapter(directory, r=4, target_modules=["q_proj"])
+    weights = load_file(adapter / "adapter_model.safetensors")
+    embedding = load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
+    weights["base_model.model.model.embed_tokens.weight"] = embedding
+    for output in (embedding.clone(), embedding + 1):
+        weights["base_model.model.lm_head.weight"] = output
+        save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+        if output.equal(embedding):
+            merge_adapter(adapter, tmp_path / "merged")
+            assert (unpacked_logits(model) - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
+        else:
+            with pytest.raises(UserError, match=r"lm_head\.weight differs from .*embed_tokens\.weight"):
+                merge_adapter(adapter, tmp_path / "other")
+
+
+def test_what_is_read_is_not_replaced(base, peft_adapter, tmp_path, monkeypatch, capsys):
+    from posttrain.convert.__main__ import main
+
+    directory = base("llama")
+    adapter, _ = peft_adapter(directory, r=4, target_modules=["q_proj"])
+    for out in (adapter, directory, tmp_path):
+        words = [f"checkpoint={adapter}", f"convert.out={out}", "convert.overwrite=true"]
+        monkeypatch.setattr(sys, "argv", ["convert", "merge", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2 and "which is read, would be replaced" in capsys.readouterr().err
+    assert (adapter / "adapter_config.json").is_file() and (directory / "model.safetensors").is_file()
 
 
 def test_an_adapted_output_layer_of_its_own(base, peft_adapter, tmp_path):

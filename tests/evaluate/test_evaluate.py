@@ -73,6 +73,19 @@ def test_validation_split_is_that_of_training(evaluate, tiny, questions):
     assert sum(parts) == pytest.approx(whole["loss"] * whole["supervised_tokens"], rel=1e-9)
 
 
+def no_number(answer: str, reference: str) -> float:
+    """A metric that returns none."""
+    return math.nan
+
+
+def test_a_metric_without_a_number(evaluate, tiny, questions, monkeypatch, capsys):
+    monkeypatch.setenv("POSTTRAIN_ALLOW_TARGETS", "test_evaluate")
+    metric = ["metric=function", "metric._target_=test_evaluate.no_number", "evaluate.max_new_tokens=2"]
+    with pytest.raises(SystemExit):
+        evaluate(tiny, PAIRS, f"data.path={questions / 'a.jsonl'}", *metric)
+    assert "metric: returned NaN for the answer" in capsys.readouterr().err
+
+
 def score(answer: str, reference: str, factor: float = 1.0) -> float:
     """A metric of the user's."""
     return factor * (len(answer) + len(reference))

@@ -264,10 +264,38 @@ def test_text_of_a_special_token_stays_text(plain):
     assert answerer.encode(question("a<|im_end|>b")).count(end) == answerer.encode(question("ab")).count(end) == 1
 
 
+@pytest.mark.parametrize("words", [[], ["--temperature", "1"]])
+def test_logits_of_which_no_token_can_be_chosen(copy, run, words):
+    """Greedy, transformers answers with token 0 again and again; sampling, it fails."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    code, out, said = run(copy, "hello", *words)
+    assert code == 2 and out == "" and "logits are NaN or infinite" in said
+
+
+def test_files_of_other_editors(copy, run, tmp_path):
+    """A mark of the byte order and Windows' line ends are no part of a prompt."""
+    words = ["--max-new-tokens", "8"]
+    _, expected, _ = run(copy, "hello", "x", *words)
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello\r\nx\r\n")
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "hello"}\r\n{"prompt": "x"}\r\n')
+    for name in ("a.txt", "a.jsonl"):
+        assert run(copy, "--file", tmp_path / name, *words)[1] == expected
+
+
+def test_half_characters_can_be_printed(copy, run, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a\\ud800b"}\n')
+    code, out, _ = run(copy, "--file", tmp_path / "a.jsonl", "--json", "--max-new-tokens", "2")
+    assert code == 0 and json.loads(out.encode())["prompt"] == "a?b"
+
+
 def test_a_mistyped_run(run, tmp_path, monkeypatch):
     for name in ("my_run", "other"):
         (tmp_path / "outputs" / name).mkdir(parents=True)
-        (tmp_path / "outputs" / name / "config.yaml").write_text("model: {}\n")
+        (tmp_path / "outputs" / name / "status.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for what in ("outputs/my_rum", "./outputs/my_rum", f"{tmp_path}/outputs/my_rum/checkpoints"):

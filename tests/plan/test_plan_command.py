@@ -196,6 +196,13 @@ def test_a_model_without_data_is_not_planned_with_the_demos_rows(typed):
     assert demo["tokens_per_step"] == 8 * 256 and demo["steps"] == 10
 
 
+def test_a_plan_is_of_one_run(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plan", "model=llama3_8b", "-m", "peft.rank=8,16"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and "--multirun: sweeps over trainings alone" in capsys.readouterr().err
+
+
 def test_eight_bits_are_advised_where_there_are_some():
     s = resolve_spec(compose(["model=llama3_8b", "trainer.seq_length=4096"]), 1)
     words = {kind: [c.overrides for c in advice.changes(s, gpus.find_gpu(kind))] for kind in ("h100", "a100")}

@@ -354,13 +354,11 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 def _lines(file: Bytes, path: Path) -> Iterator[Row]:
     """The lines of a text file, each with its end; what a document is says the format."""
-    row = 0
-    while raw := file.readline(MAX_ROW):
+    for row, raw in enumerate(_physical_lines(file)):
         name = f"line {row + 1}"
-        if len(raw) == MAX_ROW:
+        if len(raw) >= MAX_ROW:
             raise UserError(f"data.path: {path}, {name}: longer than {MAX_ROW >> 20} MiB")
         yield Place(str(path), row, name), {LINE: _text(raw, path, name)}
-        row += 1
 
 
 def is_text(file: str) -> bool:

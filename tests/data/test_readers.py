@@ -128,6 +128,9 @@ def test_line_ends_of_every_system(tmp_path, end):
     table = tmp_path / "a.csv"
     table.write_bytes(end.join(["a,b", '1,"x', 'y"', "2,z", ""]).encode())
     assert [row for _, row in read(table)] == [{"a": "1", "b": f"x{end}y"}, {"a": "2", "b": "z"}]
+    text = tmp_path / "a.txt"
+    text.write_bytes(end.join(["x", "", "y"]).encode())
+    assert [row for _, row in readers.read(text, readers.TEXT)] == [{"line": f"x{end}"}, {"line": end}, {"line": "y"}]
     lines = tmp_path / "a.jsonl"
     lines.write_bytes(end.join(['{"a": 1}', "", '{"a": 2}']).encode())
     assert [(place.name, row) for place, row in read(lines)] == [("line 1", {"a": 1}), ("line 3", {"a": 2})]

@@ -67,9 +67,6 @@ AUTO_MAP = {"auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evi
 def test_code_beside_a_model(model_type, how, canary, tmp_path):
     model = write_model(tmp_path / "model", {**LLAMA, **AUTO_MAP, "model_type": model_type})
     (model / "evil.py").write_text(CODE)
-    if how == "train" and model_type == "llama":  # known by itself: its own code isn't looked at
-        assert HFModel(path=str(model), random_init=True).hf_config().model_type == "llama"
-        return
     with pytest.raises(UserError):
         HFModel(path=str(model), random_init=True).hf_config() if how == "train" else load_model(model)
 
@@ -545,7 +542,7 @@ def test_a_file_that_unpacks_without_end(tmp_path):
 @pytest.mark.parametrize("name", ["x.pkl", "x.pt", "x.npy", "x.py", "x.parquet.gz", "x.tar.gz", "x.zip"])
 def test_kinds_of_files_that_are_not_read(name, canary, tmp_path):
     (tmp_path / name).write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(UserError, match=r"unknown kind of file|unpack it first"):
+    with pytest.raises(UserError, match=r"unknown kind of file|unpack it"):
         list(read(tmp_path / name))
 
 

@@ -139,5 +139,5 @@ def test_rows_are_those_of_the_file(settings, part, tmp_path, monkeypatch):
     table = pa.Table.from_pylist(rows, schema)
     pq.write_table(table, tmp_path / "rows.parquet", **settings)
     found = list(read(tmp_path / "rows.parquet"))
-    assert [row for _, row in found] == table.to_pylist()
+    assert [row for _, row in found] == table.to_pylist(maps_as_pydicts="strict")
     assert [place.row for place, _ in itertools.islice(found, 5)] == [0, 1, 2, 3, 4]

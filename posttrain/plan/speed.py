@@ -1,18 +1,27 @@
 """Expected time: operations over the rate that a GPU achieves, as measured (bench/README.md)."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from posttrain.plan.flops import ModelFlops
 from posttrain.spec.run_spec import RunSpec
 from posttrain.utils.gpus import Gpu
 
-# Width of the residual stream -> share of the peak rate, on an H200 with a CUDA graph.
-MFU = {2048: 0.46, 4096: 0.53}
-# The same, of how much faster `precision=fp8` is with LoRA.
-EIGHT_BIT = {4096: 1.36, 8192: 1.83}
-# Share of the peak rate of a mixture's experts as grouped products, sending tokens to them and back included. Computed
-# from the bytes and operations of each kernel, not measured.
-EXPERTS = 0.3
+# Shares of a GPU's peak rate, and of its memory's bandwidth, that a captured step reaches: LoRA in bf16, an H200.
+PRODUCTS = 0.645
+# Of attention by features of a head, forward and backward together, whole rows of 4,096.
+ATTENTION = {64: 0.21, 128: 0.326, 256: 0.295}
+# The same of soft-capped attention (posttrain.ops.capped_attention), heads of 256.
+CAPPED_ATTENTION = 0.135
+PASSES = 0.54
+# Width of the residual stream -> how much faster products are with frozen weights in 8 bits.
+EIGHT_BIT = {4096: 1.45, 8192: 1.95}
+# Width of an expert -> share of the peak rate of a mixture's experts as grouped products, with all that is done to
+# their rows; in bf16 and with weights in 8 bits. In bf16 the wider one was not measured.
+EXPERTS = {768: 0.35, 14336: 0.55}
+EIGHT_BIT_EXPERTS = {768: 0.28, 14336: 0.68}
+# Seconds of a layer and micro-batch that even a captured step takes: Pythia-160M.
+CAPTURED_S = 0.0009
 # Without the graph the host can be too slow: seconds of launching kernels per layer and
 # micro-batch, forward and backward.
 LAUNCH_S = 0.0063
@@ -58,25 +67,42 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     model = ModelFlops.from_shape(shape, frozen=s.adapters is not None, peak=peak)
     squared = tokens * (s.squares or s.length)
     useful = model.step(tokens, squared)
-    work = useful
+    attention = useful - model.step(tokens, 0)
+    products = useful - attention
     if s.recompute == "full":  # each layer's forward pass again
-        layer_weights = shape.products - shape.hidden * shape.vocab
-        work += 2 * layer_weights * tokens + 2 * model.attention * squared
-    grouped = 0.0
-    if s.grouped_experts:
-        grouped = work_of_experts(s, tokens)
-    arithmetic = (work - grouped) / peak / interpolate(MFU, shape.hidden)
-    if s.eight_bit_base:
-        arithmetic /= interpolate(EIGHT_BIT, shape.hidden)
-    arithmetic += grouped / peak / EXPERTS
-    launches = 0.0
+        products += 2 * (shape.products - shape.hidden * shape.vocab) * tokens
+        attention *= 4 / 3
+    grouped = work_of_experts(s, tokens) if s.grouped_experts else 0.0
+    rate = interpolate(EIGHT_BIT, shape.hidden) if s.eight_bit_base else 1.0
+    of_experts = interpolate(EIGHT_BIT_EXPERTS if s.eight_bit_base else EXPERTS, shape.ffn)
+    of_attention = CAPPED_ATTENTION if shape.score_softcap else interpolate(ATTENTION, shape.query // shape.heads)
+    arithmetic = ((products - grouped) / PRODUCTS / rate + attention / of_attention + grouped / of_experts) / peak
+    if gpu.bandwidth is not None:
+        arithmetic += bytes_passed(s, tokens) / (gpu.bandwidth * 1e12 * s.world * PASSES)
+    layer = CAPTURED_S
     if not s.cuda_graph:
         waits = s.experts > 0 and not s.grouped_experts
         layer = WAITING_S if waits else LAUNCH_S
-        launches = s.micro_batches * shape.layers / s.pipeline * layer
+    launches = s.micro_batches * shape.layers / s.pipeline * layer
     bound = "arithmetic" if arithmetic >= launches else "kernel launches"
     seconds = (max(arithmetic * imbalance(s), launches) + exchange_seconds(s)) * bubble(s)
     return Speed(useful / peak / seconds, seconds, tokens / seconds, bound)
+
+
+def bytes_passed(s: RunSpec, tokens: float) -> float:
+    """Bytes that a step reads and writes between its products: norms, sums, rotations, gates, the loss, the optimizer.
+
+    Passes of each operation forward and backward, what is computed again included, counted as the code has them.
+    """
+    shape = s.known_shape
+    stream = 44 if shape.family.norms == 4 else 28
+    gate = 9 if shape.family.gate else 5
+    inner = 0 if s.grouped_experts else shape.ffn * (shape.chosen or 1)  # else part of the experts' rate
+    layer = stream * shape.hidden + 4 * (shape.query + 2 * shape.key) + gate * inner
+    passed = tokens * s.width * (shape.layers * layer + 4 * shape.vocab)
+    if s.adapters is None:  # gradients, moments and master weights in fp32
+        passed += 28.0 * shape.parameters
+    return passed
 
 
 def work_of_experts(s: RunSpec, tokens: float) -> float:
@@ -115,8 +141,11 @@ def exchange_seconds(s: RunSpec) -> float:
     return s.micro_batches * layers * s.tokens * token / LINK
 
 
-def interpolate(measured: dict[int, float], hidden: int) -> float:
-    """Return what was measured at a width; between the two in proportion, beyond them as at the nearer one."""
-    (small, low), (large, high) = sorted(measured.items())
-    fraction = min(max((hidden - small) / (large - small), 0.0), 1.0)
-    return low + fraction * (high - low)
+def interpolate(measured: dict[int, float], width: int) -> float:
+    """Return what was measured at a width; between two in proportion, beyond them as at the nearest one."""
+    points = sorted(measured.items())
+    for (small, low), (large, high) in pairwise(points):
+        if width <= large:
+            fraction = max((width - small) / (large - small), 0.0)
+            return low + fraction * (high - low)
+    return points[-1][1]

@@ -12,24 +12,24 @@ from posttrain.errors import UserError
 from posttrain.utils.suggest import nearest
 
 # Name -> dense bf16 TFLOP/s by the vendor's data sheet, without sparsity; GiB that a process can have, as torch reports
-# them: less than the number on the box. A100 and H100 are the 80 GB ones.
+# them: less than the number on the box; TB/s of its memory by the data sheet. A100 and H100 are the 80 GB ones.
 KNOWN = {
-    "B200": (2250.0, 178.0),
-    "GB200": (2500.0, 184.0),
-    "H200": (989.0, 139.8),
-    "H100 NVL": (835.0, 93.1),
-    "H100 PCIe": (756.0, 79.2),
-    "H100": (989.0, 79.2),
-    "GH200": (989.0, 94.5),
-    "H20": (148.0, 95.1),
-    "A100": (312.0, 79.2),
-    "A800": (312.0, 79.2),
-    "L40S": (362.0, 44.4),
-    "L40": (181.0, 44.4),
-    "L4": (121.0, 22.0),
-    "A10": (125.0, 22.1),
-    "A6000": (155.0, 47.4),
-    "RTX 4090": (165.0, 23.5),
+    "B200": (2250.0, 178.0, 8.0),
+    "GB200": (2500.0, 184.0, 8.0),
+    "H200": (989.0, 139.8, 4.8),
+    "H100 NVL": (835.0, 93.1, 3.9),
+    "H100 PCIe": (756.0, 79.2, 2.0),
+    "H100": (989.0, 79.2, 3.35),
+    "GH200": (989.0, 94.5, 4.0),
+    "H20": (148.0, 95.1, 4.0),
+    "A100": (312.0, 79.2, 2.0),
+    "A800": (312.0, 79.2, 2.0),
+    "L40S": (362.0, 44.4, 0.86),
+    "L40": (181.0, 44.4, 0.86),
+    "L4": (121.0, 22.0, 0.3),
+    "A10": (125.0, 22.1, 0.6),
+    "A6000": (155.0, 47.4, 0.77),
+    "RTX 4090": (165.0, 23.5, 1.0),
 }
 EIGHT_BIT = ("H100", "H200", "H20", "H800", "GH200", "B200")  # Hopper and newer
 
@@ -42,11 +42,13 @@ class Gpu:
         name: as the vendor writes it.
         tflops: dense bf16 TFLOP/s by the data sheet; None where unknown.
         memory_gib: GiB that a process can have.
+        bandwidth: TB/s of its memory; None where unknown.
     """
 
     name: str
     tflops: float | None
     memory_gib: float
+    bandwidth: float | None = None
 
     @property
     def eight_bit(self) -> bool:
@@ -71,8 +73,8 @@ def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
         hint = f"; did you mean {match}?" if match else "."
         raise UserError(f"`plan.gpu={name}`: not known{hint} Known: {', '.join(names)}; or give plan.memory_gib")
     known = names[key]
-    tflops, usual_gib = KNOWN[known]
-    return Gpu(known, tflops, memory_gib or usual_gib)
+    tflops, usual_gib, bandwidth = KNOWN[known]
+    return Gpu(known, tflops, memory_gib or usual_gib, bandwidth)
 
 
 def _normalize(name: str) -> str:
@@ -81,11 +83,17 @@ def _normalize(name: str) -> str:
 
 def peak_tflops(device_name: str) -> float | None:
     """Return the dense bf16 TFLOP/s of the GPU that a driver calls so, None where unknown."""
+    tflops, _ = rates(device_name)
+    return tflops
+
+
+def rates(device_name: str) -> tuple[float | None, float | None]:
+    """As `peak_tflops`, and the TB/s of its memory."""
     known = [name for name in KNOWN if name in device_name]
     if not known:
-        return None
-    tflops, _ = KNOWN[max(known, key=len)]  # of several that are part of it
-    return tflops
+        return None, None
+    tflops, _, bandwidth = KNOWN[max(known, key=len)]  # of several that are part of it
+    return tflops, bandwidth
 
 
 def visible_gpus() -> int:
@@ -134,7 +142,8 @@ def parse_listing(listing: str, visible: str | None) -> list[Gpu]:
     for line in listing.splitlines():
         index, uuid, name, mib = (part.strip() for part in line.split(","))
         # nvidia-smi also counts what the driver keeps for itself, about half a GiB.
-        gpu = Gpu(name, peak_tflops(name), float(mib) / 1024 - 0.5)
+        tflops, bandwidth = rates(name)
+        gpu = Gpu(name, tflops, float(mib) / 1024 - 0.5, bandwidth)
         by_index[index] = gpu
         by_uuid[uuid] = gpu
     if visible is None:

@@ -1,6 +1,6 @@
 """Layouts of processes on one machine, each against one process on the same machine: tok/s, memory, losses.
 
-    python bench/scaling.py OVERRIDES... [--rows 8b 8b_ddp2 ...] [--gpus 4] [--steps 20] [--out DIR]
+    python bench/scaling.py OVERRIDES... [--rows 8b 8b_ddp2 ...] [--gpus 2] [--steps 20] [--out DIR]
 
 The rows are those of bench/scaling.yaml, in its order. As many run side by side as there are GPUs for, each on its own.
 OVERRIDES are common to all: `model.random_init=true model.tokenizer=DIR objective=text data.path=FILE ...`. Random base
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+
+from posttrain.utils.gpus import visible_gpus
 
 WARMUP = 5
 ROWS = Path(__file__).with_suffix(".yaml")
@@ -115,7 +117,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("overrides", nargs="+")
     options.add_argument("--rows", nargs="+")
-    options.add_argument("--gpus", type=int, default=2, help="how many, unless CUDA_VISIBLE_DEVICES says which")
+    options.add_argument("--gpus", type=int, default=visible_gpus(), help="how many of those that there are")
     options.add_argument("--steps", type=int, default=20)
     options.add_argument("--out", type=Path, default=Path("outputs/scaling"))
     options.add_argument("--limit", type=float, default=240, help="seconds that a run may take")

@@ -29,6 +29,8 @@ pytestmark = [
 AT_ONCE = 8  # commands on a pair of GPUs; each spends most of its time starting
 STEPS = 20
 LOSSES = 1e-3  # in bf16, whose rounding depends on the order of sums
+# Each process rounds its half of an adapter's sum, or scales its half of a row to 8 bits, by itself.
+COARSER = {("canonical", "tp2"): 3e-3, ("fp8", "tp2"): 4e-3}
 TRAINED = {
     "lora": ["peft=lora"],
     "dora": ["peft=dora"],
@@ -196,7 +198,7 @@ def test_what_one_gpu_trains(case, results):
     result, alone = results[case.name], results[case.alone.name]
     for each in (alone, result):
         assert each.code == 0, each.err + each.log()[-3000:]
-    assert difference(result, alone) < LOSSES
+    assert difference(result, alone) < COARSER.get((case.trained, case.layout), LOSSES)
     one, other = exported(result), exported(alone)
     assert one.keys() == other.keys() and one
     for name, right in other.items():

@@ -30,4 +30,5 @@ def test_an_answer(terminal, capsys, monkeypatch):
 def test_prompts_with_the_line_ends_of_unicode(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "one\u2028two"}\n', encoding="utf-8")
-    assert __main__.read_prompts(path) == [[{"role": "user", "content": "one\u2028two"}]]
+    (prompt,) = __main__.read_prompts(path)
+    assert prompt.messages[0].content == "one\u2028two"

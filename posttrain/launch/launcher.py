@@ -56,6 +56,7 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int, spec: RunSpec | None = Non
             resume.check(cfg, run_dir)
         prepare(cfg, run_dir)
         if nodes.first(cfg):
+            record_inputs(cfg, run_dir)
             record_spec(run_dir, spec)
         started = time.time()
         record(cfg, run_dir, {"state": "running", "started": started, "pid": os.getpid()})
@@ -97,7 +98,7 @@ def _run(cfg: DictConfig, run_dir: Path, gpus: int, relay: SignalRelay) -> None:
 
 
 def prepare(cfg: DictConfig, run_dir: Path) -> Path:
-    """Write the frozen configuration that every rank reads, and the digests of what it names; return its path."""
+    """Write the frozen configuration that every rank reads; return its path."""
     run_dir.mkdir(parents=True, exist_ok=True)
     rundir.make(run_dir, "logs")
     # Every machine of a run writes the same text, whichever comes last.
@@ -105,8 +106,12 @@ def prepare(cfg: DictConfig, run_dir: Path) -> Path:
     shared.launch.node_rank = 0
     text = frozen.text(shared)
     rundir.write_text(run_dir, "config.yaml", text)
-    rundir.write_json(run_dir, inputs.FILE, inputs.digests(cfg))
     return run_dir / "config.yaml"
+
+
+def record_inputs(cfg: DictConfig, run_dir: Path) -> None:
+    """Write the digests of what the configuration names: rows, template, weights."""
+    rundir.write_json(run_dir, inputs.FILE, inputs.digests(cfg))
 
 
 def record_spec(run_dir: Path, spec: RunSpec | None) -> None:

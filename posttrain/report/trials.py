@@ -126,7 +126,8 @@ def set_groups(trials: list[Trial]) -> None:
                 seen.append(digest)
             kind.append(seen.index(digest))
         kinds.setdefault(tuple(kind), []).append(trial)
-    for number, group in enumerate(reversed(kinds.values())):
+    latest_first = sorted(kinds.values(), key=lambda group: group[-1].started, reverse=True)
+    for number, group in enumerate(latest_first):
         for trial in group:
             trial.group = number
 

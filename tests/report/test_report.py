@@ -167,8 +167,8 @@ def record_inputs(sweep, started, **inputs):
 
 @pytest.mark.parametrize("what", ["validation", "data", "template", "weights"])
 def test_what_was_made_or_validated_with_other_files_is_ranked_apart(sweep, what, capsys):
-    """Trials 0 and 1 were the last; trial 2, before its file was replaced, has the smallest loss."""
-    record_inputs(sweep, [30, 40, 10, 20], **{what: ["new", "new", "old", "old"]})
+    """Trial 1 was the last, and 0 is of its files; trial 2, of others, has the smallest loss."""
+    record_inputs(sweep, [5, 40, 10, 20], **{what: ["new", "new", "old", "old"]})
     write_report(sweep)
     trials = read_trials(sweep)
     assert [(trial.name, trial.group) for trial in trials] == [("1", 0), ("0", 0), ("2", 1), ("3", 1)]

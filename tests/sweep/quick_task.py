@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from posttrain.cli import command
 from posttrain.errors import RunFailed
-from posttrain.launch.launcher import prepare
+from posttrain.launch.launcher import prepare, record_inputs
 from posttrain.spec.checks import check
 from posttrain.utils.atomic_files import write_json
 
@@ -25,6 +25,7 @@ def task(cfg):
     check(cfg, 0)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     prepare(cfg, run_dir)
+    record_inputs(cfg, run_dir)
     with open(run_dir / "runs.log", "a") as log:
         log.write(json.dumps({"time": time.time(), "cores": sorted(os.sched_getaffinity(0))}) + "\n")
     write_json(run_dir / "status.json", {"state": "running"})

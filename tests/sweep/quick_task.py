@@ -28,7 +28,8 @@ def task(cfg):
     record_inputs(cfg, run_dir)
     with open(run_dir / "runs.log", "a") as log:
         log.write(json.dumps({"time": time.time(), "cores": sorted(os.sched_getaffinity(0))}) + "\n")
-    write_json(run_dir / "status.json", {"state": "running"})
+    started = time.time()
+    write_json(run_dir / "status.json", {"state": "running", "started": started})
     print("a line of the trial's own")
     if cfg.seed == FAIL:
         write_json(run_dir / "status.json", {"state": "failed", "error": "loss is NaN"})
@@ -49,7 +50,7 @@ def task(cfg):
             time.sleep(0.02)
     loss = abs(cfg.optimizer.lr - 3e-4) * 1e4 + 1 / cfg.peft.rank
     write_json(run_dir / "summary.json", {"val_loss_after": loss, "train_loss": loss})
-    write_json(run_dir / "status.json", {"state": "finished"})
+    write_json(run_dir / "status.json", {"state": "finished", "started": started})
     (run_dir / "adapter").mkdir(exist_ok=True)
     return loss
 

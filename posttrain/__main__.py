@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from posttrain import patches
-from posttrain.cli import command, help_screen, rerun
+from posttrain.cli import command, help_screen, rerun, run_file
 from posttrain.config import composition
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch import launcher, nodes, prestart
@@ -142,7 +142,7 @@ def main() -> None:
         # What Hydra completes is this command; for `python -m posttrain` it would replace the completion of `python`.
         sys.argv[0] = "posttrain"
     try:
-        sys.argv[1:] = slurm.with_launcher(nodes.agree_on_directory(rerun.expand(sys.argv[1:])))
+        sys.argv[1:] = slurm.with_launcher(nodes.agree_on_directory(run_file.expand(rerun.expand(sys.argv[1:]))))
     except UserError as error:
         stop.fail(str(error))
     prestart.start(sys.argv[1:])

@@ -62,7 +62,7 @@ ConfigStore.instance().store(name="schema_preview", node=PreviewConfig)
 def main() -> None:
     """Entry point; exits with 2 after a user's mistake."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__.strip())
+        command.show_help(__doc__, "preview")
         return
     command.run(show_data, config_name="preview")
 

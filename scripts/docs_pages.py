@@ -20,10 +20,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(ROOT))
 
-import yaml_options as options  # noqa: E402
-
+from posttrain.cli import conf_options as options  # noqa: E402
 from posttrain.cli import help_screen  # noqa: E402
 from posttrain.config import schema  # noqa: E402
 from posttrain.models.families import families, field_rules  # noqa: E402

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain import sweep
-from posttrain.cli import rerun
+from posttrain.cli import help_screen, rerun, run_file
 from posttrain.cli.precheck import check_ahead, split_overrides
 from posttrain.config import composition as config
 from posttrain.config import hydra_guard
@@ -45,6 +45,12 @@ def typed_overrides() -> list[str]:
     return [*overrides, *extra]
 
 
+def show_help(docstring: str, config_name: str) -> None:
+    """Print what a command says of itself, and the options of its own in conf/."""
+    options = help_screen.options(config.CONF_DIR / f"{config_name}.yaml")
+    print(f"{docstring.strip()}\n\nOptions:\n\n{options}")
+
+
 def run(
     task: Callable[[DictConfig], Any],
     config_name: str = "config",
@@ -54,12 +60,13 @@ def run(
 
     Never returns after an error.
 
-    `--rerun RUN` is replaced by the overrides of that run (see `rerun.expand`).
+    `--rerun RUN` is replaced by the overrides of that run (see `rerun.expand`), and the name of a YAML file by those in
+    it (`run_file.expand`).
 
     A mistake of the user's is printed as one message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback.
     """
     try:
-        sys.argv[1:] = rerun.expand(sys.argv[1:])
+        sys.argv[1:] = run_file.expand(rerun.expand(sys.argv[1:]))
     except UserError as error:
         fail(str(error))
     # argparse refuses options between overrides (`model=x --multirun optimizer.lr=1,2`): a stable sort puts them first.
@@ -105,11 +112,12 @@ def run(
     except (UserError, RunFailed) as error:
         if full:
             raise
-        fail(str(error), error.exit_code)
+        fail(run_file.located(str(error)), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         if full:
             raise
-        fail(config.explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")], config_name))
+        message = config.explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")], config_name)
+        fail(run_file.located(message))
     except OSError as error:
         message = location_error(error)
         if full or message is None:

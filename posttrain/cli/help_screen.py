@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from posttrain.cli import conf_options
+
 COLUMNS = 100
 HEAD = """\
 posttrain: fine-tune language models on Megatron-Bridge, from a laptop CPU to a Slurm cluster.
@@ -17,7 +19,7 @@ posttrain: fine-tune language models on Megatron-Bridge, from a laptop CPU to a 
   python -m posttrain recipe=llama3_8b_peft_config data=...   names of recipes: recipe=list
 
 Overrides: group=choice selects conf/group/choice.yaml, group.key=value changes one value in it;
---rerun RUN stands for those of a run's directory, and others beside it come on top.
+--rerun RUN stands for those of a run's directory, my.yaml for those in a file; others come on top.
 (A * after a model: there is NAME_instruct, NAME_chat or NAME_it as well.)"""
 COMMANDS = "Commands: python -m posttrain.COMMAND, each with --help"
 SCRIPT = "A menu, and a line for cluster scripts:   scripts/posttrain.sh"
@@ -91,6 +93,23 @@ def commands(package: Path) -> Iterator[tuple[str, str]]:
         source = path.read_text(encoding="utf-8")
         if '\nif __name__ == "__main__":\n    main()' in source:
             yield name, summarize(ast.get_docstring(ast.parse(source)) or "")
+
+
+def options(path: Path) -> str:
+    """The options of a command's own with their defaults and comments.
+
+    Args:
+        path: its file in conf/.
+    """
+    lines = []
+    for option in conf_options.read(path):
+        if option.key.startswith("hydra."):
+            continue
+        assignment = f"{option.key}={option.default}" if option.default else option.key
+        lines.append(f"  {assignment}")
+        indent = " " * 6
+        lines += textwrap.wrap(option.comment, COLUMNS, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join(lines)
 
 
 def summarize(docstring: str) -> str:

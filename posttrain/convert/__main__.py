@@ -70,7 +70,7 @@ ConfigStore.instance().store(name="schema_convert", node=ConvertConfig)
 def main() -> None:
     """Entry point; exits with 2 after a mistake of the user's, with 1 when an export is refused."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__.strip())
+        command.show_help(__doc__, "convert")
         return
     words: list[str] = []
     rest: list[str] = []

@@ -52,7 +52,7 @@ def main() -> None:
     """Entry point; exits with 2 after a user's mistake."""
     overrides = sys.argv[1:]
     if not overrides or {"-h", "--help"} & set(overrides):
-        print(__doc__.strip())
+        command.show_help(__doc__, "evaluate")
         raise SystemExit(0 if overrides else 2)
     what = overrides.pop(0)
     is_override = "=" in what and not expand_home(what).exists()

@@ -59,7 +59,7 @@ ConfigStore.instance().store(name="schema_plan", node=PlanConfig)
 def main() -> None:
     """Entry point; exits with 2 after a user's mistake, with 1 when the run doesn't fit."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__.strip())
+        command.show_help(__doc__, "plan")
         return
     if "--json" in sys.argv:
         sys.argv[sys.argv.index("--json")] = "plan.json=true"

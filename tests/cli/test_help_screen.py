@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from posttrain.cli import help_screen
 from posttrain.config.composition import CONF_DIR, PACKAGE
@@ -136,3 +137,16 @@ def test_what_fish_asks_is_answered(tmp_path):
     env = with_command(tmp_path) | {"COMP_LINE": "posttrain model=llama3_"}
     done = subprocess.run(["posttrain", "-sc", "query=fish"], capture_output=True, text=True, env=env, cwd=tmp_path)
     assert len(done.stdout.split()) == 4 and "model=llama3_8b_instruct" in done.stdout.split(), done.stderr
+
+
+@pytest.mark.parametrize("name", ["plan", "preview", "evaluate", "convert"])
+def test_a_commands_options_are_those_of_its_file(name):
+    options = help_screen.options(CONF_DIR / f"{name}.yaml")
+    own = yaml.safe_load((CONF_DIR / f"{name}.yaml").read_text())[name]
+    assert all(f"  {name}.{key}=" in options for key in own) and "hydra." not in options
+    assert max(map(len, options.splitlines())) <= 100
+
+
+def test_help_of_a_command_lists_its_options():
+    done = subprocess.run([sys.executable, "-m", "posttrain.plan", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "  plan.read_data=true\n      read the data: " in done.stdout

@@ -77,7 +77,7 @@ def test_a_run_of_files_of_ones_own(start, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- trainer.samples=3\n", r"`trainer.samples`: unknown key; "),
+        ("- trainer.samples=3\n", r"`trainer.samples`: unknown key"),
         ("- peft=nothing\n", r"`peft=nothing`: there is no such choice"),
         ("a: b\n", "overrides.yaml: damaged: expected a list of overrides, each a text"),
         ("- 3\n", "overrides.yaml: damaged: expected a list of overrides"),

@@ -179,7 +179,7 @@ def test_mistakes_found_in_the_worker_are_users_errors_too(posttrain, words):
     result = posttrain(*words, "+trainer.megatron.model.recompute_granulariti=full")
     assert result.code == 2
     assert (
-        "trainer.megatron.model.recompute_granulariti: unknown key; did you mean recompute_granularity?" in result.err
+        "trainer.megatron.model.recompute_granulariti: unknown key; did you mean `recompute_granularity`?" in result.err
     )
     assert "Traceback" not in result.err
     assert json.loads((result.run_dir / "status.json").read_text())["state"] == "failed"

@@ -116,8 +116,8 @@ def run(
     except (HydraException, OmegaConfBaseException) as error:
         if full:
             raise
-        message = config.explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")], config_name)
-        fail(run_file.located(message))
+        explanation = config.explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")], config_name)
+        fail(run_file.located(explanation))
     except OSError as error:
         message = location_error(error)
         if full or message is None:

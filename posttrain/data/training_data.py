@@ -161,8 +161,8 @@ class TrainingData:
         train, counts = splits.join_stores(parts)
         if counts["split"]:
             builder.notes.append(
-                f"data.split_turns={self.split_turns}: {counts['split']:,} conversations became {counts['turns']:,}, "
-                "one for each turn"
+                f"data.split_turns={self.split_turns}: {counts['split']:,} of {counts['read']:,} conversations became "
+                f"{counts['turns']:,}, one for each turn"
             )
         validation, validation_rows, validation_counts = None, np.empty(0, np.int64), None
         if self.validation_path is not None:

@@ -250,7 +250,7 @@ def test_turns_of_a_conversation_are_on_one_side(tokenizer, tmp_path):
         rows.append({"messages": messages})
     path = write(tmp_path / "a.jsonl", rows)
     splits = build(tokenizer, tmp_path, path=path, format=Messages(), validation_fraction=0.3, split_turns="always")
-    assert splits.report["notes"] == ["data.split_turns=always: 20 conversations became 60, one for each turn"]
+    assert splits.report["notes"] == ["data.split_turns=always: 20 of 20 conversations became 60, one for each turn"]
     sides = []
     for bins in (splits.train, splits.validation):
         found = texts(tokenizer, bins)

@@ -119,11 +119,14 @@ def before(cfg: DictConfig) -> None:
         raise UserError(f"`sweep.pruner={cfg.sweep.pruner}`: requires --multirun")
     if options and (sweeping or cfg.launch.submit):
         slurm.check_run(cfg, options)
+        checks.check_trackers(cfg)
         first_rows.look(cfg)
         return
     if options or cfg.launch.submit:
         raise UserError(f"{slurm.LAUNCHER}: requires launch.submit=true for one run, or with --multirun")
     settled = settle(cfg, visible_gpus(), cfg.sweep.parallel if sweeping else 1)
+    if nodes.first(settled.cfg):
+        checks.check_trackers(settled.cfg)
     nodes.check_directory(settled.cfg, sys.argv)
     first_rows.look(settled.cfg)
 

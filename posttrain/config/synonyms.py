@@ -108,6 +108,8 @@ TABLE = (
     _same("use_wandb", "logger=wandb"),
     _same("wandb_project", "logger=wandb logger.wandb.project=my_project"),
     _same("wandb_entity", "logger=wandb logger.wandb.entity=my_team"),
+    _same("wandb_group wandb_run_group run_group", "logger=wandb logger.wandb.group=my_group"),
+    _same("wandb_tags", "logger=wandb logger.wandb.tags=[a,b]"),
     _same("wandb_mode", "logger=wandb logger.wandb.mode=offline"),
     _same(
         "run_name experiment_name exp_name wandb_name wandb_run_name logger.wandb.name logger.tensorboard.name",

@@ -85,6 +85,12 @@ def check_settings(cfg: DictConfig, visible_gpus: int, elsewhere: bool = False) 
     return shape
 
 
+def check_trackers(cfg: DictConfig) -> None:
+    """What a tracker can say of itself before a run: there is no account."""
+    for name, tracker in cfg.logger.items():
+        built(tracker, f"logger.{name}").check()
+
+
 def check_keys(cfg: DictConfig) -> None:
     """No setting that the chosen group ignores."""
     for name, tracker in cfg.logger.items():

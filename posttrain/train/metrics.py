@@ -16,6 +16,16 @@ from posttrain.utils import rundir
 from posttrain.utils.atomic_files import finite
 from posttrain.utils.mappings import without_none
 
+# Columns about speed; others are about the training.
+PERFORMANCE = (
+    "tokens_per_second",
+    "supervised_tokens_per_second",
+    "padding",
+    "data_wait",
+    "mfu",
+    "mfu_all_logits",
+    "step_seconds",
+)
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
@@ -144,16 +154,17 @@ class Metrics:
         self.file.write(json.dumps(finite(line)) + "\n")
         self.file.flush()
         for tracker in self.trackers:
-            tracker.log(step, present)
+            tracker.log(step, tracked(present))
 
     def finish(self, summary: dict[str, Any], samples: list[dict[str, str]]) -> None:
         """End the trackers and show the result."""
         self.screen.stop()
         self.file.close()
         scalars = {key: value for key, value in summary.items() if isinstance(value, int | float | str)}
-        for tracker in self.trackers:
-            tracker.finish(scalars)
+        records = [tracker.finish(scalars) for tracker in self.trackers]
         self.screen.result(summary, samples)
+        for record in filter(None, records):
+            self.screen.print(shown(record))
         self.screen.phase("ending")
 
 
@@ -211,11 +222,28 @@ def kept_lines(text: str, first_step: int, steps: int) -> str:
     return "".join(kept)
 
 
+def tracked(values: Mapping[str, float]) -> dict[str, float]:
+    """Columns of metrics.jsonl by the names under which trackers draw them: train/loss, val/loss, perf/mfu."""
+    named = {}
+    for column, value in values.items():
+        group, name = "train", column
+        if column in PERFORMANCE:
+            group = "perf"
+        elif column.startswith("val_"):
+            group, name = "val", column.removeprefix("val_")
+        named[f"{group}/{name}"] = value
+    return named
+
+
 def points_at(step: int, text: str) -> list[dict[str, float]]:
     """The numbers at a step in lines of metrics.jsonl, as trackers draw them."""
     points = []
     for record in records_at(step, text):
-        points.append({key: value for key, value in record.items() if isinstance(value, int | float) and key != "time"})
+        numbers = {}
+        for key, value in record.items():
+            if isinstance(value, int | float) and key != "time":
+                numbers[key] = value
+        points.append(tracked(numbers))
     return points
 
 

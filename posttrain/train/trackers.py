@@ -3,16 +3,19 @@
 import os
 import re
 import secrets
+import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from posttrain.errors import UserError
 from posttrain.utils import rundir
 
 WANDB_ID = "wandb.json"  # in a run directory
+Mode = Literal["online", "offline", "disabled"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 HARMLESS = ("project", "mode", "disabled")  # of wandb's settings: Wandb gives the first two itself
 
 
@@ -40,6 +43,13 @@ class Tracker:
 
     notice = ""
 
+    def check(self) -> None:
+        """See before anything is loaded that the tracker can be written to.
+
+        Raises:
+            UserError: it can't.
+        """
+
     def start(self, run_dir: Path, name: str, config: dict[str, Any], resumed: Resumed | None = None) -> None:
         """Begin the run `name` with its configuration, or continue it after `resumed`."""
 
@@ -49,18 +59,55 @@ class Tracker:
     def table(self, step: int, name: str, rows: list[dict[str, str]]) -> None:
         """Record texts at `step`: rows of the same keys."""
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """End the run."""
+    def finish(self, summary: dict[str, Any]) -> str | None:
+        """End the run; returns where its record is, in words, if a person should know."""
 
 
 @dataclass
 class Wandb(Tracker):
-    """Weights & Biases; `mode=offline` needs no account and leaves RUN_DIR/wandb."""
+    """Weights & Biases; `mode=offline` needs no account and leaves RUN_DIR/wandb.
 
-    project: str = "posttrain"
+    What is None is taken from wandb's own environment variables.
+    """
+
+    project: str | None = None
     entity: str | None = None
-    mode: Literal["online", "offline", "disabled"] = "online"
-    tags: Sequence[str] = ()
+    mode: Mode | None = None
+    group: str | None = None
+    tags: Sequence[str] | None = None
+
+    @property
+    def effective_mode(self) -> Mode:
+        """Online unless the configuration or WANDB_MODE says otherwise.
+
+        Raises:
+            UserError: there is no such mode.
+        """
+        mode = self.mode or os.environ.get("WANDB_MODE") or "online"
+        for known in MODES:
+            if mode == known:
+                return known
+        raise UserError(f"WANDB_MODE={mode}: must be one of {', '.join(MODES)}")
+
+    def check(self) -> None:
+        """See that there is an account; nothing is sent.
+
+        Raises:
+            UserError: a run would be sent, and there is no key for it; or there is no such mode.
+        """
+        if self.effective_mode != "online" or os.environ.get("WANDB_API_KEY"):
+            return
+        import wandb
+        from wandb.sdk.lib.wbauth import read_netrc_auth
+
+        refuse_workspace()
+        settings = wandb.setup().settings
+        if settings.api_key or settings.identity_token_file or read_netrc_auth(host=str(settings.base_url)):
+            return
+        raise UserError(
+            f"logger=wandb: there is no account for {settings.base_url}: log in with `wandb login`, or set "
+            "WANDB_API_KEY; or keep the run on this machine with logger.wandb.mode=offline (WANDB_MODE=offline)"
+        )
 
     def start(self, run_dir: Path, name: str, config: dict[str, Any], resumed: Resumed | None = None) -> None:
         """Begin the run, or continue it under the id that it has in wandb, where later steps than it has are added.
@@ -72,7 +119,7 @@ class Wandb(Tracker):
 
         refuse_workspace()
         host = str(wandb.setup().settings.base_url)
-        if host != wandb.Settings.model_fields["base_url"].default and self.mode == "online":
+        if host != wandb.Settings.model_fields["base_url"].default and self.effective_mode == "online":
             self.notice = f"wandb: the run is sent to {host}"
         run_id = known_id(run_dir) if resumed else None
         if run_id is None:
@@ -81,10 +128,11 @@ class Wandb(Tracker):
         self.run = wandb.init(
             id=run_id,
             resume="allow",
-            project=self.project,
+            project=self.project or os.environ.get("WANDB_PROJECT") or "posttrain",
             entity=self.entity,
-            mode=self.mode,
-            tags=list(self.tags),
+            mode=self.effective_mode,
+            group=self.group,
+            tags=None if self.tags is None else list(self.tags),
             name=name,
             dir=str(run_dir.absolute()),
             config=config,
@@ -100,9 +148,13 @@ class Wandb(Tracker):
         table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
         self.run.log({name: table}, step=step)
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any]) -> str | None:
         self.run.summary.update(summary)
         self.run.finish()
+        if self.effective_mode == "offline":
+            folder = Path(self.run.dir).parent
+            return f"wandb: kept in {folder}; to send it: wandb sync {shlex.quote(str(folder))}"
+        return f"wandb: {self.run.url}" if self.run.url else None
 
 
 def known_id(run_dir: Path) -> str | None:
@@ -159,5 +211,6 @@ class TensorBoard(Tracker):
             text = "\n\n".join(f"**{key}**\n\n{textwrap.indent(value, '    ')}" for key, value in row.items())
             self.writer.add_text(f"{name}/{index}", text, step)
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any]) -> str | None:
         self.writer.close()
+        return None

@@ -89,7 +89,7 @@ def test_a_run_resumed_within_an_epoch_and_between_two_lines(posttrain, words, t
     for run in (whole, again):
         events = reader.EventAccumulator(str(run.run_dir / "tensorboard"))
         events.Reload()
-        steps = [event.step for event in events.Tensors("loss")]
+        steps = [event.step for event in events.Tensors("train/loss")]
         assert steps == [line["step"] for line in run.metrics if "loss" in line]
         assert [event.step for event in events.Tensors("samples/0/text_summary")] == [0, 4, 8, 12, 14]
 

@@ -12,10 +12,10 @@ def test_tensorboard_has_each_step_once(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")  # its page's
     first = TensorBoard()
     first.start(tmp_path, "run", {})
-    first.log(0, {"val_loss": 9.0})
+    first.log(0, {"val/loss": 9.0})
     for step in range(1, 6):
-        first.log(step, {"loss": 1.0 / step})
-    first.log(3, {"val_loss": 8.0})
+        first.log(step, {"train/loss": 1.0 / step})
+    first.log(3, {"val/loss": 8.0})
     first.table(3, "samples", [{"prompt": "p", "answer": "a"}])
     first.table(5, "samples", [{"prompt": "p", "answer": "lost"}])
     first.writer.flush()  # it is killed
@@ -25,7 +25,7 @@ def test_tensorboard_has_each_step_once(tmp_path):
     second = TensorBoard()
     second.start(tmp_path, "run", {}, Resumed(3, points_at(3, lines), answers_at(3, answers)))
     for step in range(4, 7):
-        second.log(step, {"loss": 2.0 / step})
+        second.log(step, {"train/loss": 2.0 / step})
     second.finish({})
 
     events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
@@ -34,10 +34,10 @@ def test_tensorboard_has_each_step_once(tmp_path):
     def points(name):
         return [(event.step, event.tensor_proto.float_val[0]) for event in events.Tensors(name)]
 
-    assert [step for step, _ in points("loss")] == [1, 2, 3, 4, 5, 6]
-    assert [value for _, value in points("loss")] == pytest.approx([1, 1 / 2, 1 / 4, 2 / 4, 2 / 5, 2 / 6])
-    assert points("val_loss") == [(0, 9.0), (3, 8.0)]
-    assert set(events.Tags()["tensors"]) == {"loss", "val_loss", "samples/0/text_summary"}
+    assert [step for step, _ in points("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [value for _, value in points("train/loss")] == pytest.approx([1, 1 / 2, 1 / 4, 2 / 4, 2 / 5, 2 / 6])
+    assert points("val/loss") == [(0, 9.0), (3, 8.0)]
+    assert set(events.Tags()["tensors"]) == {"train/loss", "val/loss", "samples/0/text_summary"}
     assert [event.step for event in events.Tensors("samples/0/text_summary")] == [3]
 
 

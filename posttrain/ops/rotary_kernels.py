@@ -38,10 +38,24 @@ def _place(head, heads, token, PER: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _rotate(
-    mixed, query, key, value, cos, sin, query_gamma, key_gamma, eps, heads,
-    PER: tl.constexpr, WIDTH: tl.constexpr, ROTATED: tl.constexpr, NORM: tl.constexpr,
-    HALF: tl.constexpr, REST: tl.constexpr, HEADS: tl.constexpr,
-):  # fmt: skip
+    mixed,
+    query,
+    key,
+    value,
+    cos,
+    sin,
+    query_gamma,
+    key_gamma,
+    eps,
+    heads,
+    PER: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROTATED: tl.constexpr,
+    NORM: tl.constexpr,
+    HALF: tl.constexpr,
+    REST: tl.constexpr,
+    HEADS: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     inside = head < heads
@@ -98,10 +112,25 @@ def _load_of(query, query_at, key, key_at, value, part, columns, width, inside, 
 
 @triton.jit
 def _rotate_backward(
-    query, key, value, mixed, out, cos, sin, query_gamma, key_gamma, eps, heads,
-    PER: tl.constexpr, WIDTH: tl.constexpr, ROTATED: tl.constexpr, NORM: tl.constexpr,
-    HALF: tl.constexpr, REST: tl.constexpr, HEADS: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    value,
+    mixed,
+    out,
+    cos,
+    sin,
+    query_gamma,
+    key_gamma,
+    eps,
+    heads,
+    PER: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROTATED: tl.constexpr,
+    NORM: tl.constexpr,
+    HALF: tl.constexpr,
+    REST: tl.constexpr,
+    HEADS: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     inside = head < heads
@@ -175,9 +204,20 @@ def split_and_rotate(
     of_query, of_key = gammas or (cos, cos)
     grid = (tokens, triton.cdiv(heads, HEADS))
     _rotate[grid](
-        mixed, query, key, value, cos, sin, of_query, of_key, eps, heads,
-        PER=per, NORM=gammas is not None, **_blocks(width, 2 * cos.size(1)),
-    )  # fmt: skip
+        mixed,
+        query,
+        key,
+        value,
+        cos,
+        sin,
+        of_query,
+        of_key,
+        eps,
+        heads,
+        PER=per,
+        NORM=gammas is not None,
+        **_blocks(width, 2 * cos.size(1)),
+    )
     return query, key, value
 
 
@@ -198,7 +238,19 @@ def split_and_rotate_backward(
     of_query, of_key = gammas or (cos, cos)
     grid = (tokens, triton.cdiv(heads, HEADS))
     _rotate_backward[grid](
-        query, key, value, query if mixed is None else mixed, out, cos, sin, of_query, of_key, eps, heads,
-        PER=per, NORM=gammas is not None, **_blocks(width, 2 * cos.size(1)),
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        query if mixed is None else mixed,
+        out,
+        cos,
+        sin,
+        of_query,
+        of_key,
+        eps,
+        heads,
+        PER=per,
+        NORM=gammas is not None,
+        **_blocks(width, 2 * cos.size(1)),
+    )
     return out

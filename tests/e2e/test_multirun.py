@@ -6,10 +6,9 @@ import subprocess
 import sys
 import time
 
+import grid_rows
 import pytest
 from commands import environment
-
-from posttrain.spec import first_rows
 
 pytestmark = pytest.mark.nightly
 
@@ -18,25 +17,12 @@ def metrics(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-def write_rows(path, answer, damaged=False):
-    """Conversations of a question and `answer`; the last line, which the first look doesn't reach, may be cut off."""
-    lines = []
-    for number in range(first_rows.FIRST + 16):
-        turns = [{"role": "user", "content": f"say {number}"}, {"role": "assistant", "content": f"{answer} {number}"}]
-        lines.append(json.dumps({"messages": turns}))
-    text = "\n".join(lines)
-    path.write_text(text[: -30 * damaged or None])
-
-
 def test_a_grid_with_a_failing_trial_then_again(posttrain, words, tmp_path):
     """A grid over files of training data: the second is cut off, the third teaches other answers than are validated."""
-    write_rows(tmp_path / "good.jsonl", "hello world")
-    write_rows(tmp_path / "cut.jsonl", "hello world", damaged=True)
-    write_rows(tmp_path / "poor.jsonl", "QQQQ ZZZZ")
-    write_rows(tmp_path / "validation.jsonl", "hello world")
-    fixed = [word for word in words if not word.startswith(("data.path", "data.validation_fraction"))]
-    grid = [*fixed, "--multirun", "data.path=good.jsonl,cut.jsonl,poor.jsonl", "data.validation_path=validation.jsonl",
-            "trainer.validation_interval=1", f"hydra.sweep.dir={tmp_path / 'grid'}"]  # fmt: skip
+    grid_rows.write(tmp_path)
+    fixed = [word for word in words if not word.startswith("data.path")]
+    grid = [*fixed, "--multirun", "data.path=good.jsonl,cut.jsonl,poor.jsonl", *grid_rows.VALIDATED,
+            f"hydra.sweep.dir={tmp_path / 'grid'}"]  # fmt: skip
     pruner = ["sweep.pruner=median", "sweep.pruner_startup_trials=1", "sweep.pruner_warmup_steps=2"]
     here = tmp_path / "run"  # of which only the folder matters: the paths are relative to it
     first = posttrain(*grid, *pruner, run_dir=here)
@@ -45,7 +31,7 @@ def test_a_grid_with_a_failing_trial_then_again(posttrain, words, tmp_path):
     states = {path.name: json.loads((path / "status.json").read_text()) for path in (good, bad, poor)}
     assert states[good.name]["state"] == "finished", first.err
     assert states[bad.name]["state"] == "failed"
-    assert "cut.jsonl, line 80: not valid JSON" in states[bad.name]["error"]
+    assert grid_rows.ERROR in states[bad.name]["error"]
     assert first.code == 1 and "1 of 3 trials failed: path=cut.jsonl" in first.err and "Traceback" not in first.err
     assert (tmp_path / "grid/best").resolve() == (good / "adapter").resolve()
     assert "path=good.jsonl" in (tmp_path / "grid/report.html").read_text()

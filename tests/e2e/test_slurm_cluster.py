@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import grid_rows
 import psutil
 import pytest
 from commands import ROOT, Result, environment
@@ -206,18 +207,20 @@ def pending(pid, number):
 
 
 def test_a_grid_of_two_rank_trials_gives_what_runs_here_give(start, ask, posttrain, words, tmp_path):
-    grid = ["--multirun", "hydra/launcher=slurm", "parallelism=tp2", "trainer.validation_interval=1",
+    grid_rows.write(tmp_path)
+    grid = ["--multirun", "hydra/launcher=slurm", "parallelism=tp2", *grid_rows.VALIDATED,
             f"hydra.sweep.dir={tmp_path / 'grid'}"]  # fmt: skip
-    rates = ("0.01", "1e+30", "1e-09")
-    good, bad, poor = ([tmp_path / f"grid/lr={lr},rank={rank}" for rank in (4, 8)] for lr in rates)
-    result = finish(start(*grid, "optimizer.lr=1e-2,1e30", "peft.rank=4,8"), good[0])
-    assert result.code == 1 and "2 of 4 trials failed: lr=1e+30,rank=4, lr=1e+30,rank=8" in result.err
-    assert all("nan" in status(trial)["error"].lower() for trial in bad)
+    names = ("good", "cut", "poor")
+    good, bad, poor = ([tmp_path / f"grid/path={name}.jsonl,rank={rank}" for rank in (4, 8)] for name in names)
+    result = finish(start(*grid, "data.path=good.jsonl,cut.jsonl", "peft.rank=4,8"), good[0])
+    assert result.code == 1
+    assert "2 of 4 trials failed: path=cut.jsonl,rank=4, path=cut.jsonl,rank=8" in result.err
+    assert all(grid_rows.ERROR in status(trial)["error"] for trial in bad)
     nodes = [ask("squeue", "-h", "-t", "all", "-j", job(trial), "-o", "%N").strip() for trial in (*good, *bad)]
     assert set(nodes) == {"n1", "n2"}
     for trial, rank in zip(good, (4, 8), strict=True):
-        here = posttrain(*words, f"peft.rank={rank}", "parallelism=tp2", "trainer.export=false",
-                         "trainer.validation_interval=1")  # fmt: skip
+        here = posttrain(*words, *grid_rows.VALIDATED, "data.path=good.jsonl", f"peft.rank={rank}", "parallelism=tp2",
+                         "trainer.export=false", run_dir=tmp_path / f"here{rank}")  # fmt: skip
         found = Result(0, "", "", trial)
         assert found.losses == here.losses
         assert found.summary["val_loss_after"] == here.summary["val_loss_after"]
@@ -227,7 +230,7 @@ def test_a_grid_of_two_rank_trials_gives_what_runs_here_give(start, ask, posttra
     assert "supervised tok/s" in (good[0] / "logs/console.log").read_text()
     before = [(trial / "metrics.jsonl").read_bytes() for trial in good]
     pruner = ["sweep.pruner=median", "sweep.pruner_startup_trials=2", "sweep.pruner_warmup_steps=2"]
-    again = finish(start(*grid, "optimizer.lr=1e-2,1e-9", "peft.rank=4,8", *pruner), good[0])
+    again = finish(start(*grid, "data.path=good.jsonl,poor.jsonl", "peft.rank=4,8", *pruner), good[0])
     assert again.code == 0 and "2 of 4 trials have already finished" in again.err
     assert [(trial / "metrics.jsonl").read_bytes() for trial in good] == before
     assert all(status(trial)["state"] == "pruned" and "after step 2: " in status(trial)["error"] for trial in poor)

@@ -1,4 +1,4 @@
-"""Rows for a grid over files of training data: one is good, one cut off, one teaches other answers than are validated."""
+"""Rows for a grid over files: good ones, some cut off, some that teach other answers than are validated."""
 
 import json
 from pathlib import Path

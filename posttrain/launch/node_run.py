@@ -53,6 +53,7 @@ class NodeRun:
         self.monitors: list[Monitor] = []
         self.screen = Screen.of_command()
         self.drawing: ScreenPipe | None = None
+        self.told = False  # on the terminal that Ctrl-C has been seen
         self.hang: str | None = None
         self.signals: list[int] = []
         self.signalled_at = 0.0
@@ -189,6 +190,9 @@ class NodeRun:
         """Draw what the first rank has sent, and the time that goes by."""
         if self.drawing:
             self.drawing.show(self.screen)
+        if self.signals == [signal.SIGINT] and self.screen.live and not self.told:
+            self.told = True
+            self.screen.print("stopping; a step under way is finished and saved. Ctrl-C again stops at once")
         self.screen.refresh()
 
     def _close(self) -> None:

@@ -5,6 +5,8 @@ The launcher is the real one; in the ranks' place are processes of a few lines, 
 
 import json
 import os
+import pty
+import select
 import signal
 import socket
 import sys
@@ -19,6 +21,7 @@ from posttrain.config.composition import compose
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch import launcher, node_run, nodes
 from posttrain.launch.signals import SignalRelay
+from posttrain.train.console import Screen
 
 COMMON = """
     import json, os, signal, subprocess, sys, time
@@ -73,6 +76,22 @@ def test_what_the_first_rank_draws_is_there_when_it_has_ended(ranks, capfd):
     """)
     run.wait()
     assert run.screen.live is None and capfd.readouterr().out == "a line\nthe last\n"
+
+
+def test_ctrl_c_is_answered_on_a_terminal(ranks):
+    parent, terminal = pty.openpty()
+    run = ranks("time.sleep(300)", 1)
+    run.screen = Screen(os.fdopen(terminal, "w"))
+    run.screen.phase("training")
+    run.on_signal(signal.SIGINT)
+    with pytest.raises(RunFailed, match="SIGINT"):
+        run.wait()
+    drawn = ""
+    while select.select([parent], [], [], 0.5)[0]:
+        drawn += os.read(parent, 1 << 16).decode()
+    assert drawn.count("a step under way is finished and saved. Ctrl-C again stops at once") == 1
+    assert run.screen.live is None and "\x1b[?25h" in drawn, "the cursor is there again"
+    os.close(parent)
 
 
 def test_the_first_of_two_errors_is_told(ranks):

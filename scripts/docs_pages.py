@@ -64,12 +64,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the README's table of model families where a page asks for it, and lead links to the generated pages.
+    """Lead links to the generated pages.
 
     In the repository, where those are not, the links lead to what they are generated from.
     """
-    table = re.search(r"<!-- families.*?-->(.*?)<!-- end", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    markdown = markdown.replace("<!-- families of README.md -->", table)
     if markdown.strip() == '--8<-- "bench/README.md"':  # here, since its links lead from another folder
         markdown = (ROOT / "bench" / "README.md").read_text().replace("](../docs/", "](")
     markdown = re.sub(r"\]\(\.\./conf/(\w+)\)", r"](configuration/\1.md)", markdown)

@@ -1,9 +1,9 @@
-"""The README's table of model families, from what their tests say.
+"""The table of model families in docs/index.md, from what their tests say.
 
     python scripts/family_table.py [--junit results.xml]
 
 Runs `pytest tests/models` (three minutes on two cores) unless its JUnit results are given, and rewrites the lines of
-README.md between the two markers.
+docs/index.md between the two markers.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def table(outcomes: dict[str, str], errors: dict[str, float]) -> str:
 
 
 def main() -> None:
-    """Run the tests if need be, rewrite the README."""
+    """Run the tests if need be, rewrite the page."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--junit", type=Path, help="results of an earlier run")
     junit = options.parse_args().junit
@@ -79,9 +79,9 @@ def main() -> None:
             junit = Path(folder) / "results.xml"
             subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/models", f"--junitxml={junit}"], cwd=ROOT)
         text = table(*read(junit))
-    readme = ROOT / "README.md"
+    page = ROOT / "docs" / "index.md"
     pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", readme.read_text()))
+    page.write_text(pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", page.read_text()))
     print(text)
 
 

@@ -1,7 +1,7 @@
-"""The README's transcript: each command run on the real SmolLM2 and real data, its output put between two markers.
+"""The transcript of docs/session.md: each command run on the real SmolLM2 and real data, its output put between two markers.
 
-    python scripts/transcript.py            run everything (two minutes on two quiet cores), rewrite README.md
-    python scripts/transcript.py --check    run everything, compare with README.md; exit code 1 where they differ
+    python scripts/transcript.py            run everything (two minutes on two quiet cores), rewrite the page
+    python scripts/transcript.py --check    run everything, compare with the page; exit code 1 where they differ
 
 Needs the extra `demo` and the optional shared test data (POSTTRAIN_SHARED, else ../shared).
 """
@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "session.md"
 BEGIN, END = "<!-- transcript: scripts/transcript.py -->", "<!-- end of transcript -->"
 DATA = {"alpaca.json": "alpaca/identity.json", "gsm8k.jsonl": "eval/gsm8k_train.jsonl"}
 DATA_WORDS = "data=alpaca data.path=alpaca.json data.validation_fraction=0.05"
@@ -101,25 +102,24 @@ def _same(old: str, new: str) -> bool:
     return all(abs(a - b) <= 0.02 * max(abs(a), abs(b)) for a, b in values)
 
 
-def in_readme() -> str:
-    """The transcript that the README has."""
-    return re.search(f"{re.escape(BEGIN)}\n```text\n(.*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+def in_page() -> str:
+    """The transcript that the page has."""
+    return re.search(f"{re.escape(BEGIN)}\n```text\n(.*?)\n```", PAGE.read_text(), re.DOTALL)[1]
 
 
 def main() -> None:
-    """Rewrite the README's transcript, or compare with it."""
+    """Rewrite the page's transcript, or compare with it."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--check", action="store_true", help="compare instead of writing")
     check = options.parse_args().check
     new = run()
     if check:
-        found = differences(in_readme(), new)
-        print("\n".join(found) or "as in README.md")
+        found = differences(in_page(), new)
+        print("\n".join(found) or "as in docs/session.md")
         raise SystemExit(bool(found))
-    readme = ROOT / "README.md"
     block = f"{BEGIN}\n```text\n{new}\n```\n{END}"
     pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: block, readme.read_text()))
+    PAGE.write_text(pattern.sub(lambda _: block, PAGE.read_text()))
 
 
 if __name__ == "__main__":

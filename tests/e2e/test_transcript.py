@@ -1,4 +1,4 @@
-"""The README's transcript is what the commands print today."""
+"""The transcript of docs/session.md is what the commands print today."""
 
 import sys
 from pathlib import Path
@@ -12,12 +12,12 @@ pytestmark = pytest.mark.nightly
 
 
 @pytest.mark.timeout(900)
-def test_the_readme_shows_what_the_commands_print(shared, demo_cache, monkeypatch):
+def test_the_page_shows_what_the_commands_print(shared, demo_cache, monkeypatch):
     """About two minutes on two quiet cores."""
     pytest.importorskip("gguf", reason="needs the extra `demo`")
     monkeypatch.setenv("POSTTRAIN_SHARED", str(shared))
     monkeypatch.setenv("POSTTRAIN_CACHE", str(demo_cache))
-    assert transcript.differences(transcript.in_readme(), transcript.run()) == []
+    assert transcript.differences(transcript.in_page(), transcript.run()) == []
 
 
 @pytest.mark.every_run

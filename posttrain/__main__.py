@@ -145,7 +145,7 @@ def main() -> None:
         # What Hydra completes is this command; for `python -m posttrain` it would replace the completion of `python`.
         sys.argv[0] = "posttrain"
     try:
-        sys.argv[1:] = slurm.with_launcher(nodes.agree_on_directory(run_file.expand(rerun.expand(sys.argv[1:]))))
+        sys.argv[1:] = slurm.with_launcher(nodes.agree_on_directory(rerun.expand(run_file.expand(sys.argv[1:]))))
     except UserError as error:
         stop.fail(str(error))
     prestart.start(sys.argv[1:])

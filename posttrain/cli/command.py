@@ -66,7 +66,7 @@ def run(
     A mistake of the user's is printed as one message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback.
     """
     try:
-        sys.argv[1:] = run_file.expand(rerun.expand(sys.argv[1:]))
+        sys.argv[1:] = rerun.expand(run_file.expand(sys.argv[1:]))
     except UserError as error:
         fail(str(error))
     # argparse refuses options between overrides (`model=x --multirun optimizer.lr=1,2`): a stable sort puts them first.

@@ -22,6 +22,7 @@ from posttrain.config import policy, yaml_file
 from posttrain.config.containers import as_dict
 from posttrain.config.overrides import format_override
 from posttrain.errors import UserError
+from posttrain.utils.user_paths import expand_home
 
 ENDINGS = (".yaml", ".yml")
 TAKE_A_VALUE = re.compile(r"-(cn|cd|cp|c|p|i|-config-\w+|-cfg|-package|-info|-rerun)")
@@ -41,7 +42,7 @@ def expand(arguments: list[str]) -> list[str]:
         return arguments
     if len(names) > 1:
         raise UserError(f"{names[0]} and {names[1]}: one file at a time")
-    path = Path(names[0]).expanduser()
+    path = expand_home(names[0])
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     others = [argument for argument in arguments if argument != names[0]]

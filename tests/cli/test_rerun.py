@@ -56,6 +56,15 @@ def test_changes_on_top(start, run, tmp_path):
     assert third == again
 
 
+def test_a_file_of_overrides_comes_on_top(start, run, tmp_path):
+    directory, _ = run
+    (tmp_path / "more.yaml").write_text("peft:\n  rank: 5\noptimizer.lr: 5e-3\n")
+    place = f"hydra.run.dir={tmp_path}/again"
+    again = start("--rerun", directory, tmp_path / "more.yaml", "optimizer.lr=6e-3", place)
+    assert again["peft"]["rank"] == 5 and again["optimizer"]["lr"] == 6e-3
+    assert again["model"]["path"] == "demo:smollm2_135m"
+
+
 def test_a_run_that_was_moved(start, run, tmp_path):
     directory, config = run
     moved = tmp_path / "elsewhere" / "b"

@@ -31,7 +31,7 @@ EXAMPLE = re.compile(r"(?:Example|Your own): (.*)")
 DATA_COMMANDS = {"posttrain": "config", "posttrain.preview": "preview", "posttrain.plan": "plan"}
 CONFIGS = {**DATA_COMMANDS, "posttrain.evaluate": "evaluate", "posttrain.convert": "convert"}
 NOT_COMPOSED = ("hydra", "hydra/launcher", "hydra/sweeper", "recipe")  # tests of their own: sweep, recipes
-MISTAKES = ("peft.rnak", "bf61")  # shown with what they are answered
+MISTAKES = ("peft.rnak", "bf61", "learning_rate=2e-5")  # shown with what they are answered
 STANDING = {"DIR_OR_HUB_ID": "owner/name", "DIR_WITH_A_TOKENIZER": "tokenizer", "DIR": "tokenizer", "ADAPTER_DIR": ""}
 GPUS = 8
 

@@ -1,4 +1,4 @@
-"""The transcript of docs/session.md: each command run on the real SmolLM2 and real data, its output put between two markers.
+"""The transcript of docs/session.md: each command on the real SmolLM2 and real data, its output between two markers.
 
     python scripts/transcript.py            run everything (two minutes on two quiet cores), rewrite the page
     python scripts/transcript.py --check    run everything, compare with the page; exit code 1 where they differ

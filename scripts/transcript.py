@@ -50,7 +50,8 @@ COMMANDS = [
 ]
 # Figures that are another machine's or moment's: times, rates, memory and room, and what is derived from them.
 VARYING = re.compile(
-    r"\d[\d,.]*(?= ?(?:s|ms|min|%|x|[KMG]i?B|tok/s|supervised tok/s|per second|tokens/s)\b)"
+    r"(?:\d[\d,.]* (?:h|min|s)\b ?)+"
+    r"|\d[\d,.]*(?= ?(?:ms|%|x|[KMG]i?B|tok/s|supervised tok/s|per second|tokens/s)\b)"
     r"|(?<=tok/s of )[\d,]+"
     r"|[\d,.]+\s+[\d,.]+(?=\s+finished)"  # a sweep's table: tok/s, GiB
 )

@@ -26,6 +26,7 @@ def test_the_page_shows_what_the_commands_print(shared, demo_cache, monkeypatch)
     [
         ("loss 2.2213  eta 3 s", "loss 2.2301  eta 11 s", True),
         ("loss 2.2213", "loss 2.3213", False),
+        ("first step after 28 s", "first step after 1 min 6 s", True),
         ("1,368 supervised tok/s of 12,992", "9 supervised tok/s of 50", True),
         ("peak memory 1.9 GiB", "peak memory 2.4 GiB", True),
         ("export: outputs/a/adapter", "export: outputs/b/adapter", False),

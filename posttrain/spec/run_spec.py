@@ -281,6 +281,7 @@ class RunSpec(ParallelSizes):
     def _no_capture(self) -> tuple[tuple[bool, str], ...]:
         return (
             (not self.transformer_engine, "it requires a GPU with Transformer Engine"),
+            (self.precision == "fp32", "attention in fp32 asks the device for the rows' lengths"),
             (not self.packing, "data.packing=false, so micro-batches have different shapes"),
             (self.shapes_exchanged, "stages exchange the shapes of micro-batches of more than one row"),
             (self.fsdp, "Megatron-FSDP gathers and frees each layer's weights as it comes to it"),

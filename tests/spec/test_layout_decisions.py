@@ -23,6 +23,7 @@ def test_a_step_of_several_gpus_is_captured(layout):
     [
         ([NINE_HEADS, "parallelism=cp2"], "3 key heads can't be divided by 2"),
         ([LLAMA, "parallelism=fsdp"], "Megatron-FSDP"),
+        ([LLAMA, "precision=fp32"], "in fp32"),
         (["model=mixtral_8x7b", "parallelism=ep2"], "how many tokens"),
     ],
 )

@@ -281,7 +281,6 @@ class RunSpec(ParallelSizes):
     def _no_capture(self) -> tuple[tuple[bool, str], ...]:
         return (
             (not self.transformer_engine, "it requires a GPU with Transformer Engine"),
-            (self.precision == "fp32", "attention in fp32 asks the device for the rows' lengths"),
             (not self.packing, "data.packing=false, so micro-batches have different shapes"),
             (self.shapes_exchanged, "stages exchange the shapes of micro-batches of more than one row"),
             (self.fsdp, "Megatron-FSDP gathers and frees each layer's weights as it comes to it"),
@@ -290,6 +289,7 @@ class RunSpec(ParallelSizes):
                 f"the host asks how many tokens each expert gets: {self.grouped_experts.reason}",
             ),
             (self.context > 1 and not self.heads_exchanged, f"context parallelism: {self.heads_exchanged.reason}"),
+            (self.precision == "fp32", "attention in fp32 asks the device for the rows' lengths"),
         )
 
     @property

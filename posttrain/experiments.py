@@ -42,7 +42,9 @@ class Experiment:
     @property
     def machine(self) -> str:
         """The GPUs, in words."""
-        return f"{self.count} x {self.gpu}" if self.count else "any machine"
+        if not self.count:
+            return "any machine"
+        return f"{self.count} x {self.gpu}"
 
     def plan(self) -> tuple[float, float]:
         """GiB that each GPU requires, and expected tok/s of all of them."""

@@ -179,8 +179,9 @@ def _attend(
     scale: float,
     options: FlexKernelOptions,
 ) -> torch.Tensor:
-    half = query.element_size() == 2  # whose rounding is coarser than the approximation
-    tanh = ApproximateTanh.apply if query.is_cuda and half else torch.tanh
+    tanh = torch.tanh
+    if query.is_cuda and query.element_size() == 2:  # whose rounding is coarser than the approximation
+        tanh = ApproximateTanh.apply
 
     def cap(
         score: torch.Tensor, batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, column: torch.Tensor

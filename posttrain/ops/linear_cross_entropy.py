@@ -205,4 +205,6 @@ def log_sum_gradient_(
 
 def capped(values: torch.Tensor, softcap: float | None) -> torch.Tensor:
     """softcap tanh(values / softcap)."""
-    return values if softcap is None else softcap * torch.tanh(values / softcap)
+    if softcap is None:
+        return values
+    return softcap * torch.tanh(values / softcap)

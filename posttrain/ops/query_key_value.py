@@ -145,7 +145,9 @@ def has_norm(module: torch.nn.Module | None) -> bool:
 def gamma_of(norm: Any) -> torch.Tensor:
     """What an RMSNorm of Transformer Engine's multiplies with."""
     gamma: torch.Tensor = norm.weight.detach()
-    return gamma + 1 if norm.zero_centered_gamma else gamma
+    if norm.zero_centered_gamma:
+        return gamma + 1
+    return gamma
 
 
 def fuse_attention(layer: torch.nn.Module) -> None:

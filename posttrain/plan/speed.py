@@ -72,21 +72,51 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     if s.recompute == "full":  # each layer's forward pass again
         products += 2 * (shape.products - shape.hidden * shape.vocab) * tokens
         attention *= 4 / 3
-    grouped = work_of_experts(s, tokens) if s.grouped_experts else 0.0
-    rate = interpolate(EIGHT_BIT, shape.hidden) if s.eight_bit_base else 1.0
-    of_experts = interpolate(EIGHT_BIT_EXPERTS if s.eight_bit_base else EXPERTS, shape.ffn)
-    of_attention = CAPPED_ATTENTION if shape.score_softcap else interpolate(ATTENTION, shape.query // shape.heads)
-    arithmetic = ((products - grouped) / PRODUCTS / rate + attention / of_attention + grouped / of_experts) / peak
+    grouped = work_of_experts(s, tokens)
+    rates = Rates.of(s)
+    work = (products - grouped) / rates.products + attention / rates.attention + grouped / rates.experts
+    arithmetic = work / peak
     if gpu.bandwidth is not None:
         arithmetic += bytes_passed(s, tokens) / (gpu.bandwidth * 1e12 * s.world * PASSES)
-    layer = CAPTURED_S
-    if not s.cuda_graph:
-        waits = s.experts > 0 and not s.grouped_experts
-        layer = WAITING_S if waits else LAUNCH_S
-    launches = s.micro_batches * shape.layers / s.pipeline * layer
-    bound = "arithmetic" if arithmetic >= launches else "kernel launches"
+    launches = launch_seconds(s)
+    bound = "kernel launches"
+    if arithmetic >= launches:
+        bound = "arithmetic"
     seconds = (max(arithmetic * imbalance(s), launches) + exchange_seconds(s)) * bubble(s)
     return Speed(useful / peak / seconds, seconds, tokens / seconds, bound)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of a GPU's peak rate that a run's products, attention and grouped experts reach."""
+
+    products: float
+    attention: float
+    experts: float
+
+    @classmethod
+    def of(cls, s: RunSpec) -> "Rates":
+        """Those of the kernels that the run uses."""
+        shape = s.known_shape
+        products = PRODUCTS
+        attention = interpolate(ATTENTION, shape.query // shape.heads)
+        experts = interpolate(EXPERTS, shape.ffn)
+        if shape.score_softcap:
+            attention = CAPPED_ATTENTION
+        if s.eight_bit_base:
+            products *= interpolate(EIGHT_BIT, shape.hidden)
+            experts = interpolate(EIGHT_BIT_EXPERTS, shape.ffn)
+        return cls(products, attention, experts)
+
+
+def launch_seconds(s: RunSpec) -> float:
+    """The least that a step takes, whatever its size."""
+    layer = CAPTURED_S
+    if not s.cuda_graph:
+        layer = LAUNCH_S
+        if s.experts > 0 and not s.grouped_experts:
+            layer = WAITING_S
+    return s.micro_batches * s.known_shape.layers / s.pipeline * layer
 
 
 def bytes_passed(s: RunSpec, tokens: float) -> float:
@@ -95,10 +125,14 @@ def bytes_passed(s: RunSpec, tokens: float) -> float:
     Passes of each operation forward and backward, what is computed again included, counted as the code has them.
     """
     shape = s.known_shape
-    stream = 44 if shape.family.norms == 4 else 28
-    gate = 9 if shape.family.gate else 5
-    inner = 0 if s.grouped_experts else shape.ffn * (shape.chosen or 1)  # else part of the experts' rate
-    layer = stream * shape.hidden + 4 * (shape.query + 2 * shape.key) + gate * inner
+    stream, gate = 28, 5
+    if shape.family.norms == 4:
+        stream = 44
+    if shape.family.gate:
+        gate = 9
+    layer = stream * shape.hidden + 4 * (shape.query + 2 * shape.key)
+    if not s.grouped_experts:  # whose rate has it
+        layer += gate * shape.ffn * (shape.chosen or 1)
     passed = tokens * s.width * (shape.layers * layer + 4 * shape.vocab)
     if s.adapters is None:  # gradients, moments and master weights in fp32
         passed += 28.0 * shape.parameters
@@ -106,7 +140,9 @@ def bytes_passed(s: RunSpec, tokens: float) -> float:
 
 
 def work_of_experts(s: RunSpec, tokens: float) -> float:
-    """Operations of a step in the products of frozen experts."""
+    """Operations of a step in the grouped products of frozen experts; 0 where there are none."""
+    if not s.grouped_experts:
+        return 0.0
     shape = s.known_shape
     weights = 0
     for linear in shape.linears:

@@ -67,7 +67,7 @@ def read_experiment(path: Path) -> Experiment:
     return Experiment(path.stem, heading["title"], int(heading["count"] or 0), heading["gpu"] or "")
 
 
-def experiments() -> list[Experiment]:
+def ready_runs() -> list[Experiment]:
     """All of them, by name."""
     return [read_experiment(path) for path in sorted(DIRECTORY.glob("*.yaml"))]
 
@@ -89,7 +89,7 @@ def show(name: str) -> None:
 def list_all() -> None:
     """Print a line or two for each, as soon as it is planned."""
     print("python -m posttrain experiment=NAME data.path=FILE; memory per GPU and tok/s of all are planned\n")
-    for experiment in experiments():
+    for experiment in ready_runs():
         line = f"{experiment.name:32} {experiment.machine:12}"
         if experiment.count:
             needed, speed = experiment.plan()

@@ -15,7 +15,7 @@ from posttrain.spec import checks
 from posttrain.utils import gpus
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "experiments.md"
-READY = experiments.experiments()
+READY = experiments.ready_runs()
 
 
 @pytest.fixture(scope="module")

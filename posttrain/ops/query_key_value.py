@@ -11,7 +11,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.identity_op import IdentityOp
 
-from posttrain.patches.token_angles import token_rotation
+from posttrain.patches.rotation import token_rotation
 
 type Context = Any  # of torch.autograd.Function, which takes whatever attributes it is given
 type Gammas = tuple[torch.Tensor, torch.Tensor]

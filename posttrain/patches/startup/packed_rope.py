@@ -22,7 +22,7 @@ def rotate_packed_at_once() -> None:
     import megatron.core.transformer.attention as attention
     import torch
 
-    from posttrain.patches.token_angles import token_angles
+    from posttrain.patches.rotation import token_angles
 
     plain = rope.apply_rotary_pos_emb
 

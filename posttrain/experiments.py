@@ -61,7 +61,7 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         ValueError: they don't say what the run is.
     """
-    heading = HEADING.match(path.read_text())
+    heading = HEADING.match(path.read_text(encoding="utf-8"))
     if heading is None:
         raise ValueError(f"{path}: does not begin with its package and a sentence")
     return Experiment(path.stem, heading["title"], int(heading["count"] or 0), heading["gpu"] or "")
@@ -83,7 +83,7 @@ def show(name: str) -> None:
         match = nearest(name, names)
         hint = f"; did you mean {match}?" if match else "; python -m posttrain.experiments lists them"
         raise UserError(f"{name}: no such experiment{hint}")
-    print((DIRECTORY / f"{name}.yaml").read_text().rstrip())
+    print((DIRECTORY / f"{name}.yaml").read_text(encoding="utf-8").rstrip())
 
 
 def list_all() -> None:

@@ -24,7 +24,7 @@ class Option:
 def header(path: Path) -> str:
     """The comment on top of a file: what it is for."""
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         if not line.startswith("# @package"):
@@ -34,13 +34,15 @@ def header(path: Path) -> str:
 
 def package(path: Path) -> str | None:
     """Where a file's keys go (`# @package _global_`); None: under their group."""
-    found = [line.split()[2] for line in path.read_text().splitlines() if line.startswith("# @package ")]
+    found = [
+        line.split()[2] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# @package ")
+    ]
     return found[0] if found else None
 
 
 def read(path: Path) -> list[Option]:
     """Every option of a file, inner ones by their path; Hydra's `defaults` and `_target_` are none."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     root = yaml.compose(text)
     return _options(root, text.splitlines(), "") if root else []
 

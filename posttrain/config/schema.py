@@ -328,6 +328,7 @@ def check(cfg: DictConfig, limits: Mapping[str, Mapping[str, Any]], above: str =
 
 
 HYDRAS_OWN = ("hydra", "hydra.env")  # which Hydra adds to what is composed
+PLUGINS_OWN = "hydra.sweeper.sampler"  # Optuna's, which declares the base of a sampler's class alone
 
 
 def undeclared(node: DictConfig, above: str = "") -> Iterator[str]:
@@ -345,6 +346,8 @@ def undeclared(node: DictConfig, above: str = "") -> Iterator[str]:
             yield path
             continue
         inner = node._get_node(key)
+        if path == PLUGINS_OWN:
+            continue
         if isinstance(inner, DictConfig) and not (inner._is_none() or inner._is_missing() or inner._is_interpolation()):
             yield from undeclared(inner, f"{path}.")
 

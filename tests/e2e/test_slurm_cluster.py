@@ -208,7 +208,7 @@ def pending(pid, number):
 
 def test_a_grid_of_two_rank_trials_gives_what_runs_here_give(start, ask, posttrain, words, tmp_path):
     grid_rows.write(tmp_path)
-    grid = ["--multirun", "hydra/launcher=slurm", "parallelism=tp2", *grid_rows.VALIDATED,
+    grid = ["--multirun", "hydra/launcher=slurm", "parallelism=tp2", "optimizer.lr=1e-2", *grid_rows.VALIDATED,
             f"hydra.sweep.dir={tmp_path / 'grid'}"]  # fmt: skip
     names = ("good", "cut", "poor")
     good, bad, poor = ([tmp_path / f"grid/path={name}.jsonl,rank={rank}" for rank in (4, 8)] for name in names)

@@ -96,7 +96,7 @@ def test_the_line_has_the_width_of_the_terminal_and_follows_it():
     code = textwrap.dedent(CHILD).replace("VALUES", repr(VALUES))
     child = subprocess.Popen(
         [sys.executable, "-c", code],
-        env=dict(os.environ),  # without COLUMNS, which pytest's readline sets where Python doesn't see it
+        env={name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")},  # pytest's
         stdin=subprocess.PIPE,
         stdout=terminal,
         stderr=subprocess.PIPE,

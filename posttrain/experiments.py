@@ -56,14 +56,10 @@ class Experiment:
 
 
 def read_experiment(path: Path) -> Experiment:
-    """What a file's first lines say.
-
-    Raises:
-        ValueError: they don't say what the run is.
-    """
+    """What a file's first lines say; one of the user's own may say nothing."""
     heading = HEADING.match(path.read_text(encoding="utf-8"))
     if heading is None:
-        raise ValueError(f"{path}: does not begin with its package and a sentence")
+        return Experiment(path.stem, "(its file doesn't begin with a sentence about it)", 0, "")
     return Experiment(path.stem, heading["title"], int(heading["count"] or 0), heading["gpu"] or "")
 
 

@@ -55,7 +55,12 @@ def test_a_name_that_is_none():
         experiments.show("lora_qwen_8b")
 
 
-def test_a_file_without_a_sentence(tmp_path):
-    (tmp_path / "mine.yaml").write_text("trainer:\n  max_steps: 2\n")
-    with pytest.raises(ValueError, match="does not begin with its package"):
-        experiments.read_experiment(tmp_path / "mine.yaml")
+def test_a_file_without_a_sentence_is_listed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.yaml").write_text("# @package _global_\ntrainer:\n  max_steps: 2\n")
+    monkeypatch.setattr(experiments, "DIRECTORY", tmp_path)
+    experiments.list_all()
+    assert "mine                             any machine\n    (its file doesn't begin" in capsys.readouterr().out
+
+
+def test_the_shipped_ones_say_what_they_are():
+    assert all(one.title.endswith(".") for one in READY)

@@ -172,7 +172,7 @@ TABLE = (
         "load_in_4bit load_in_8bit quantization_bit quantization peft=qlora",
         "there are no weights in 4 bits; precision=fp8 with peft=lora keeps frozen weights in 8 bits on a Hopper GPU",
     ),
-    _same("adapter_name_or_path lora_model_dir", "model=hf model.path=ADAPTER_DIR", "goes on with a PEFT adapter"),
+    _same("adapter_name_or_path lora_model_dir", "model=hf model.path=ADAPTER_DIR", "continues from a PEFT adapter"),
     # Memory and processes.
     _same(
         "gradient_checkpointing activation_checkpointing enable_activation_checkpointing",
@@ -181,10 +181,14 @@ TABLE = (
     ),
     _same(
         "deepspeed deepspeed_config ds_config parallelism=deepspeed parallelism=zero2 parallelism=zero3",
-        "parallelism=fsdp",
-        "weights, gradients and optimizer divided, as by ZeRO-3; zero1 divides the optimizer alone",
+        "parallelism=zero1",
+        "divides the optimizer's state; tp2, pp2 and others divide the weights",
     ),
-    _same("fsdp fsdp_config parallelism=fsdp2", "parallelism=fsdp"),
+    _same(
+        "fsdp fsdp_config parallelism=fsdp2",
+        "parallelism=zero1",
+        "parallelism=fsdp can't read a model yet, and trains random weights alone",
+    ),
     _same("tensor_parallel_size tp_size tp", "parallelism.tensor_model_parallel_size=2", "or parallelism=tp2"),
     _same("pipeline_parallel_size pp_size pp", "parallelism.pipeline_model_parallel_size=2", "or parallelism=pp2"),
     _same("cp_size cp", "parallelism.context_parallel_size=2", "or parallelism=cp2"),

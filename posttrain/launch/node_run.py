@@ -37,7 +37,7 @@ class NodeRun:
     Attributes:
         processes, monitors: one for each of `ranks`.
         screen: of this command.
-        drawing: what the first rank wants drawn; None: it is on another machine.
+        drawing: what the first rank sends to be drawn; None: it is on another machine.
         hang: what hangs, in words.
         signals: received.
         signalled_at: when the first came, seconds since the epoch, as errors of ranks on all machines are timed; 0.0:

@@ -6,7 +6,7 @@ UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def format_duration(seconds: float) -> str:
-    """The two largest units of a time: `35 s`, `4 min 10 s`, `2 h 14 min`, `3 d 4 h`; `?` where it is no number."""
+    """The two largest units of a time: `35 s`, `4 min 10 s`, `2 h 14 min`, `3 d 4 h`; `?` if it is not a number."""
     if not math.isfinite(seconds):
         return "?"
     left = max(0, round(seconds))

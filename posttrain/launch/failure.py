@@ -71,7 +71,7 @@ def describe_exit(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}{hint}"
 
 
-def explain(run_dir: Path, codes: Mapping[int, int], signals: list[int], signalled_at: float) -> Exception:
+def explain(run_dir: Path, codes: Mapping[int, int | None], signals: list[int], signalled_at: float) -> Exception:
     """The error of a run of which a rank has failed, or which has been stopped.
 
     Args:

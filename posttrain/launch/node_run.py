@@ -1,6 +1,5 @@
 """The ranks of a run on one machine: started, watched for deaths and hangs, ended together."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -10,8 +9,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from posttrain.errors import RunFailed
-from posttrain.launch import failure, nodes, prestart
-from posttrain.launch.rank_process import base_environment, kernel_cache, start_process
+from posttrain.launch import failure, fork_server, nodes, prestart
+from posttrain.launch.rank_process import RankProcess, base_environment, end_session, kernel_cache, start_process
 from posttrain.launch.signals import SignalRelay
 from posttrain.spec import checks
 from posttrain.train.console import Screen, ScreenPipe
@@ -49,7 +48,7 @@ class NodeRun:
         self.cfg = cfg
         self.run_dir = run_dir
         self.gpus = gpus
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[RankProcess] = []
         self.monitors: list[Monitor] = []
         self.screen = Screen.of_command()
         self.drawing: ScreenPipe | None = None
@@ -100,7 +99,10 @@ class NodeRun:
             env[UI_FD] = str(self.drawing.inherited)
             inherited.append(self.drawing.inherited)
         log = rundir.append(self.run_dir, log_name)  # the child's from here
-        self.processes.append(start_process([str(self.run_dir)], env, subprocess.DEVNULL, log, inherited))
+        process: RankProcess | None = fork_server.start_rank(self.run_dir, log, env, inherited)
+        if process is None:
+            process = start_process([str(self.run_dir)], env, subprocess.DEVNULL, log, inherited)
+        self.processes.append(process)
         os.close(log)
         monitor.started()
         if rank == 0 and self.drawing:
@@ -205,8 +207,7 @@ class NodeRun:
         for monitor in self.monitors:
             monitor.close()
         for process in self.processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            end_session(process.pid)
 
     def _hangs(self) -> bool:
         """Whether a rank has given no sign of life for longer than launch.timeout_s; the others may wait for it."""

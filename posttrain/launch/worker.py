@@ -1,10 +1,12 @@
 """One rank of a run: `python -m posttrain.launch.worker RUN_DIR`.
 
-The launcher starts it with torch's environment set. Without RUN_DIR it imports and waits for its orders (prestart.py).
+The launcher starts it with torch's environment set. Without RUN_DIR it imports and waits for its orders (prestart.py);
+as a fork server it imports, and each of its forks is a rank (fork_server.py).
 
 Reads the frozen configuration, applies the patches this platform needs, instantiates the groups, trains.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import importlib
@@ -17,7 +19,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.utils import instantiate
 
@@ -25,7 +27,9 @@ from posttrain import patches
 from posttrain.config import frozen, targets
 from posttrain.config.instantiate import built
 from posttrain.errors import Pruned, RunFailed, UserError, location_error
+from posttrain.launch import fork_server
 from posttrain.launch.failure import RankError, error_file
+from posttrain.launch.rank_process import become_rank
 from posttrain.train.context import Groups
 from posttrain.train.rollback import RolledBack
 from posttrain.train.startup_clock import StartupClock
@@ -49,6 +53,16 @@ USED = (
     "posttrain.data",
     "posttrain.train.trainer",
 )
+# And what it imports when it is under way: to check the base's weights, to save, and to export.
+LATER = (
+    "pyarrow",
+    "posttrain.data.prepare",
+    "megatron.bridge.models.conversion.auto_bridge",
+    "torch.fx.experimental.symbolic_shapes",
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    "peft",
+)
 GROUPS = (
     "model",
     "peft",
@@ -61,11 +75,14 @@ GROUPS = (
     "precision",
     "checkpoint",
 )
-COPIED_BYTES = 1 << 16  # at a time
+COUNT_BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"  # torch asks NVML whether there are GPUs, so that a fork can use them
 
 
-def import_all() -> patches.Platform:
-    """Apply the patches that this platform needs and import what a training run uses; on a GPU, wake it up meanwhile.
+def import_all(wake: bool = True) -> patches.Platform:
+    """Apply the patches that this platform needs and import what a training run uses.
+
+    Args:
+        wake: on a GPU, wake it up meanwhile.
 
     Returns:
         The platform.
@@ -73,7 +90,7 @@ def import_all() -> patches.Platform:
     import torch  # noqa: F401  (before Transformer Engine, which needs torch's NCCL loaded)
 
     device = os.environ.get(DEVICE, "cpu")
-    if device == "cuda":
+    if device == "cuda" and wake:
         threading.Thread(target=wake_gpu, daemon=True).start()
     platform = patches.Platform.detect(device)
     patches.apply(platform)
@@ -122,18 +139,23 @@ def await_orders() -> str | None:
     if not line:
         return None
     orders = json.loads(line)
-    os.environ.update(orders["env"])
-    log = rundir.append(Path(orders["run_dir"]), orders["log"])
-    sys.stdout.flush()
-    os.lseek(1, 0, os.SEEK_SET)
-    printed = os.read(1, COPIED_BYTES)
-    while printed:
-        os.write(log, printed)
-        printed = os.read(1, COPIED_BYTES)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    become_rank(orders["env"], rundir.append(Path(orders["run_dir"]), orders["log"]))
     return orders["run_dir"]
+
+
+def fork_ranks(descriptor: int) -> str:
+    """Import what every run needs, then fork ranks; returns in each of them, with its run directory.
+
+    Args:
+        descriptor: see `fork_server.serve`.
+    """
+    os.environ[COUNT_BY_NVML] = "1"
+    with contextlib.suppress(Exception):  # the same error is raised and reported by each rank
+        import_all(wake=False)
+        for module in LATER:
+            importlib.import_module(module)
+    del os.environ[COUNT_BY_NVML]
+    return fork_server.serve(descriptor)
 
 
 def describe(error: BaseException) -> RankError:
@@ -156,11 +178,17 @@ def describe(error: BaseException) -> RankError:
     return description
 
 
-def main() -> None:
-    """Train; on an error leave RUN_DIR/logs/rankN.error.json for the launcher and exit with its code."""
-    location = sys.argv[1] if len(sys.argv) > 1 else await_orders()
+def main() -> int:
+    """Train; on an error leave RUN_DIR/logs/rankN.error.json for the launcher. Returns the exit code."""
+    match sys.argv[1:]:
+        case [fork_server.OPTION, descriptor]:
+            location: str | None = fork_ranks(int(descriptor))
+        case [directory]:
+            location = directory
+        case _:
+            location = await_orders()
     if location is None:
-        return
+        return 0
     run_dir = Path(location)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     faulthandler.enable()
@@ -170,18 +198,28 @@ def main() -> None:
     except SystemExit as stop:
         # Megatron leaves the training loop by sys.exit(0) after it has saved on a signal, and elsewhere by sys.exit()
         # or another code when it gives up; a run that is done returns.
-        raise SystemExit(RunFailed.STOPPED if stop.code == 0 else 1) from None
+        return RunFailed.STOPPED if stop.code == 0 else 1
     except BaseException as error:
         description = describe(error)
         with contextlib.suppress(OSError):  # the disk is full
             rundir.write_json(run_dir, error_file(description["rank"]), description)
             traceback.print_exc()
             sys.stdout.flush()
-        # Not sys.exit: peers may be in a collective with us, and tearing down process groups would wait for them.
+        # At once: peers may be in a collective with us, and tearing down process groups would wait for them.
         if isinstance(error, Pruned):  # it is saved
             os._exit(RunFailed.STOPPED)
         os._exit(UserError.exit_code if description["user_error"] else 1)
+    return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the process as the interpreter would, but for taking apart all that is loaded, which takes seconds."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    main()
+    leave(main())

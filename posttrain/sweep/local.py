@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from posttrain.errors import UserError
+from posttrain.launch import fork_server
 from posttrain.launch.signals import nohup
 from posttrain.sweep import log_stderr
 from posttrain.sweep.trial import Share, Trial
@@ -54,6 +55,8 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
             while queue and free and not received:
                 trial = queue.pop(0)
                 share = free.pop(0)
+                if trial.config.launch.prestart is not False:
+                    fork_server.ensure(trial.rank_environment(share))
                 log_stderr(f"trial {trial.config.hydra.job.num + 1} of {total}: {trial.name}")
                 running[trial.start(run, share, console)] = trial, share
             for sentinel in wait(list(running)):

@@ -22,11 +22,13 @@ from posttrain.config.trial_names import difference, flatten
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch.failure import describe_exit
 from posttrain.launch.launcher import last_loss
+from posttrain.launch.rank_process import base_environment
 from posttrain.launch.signals import nohup
 from posttrain.report.table import format_value
-from posttrain.spec import inputs
+from posttrain.spec import checks, inputs
 from posttrain.sweep import log_stderr
 from posttrain.utils import rundir
+from posttrain.utils.gpus import visible_gpus
 
 
 @dataclass
@@ -131,6 +133,13 @@ class Trial:
         OmegaConf.set_struct(config, False)
         config.pop("hydra", None)
         return as_dict(config)
+
+    def rank_environment(self, share: Share) -> dict[str, str]:
+        """What its ranks have in common in their environment, with what it may use."""
+        gpus = visible_gpus() if share.gpus is None else len(share.gpus)
+        local_size = checks.nproc_per_node(self.config, gpus)
+        deterministic, fsdp = self.config.trainer.deterministic, bool(self.config.parallelism.fsdp)
+        return base_environment(gpus, local_size, deterministic, fsdp, len(share.cores))
 
     def start(self, run: Callable[[DictConfig], Any], share: Share, console: str | None) -> int:
         """Run it in a forked process, which composes and imports nothing again.

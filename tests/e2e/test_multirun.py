@@ -67,3 +67,24 @@ def test_a_disk_that_is_full_for_one_of_two_trials(posttrain, words, tmp_path):
     assert large["state"] == "failed" and "can't be written" in large["error"]
     assert small["state"] == "finished", small
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_trial_is_what_the_run_is_alone(posttrain, words, tmp_path, ranks):
+    """The second trial's ranks are forked from the process that the first one's are from: not a digit differs."""
+    words = [word for word in words if not word.startswith("optimizer.lr=")]
+    words += [f"parallelism.nproc_per_node={ranks}", "trainer.num_generations=1", "trainer.validation_interval=2"]
+    swept = posttrain(*words, "--multirun", "optimizer.lr=3e-2,1e-2", f"hydra.sweep.dir={tmp_path / 'grid'}")
+    assert swept.code == 0, swept.err
+    alone = posttrain(*words, "optimizer.lr=1e-2", run_dir=tmp_path / "alone")
+    trial = tmp_path / "grid/lr=0.01"
+    compared = ("step", "loss", "grad_norm", "val_loss", "lr", "tokens")
+    lines = []
+    for directory in (trial, alone.run_dir):
+        lines.append([{key: line.get(key) for key in compared} for line in metrics(directory)])
+        assert (directory / "logs/rank0.log").read_text().count("patches: imports") == 1
+    assert lines[0] == lines[1] and len(lines[0]) >= 4
+    for name in ("adapter/adapter_model.safetensors", "samples.json"):
+        assert (trial / name).read_bytes() == (alone.run_dir / name).read_bytes()
+    startup = json.loads((trial / "summary.json").read_text())["startup_s"]
+    assert startup["compose, import"] + startup["import"] < alone.summary["startup_s"]["import"] / 2

@@ -19,7 +19,8 @@ import pytest
 
 from posttrain.config.composition import compose
 from posttrain.errors import RunFailed, UserError
-from posttrain.launch import launcher, node_run, nodes
+from posttrain.launch import fork_server, launcher, node_run, nodes
+from posttrain.launch.rank_process import base_environment
 from posttrain.launch.signals import SignalRelay
 from posttrain.train.console import Screen
 
@@ -30,25 +31,39 @@ COMMON = """
         with open(os.path.join(logs, f"rank{rank}.error.json"), "w") as file:
             json.dump({"rank": rank, "time": time.time(), "user_error": False, **more}, file)
 """
+SERVER = """
+    import sys
+    from posttrain.launch import fork_server
+    if sys.argv[-2] == fork_server.OPTION:
+        sys.argv.append(fork_server.serve(int(sys.argv[-1])))
+"""
+started_and_forked = pytest.mark.parametrize("ranks", ["started", "forked"], indirect=True)
 
 
 @pytest.fixture
-def ranks(tmp_path, monkeypatch):
+def ranks(tmp_path, monkeypatch, request):
     """Start `count` ranks that run the code; returns the NodeRun."""
+    forked = getattr(request, "param", "started") == "forked"
 
     def start(code, count=2, *words):
         script = tmp_path / "rank.py"
-        script.write_text(textwrap.dedent(COMMON) + textwrap.dedent(code))
+        script.write_text("".join(map(textwrap.dedent, [SERVER if forked else "", COMMON, code])))
         python = tmp_path / "python"
         python.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
         python.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(python))
         (tmp_path / "logs").mkdir(exist_ok=True)
         cfg = compose([f"parallelism.nproc_per_node={count}", *words])
+        if forked:
+            fork_server.ensure(base_environment(0, count))
         return node_run.NodeRun(cfg, tmp_path, 0, relay)
 
+    monkeypatch.setattr(fork_server, "_servers", servers := [])
     with SignalRelay() as relay:
         yield start
+    for server in servers:
+        server.close()
+        assert server.process.wait(timeout=60) == 0
 
 
 def test_the_rank_that_was_killed_is_named_though_another_fails_of_it_first(ranks):
@@ -66,6 +81,7 @@ def test_the_rank_that_was_killed_is_named_though_another_fails_of_it_first(rank
         run.wait()
 
 
+@started_and_forked
 def test_what_the_first_rank_draws_is_there_when_it_has_ended(ranks, capfd):
     run = ranks("""
         if rank == 0:
@@ -94,6 +110,7 @@ def test_ctrl_c_is_answered_on_a_terminal(ranks):
     os.close(parent)
 
 
+@started_and_forked
 def test_the_first_of_two_errors_is_told(ranks):
     run = ranks("""
         time.sleep(0.5 * rank)
@@ -104,6 +121,7 @@ def test_the_first_of_two_errors_is_told(ranks):
         run.wait()
 
 
+@started_and_forked
 def test_workers_of_a_rank_that_ignore_signals_are_ended(ranks, tmp_path):
     run = ranks("""
         ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -122,6 +140,7 @@ def test_workers_of_a_rank_that_ignore_signals_are_ended(ranks, tmp_path):
         time.sleep(0.05)
 
 
+@started_and_forked
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_ends_the_ranks_in_order(name, ranks):
     """Each rank saves on SIGTERM and leaves with its code for that; the command's code is 128 + the signal."""

@@ -26,7 +26,7 @@ NAMES = ["lr=0.0001,rank=8", "lr=0.0003,rank=8"]
 
 
 def start(cwd, *overrides):
-    command = [sys.executable, str(TASK), "--multirun", *overrides]
+    command = [sys.executable, str(TASK), "--multirun", "launch.prestart=false", *overrides]  # nothing is trained
     env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -130,25 +131,34 @@ def newest(root: Path, hashes: bool = False) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def prune(written: Path, keep: int, checked: set[Path], spared: Path | None = None) -> list[str]:
+def prune(
+    written: Path,
+    keep: int | None,
+    checked: set[Path],
+    spared: Path | None = None,
+    is_temporary: Callable[[Path], bool] = lambda checkpoint: False,
+) -> list[str]:
     """Remove the checkpoints before `written` but for the `keep` newest whole ones, of which it is the first.
 
     What fails its hashes neither counts nor is removed.
 
     Args:
         written: the checkpoint that was published a moment ago.
-        keep: how many to keep, at least 1.
+        keep: how many to keep, at least 1; None: all but temporary ones.
         checked: those whose content this process has written or checked; what is checked here is added.
         spared: kept in any case.
+        is_temporary: whether a checkpoint was only to last until the next.
 
     Returns:
         The damaged ones that were found, and what is wrong with each.
     """
     damaged = []
-    left = keep - 1
+    left = 0 if keep is None else keep - 1
     checked.add(written)
     for checkpoint in checkpoints(written.parent):
         if step_of(checkpoint) >= step_of(written):  # a newer one was passed over when this run was resumed
+            continue
+        if keep is None and not is_temporary(checkpoint):
             continue
         damage = problem(checkpoint, hashes=left > 0 and checkpoint not in checked)
         if damage is not None:

@@ -13,10 +13,14 @@ from megatron.bridge.training.checkpointing import (
     CheckpointLoadContext,
     CheckpointSaveContext,
     DefaultCheckpointManager,
+    _generate_model_state_dict,
+    apply_peft_adapter_filter_to_state_dict,
     is_empty_async_queue,
 )
 from megatron.bridge.training.config import CheckpointConfig
 from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
+from megatron.core import dist_checkpointing
+from megatron.core.utils import unwrap_model
 from omegaconf import DictConfig
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -30,6 +34,7 @@ from posttrain.utils.atomic_files import write_text
 from posttrain.utils.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
+    from megatron.bridge.peft.base import PEFT
     from megatron.bridge.training.callbacks import CallbackManager
     from megatron.bridge.training.state import GlobalState
 
@@ -43,7 +48,7 @@ class SavedRun:
     Attributes:
         config: the frozen configuration.
         steps: of the whole run.
-        total_limit: how many of the newest checkpoints stay; None: all.
+        total_limit: how many of the newest checkpoints stay; None: all but temporary ones.
         keep_best: whether the one with the lowest validation loss stays as well.
         progress: written to each checkpoint, read from the one that is loaded.
         heartbeat: signs of life for the launcher.
@@ -92,7 +97,7 @@ class RunCheckpointConfig(CheckpointConfig):
             pretrained_checkpoint=str(base),
             save=str(directory) if group.save else None,
             load=str(resume_from) if resume_from else None,
-            save_interval=group.save_interval,
+            save_interval=None,  # the run's callback says after which steps: train/saves.py
             most_recent_k=-1,  # the manager removes old ones
             save_optim=group.save_optimizer,
             save_rng=group.save_optimizer,
@@ -179,7 +184,7 @@ class Manager(DefaultCheckpointManager):
         if config.load is None:
             return super().load(ctx)
         where = Path(config.load).parent
-        found, skipped = self._from_first(lambda: directories.newest(where, hashes=True))
+        found, skipped = from_first_rank(lambda: directories.newest(where, hashes=True))
         for line in skipped:
             log.warning("skipped %s", line)
         if found is None:
@@ -195,7 +200,7 @@ class Manager(DefaultCheckpointManager):
         self.damaged.update(skipped)
         self.run.progress.skipped = skipped
         self.run.progress.read(found)
-        now = self._from_first(lambda: self.inputs)
+        now = from_first_rank(lambda: self.inputs)
         inputs.check(self.run.progress.inputs, now, found)
         with pickles.reading(found):
             return super().load(ctx)
@@ -212,24 +217,41 @@ class Manager(DefaultCheckpointManager):
 
     def _remove_old(self, written: Path) -> None:
         """Leave as many checkpoints as the run asks for, `written` among them; damaged ones are named once."""
-        if self.run.total_limit is None:
-            return
         best = progress.best(written.parent) if self.run.keep_best else None
-        damaged = directories.prune(written, self.run.total_limit, self.checked, best)
+        damaged = directories.prune(written, self.run.total_limit, self.checked, best, progress.is_temporary)
         for line in damaged:
             if line not in self.damaged:
                 log.warning("not counted among the checkpoints that are kept: %s", line)
         self.damaged.update(damaged)
 
-    def _from_first[T](self, compute: Callable[[], T]) -> T:
-        """What the first rank, and no other, computes; a collective call."""
-        if torch.distributed.get_world_size() == 1:
-            return compute()
-        box: list[Any] = [None]
-        if self.rank == 0:
-            box = [compute()]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
+
+def from_first_rank[T](compute: Callable[[], T]) -> T:
+    """What the first rank, and no other, computes; a collective call."""
+    if torch.distributed.get_world_size() == 1:
+        return compute()
+    box: list[Any] = [None]
+    if torch.distributed.get_rank() == 0:
+        box = [compute()]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def load_weights(parts: list[torch.nn.Module], peft: "PEFT | None", checkpoint: Path) -> None:
+    """Load a checkpoint's weights, and nothing else of it, into the live model that it was saved from; collective.
+
+    Args:
+        parts: the model's chunks of this process.
+        peft: its adapter's, which alone is in the checkpoint; None: all weights are.
+        checkpoint: whose content has been compared with what was written.
+    """
+    plain = unwrap_model(parts)
+    sharded = _generate_model_state_dict(plain, {})
+    if peft is not None:
+        sharded = apply_peft_adapter_filter_to_state_dict(sharded, peft)
+    with pickles.reading(checkpoint):
+        state = dist_checkpointing.load(sharded, str(checkpoint))
+    for name, part in zip(sharded, plain, strict=True):
+        part.load_state_dict(state[name], strict=False)  # frozen weights and extra states are not among them
 
 
 def _refuse(error: BaseException, root: Path, is_first: bool) -> NoReturn:

@@ -28,6 +28,8 @@ class Progress:
         inputs: see posttrain/checkpoint/fingerprints.py.
         window: sums of metrics since the last logged step; see posttrain/train/loss_window.py.
         val_loss: after the last step, if there was a validation then.
+        validations: (step, loss) of every validation after a step, the oldest first.
+        temporary: whether this checkpoint goes when the next one is written, unless it is the best then.
         skipped: damaged checkpoints that were passed over at this start; not kept.
     """
 
@@ -42,6 +44,8 @@ class Progress:
     inputs: dict[str, str] = field(default_factory=dict)
     window: dict[str, float] = field(default_factory=dict)
     val_loss: float | None = None
+    validations: list[tuple[int, float]] = field(default_factory=list)
+    temporary: bool = False
     skipped: list[str] = field(default_factory=list)
 
     def write(self, checkpoint: Path) -> None:
@@ -65,15 +69,41 @@ class Progress:
             if not isinstance(value, expected):
                 raise UserError(f"{checkpoint / FILE}: can't be read: `{item.name}` has the wrong type")
             setattr(self, item.name, value)
+        try:
+            self.validations = [parse_validation(*pair) for pair in self.validations]
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(f"{checkpoint / FILE}: can't be read: `validations` has the wrong type") from None
 
 
-def best(root: Path) -> Path | None:
-    """The checkpoint below `root` with the lowest validation loss, the newest of equal ones; None: none has one."""
-    found: Path | None = None
-    lowest = math.inf
+def parse_validation(step: int, loss: float | None) -> tuple[int, float]:
+    """A pair of `validations` as JSON has it, which has null in the place of NaN."""
+    return int(step), math.nan if loss is None else float(loss)
+
+
+def validation_loss(checkpoint: Path) -> float | None:
+    """Of the weights in a checkpoint, where they were validated before it was written."""
+    loss = rundir.object_if_any(checkpoint, FILE).get("val_loss")
+    return loss if isinstance(loss, float) else None
+
+
+def is_temporary(checkpoint: Path) -> bool:
+    """See Progress."""
+    return rundir.object_if_any(checkpoint, FILE).get("temporary") is True
+
+
+def best(root: Path, hashes: bool = False) -> Path | None:
+    """The whole checkpoint below `root` with the lowest validation loss, the first of equal ones; None: none has one.
+
+    Args:
+        root: of the checkpoints.
+        hashes: whether its content is compared with what was written.
+    """
+    found = []
     for checkpoint in directories.checkpoints(root):
-        loss = rundir.object_if_any(checkpoint, FILE).get("val_loss")
-        if isinstance(loss, float) and loss < lowest and directories.problem(checkpoint) is None:
-            found = checkpoint
-            lowest = loss
-    return found
+        loss = validation_loss(checkpoint)
+        if loss is not None:
+            found.append((loss, directories.step_of(checkpoint), checkpoint))
+    for _, _, checkpoint in sorted(found):
+        if directories.problem(checkpoint, hashes) is None:
+            return checkpoint
+    return None

@@ -34,6 +34,7 @@ HARMLESS = (
     "trainer.log_interval",
     "trainer.validation_interval",
     "trainer.validation_batches",
+    "trainer.early_stopping",
     "trainer.num_generations",
     "trainer.max_new_tokens",
     "trainer.generation_interval",

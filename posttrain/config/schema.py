@@ -7,7 +7,7 @@ metadata: `ge`, `gt`, `le`, `lt` or `choices`; `check` reads it. No torch: the c
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
@@ -33,13 +33,14 @@ COMPARED: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 # anything, and `check` or the class that they go to looks at them.
 if TYPE_CHECKING:
     IntOrWord = int | str
+    BoolOrWord = bool | str
     TextOrList = str | list[str]
     MappingOrNull = dict[str, Any] | None
 else:
-    IntOrWord = TextOrList = MappingOrNull = Any
+    IntOrWord = BoolOrWord = TextOrList = MappingOrNull = Any
 
 
-def ranged[T](default: T = MISSING, **limits: float | str | Sequence[str]) -> T:
+def ranged[T](default: T = MISSING, **limits: float | str | Sequence[str | bool]) -> T:
     """A field with limits (`ge`, `gt`, `le`, `lt`, `choices`), or a `word` in place of a number."""
     return field(default=default, metadata=limits)
 
@@ -131,6 +132,14 @@ class SchedulerSchema:
 
 
 @dataclass
+class EarlyStoppingSchema:
+    """`trainer.early_stopping`: see posttrain.train.early_stopping."""
+
+    patience: int | None = ranged(None, ge=1, le=STEPS)
+    min_delta: float = ranged(0.0, ge=0, le=1e6)
+
+
+@dataclass
 class TrainerSchema:
     """conf/trainer: see posttrain.train.trainer.Trainer."""
 
@@ -143,6 +152,7 @@ class TrainerSchema:
     log_interval: int = ranged(1, ge=1, le=STEPS)
     validation_interval: int | None = ranged(None, ge=1, le=STEPS)
     validation_batches: int | None = ranged(None, ge=1, le=STEPS)
+    early_stopping: EarlyStoppingSchema = field(default_factory=EarlyStoppingSchema)
     num_generations: int = ranged(3, ge=0, le=10_000)
     max_new_tokens: int = ranged(64, ge=1, le=1_048_576)
     generation_interval: int | None = ranged(None, ge=1, le=STEPS)
@@ -155,7 +165,7 @@ class TrainerSchema:
     profile: bool = False
     cuda_graph: bool | None = None
     skip_prompt_logits: bool = True
-    export: bool = True
+    export: BoolOrWord = ranged("last", choices=["last", "best", True, False])  # noqa: RUF009  as the others
     license: str | None = None
     verify: bool = True
     verify_base: bool | None = None
@@ -177,6 +187,7 @@ class CheckpointSchema:
     _target_: str = "posttrain.checkpoint.Checkpoint"
     save: bool = True
     save_interval: int | None = ranged(None, ge=1, le=STEPS)
+    save_interval_minutes: float | None = ranged(15.0, gt=0, le=1e6)
     save_total_limit: int | None = ranged(None, ge=1, le=STEPS)
     keep_best: bool = False
     save_optimizer: bool = True
@@ -286,13 +297,13 @@ SAMPLER_SEED = {"ge": 0, "le": 2**32 - 1}
 def limits(config: type = Config) -> dict[str, dict[str, Any]]:
     """Key path -> its limits, for every field of `config` that has some."""
     by_key = {}
-    for group in fields(config):
-        if group.metadata:
-            by_key[group.name] = dict(group.metadata)
-        kind = DataRanges if group.name == "data" else group.type
-        for item in getattr(kind, "__dataclass_fields__", {}).values():
-            if item.metadata:
-                by_key[f"{group.name}.{item.name}"] = dict(item.metadata)
+    for item in fields(config):
+        if item.metadata:
+            by_key[item.name] = dict(item.metadata)
+        kind = DataRanges if item.name == "data" else item.type
+        if isinstance(kind, type) and is_dataclass(kind):
+            for inner, limit in limits(kind).items():
+                by_key[f"{item.name}.{inner}"] = limit
     return by_key
 
 
@@ -318,13 +329,18 @@ def check(cfg: DictConfig, limits: Mapping[str, Mapping[str, Any]], above: str =
         choices = limit.get("choices")
         if choices:
             if value not in choices:
-                raise UserError(f"`{key}={value}`: must be one of {', '.join(map(str, choices))}")
+                raise UserError(f"`{key}={value}`: must be one of {', '.join(map(format_choice, choices))}")
             continue
         if type(value) not in (int, float):
             raise UserError(f"`{key}={value}`: must be a number")
         for name, (inside, words) in COMPARED.items():
             if name in limit and not inside(value, limit[name]):
                 raise UserError(f"`{key}={value}`: must be {words} {limit[name]}")
+
+
+def format_choice(choice: str | bool) -> str:
+    """A choice as it is written on a command line."""
+    return str(choice).lower() if isinstance(choice, bool) else choice
 
 
 HYDRAS_OWN = ("hydra", "hydra.env")  # which Hydra adds to what is composed

@@ -123,8 +123,15 @@ TABLE = (
         "checkpoint.save_interval=500",
         "steps between saves; checkpoint.save=false: none",
     ),
+    _same("save_time_interval train_time_interval save_every_minutes", "checkpoint.save_interval_minutes=15"),
     _same("save_only_model", "checkpoint.save_optimizer=false"),
-    _same("load_best_model_at_end save_best", "checkpoint.keep_best=true", "the best is kept, the last is exported"),
+    _same(
+        "load_best_model_at_end metric_for_best_model save_best",
+        "trainer.export=best",
+        "by the validation loss; checkpoint.keep_best=true: the best is kept, the last is exported",
+    ),
+    _same("early_stopping_patience early_stop_patience", "trainer.early_stopping.patience=3", "validations"),
+    _same("early_stopping_threshold", "trainer.early_stopping.min_delta=0.01"),
     _same(
         "resume_from_checkpoint auto_resume_from_checkpoints",
         "run.resume=auto",

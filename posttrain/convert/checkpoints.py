@@ -89,11 +89,10 @@ def read_facts(directory: Path, run_dir: Path, cfg: DictConfig) -> dict[str, Any
     """What the run's files say about its training up to this checkpoint."""
     progress = _read_own(directory, progress_file)
     summary = _read_own(run_dir, "summary.json")
-    results: dict[str, Any] = {"steps": directories.step_of(directory)}
+    step = directories.step_of(directory)
+    results: dict[str, Any] = {"steps": step, "exported_step": step, "val_loss_after": progress.get("val_loss")}
     for key in ("train_loss", "val_loss_before", "supervised_tokens"):
         results[key] = progress.get(key)
-    if summary.get("steps") == results["steps"]:
-        results["val_loss_after"] = summary.get("val_loss_after")
     try:
         found = collect_facts(cfg, results, summary.get("data"))
     except (AttributeError, KeyError, TypeError, ValueError, OmegaConfBaseException):

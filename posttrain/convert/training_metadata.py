@@ -30,7 +30,7 @@ SETTINGS = (
 TEXTS = ("base", "method", "license")
 PARTS = ("data", "settings", "results", "software")
 
-RESULTS = ("steps", "val_loss_before", "val_loss_after", "train_loss", "supervised_tokens")
+RESULTS = ("steps", "exported_step", "val_loss_before", "val_loss_after", "train_loss", "supervised_tokens")
 
 
 def collect_facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, Any] | None) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int, spec: RunSpec | None = Non
         status: dict[str, object] = {"state": "failed"}
         try:
             _run(cfg, run_dir, gpus, relay)
-            status = {"state": "finished"}
+            status = {"state": "finished", **stopped_early(run_dir)}
         except Pruned as error:
             status = {"state": "pruned", "error": str(error)}
         except UserError as error:
@@ -131,6 +131,12 @@ def last_loss(run_dir: Path) -> float | None:
         return None
     loss = rundir.read_object(run_dir, "summary.json").get("val_loss_after")
     return loss if isinstance(loss, float) else None
+
+
+def stopped_early(run_dir: Path) -> dict[str, object]:
+    """The part of the status of a finished run that says why it ended before its last step; empty if it didn't."""
+    why = rundir.object_if_any(run_dir, "summary.json").get("stopped_early")
+    return {"stopped_early": str(why)} if why else {}
 
 
 def record(cfg: DictConfig, run_dir: Path, status: dict[str, object]) -> None:

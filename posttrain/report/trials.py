@@ -32,7 +32,7 @@ class Trial:
         overrides: of the command line, as given to Hydra; None where Hydra left no record.
         state: running, finished, pruned, failed or stopped; `unknown` without status.json, `damaged` where one of
             its files can't be read.
-        error: why it failed or was stopped; empty otherwise.
+        error: why it failed, was stopped or has stopped early; empty otherwise.
         summary: the numbers of summary.json; empty until the run has finished.
         series: metric -> [(step, value), ...] by step, from metrics.jsonl.
         samples: the dictionaries of samples.json: prompt, reference, before, after.
@@ -151,7 +151,7 @@ def read_trial(path: Path, root: Path) -> Trial:
         config=flatten(frozen.unescaped(_yaml(path, "config.yaml", {}))),
         overrides=list(map(str, overrides)) or None,
         state=str(status.get("state", "unknown")),
-        error=str(status.get("error") or ""),
+        error=str(status.get("error") or status.get("stopped_early") or ""),
         summary=_json(path, "summary.json", {}),
         series=read_series(path),
         samples=[sample for sample in samples if isinstance(sample, dict)],

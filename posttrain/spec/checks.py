@@ -140,23 +140,7 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(f"`optimizer.min_lr={cfg.optimizer.min_lr}`: above optimizer.lr={cfg.optimizer.lr}")
     if cfg.checkpoint.async_save and not visible_gpus:
         raise UserError("`checkpoint.async_save=true`: needs a GPU, its background writer does not work on a CPU")
-    save_interval = cfg.checkpoint.save_interval
-    if cfg.checkpoint.keep_best and save_interval is None:
-        raise UserError("`checkpoint.keep_best=true`: saves at the end only have no best; set checkpoint.save_interval")
-    if cfg.checkpoint.keep_best and (t.validation_interval is None or save_interval % t.validation_interval):
-        raise UserError(
-            f"`checkpoint.keep_best=true`: every save has to be validated; set trainer.validation_interval to "
-            f"checkpoint.save_interval={save_interval}, or to a divisor of it"
-        )
-    if cfg.sweep.pruner and t.validation_interval is None:
-        raise UserError(
-            f"`sweep.pruner={cfg.sweep.pruner}`: compares losses during training; set trainer.validation_interval"
-        )
-    if cfg.sweep.pruner and cfg.data.get("validation_path") is None and cfg.data.get("validation_fraction") is None:
-        raise UserError(
-            f"`sweep.pruner={cfg.sweep.pruner}`: compares validation losses, and there is no validation set; set "
-            "data.validation_fraction or data.validation_path"
-        )
+    check_validated(cfg)
     p = cfg.parallelism
     if t.generation_interval and max(p.pipeline_model_parallel_size, p.context_parallel_size) > 1:
         raise UserError(
@@ -170,6 +154,32 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(f"`launch.node_rank={launch.node_rank}`: must be below launch.nnodes={launch.nnodes}")
     if launch.nnodes > 1 and launch.master_port is None:
         raise UserError("`launch.master_port`: needs a number when launch.nnodes > 1, the same on every machine")
+
+
+def check_validated(cfg: DictConfig) -> None:
+    """What compares validation losses during training has some."""
+    patience = cfg.trainer.early_stopping.patience
+    comparing = {
+        "sweep.pruner": cfg.sweep.pruner,
+        "trainer.early_stopping.patience": patience,
+        "trainer.export": cfg.trainer.export if cfg.trainer.export == "best" else None,
+        "checkpoint.keep_best": "true" if cfg.checkpoint.keep_best else None,
+    }
+    for key, value in comparing.items():
+        if value is None:
+            continue
+        if cfg.data.get("validation_path") is None and cfg.data.get("validation_fraction") is None:
+            raise UserError(
+                f"`{key}={value}`: compares validation losses, and there is no validation set; set "
+                "data.validation_fraction or data.validation_path"
+            )
+        if cfg.trainer.validation_interval is None:
+            raise UserError(f"`{key}={value}`: compares losses during training; set trainer.validation_interval")
+    if cfg.trainer.export == "best" and not cfg.checkpoint.save:
+        raise UserError(
+            "`trainer.export=best`: the best weights are kept in a checkpoint; remove checkpoint.save=false, or choose "
+            "trainer.export=last"
+        )
 
 
 def check_captured(cfg: DictConfig, world: int, platform: patches.Platform, shape: Mapping[str, Any] | None) -> None:

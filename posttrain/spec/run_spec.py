@@ -411,7 +411,7 @@ def resolve_spec(
         dropout=adapter.dropout if adapter is not None else 0.0,
         skip_prompt_logits=trainer.skip_prompt_logits,
         graph=trainer.cuda_graph,
-        export=trainer.export,
+        export=bool(trainer.export),
         verify=trainer.verify,
         verify_base=trainer.verify_base,
     )

@@ -125,7 +125,10 @@ class Trial:
             return str(status.get("error"))
         if self.value is None:
             return "finished"
-        return f"validation loss {format_value(self.value)}"
+        loss = f"validation loss {format_value(self.value)}"
+        if status.get("stopped_early"):
+            return f"{loss}, {status['stopped_early']}"
+        return loss
 
     def task_config(self) -> dict[str, Any]:
         """The resolved configuration as the run freezes it."""

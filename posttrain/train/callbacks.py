@@ -10,11 +10,13 @@ from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.bridge.training.state import GlobalState
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
+from posttrain.checkpoint import directories, progress
+from posttrain.checkpoint.manager import from_first_rank, load_weights
 from posttrain.data.sealed import Used
 from posttrain.errors import ExportRefused
 from posttrain.ops.fused_lora import fused_layers
 from posttrain.plan.report import planned_peak
-from posttrain.train import learning_rates, pruning
+from posttrain.train import early_stopping, learning_rates, pruning
 from posttrain.train.batches import Counts
 from posttrain.train.context import RunContext
 from posttrain.train.counted_flops import count_flops
@@ -26,6 +28,7 @@ from posttrain.train.profiler import Profile
 from posttrain.train.rollback import RolledBack
 from posttrain.train.run_batches import RunBatches, maximum_over_all
 from posttrain.train.samples import Sampler
+from posttrain.train.saves import SaveSchedule
 from posttrain.train.validation import from_last_stage, gathered, validate
 from posttrain.utils import rundir
 
@@ -46,7 +49,9 @@ class RunCallback(Callback):
 
     Attributes:
         live: the model's chunks and the optimizer, once training begins.
-        pruned: why the run ends early, once that is decided; the same on every rank.
+        last_step: after which the run ends; an earlier one than asked for, once that is decided.
+        stopped_early: why, if its own validation losses decided it; the same on every rank.
+        pruned: why, if the other trials of a sweep did; the same on every rank.
     """
 
     def __init__(self, run: RunContext, batches: RunBatches, exporter: Exporter, vocab_size: int, opened: Used) -> None:
@@ -63,6 +68,9 @@ class RunCallback(Callback):
         self.nonfinite = NonFinitePolicy.from_run(run, batches)
         self.summary: dict[str, Any] = {"run_dir": str(run.run_dir), "steps": run.steps}
         self.live: tuple[list[torch.nn.Module], Any] = ([], None)
+        self.saves = SaveSchedule(run.groups.checkpoint, run.world)
+        self.last_step = run.steps
+        self.stopped_early: str | None = None
         self.pruned: str | None = None
         self.planned: float | None = None
         self.profile: Profile | None = None
@@ -80,6 +88,8 @@ class RunCallback(Callback):
         """Validation loss and sample answers before the first step."""
         run = self.run
         self.first_step = context.state.train_state.step
+        if self.first_step < run.steps:
+            self.stop_early(context.state, self.first_step)
         self.live = (context.model, context.optimizer)
         run.clock.mark("data loader")
         self.check_data()
@@ -111,7 +121,7 @@ class RunCallback(Callback):
             frozen=run.groups.peft is not None,
             gpus=run.world if run.on_gpu else 0,
         )
-        metrics.start(self.first_step, model_flops, self.planned)
+        metrics.start(self.first_step, self.last_step, model_flops, self.planned)
 
     def before_first_step(self, context: CallbackContext) -> None:
         """Compare the model with its files; validation loss and answers before training."""
@@ -136,13 +146,14 @@ class RunCallback(Callback):
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Note the time and this step's learning rate (the scheduler moves on before the step ends)."""
         self.run.screen.phase("training")
+        self.saves.begin_step()
         self.lr = get_canonical_lr_for_logging(context.optimizer.param_groups)
         self.progress.val_loss = None
         self.began = time.perf_counter()
         self.run.heartbeat.begin()
 
     def on_train_step_end(self, context: CallbackContext) -> None:
-        """Numbers of the step, and validation where it is due."""
+        """Numbers of the step; validation, answers and a save where they are due."""
         step = context.state.train_state.step + 1
         logged = step % self.settings.log_interval == 0 or step == self.run.steps
         values = self.reported(context) if logged else {}  # waits for the device
@@ -168,19 +179,51 @@ class RunCallback(Callback):
             self.log_step(step, values, context.grad_norm, self.batches.counter.take())
         if self.profile:
             self.profile.step()
-        if step == self.run.steps:
-            return
-        if is_due(step, self.settings.validation_interval):
-            loss = self.validate(context, step)
-            self.progress.val_loss = loss
-            if loss is not None and self.run.config.sweep.pruner:
-                self.prune(context.state, step, loss)
-        if is_due(step, self.settings.generation_interval):
+        is_best = False
+        if step == self.run.steps or is_due(step, self.settings.validation_interval):
+            is_best = self.judge(context, step)
+        if step < self.last_step and is_due(step, self.settings.generation_interval):
             self.sample(context, step, None)
+        self.plan_save(context.state, step, logged, is_best)
+
+    def judge(self, context: CallbackContext, step: int) -> bool:
+        """Validate after a step, and end the run there if the loss says so; a collective call.
+
+        Returns:
+            Whether it is the lowest loss so far.
+        """
+        loss = self.validate(context, step)
+        self.progress.val_loss = loss
+        if loss is None:
+            return False
+        self.progress.validations.append((step, loss))
+        if step < self.run.steps:
+            self.stop_early(context.state, step)
+            if self.run.config.sweep.pruner and not self.stopped_early:
+                self.prune(context.state, step, loss)
+        return early_stopping.lowest(self.progress.validations) == (step, loss)
+
+    def stop_early(self, state: GlobalState, step: int) -> None:
+        """End the run after `step`, as if it were the last, if its validation losses say so."""
+        settings = self.settings.early_stopping
+        why = early_stopping.verdict(self.progress.validations, settings.patience, settings.min_delta)
+        if why is not None:
+            self.stopped_early = f"stopped early after step {step} of {self.run.steps}: {why}"
+            self.last_step = step
+            state.cfg.train.train_iters = step
+
+    def plan_save(self, state: GlobalState, step: int, logged: bool, is_best: bool) -> None:
+        """Have Megatron save after this step if that is due; after the last it does so anyway. A collective call."""
+        is_regular = is_due(step, self.saves.interval)
+        due = is_regular or (is_best and self.run.keeps_best) or (logged and self.saves.overdue())
+        is_last = step == self.last_step
+        self.progress.temporary = not is_regular and not is_last
+        state.cfg.checkpoint.save_interval = step if due and not is_last else None
 
     def before_save(self) -> None:
         """Bring the progress, which a checkpoint keeps, up to date; a collective call."""
         self.run.screen.phase("saving")
+        self.saves.begin()
         self.batches.counter.collect()
         self.window.collect()
 
@@ -206,20 +249,27 @@ class RunCallback(Callback):
             self.metrics.step(step, values, self.lr, grad_norm, counts, self.batches.order.passes(step))
 
     def on_train_end(self, context: CallbackContext) -> None:
-        """Validation loss and answers after training, the export, the summary."""
+        """Answers after training, the export, the summary."""
         run = self.run
-        self.summary["val_loss_after"] = self.validate(context, run.steps)
+        step = self.last_step
+        if step == self.first_step:  # the run had ended when it was started again
+            self.progress.val_loss = self.validate(context, step)
+        self.summary |= {"steps": step, "exported_step": step, "val_loss_after": self.progress.val_loss}
+        if self.stopped_early:
+            self.summary["stopped_early"] = self.stopped_early
         # By their representations, so that NaN equals NaN.
         if self.frozen is not None and repr(self.frozen) != repr(fingerprint_frozen(context.model)):
             raise RuntimeError("the frozen base weights changed during training")
-        self.sample(context, run.steps, "after")
         refused = None
-        if self.settings.export:
-            try:
+        try:
+            if run.exports_best:
+                self.load_best(context.model, step)
+            self.sample(context, step, "after")
+            if self.settings.export:
                 self.summary["export"] = str(self.exporter.export(context.model, self.results()))
-            except ExportRefused as error:
-                refused = error
-                self.summary["export_refused"] = str(error)
+        except ExportRefused as error:
+            refused = error
+            self.summary["export_refused"] = str(error)
         self.summary |= {
             **self.totals(),
             **self.memory(),
@@ -236,6 +286,23 @@ class RunCallback(Callback):
             self.metrics.finish(self.summary, self.sampler.records)
         if refused:  # the run's numbers are kept
             raise refused
+
+    def load_best(self, model: list[torch.nn.Module], step: int) -> None:
+        """Give the model the weights of the lowest validation loss, after the last step; a collective call.
+
+        Raises:
+            ExportRefused: no whole checkpoint has such a loss.
+        """
+        root = self.run.run_dir / "checkpoints"
+        best = from_first_rank(lambda: progress.best(root, hashes=True))
+        if best is None:
+            raise ExportRefused(f"trainer.export=best: no whole checkpoint in {root} has a validation loss")
+        loss = from_first_rank(lambda: progress.validation_loss(best))
+        best_step = directories.step_of(best)
+        if best_step != step:
+            self.run.screen.phase("loading the best weights")
+            load_weights(model, self.exporter.model.peft, best)
+        self.summary |= {"exported_step": best_step, "val_loss_after": loss}
 
     def validate(self, context: CallbackContext, step: int) -> float | None:
         """Loss of the validation split, None without one; a collective call."""
@@ -260,7 +327,7 @@ class RunCallback(Callback):
 
     def results(self) -> dict[str, Any]:
         """Numbers for the model card."""
-        results = {"steps": self.run.steps, "val_loss_after": self.summary["val_loss_after"]}
+        results = {name: self.summary[name] for name in ("steps", "exported_step", "val_loss_after")}
         totals = self.totals()
         for name in IN_CARD:
             results[name] = totals[name]
@@ -282,10 +349,7 @@ class RunCallback(Callback):
     def prune(self, state: GlobalState, step: int, loss: float) -> None:
         """End the run after this step, saved, if other trials of the sweep do better; a collective call."""
         run = self.run
-        reasons = [pruning.verdict(run.run_dir, run.config.sweep) if run.is_first else None]
-        if run.world > 1:
-            torch.distributed.broadcast_object_list(reasons, src=0)
-        self.pruned = reasons[0]
+        self.pruned = from_first_rank(lambda: pruning.verdict(run.run_dir, run.config.sweep))
         if self.pruned is None:
             return
         if self.metrics:

@@ -198,6 +198,8 @@ class Screen:
             if before is not None:
                 line = f"validation loss {before:.4f} -> [bold]{after:.4f}[/]"
             self.print(line)
+        if summary.get("stopped_early"):
+            self.print(shown(summary["stopped_early"]))
         if summary.get("supervised_tokens_per_second"):
             line = (
                 f"{summary['supervised_tokens']:,} supervised tokens, {summary['supervised_tokens_per_second']:,.0f} "
@@ -208,7 +210,10 @@ class Screen:
             self.print(line)
         self.print(f"run directory: {shown(summary['run_dir'])}")
         if summary.get("export"):
-            self.print(f"export: {shown(summary['export'])}")
+            which = ""
+            if summary.get("exported_step") != summary.get("steps"):
+                which = f" (of step {summary['exported_step']}, which has the lowest validation loss)"
+            self.print(f"export: {shown(summary['export'])}{which}")
             self.print(f"ask it: python -m posttrain.generate {shown(shlex.quote(summary['run_dir']))} 'your question'")
 
 

@@ -99,6 +99,16 @@ class RunContext:
         return self.rank == 0
 
     @property
+    def exports_best(self) -> bool:
+        """Whether the weights of the lowest validation loss are exported, not the last ones."""
+        return self.settings.export == "best"
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether each new lowest validation loss is saved, and the lowest kept."""
+        return self.groups.checkpoint.keep_best or self.exports_best
+
+    @property
     def loader_workers(self) -> int:
         """Processes that read ahead: where there is a GPU to keep busy."""
         return self.settings.num_workers if self.on_gpu else 0

@@ -276,7 +276,7 @@ def saved_run(run: RunContext, model: MegatronModel, before_save: Callable[[], N
         config=run.config,
         steps=run.steps,
         total_limit=groups.checkpoint.save_total_limit,
-        keep_best=groups.checkpoint.keep_best,
+        keep_best=run.keeps_best,
         progress=run.progress,
         heartbeat=run.heartbeat,
         format="fsdp_dtensor" if run.spec.fsdp else "torch_dist",

@@ -41,15 +41,23 @@ class Metrics:
         self.trackers = run.groups.trackers
         self.screen = run.screen
 
-    def start(self, first_step: int, flops: ModelFlops, planned: float | None) -> None:
-        """Announce the run, with the peak memory that is planned for it (GiB), and start the trackers."""
+    def start(self, first_step: int, last_step: int, flops: ModelFlops, planned: float | None) -> None:
+        """Announce the run and start the trackers.
+
+        Args:
+            first_step: after which it starts.
+            last_step: after which it will end; the same if it had ended when it was started again.
+            flops: of a step.
+            planned: peak memory, GiB; None: not known.
+        """
         run = self.run
         self.flops = flops
         self.last_seconds = run.progress.seconds
         self.last_step = first_step
         rundir.remove(run.run_dir, "summary.json")  # left over from a pruned trial that is being resumed
-        kept = self.keep(METRICS, first_step)
-        samples = self.keep(SAMPLES, first_step)
+        ended = first_step == last_step
+        kept = self.keep(METRICS, first_step, ended)
+        samples = self.keep(SAMPLES, first_step, ended)
         self.file = os.fdopen(rundir.append(run.run_dir, METRICS), "a", encoding="utf-8")
         name = run.config.run.name or run.run_dir.name
         config = as_dict(run.config)
@@ -69,7 +77,7 @@ class Metrics:
         self.record_rollback(first_step, kept)
         if first_step:
             self.screen.print(f"resuming after step {first_step}")
-        self.screen.start(first_step, run.steps)
+        self.screen.start(first_step, last_step)
 
     def record_rollback(self, first_step: int, kept: str) -> None:
         """Write that the run was rolled back to `first_step`, unless the lines kept say so already."""
@@ -80,13 +88,13 @@ class Metrics:
         if f'"rolled_back_from": {step},' not in kept:
             self.write(first_step, {"rolled_back_from": step}, why=rollbacks[-1]["why"])
 
-    def keep(self, name: str, first_step: int) -> str:
+    def keep(self, name: str, first_step: int, ended: bool) -> str:
         """Leave in a file of lines what an earlier process has written up to `first_step`; returns that."""
         run_dir = self.run.run_dir
         if not rundir.is_file(run_dir, name):
             return ""
         text = rundir.read_text(run_dir, name, rundir.LONG, errors="replace")  # a line may be cut within a character
-        text = kept_lines(text, first_step, self.run.steps)
+        text = kept_lines(text, first_step, ended)
         rundir.write_text(run_dir, name, text)
         return text
 
@@ -207,7 +215,7 @@ def share(part: float, whole: float, otherwise: float) -> float:
     return part / whole if whole else otherwise
 
 
-def kept_lines(text: str, first_step: int, steps: int) -> str:
+def kept_lines(text: str, first_step: int, ended: bool) -> str:
     """The lines of an earlier process's file that a run resumed after `first_step` won't write again.
 
     What came after the checkpoint was lost with the process, and so is a line that it was writing when it ended.
@@ -215,7 +223,7 @@ def kept_lines(text: str, first_step: int, steps: int) -> str:
     kept = []
     for line in text.split("\n"):  # not where Unicode would end a line as well: answers may hold such characters
         try:
-            if is_kept(json.loads(line), first_step, steps):
+            if is_kept(json.loads(line), first_step, ended):
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
@@ -260,10 +268,10 @@ def records_at(step: int, text: str) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def is_kept(record: dict[str, Any], first_step: int, steps: int) -> bool:
-    """Whether a line's record is of a step before the resumed ones, and not found again at the end."""
+def is_kept(record: dict[str, Any], first_step: int, ended: bool) -> bool:
+    """Whether a line's record is of a step before the resumed ones, and not found again where the run had `ended`."""
     step = record["step"]
     if step < first_step:
         return True
-    again = first_step == steps and bool(record.keys() & {"val_loss", "answer"})
+    again = ended and bool(record.keys() & {"val_loss", "answer"})
     return step == first_step > 0 and not again

@@ -12,7 +12,6 @@ from megatron.bridge.training.finetune import finetune
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain.checkpoint.progress import Progress
-from posttrain.config.containers import as_dict
 from posttrain.config.schema import TrainerSchema
 from posttrain.data.sealed import Used
 from posttrain.errors import Pruned, UserError
@@ -57,7 +56,9 @@ class Trainer:
         self.config = frozen
         self.clock = clock
         self.screen = RankScreen()
-        self.settings = TrainerSchema(**as_dict(OmegaConf.create(settings)))
+        typed = OmegaConf.to_object(OmegaConf.merge(TrainerSchema, settings))
+        assert isinstance(typed, TrainerSchema)
+        self.settings = typed
 
     def fit(self) -> None:
         """Validate, train, validate, save, export.

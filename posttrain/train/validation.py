@@ -59,7 +59,9 @@ def validate(context: CallbackContext, batches: RunBatches, metrics: Mapping[str
             report, _, _ = evaluate(context.state, batches.forward_step, rows, model, None, get_model_config(model[0]))
     finally:
         cfg.model.cuda_graph_impl = graph
-    values = {}
-    for name, column in metrics.items():
-        values[column] = from_last_stage(report.get(name))
-    return values
+    values = [from_last_stage(report.get(name)) for name in metrics]
+    if torch.distributed.get_world_size() > 1:  # ranks that compute the same may round differently
+        tensor = torch.tensor(values, dtype=torch.float64, device="cuda")
+        torch.distributed.broadcast(tensor, src=0)
+        values = tensor.tolist()
+    return dict(zip(metrics.values(), values, strict=True))

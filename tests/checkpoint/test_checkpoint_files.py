@@ -209,8 +209,22 @@ def test_an_older_one_that_fails_its_hashes_is_named_and_does_not_count(tmp_path
     assert checked == {directories.directory(tmp_path, step) for step in (8, 4)}
 
 
+def test_temporary_ones_last_until_the_next(tmp_path):
+    """The best and what was asked for by the step stay; with a limit the newest count, all alike."""
+    losses = {2: 0.9, 4: 0.3, 6: 0.5, 8: None, 10: None}
+    for step, loss in losses.items():
+        write(tmp_path, step)
+        temporary = step not in (6, 10)
+        Progress(val_loss=loss, temporary=temporary).write(directories.directory(tmp_path / directories.PARTIAL, step))
+        written = directories.finish(tmp_path, step)
+        directories.prune(written, None, set(), progress.best(tmp_path), progress.is_temporary)
+    assert [directories.step_of(path) for path in directories.checkpoints(tmp_path)] == [10, 6, 4]
+    directories.prune(written, 2, set(), None, progress.is_temporary)
+    assert [directories.step_of(path) for path in directories.checkpoints(tmp_path)] == [10, 6]
+
+
 def test_the_best_is_kept_besides_the_newest(tmp_path):
-    for step, loss in ((2, 0.9), (4, 0.3), (6, 0.5), (8, None)):
+    for step, loss in ((2, 0.9), (4, 0.3), (6, 0.3), (8, None)):
         write(tmp_path, step)
         Progress(val_loss=loss).write(directories.directory(tmp_path / directories.PARTIAL, step))
         written = directories.finish(tmp_path, step)

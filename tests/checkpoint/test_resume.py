@@ -1,6 +1,7 @@
 """From where a run resumes, what may change, and which lines of its metrics stay."""
 
 import json
+import math
 
 import pytest
 from omegaconf import OmegaConf
@@ -88,11 +89,13 @@ def test_a_checkpoint_without_optimizer_state_is_not_gone_on_from(tmp_path):
 
 def test_totals_come_back(tmp_path):
     progress = Progress(5, 6, 1.25, 0.5, float("nan"), [{"prompt": "p", "before": "b"}])
+    progress.validations = [(1, 2.5), (2, float("inf"))]
     progress.write(tmp_path)
     again = Progress()
     again.read(tmp_path)
     assert (again.supervised_tokens, again.tokens, again.seconds, again.train_loss) == (5, 6, 1.25, 0.5)
     assert again.val_loss_before is None and again.samples == progress.samples
+    assert again.validations[0] == (1, 2.5) and math.isnan(again.validations[1][1])  # JSON has no infinities
 
 
 def test_metrics_of_what_was_lost_are_dropped():
@@ -100,22 +103,32 @@ def test_metrics_of_what_was_lost_are_dropped():
              {"step": 3, "loss": 1}]  # fmt: skip
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo'
 
-    def kept(first_step, steps=9):
-        return [json.loads(line) for line in kept_lines(text, first_step, steps).splitlines()]
+    def kept(first_step, ended=False):
+        return [json.loads(line) for line in kept_lines(text, first_step, ended).splitlines()]
 
     assert kept(2) == lines[:4]
     assert kept(3) == lines
-    assert kept(2, steps=2) == lines[:3]  # the last validation of a run that had ended is done again
+    assert kept(2, ended=True) == lines[:3]  # the last validation of a run that had ended is done again
     assert kept(0) == []
 
 
 def test_metrics_keep_characters_that_end_lines_elsewhere():
     """str.splitlines would cut at them, and both halves would be lost."""
     line = json.dumps({"step": 1, "answer": "one\u2028two\x85three"}, ensure_ascii=False) + "\n"
-    assert kept_lines(line + "[" * 100_000, 3, 9) == line
+    assert kept_lines(line + "[" * 100_000, 3, False) == line
 
 
-@pytest.mark.parametrize("name, value", [("tokens", "5"), ("losses", {}), ("seconds", []), ("inputs", ["data"])])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("tokens", "5"),
+        ("losses", {}),
+        ("seconds", []),
+        ("inputs", ["data"]),
+        ("validations", [[1]]),
+        ("validations", [7]),
+    ],
+)
 def test_totals_of_a_wrong_type_are_refused(tmp_path, name, value):
     (tmp_path / "progress.json").write_text(json.dumps({name: value}))
     with pytest.raises(UserError, match=f"`{name}` has the wrong type"):

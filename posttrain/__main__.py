@@ -1,9 +1,11 @@
 """`python -m posttrain`: compose the configuration, check it, start the processes that train."""
 
+from posttrain.cli import subcommands
 from posttrain.utils import stop, terminal
 
 if __name__ == "__main__":
     stop.exit_on_signals()  # before the imports below, which take most of a second
+    subcommands.run_named()
     terminal.greet()
 
 import sys
@@ -121,6 +123,7 @@ def before(cfg: DictConfig) -> None:
         slurm.check_run(cfg, options)
         checks.check_trackers(cfg)
         first_rows.look(cfg)
+        checks.check_hub(cfg)
         return
     if options or cfg.launch.submit:
         raise UserError(f"{slurm.LAUNCHER}: requires launch.submit=true for one run, or with --multirun")
@@ -129,6 +132,8 @@ def before(cfg: DictConfig) -> None:
         checks.check_trackers(settled.cfg)
     nodes.check_directory(settled.cfg, sys.argv)
     first_rows.look(settled.cfg)
+    if nodes.first(settled.cfg):
+        checks.check_hub(settled.cfg)
 
 
 @stop.command

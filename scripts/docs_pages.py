@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from posttrain.cli import conf_options as options  # noqa: E402
-from posttrain.cli import help_screen  # noqa: E402
+from posttrain.cli import help_screen, subcommands  # noqa: E402
 from posttrain.config import schema  # noqa: E402
 from posttrain.models.families import families, field_rules  # noqa: E402
 
@@ -155,9 +155,10 @@ def run_page() -> str:
 
 def commands_page(docs: Path) -> str:
     """Every command with what its module says, and its own options."""
-    lines = ["# Commands", "", "Training is `python -m posttrain`. All others are `python -m posttrain.COMMAND`; those"]
+    lines = ["# Commands", "", "Training is `python -m posttrain`. All others are `python -m posttrain.COMMAND`, or"]
+    lines += ["`posttrain COMMAND`, which has `train` and `chat` (`generate`) as well; those"]
     lines += ["that look at data or a model take the words of training, and mean the same by them.", ""]
-    for name, summary in help_screen.commands(ROOT / "posttrain"):
+    for name, summary in subcommands.summaries(ROOT / "posttrain"):
         module = importlib.import_module(f"posttrain.{name}.__main__" if (ROOT / "posttrain" / name).is_dir()
                                          else f"posttrain.{name}")  # fmt: skip
         lines += [f"## `{name}`: {_text(summary)}", "", _prose(module.__doc__), ""]

@@ -1,12 +1,10 @@
 """The screen of `python -m posttrain --help`: every group with its choices, and every command."""
 
-import ast
 import re
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
-from posttrain.cli import conf_options
+from posttrain.cli import conf_options, subcommands
 
 COLUMNS = 100
 HEAD = """\
@@ -21,7 +19,7 @@ posttrain: fine-tune language models on Megatron-Bridge, from a laptop CPU to a 
 Overrides: group=choice selects conf/group/choice.yaml, group.key=value changes one value in it;
 --rerun RUN stands for those of a run's directory, my.yaml for those in a file; others come on top.
 (A * after a model: there is NAME_instruct, NAME_chat or NAME_it as well.)"""
-COMMANDS = "Commands: python -m posttrain.COMMAND, each with --help"
+COMMANDS = "Commands: posttrain COMMAND, or python -m posttrain.COMMAND, each with --help"
 SCRIPT = "A menu, and a line for cluster scripts:   scripts/posttrain.sh"
 FOOT = """\
 Every key and value:                      python -m posttrain --cfg job
@@ -59,7 +57,7 @@ def render(conf: Path, package: Path) -> str:
             names = _by_family(names)
         lines += _wrap(group, " ".join(names) + REMARKS.get(group, ""))
     lines += ["", COMMANDS]
-    for name, summary in commands(package):
+    for name, summary in [*subcommands.ALIASES.items(), *subcommands.summaries(package)]:
         lines += _wrap(name, summary)
     lines.append("")
     if (package.parent / "scripts" / "posttrain.sh").is_file():  # not in a wheel
@@ -83,18 +81,6 @@ def groups(conf: Path) -> list[str]:
     return sorted(names, key=lambda name: order.get(name, len(ORDER)))
 
 
-def commands(package: Path) -> Iterator[tuple[str, str]]:
-    """Yield (name, summary) of each module that is a command."""
-    modules = {path.parent.name: path for path in package.glob("*/__main__.py")}
-    for path in package.glob("*.py"):
-        if path.stem not in ("__main__", "worker"):
-            modules[path.stem] = path
-    for name, path in sorted(modules.items()):
-        source = path.read_text(encoding="utf-8")
-        if '\nif __name__ == "__main__":\n    main()' in source:
-            yield name, summarize(ast.get_docstring(ast.parse(source)) or "")
-
-
 def options(path: Path) -> str:
     """The options of a command's own with their defaults and comments.
 
@@ -110,17 +96,6 @@ def options(path: Path) -> str:
         indent = " " * 6
         lines += textwrap.wrap(option.comment, COLUMNS, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)
-
-
-def summarize(docstring: str) -> str:
-    """Return a docstring's first sentence without the command line that it quotes."""
-    line = " ".join(docstring.split("\n\n")[0].split())
-    line = re.sub(r"^`python -m [^`]*`[^:]*: ", "", line)
-    line = re.split(r"[:,]? `python -m |\. |; ", line)[0].rstrip(".:")
-    starts_with_name = not (line[1:2].islower() or line[1:2] == " ")  # an abbreviation, say
-    if starts_with_name:
-        return line
-    return line[:1].lower() + line[1:]
 
 
 def _wrap(name: str, text: str) -> list[str]:

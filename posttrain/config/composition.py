@@ -27,8 +27,8 @@ CONF_DIR = policy.SHIPPED
 NO_CHOICES = ("basic", "slurm_schema")  # of hydra/launcher: Hydra's own, which this project replaces, and a type
 
 # In messages of Hydra's and OmegaConf's.
-# Hydra names the file by its group, which its keys are put below.
-NO_PACKAGE = re.compile(r"In '((\w+)/[^']+)': .*[Kk]ey '\2' (?:is )?not in ")
+# Hydra names the file by its group, which its keys and choices are put below.
+NO_PACKAGE = re.compile(r"In '((\w+)/[^']+)': .*(?:[Kk]ey '\2' (?:is )?not in |Could not override '[\w/]+@\2[.'])")
 FULL_KEY = re.compile(r"full_key: (\S+)")
 UNKNOWN_KEY = re.compile(r"[Kk]ey '([^']+)' is not in struct|Could not (?:override|append to) '([^']+)'")
 
@@ -133,10 +133,14 @@ def _explain_unknown_key(text: str, whole: str, config_name: str) -> str:
 def _explain_key(key: str, location: str, config_name: str) -> str:
     """An unknown key: what another framework's name is here, else what it may be a misspelling of."""
     advice = synonyms.advice_on_key(key)
+    known = _known_keys(config_name)
     if advice:
         advice += "."
+    elif key in known:  # of a file, since the command line takes it
+        group, _, name = key.rpartition(".")
+        advice = f"; in a file of Hydra's it is `{name}`, indented below `{group}:`."
     else:
-        advice = did_you_mean(key, _known_keys(config_name)) or "."
+        advice = did_you_mean(key, known) or "."
     return f"`{key}`: unknown key{location}{advice} All keys: python -m posttrain --cfg job"
 
 
@@ -144,6 +148,13 @@ def _explain_missing_choice(error: MissingConfigException, text: str) -> str:
     """A choice of a group for which there is no file."""
     group, _, choice = str(error.missing_cfg_file or text).rpartition("/")
     options = [option for option in error.options or _choices(group) if option not in NO_CHOICES]
+    file = re.match(r"In '([^']+)': ", text)
+    meant = group.rpartition("/")[2]
+    if file and not options and _choices(meant):
+        return (
+            f"`{group}={choice}`: there is no such choice: that is what `{meant}: {choice}` means in the defaults of "
+            f"{file[1]}.yaml; to choose in the group of the whole run: `override /{meant}: {choice}`"
+        )
     suggestion = synonyms.advice_on_choice(group, choice) or did_you_mean(choice, options)
     if not suggestion:
         suggestion = f". Choices: {', '.join(options)}"

@@ -6,9 +6,10 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from posttrain.convert.training_metadata import FILE, are_facts, is_hub_id, public_name
+from posttrain.convert.training_metadata import FILE, are_facts, public_name
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json, read_optional_json
+from posttrain.models.hf import is_hub_id
 from posttrain.models.hf_adapter import base_of, is_adapter
 from posttrain.utils.atomic_files import write_json, write_text
 from posttrain.utils.escape import escape_control

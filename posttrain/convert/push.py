@@ -9,8 +9,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from posttrain.convert.card import CARD, verification
-from posttrain.convert.training_metadata import is_hub_id
 from posttrain.errors import UserError
+from posttrain.models.hf import is_hub_id
 from posttrain.models.hf_adapter import base_of, is_adapter
 
 

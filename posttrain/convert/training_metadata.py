@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from posttrain.models.hf import is_hub_id
 from posttrain.utils.mappings import without_none
 
 FILE = "training.json"
@@ -102,11 +103,6 @@ def public_name(base: str) -> str:
     if directory.parent.name == "snapshots" and directory.parent.parent.name.startswith("models--"):
         return directory.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
     return directory.name
-
-
-def is_hub_id(base: str) -> bool:
-    """Whether a model's path is a hub's `owner/name`, not a directory."""
-    return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).is_dir()
 
 
 def describe_method(peft: DictConfig) -> str:

@@ -53,9 +53,9 @@ class DatasetBuilder:
     ) -> tuple[Store, dict[str, Any]]:
         """The encoded samples of `path`, at most `limit`, and how many rows were kept and dropped."""
         if isinstance(path, str) and path.startswith(readers.HUB):
-            from posttrain.data import hub_datasets  # loads `datasets`
+            from posttrain.data import hub_datasets  # loads `huggingface_hub`
 
-            contents = [path, hub_datasets.revision(path)]
+            contents = [path, hub_datasets.revision(path, key)]
         else:
             files = sources.files(path, key, self.cache.parent, sources.kinds(form))
             contents = fingerprint.files_beside(files, self.cache)

@@ -36,3 +36,17 @@ def _look_for(path: str, key: str, form: Format) -> None:
     if path.startswith((readers.HUB, "demo:")):
         return
     sources.files(path, key, Path(), sources.kinds(form))
+
+
+def check_hub(data: TrainingData) -> None:
+    """Ask the hub for the data sets that are its own.
+
+    Raises:
+        UserError: it doesn't give one of them to this user, or doesn't answer in time.
+    """
+    for paths, key, _ in data.paths():
+        for path in [paths] if isinstance(paths, str) else paths:
+            if str(path).startswith(readers.HUB):
+                from posttrain.data import hub_datasets  # loads `huggingface_hub`
+
+                hub_datasets.revision(str(path), key)

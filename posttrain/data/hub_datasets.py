@@ -1,42 +1,61 @@
-"""Data sets of the Hugging Face hub."""
+"""Data sets of the Hugging Face hub, by name: `hf://owner/name`, with `:configuration` and `@split` if needed."""
 
 from collections.abc import Iterator
-
-from datasets import load_dataset
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils._validators import validate_repo_id
+from typing import NamedTuple
 
 from posttrain.data.arrow_values import plain_row
 from posttrain.data.readers import HUB, Place, Row
 from posttrain.errors import UserError
+from posttrain.utils import hub
+
+
+class HubDataset(NamedTuple):
+    """What a name says: repository, configuration (empty: its only one) and split."""
+
+    repository: str
+    configuration: str
+    split: str
+
+
+def parse(name: str) -> HubDataset:
+    """The parts of `hf://owner/name:configuration@split`."""
+    target, _, split = name.removeprefix(HUB).partition("@")
+    repository, _, configuration = target.partition(":")
+    return HubDataset(repository, configuration, split or "train")
+
+
+def revision(name: str, key: str) -> str:
+    """The commit of a data set, which is part of the cache's key.
+
+    Args:
+        name: `hf://...`.
+        key: that has it, for errors.
+
+    Raises:
+        UserError: the hub has no such data set for this user, or doesn't answer in time.
+    """
+    try:
+        return hub.revision(parse(name).repository, "dataset")
+    except hub.HubError as error:
+        raise UserError(f"{key}={name}: {error}") from None
 
 
 def rows(name: str) -> Iterator[Row]:
-    """Stream a data set of the hub: `hf://owner/name`, with `:configuration` and `@split` (default: train) if needed.
+    """Stream the rows of a data set.
 
     Raises:
         UserError: it can't be reached or does not exist.
     """
-    target, _, split = name.removeprefix(HUB).partition("@")
-    owner_name, _, configuration = target.partition(":")
+    from datasets import load_dataset
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    repository, configuration, split = parse(name)
     try:
-        validate_repo_id(owner_name)  # load_dataset would take a folder's path as well
-        data = load_dataset(owner_name, configuration or None, split=split or "train", streaming=True)
+        validate_repo_id(repository)  # load_dataset would take a folder's path as well
+        data = load_dataset(repository, configuration or None, split=split, streaming=True)
         for index, row in enumerate(data):
             yield Place(name, index, f"row {index}"), plain_row(row)
-    except (OSError, ValueError, RuntimeError) as error:
+    except hub.ERRORS as error:
+        raise UserError(f"data.path={name}: {hub.explain(error, repository, 'dataset')}") from None
+    except (ValueError, RuntimeError) as error:
         raise UserError(f"data.path={name}: can't be read from the hub: {str(error).splitlines()[0]}") from None
-
-
-def revision(name: str) -> str:
-    """The commit of a hub data set, part of the cache's key.
-
-    Raises:
-        UserError: it can't be reached or does not exist.
-    """
-    owner_name = name.removeprefix(HUB).partition("@")[0].partition(":")[0]
-    try:
-        return str(HfApi().dataset_info(owner_name).sha)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        raise UserError(f"data.path={name}: the hub does not answer: {str(error).splitlines()[0]}") from None

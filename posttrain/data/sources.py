@@ -42,7 +42,7 @@ def rows(
         UserError: a file can't be read.
     """
     if isinstance(path, str) and path.startswith(readers.HUB):
-        from posttrain.data import hub_datasets  # loads `datasets`
+        from posttrain.data import hub_datasets  # loads `huggingface_hub`
 
         source = hub_datasets.rows(path)
     else:

@@ -109,10 +109,27 @@ class HFModel:
     @property
     def tokenizer_path(self) -> str:
         """The directory of the tokenizer; a hub's is downloaded first."""
-        path = self.tokenizer or self.path
-        if self.tokenizer is None and self.adapter and not (self.adapter / "tokenizer_config.json").is_file():
+        if self.tokenizer is not None:
+            return str(fetch(self.tokenizer, [*CONFIG_FILES, *self._code], "model.tokenizer"))
+        path = self.path
+        if self.adapter and not (self.adapter / "tokenizer_config.json").is_file():
             path = self.base
         return str(fetch(path, [*CONFIG_FILES, *self._code]))
+
+    def check_hub(self) -> None:
+        """Ask the hub for the least of what a run will want of it: it tells of a gated or missing model.
+
+        Raises:
+            NoSuchModel: neither the hub nor its cache gives it.
+        """
+        places = {}
+        if not (self.random_init and self.architecture is not None):
+            places["model.path"] = self.base
+        if self.tokenizer is not None:
+            places["model.tokenizer"] = self.tokenizer
+        for key, place in places.items():
+            if is_hub_id(place):
+                fetch(place, ["config.json"], key)
 
     @property
     def file_rows(self) -> int:
@@ -247,8 +264,18 @@ def check_trust(path: str) -> None:
         )
 
 
-def fetch(path: str, patterns: list[str]) -> Path:
+def is_hub_id(path: str) -> bool:
+    """Whether `path` is OWNER/NAME, and no directory of this machine."""
+    return path.count("/") == 1 and not path.startswith((DEMO, ".", "/", "~")) and not Path(path).is_dir()
+
+
+def fetch(path: str, patterns: list[str], key: str = "model.path") -> Path:
     """Return the directory of `path`, after a download of the files that match `patterns` if it is a hub id.
+
+    Args:
+        path: a directory, a hub id or the demo model.
+        patterns: of files that a hub's model is needed for.
+        key: that has `path`, for errors.
 
     Raises:
         NoSuchModel: no such directory, or the hub does not give the model.
@@ -257,11 +284,11 @@ def fetch(path: str, patterns: list[str]) -> Path:
         return ensure_smollm2()
     if Path(path).is_dir():
         return Path(path)
-    if path.startswith((DEMO, ".", "/", "~")) or path.count("/") != 1:
-        raise NoSuchModel("no such directory", f"model.path={path}: no such directory; give one, or a hub id")
+    if not is_hub_id(path):
+        raise NoSuchModel("no such directory", f"{key}={path}: no such directory; give one, or a hub id")
     from posttrain.models.hub import download
 
-    return download(path, patterns)
+    return download(path, patterns, key)
 
 
 def import_bridges(fields: Mapping[str, Any]) -> None:

@@ -1,31 +1,34 @@
 """Models of the Hugging Face hub."""
 
-import os
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from posttrain.errors import NoSuchModel
+from posttrain.utils import hub
 
 
-def download(name: str, patterns: list[str]) -> Path:
-    """The directory of the model `name`, with the files that match `patterns`.
+def download(name: str, patterns: list[str], key: str) -> Path:
+    """The directory of the model `name`, with the files that match `patterns`; from the cache where the hub gives none.
+
+    Args:
+        name: owner/name.
+        patterns: of the files' names.
+        key: that names the model, for errors.
 
     Raises:
-        NoSuchModel: the hub does not give it.
+        NoSuchModel: neither has it.
     """
     try:
+        hub.revision(name, "model")
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except GatedRepoError:
-        reason = "is gated: accept its licence on its hub page, then set HF_TOKEN"
-    except RepositoryNotFoundError:
-        reason = "is neither a directory here nor a model on the hub (private ones need HF_TOKEN)"
+    except hub.HubError as error:
+        answer = str(error)
+    except hub.ERRORS as error:
+        answer = hub.explain(error, name, "model")
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
     except LocalEntryNotFoundError:
-        offline = "the hub cannot be reached"
-        if os.environ.get("HF_HUB_OFFLINE"):
-            offline = "HF_HUB_OFFLINE is set"
-        reason = f"is not a directory here nor in the hub's cache, and {offline}"
-    except (HfHubHTTPError, OSError) as error:
-        reason = f"cannot be downloaded: {error}"
-    raise NoSuchModel(reason, f"model.path={name}: {reason}; give a directory with a model, or a hub id")
+        reason = f"is not a directory here nor in the hub's cache, and {answer}"
+        raise NoSuchModel(reason, f"{key}={name}: {reason}; or give a directory: {key}=DIR") from None

@@ -25,7 +25,7 @@ from posttrain.models.families import (
     score_softcap_of,
 )
 from posttrain.models.headers import read_json
-from posttrain.models.hf import check_trust, plain
+from posttrain.models.hf import HFModel, check_trust, plain
 from posttrain.models.hf_adapter import is_adapter, read_adapter
 from posttrain.peft import adapter_checks
 from posttrain.peft.adapters import resolve
@@ -89,6 +89,15 @@ def check_trackers(cfg: DictConfig) -> None:
     """What a tracker can say of itself before a run: there is no account."""
     for name, tracker in cfg.logger.items():
         built(tracker, f"logger.{name}").check()
+
+
+def check_hub(cfg: DictConfig) -> None:
+    """What the run will want of a hub is there for this user; asked of it, within seconds."""
+    model, data = built(cfg.model), built(cfg.data)
+    if isinstance(model, HFModel):
+        model.check_hub()
+    if isinstance(data, TrainingData):
+        data_checks.check_hub(data)
 
 
 def check_keys(cfg: DictConfig) -> None:

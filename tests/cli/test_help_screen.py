@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from posttrain.cli import help_screen
+from posttrain.cli import help_screen, subcommands
 from posttrain.config.composition import CONF_DIR, PACKAGE
 
 SCREEN = help_screen.render(CONF_DIR, PACKAGE)
@@ -39,7 +39,7 @@ def test_models_are_shortened_by_family(name):
 
 
 def test_every_command_is_there_and_says_what_it_is_for():
-    found = dict(help_screen.commands(PACKAGE))
+    found = dict(subcommands.summaries(PACKAGE))
     assert {"convert", "doctor", "evaluate", "generate", "plan", "preview", "report"} <= set(found)
     assert "worker" not in found and "posttrain" not in found
     for name, summary in found.items():
@@ -57,7 +57,7 @@ def test_every_command_is_there_and_says_what_it_is_for():
     ],
 )
 def test_summary(docstring, expected):
-    assert help_screen.summarize(docstring) == expected
+    assert subcommands.summarize(docstring) == expected
 
 
 def test_it_is_quick_and_loads_nothing_heavy():
@@ -73,7 +73,7 @@ def test_it_is_quick_and_loads_nothing_heavy():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 
 
-@pytest.mark.parametrize("name", [name for name, _ in help_screen.commands(PACKAGE)])
+@pytest.mark.parametrize("name", [name for name, _ in subcommands.summaries(PACKAGE)])
 def test_every_command_explains_itself(name, monkeypatch, capsys):
     """With its own words, not with Hydra's screen."""
     package = (PACKAGE / name / "__main__.py").is_file()
@@ -82,13 +82,14 @@ def test_every_command_explains_itself(name, monkeypatch, capsys):
     with contextlib.suppress(SystemExit):
         module.main()
     out = " ".join(capsys.readouterr().out.split())
-    assert help_screen.summarize(module.__doc__).lower() in out.lower() and "Hydra" not in out, out
+    assert subcommands.summarize(module.__doc__).lower() in out.lower() and "Hydra" not in out, out
 
 
 def command(folder: Path) -> None:
     """Put the `posttrain` command into `folder`."""
     script = folder / "posttrain"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from posttrain.__main__ import main; main()" "$@"\n')
+    program = "from posttrain.cli.subcommands import main; main()"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{program}" "$@"\n')
     script.chmod(0o755)
 
 

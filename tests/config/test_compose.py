@@ -49,6 +49,9 @@ def test_an_experiment_without_its_package(tmp_path):
     (folder / "mine.yaml").write_text("trainer:\n  max_steps: 1\n")
     with pytest.raises(UserError, match=r"`experiment`: unknown key.*experiment/mine.yaml.*# @package _global_"):
         compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
+    (folder / "mine.yaml").write_text("defaults:\n  - override /model: llama3_8b\n")
+    with pytest.raises(UserError, match=r"`experiment`: unknown key.*experiment/mine.yaml.*# @package _global_"):
+        compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
     unknown = "".join(f"  key{number}: 1\n" for number in range(1_000))
     (folder / "mine.yaml").write_text(f"# @package _global_\ntrainer:\n{unknown}")
     with pytest.raises(UserError, match=r"`trainer.key\d+`: unknown key in experiment/mine.yaml"):
@@ -87,6 +90,7 @@ def test_mistakes_are_named(words, expected):
         ("experiment", "# @package _global_\ntrainer: {max_stepss: 3}", "`trainer.max_stepss`: unknown key in "),
         ("experiment", "# @package _global_\nhydra: {sweeper: {grid: 3}}", "`hydra.sweeper.grid`: unknown key in "),
         ("peft", "defaults: [lora]\nrnak: 3", "`peft.rnak`: unknown key in "),
+        ("experiment", "# @package _global_\ntrainer.max_steps: 3", "`trainer.max_steps`: unknown key in "),
     ],
 )
 def test_mistyped_keys_of_a_file_are_named(group, content, expected, tmp_path):
@@ -95,6 +99,13 @@ def test_mistyped_keys_of_a_file_are_named(group, content, expected, tmp_path):
     with pytest.raises(UserError) as error:
         compose([f"hydra.searchpath=[file://{tmp_path}]", f"{group}=mine"], with_hydra=True)
     assert f"{expected}{group}/mine.yaml" in str(error.value)
+
+
+def test_a_choice_without_override(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - model: llama3_8b\n")
+    with pytest.raises(UserError, match=r"in the defaults of experiment/mine\.yaml; .*`override /model: llama3_8b`$"):
+        compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
 
 
 def test_flatten_names_every_key():

@@ -67,10 +67,10 @@ def test_an_option_has_its_type_range_default_and_comment(site):
 
 
 def test_every_command_is_described(site):
-    from posttrain.cli import help_screen
+    from posttrain.cli import subcommands
 
     page = (site / "commands.html").read_text()
-    for name, _ in help_screen.commands(ROOT / "posttrain"):
+    for name, _ in subcommands.summaries(ROOT / "posttrain"):
         assert f"<code>{name}</code>" in page, name
 
 

@@ -195,15 +195,6 @@ def test_no_such_directory(path):
         HFModel(path=path).hf_config()
 
 
-def test_hub_model_without_a_hub(monkeypatch, tmp_path):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"nor in the hub's cache.*; give a directory"):
-        HFModel(path="somebody/some-model").hf_config()
-
-
 def test_unknown_architecture():
     with pytest.raises(UserError, match=r"transformers cannot read its configuration: [^\n]+$"):
         HFModel(path="x", random_init=True, architecture={"model_type": "nonesuch"}).hf_config()

@@ -1,4 +1,4 @@
-"""The results of a sweep, or of one run: a table in the terminal, a page, a link to the best export.
+"""The results of a sweep, or of one run: facts in the terminal, a page, a link to the best export.
 
 Everything is read from the run directories, so a report can be made at any time, also while trials
 are still running.
@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 from posttrain.errors import UserError
-from posttrain.report.table import print_table
-from posttrain.report.trials import Trial, best_trial, read_trials
+from posttrain.report.comparison import Comparison, compare
+from posttrain.report.spreadsheet import csv_text
+from posttrain.report.table import print_run, print_table
+from posttrain.report.trials import read_trials
 from posttrain.utils import rundir
 from posttrain.utils.atomic_files import write_text
 
@@ -18,54 +20,47 @@ PAGE = "report.html"
 
 
 def write_report(directory: Path, out: Path | None = None) -> Path:
-    """Print the table of the runs in `directory`, write the page, and link to the best export.
+    """Print the facts of the runs in `directory`, write the page, and link to the best export.
 
     Args:
-        directory: of a sweep, or of a run. In a sweep's, `best` becomes the link.
+        directory: of a sweep, or of a run. In a sweep's, a CSV file is written beside the page, and `best` becomes
+            the link.
         out: the page; None: report.html in `directory`.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: no run there, `out` can't be written, or plotly is not installed (after the
-            table).
+        UserError: no run there, or `out` can't be written.
     """
+    from posttrain.report.page import render_run, render_sweep  # templates, which a trial and a run don't need
+
     trials = read_trials(directory)
-    print_table(trials)
+    page = out or directory / PAGE
+    if trials[0].path == directory:
+        print_run(trials[0])
+        _write(directory, page, render_run(trials[0]))
+        return page
+    comparison = compare(trials)
+    print_table(comparison)
     try:
-        link_best(directory, trials)
+        link_best(directory, comparison)
     except UserError as error:  # the page can be made all the same
         print(f"posttrain: {error}", file=sys.stderr)
-    try:
-        from posttrain.report.page import render
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("plotly"):
-            raise
-        raise UserError(
-            "report: the page requires plotly, which is not installed; run `uv sync --extra sweep`"
-        ) from None
-    page = render(trials, directory.resolve().name)
-    try:
-        if out is None:
-            rundir.write_text(directory, PAGE, page)
-        else:
-            write_text(out, page)
-    except OSError as error:
-        raise UserError(f"{out or directory / PAGE}: can't be written: {error.strerror}") from None
-    return out or directory / PAGE
+    table = page.with_suffix(".csv")
+    _write(directory, page, render_sweep(comparison, directory.resolve().name, table.name))
+    _write(directory, table, csv_text(comparison))
+    return page
 
 
-def link_best(directory: Path, trials: list[Trial]) -> None:
+def link_best(directory: Path, comparison: Comparison) -> None:
     """Make `directory/best` a relative link to the export of the best finished trial.
-
-    A run's own directory gets none.
 
     Raises:
         UserError: something else than a link has the name, or the directory can't be written.
     """
-    best = best_trial(trials)
-    if best is None or best.export is None or best.path == directory:
+    best = comparison.best
+    if best is None or best.export is None:
         return
     link = directory / "best"
     if os.path.lexists(link) and not link.is_symlink():
@@ -76,3 +71,14 @@ def link_best(directory: Path, trials: list[Trial]) -> None:
         scratch.replace(link)
     except OSError as error:
         raise UserError(f"{link}: can't be written: {error.strerror}") from None
+
+
+def _write(directory: Path, path: Path, text: str) -> None:
+    """A file of the report; in the run directory nothing that isn't a file of this name is written through."""
+    try:
+        if path.parent == directory:
+            rundir.write_text(directory, path.name, text)
+        else:
+            write_text(path, text)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {error.strerror}") from None

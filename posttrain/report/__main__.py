@@ -1,4 +1,4 @@
-"""`python -m posttrain.report DIR`: show the runs in DIR as a table and a page."""
+"""`python -m posttrain.report DIR`: a sweep, or one run, on the terminal and as a page."""
 
 import argparse
 from pathlib import Path

@@ -1,12 +1,16 @@
-"""The trials as a table in the terminal."""
+"""A report on the terminal: a table of trials, or the facts of one run."""
+
+from collections.abc import Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.config.trial_names import short
-from posttrain.report.trials import Trial, best_trial, differing, ranked_by
-from posttrain.utils.escape import escape_control
+from posttrain.report.comparison import NUMBERS, Comparison, format_ranks, format_setting, format_value, setting
+from posttrain.report.facts import Fact, facts_of_run, facts_of_sweep
+from posttrain.report.trials import Trial
+from posttrain.utils.escape import escape_control, shorten
 
 STYLE = {
     "finished": "green",
@@ -18,83 +22,109 @@ STYLE = {
     "damaged": "red",
     "unknown": "dim",
 }
-# summary.json's key -> heading. All are columns of the page, some of the terminal's table.
-NUMBERS = {
-    "val_loss_before": "val before",
-    "val_loss_after": "val loss",
-    "train_loss": "train loss",
-    "tokens_per_second": "tok/s",
-    "supervised_tokens_per_second": "supervised tok/s",
-    "peak_memory_gib": "GiB",
-    "train_seconds": "seconds",
-}
-TERMINAL = ("val_loss_after", "train_loss", "tokens_per_second", "peak_memory_gib")
 OTHERS = "\nmade or validated with other files, ranked by themselves:"
-MOST_KEYS = 6  # differing keys shown as columns: a terminal is not wider
+# Columns beside the one that ranks, as far as the terminal is wide; the page has all.
+OPTIONAL = ("train_loss", "tokens_per_second", "peak_memory_gib", "train_seconds")
+WIDEST = 18  # characters of a swept value
+WIDEST_NAME = 24
+MOST_ROWS = 40
+LONGEST_ERROR = 300
 
 
-def print_table(trials: list[Trial], console: Console | None = None) -> None:
-    """Print the trials, best first, with what differs between them; errors below.
+def print_table(comparison: Comparison, console: Console | None = None) -> None:
+    """Print the trials, best first, with what was swept; what went wrong and the facts below.
 
     Those that can't be compared with the latest have tables of their own.
     """
-    console = console or Console()
-    for group in range(1 + max((trial.group for trial in trials), default=0)):
+    console = console or Console(highlight=False)
+    optional = [name for name in OPTIONAL if name in comparison.numbers and name != comparison.metric]
+    keys = list(comparison.keys)
+    while _width(_table(comparison, comparison.trials, keys, optional), console) > console.width:
+        if not optional and len(keys) < 2:
+            break
+        (optional or keys).pop()
+    for group in range(1 + max((trial.group for trial in comparison.trials), default=0)):
         if group:
             console.print(OTHERS)
-        console.print(_table([trial for trial in trials if trial.group == group], trials))
-    for trial in trials:
-        if trial.error:
-            style = STYLE.get(trial.state, "")
-            console.print(Text(escape_control(f"{trial.name}: {trial.error}"), style=style))
+        trials = [trial for trial in comparison.trials if trial.group == group]
+        console.print(_table(comparison, trials[:MOST_ROWS], keys, optional))
+        if len(trials) > MOST_ROWS:
+            console.print(f"and {len(trials) - MOST_ROWS} more, which the page shows")
+    if len(keys) < len(comparison.keys):
+        console.print(f"and {len(comparison.keys) - len(keys)} more swept keys, which the page shows")
+    _print_errors(comparison, console)
+    _print_facts(facts_of_sweep(comparison), console)
 
 
-def _table(trials: list[Trial], all_trials: list[Trial]) -> Table:
-    """One group's table, with the columns of all."""
-    keys = columns(all_trials)
-    best = best_trial(all_trials)
+def print_run(trial: Trial, console: Console | None = None) -> None:
+    """Print the facts of one run."""
+    console = console or Console(highlight=False)
+    if trial.error:
+        console.print(Text(escape_control(trial.error), style=STYLE.get(trial.state, "")))
+    _print_facts(facts_of_run(trial), console)
+
+
+def _table(comparison: Comparison, trials: list[Trial], keys: Sequence[str], optional: Sequence[str]) -> Table:
+    """Some trials with their ranks among all.
+
+    Args:
+        comparison: of all trials.
+        trials: that are shown.
+        keys: swept ones that are columns.
+        optional: numbers that are columns beside the one that ranks.
+    """
+    named = not comparison.columns_say_names
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("trial", overflow="fold", min_width=10)
+    table.add_column("#", justify="right", no_wrap=True)
+    if named:
+        table.add_column("trial", overflow="fold", min_width=8, max_width=WIDEST_NAME)
     for key in keys:
-        table.add_column(Text(escape_control(short(key, keys))), justify="right", overflow="fold")
-    shown = [name for name in numbers_of(all_trials) if name in TERMINAL]
+        table.add_column(Text(escape_control(_broken(comparison.labels[key]))), justify="right", no_wrap=True)
+    shown = [comparison.metric, *optional]
     for name in shown:
-        style = "bold" if name == ranked_by(all_trials) else None
+        style = "bold" if name == comparison.metric else None
         table.add_column(NUMBERS[name], justify="right", no_wrap=True, style=style)
     table.add_column("status", no_wrap=True)
     for trial in trials:
-        mark = "*" if trial is best else " "
-        cells = [f"{mark} {trial.name}"]
-        cells += map(format_value, map(trial.config.get, keys))
-        cells += map(format_value, map(trial.summary.get, shown))
+        number = comparison.trials.index(trial) + 1
+        cells = [f"* {number}" if trial is comparison.best else str(number)]
+        if named:
+            cells.append(comparison.names[trial.name])
+        cells += [shorten(format_setting(setting(trial, key)), WIDEST) if trial.config else "" for key in keys]
+        cells += [format_value(trial.summary.get(name)) for name in shown]
         state = Text(escape_control(trial.state), style=STYLE.get(trial.state, ""))
         table.add_row(*(Text(escape_control(cell)) for cell in cells), state)
     return table
 
 
-def columns(trials: list[Trial]) -> list[str]:
-    """The differing keys worth a column, those of the command lines first and in their order."""
-    different = dict.fromkeys(differing(trials))
-    keys: dict[str, None] = {}
-    for trial in trials:
-        for override in trial.overrides or ():
-            key = override.lstrip("+~").partition("=")[0]
-            if key in different:
-                keys[key] = None
-    return list(keys | different)[:MOST_KEYS]
+def _width(table: Table, console: Console) -> int:
+    """The columns that a table would take on a terminal of any width."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
-def numbers_of(trials: list[Trial]) -> list[str]:
-    """The keys of NUMBERS that any of the trials has."""
-    return [name for name in NUMBERS if any(name in trial.summary for trial in trials)]
+def _broken(label: str) -> str:
+    """A long label in lines that end behind an underscore: a column is as narrow as its values then."""
+    lines = [""]
+    for part in label.replace("_", "_ ").split(" "):
+        if lines[-1] and len(lines[-1]) + len(part) > WIDEST // 2:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
-def format_value(value: object) -> str:
-    """The text of a cell: floats with four significant digits, nothing for None."""
-    if value is None:
-        return ""
-    if not isinstance(value, float):
-        return str(value)
-    if 10_000 <= abs(value) < 1e9:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+def _print_errors(comparison: Comparison, console: Console) -> None:
+    if comparison.errors:
+        console.print()
+    for (state, error), ranks in comparison.errors.items():
+        text = f"{format_ranks(ranks)}: {shorten(error, LONGEST_ERROR)}"
+        console.print(Text(escape_control(text), style=STYLE.get(state, "")))
+
+
+def _print_facts(facts: list[Fact], console: Console) -> None:
+    """A line each, which the terminal may wrap: a path is copied whole."""
+    widest = max(len(fact.name) for fact in facts)
+    console.print()
+    for fact in facts:
+        text = f"{fact.value}  ({fact.note})" if fact.note else fact.value
+        name = Text(f"{fact.name:<{widest}}  ", style="dim")
+        console.print(name + Text(escape_control(text)), soft_wrap=True)

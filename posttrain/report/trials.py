@@ -5,16 +5,15 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from posttrain.config import frozen, yaml_file
-from posttrain.config.trial_names import flatten, is_run_local
+from posttrain.config.trial_names import flatten
 from posttrain.errors import UserError
 from posttrain.utils import rundir
 
-# What trials are ranked by: the first that any of them has. Smaller is better.
-METRICS = ("val_loss_after", "train_loss")
 MOST_CURVES = 500  # of a run; there are some 40
 # What a run reads -> parts of the configuration that name it.
 CONFIGURED_BY = {"data": ("data.",), "template": ("template.", "model."), "weights": ("model.",)}
@@ -38,7 +37,9 @@ class Trial:
         samples: the dictionaries of samples.json: prompt, reference, before, after.
         answers: prompt -> [(step, answer), ...] by step, from samples.jsonl.
         inputs: digests of what it read besides its configuration; see posttrain.spec.inputs.
-        started: seconds since the epoch; 0: it doesn't say.
+        started: seconds since the epoch, of the last start; 0: it doesn't say.
+        ended: as `started`.
+        spec: of spec.yaml, what the run decided from its configuration and the machine.
         group: of the trials that it can be compared with, 0 for the latest; see `set_groups`.
     """
 
@@ -54,6 +55,8 @@ class Trial:
     answers: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
     started: float = 0.0
+    ended: float = 0.0
+    spec: dict[str, Any] = field(default_factory=dict)
     group: int = 0
 
     @property
@@ -63,6 +66,32 @@ class Trial:
             return None
         own = [text for text in self.overrides if not text.lstrip("+~").startswith("sweep.")]
         return shlex.join(["python", "-m", "posttrain", *own])
+
+    @cached_property
+    def choices(self) -> dict[str, str]:
+        """The keys of the command line and the text of their values: `peft` -> `lora`, `optimizer.lr` -> `1e-4`."""
+        choices = {}
+        for override in self.overrides or ():
+            key, _, text = override.lstrip("+~").partition("=")
+            choices[key] = text
+        return choices
+
+    @property
+    def seconds(self) -> float:
+        """How long it took. Of a resumed run, whose last start alone is known, at least the time of training."""
+        trained = self.summary.get("train_seconds")
+        trained = trained if is_number(trained) else 0.0
+        whole = self.ended - self.started if self.ended and self.started else 0.0
+        return max(whole, trained)
+
+    @property
+    def gpus(self) -> int | None:
+        """How many it ran on; None: it doesn't say."""
+        processes = self.spec.get("processes")
+        world = processes.get("world") if isinstance(processes, dict) else None
+        if not is_number(world) or "device" not in self.spec:
+            return None
+        return int(world) if self.spec["device"] == "cuda" else 0
 
     @property
     def export(self) -> Path | None:
@@ -79,7 +108,7 @@ class Trial:
 
 
 def read_trials(directory: Path) -> list[Trial]:
-    """Return the runs in `directory`, best first, those that can be compared with the latest before others.
+    """Return the runs in `directory`, by name.
 
     The directory is a run itself, or runs are below it at any depth.
 
@@ -103,8 +132,7 @@ def read_trials(directory: Path) -> list[Trial]:
                 raise
             trials.append(Trial(str(path.relative_to(directory)), path, {}, state="damaged", error=str(error)))
     set_groups(trials)
-    metric = ranked_by(trials)
-    return sorted(trials, key=lambda trial: (trial.group, trial.score(metric)))  # stable: by name where equal
+    return trials
 
 
 def set_groups(trials: list[Trial]) -> None:
@@ -141,7 +169,6 @@ def read_trial(path: Path, root: Path) -> Trial:
     status: dict[str, Any] = _json(path, "status.json", {})
     samples: list[Any] = _json(path, "samples.json", [])
     overrides: list[Any] = _yaml(path, ".hydra/overrides.yaml", [])
-    started = status.get("started")
     name = str(path.relative_to(root))
     if path == root:
         name = path.resolve().name
@@ -157,43 +184,10 @@ def read_trial(path: Path, root: Path) -> Trial:
         samples=[sample for sample in samples if isinstance(sample, dict)],
         answers=_answers(path),
         inputs=_json(path, "inputs.json", {}),
-        started=started if is_number(started) else 0.0,
+        started=_time(status, "started"),
+        ended=_time(status, "ended"),
+        spec=_yaml(path, "spec.yaml", {}),
     )
-
-
-def ranked_by(trials: list[Trial]) -> str:
-    """Return the metric that ranks these trials."""
-    for metric in METRICS:
-        if any(math.isfinite(trial.score(metric)) for trial in trials):
-            return metric
-    return METRICS[0]
-
-
-def best_trial(trials: list[Trial]) -> Trial | None:
-    """Return the finished trial with the smallest metric, of the latest that can be compared."""
-    metric = ranked_by(trials)
-    finished = [trial for trial in trials if trial.state == "finished" and trial.group == 0]
-    best = min(finished, key=lambda trial: trial.score(metric), default=None)
-    if best is None or math.isinf(best.score(metric)):
-        return None
-    return best
-
-
-def differing(trials: list[Trial]) -> list[str]:
-    """Return the configuration keys whose values are not the same in all trials.
-
-    Where a whole group was swapped, many keys follow from it; all of them are returned.
-    """
-    keys: dict[str, None] = {}
-    readable = [trial for trial in trials if trial.config]
-    for trial in readable:
-        keys |= dict.fromkeys(trial.config)
-    different = []
-    for key in keys:
-        values = {json.dumps(trial.config.get(key)) for trial in readable}
-        if len(values) > 1 and not is_run_local(key):
-            different.append(key)
-    return different
 
 
 def _run_directories(directory: Path) -> Iterator[Path]:
@@ -212,6 +206,11 @@ def _run_directories(directory: Path) -> Iterator[Path]:
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value of JSON is a number that can be shown: neither NaN nor an integer of hundreds of digits."""
     return isinstance(value, int | float) and abs(value) < LARGEST
+
+
+def _time(status: dict[str, Any], name: str) -> float:
+    value = status.get(name)
+    return value if is_number(value) else 0.0
 
 
 def read_series(run_dir: Path) -> dict[str, list[tuple[int, float]]]:

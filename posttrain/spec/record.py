@@ -13,8 +13,8 @@ from posttrain.spec.run_spec import RunSpec, resolve_spec
 
 FILE = "spec.yaml"
 HEADER = """\
-# What this run decided from config.yaml and the machine, and why. Written at each start, read by nobody: to change a
-# decision, change its key.
+# What this run decided from config.yaml and the machine, and why. Written at each start, read by reports alone: to
+# change a decision, change its key.
 """
 
 

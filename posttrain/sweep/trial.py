@@ -24,7 +24,7 @@ from posttrain.launch.failure import describe_exit
 from posttrain.launch.launcher import last_loss
 from posttrain.launch.rank_process import base_environment
 from posttrain.launch.signals import nohup
-from posttrain.report.table import format_value
+from posttrain.report.comparison import format_value
 from posttrain.spec import checks, inputs
 from posttrain.sweep import log_stderr
 from posttrain.utils import rundir

@@ -38,7 +38,8 @@ FILES = (
     "wandb.json",
 )
 FOLDERS = (".hydra", ".submitit", "adapter", "base", "checkpoints", "hf", "logs", "tensorboard", "wandb")
-OF_SWEEP = ("multirun.yaml", "optimization_results.yaml", "report.html")  # files of a sweep's own directory
+# Files of a sweep's own directory.
+OF_SWEEP = ("multirun.yaml", "optimization_results.yaml", "report.csv", "report.html")
 WRITTEN_INTO = (".hydra", "base", "logs")  # folders whose files have names that anybody can foresee
 REPLACED = {  # folder -> files in it that are written aside and then renamed
     ".": re.compile("|".join(map(re.escape, FILES))),

@@ -1,0 +1,84 @@
+"""Curves of runs for a page: few enough points for a file that opens at once, and captions with their numbers."""
+
+import math
+
+from posttrain.report.comparison import format_value
+from posttrain.report.trials import Trial
+
+MOST_POINTS = 1500  # per curve: more than a screen has columns
+ALL_POINTS = 80_000  # of a page, shared by its curves: a megabyte
+FEWEST_POINTS = 20
+NOT_CURVES = ("time", "epoch")
+
+Points = list[tuple[int, float]]
+Table = dict[str, object]  # {"step": [...], "minutes": [...], "values": {curve: [...]}}
+
+
+def curve_names(trials: list[Trial], first: str) -> list[str]:
+    """The metrics that any trial has a curve of: what ranks the trials, training loss, the others as they came."""
+    names: dict[str, None] = {}
+    for trial in trials:
+        names |= dict.fromkeys(trial.series)
+    ordered = [name for name in (first, "loss", "val_loss") if name in names]
+    return list(dict.fromkeys([*ordered, *(name for name in names if name not in NOT_CURVES)]))
+
+
+def points_per_curve(trials: list[Trial]) -> int:
+    """How many points each curve of these trials may have in one page."""
+    curves = sum(len(trial.series) for trial in trials)
+    return max(FEWEST_POINTS, min(MOST_POINTS, ALL_POINTS // max(1, curves)))
+
+
+def curve_tables(trial: Trial, most: int) -> list[Table]:
+    """The curves of a run, thinned evenly to `most` points with the last one; those at the same steps in one table.
+
+    `minutes` counts from the first line of the run; a clock that was set back meanwhile stands still.
+    """
+    passed = _seconds_passed(trial.series.get("time", []))
+    by_steps: dict[tuple[int, ...], dict[str, list[float]]] = {}
+    for name, points in trial.series.items():
+        if name in NOT_CURVES:
+            continue
+        thin = thinned(points, most)
+        steps = tuple(step for step, _ in thin)
+        by_steps.setdefault(steps, {})[name] = [float(f"{value:.5g}") for _, value in thin]
+    tables: list[Table] = []
+    for steps, values in by_steps.items():
+        minutes = [round(passed.get(step, 0.0) / 60, 3) for step in steps]
+        tables.append({"step": list(steps), "minutes": minutes, "values": values})
+    return tables
+
+
+def thinned(points: Points, most: int) -> Points:
+    """Every n-th point from the last one backwards, so that `most` are left."""
+    stride = max(1, math.ceil(len(points) / most))
+    return points[::-1][::stride][::-1]
+
+
+def describe(points: Points) -> str:
+    """A curve in words: where it begins, ends, and is lowest and highest."""
+    first_step, first = points[0]
+    last_step, last = points[-1]
+    if len(points) == 1:
+        return f"{format_value(first)} at step {first_step}."
+    low_step, low = min(points, key=lambda point: point[1])
+    high_step, high = max(points, key=lambda point: point[1])
+    text = f"From {format_value(first)} at step {first_step} to {format_value(last)} at step {last_step}"
+    if low_step not in (first_step, last_step):
+        text += f"; lowest {format_value(low)} at step {low_step}"
+    if high_step not in (first_step, last_step):
+        text += f"; highest {format_value(high)} at step {high_step}"
+    return f"{text}."
+
+
+def _seconds_passed(times: Points) -> dict[int, float]:
+    """Step -> seconds since the first line."""
+    passed: dict[int, float] = {}
+    total = 0.0
+    before = None
+    for step, time in times:
+        if before is not None:
+            total += max(0.0, time - before)
+        passed[step] = total
+        before = time
+    return passed

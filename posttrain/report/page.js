@@ -396,6 +396,7 @@ function parallelOfSweep() {
     area.addEventListener("dblclick", () => { kept.delete(axis); draw(); });
     return area;
   };
+  draw();
   new ResizeObserver(() => requestAnimationFrame(draw)).observe(box);
 }
 

@@ -13,6 +13,7 @@ from posttrain.errors import RunFailed
 from posttrain.utils import rundir
 
 if TYPE_CHECKING:
+    from posttrain.sweep.screen import SweepScreen
     from posttrain.sweep.trial import Trial
 
 
@@ -44,6 +45,7 @@ class LocalLauncher(Launcher):
         self.hydra_context = hydra_context
         self.task_function = task_function
         self.config = config
+        self.screen: SweepScreen | None = None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; returns one result per job, in order, failed ones included."""
@@ -63,10 +65,13 @@ class LocalLauncher(Launcher):
 
     def _run_all(self, trials: "list[Trial]") -> None:
         from posttrain.sweep.local import run_trials
+        from posttrain.sweep.screen import SweepScreen
         from posttrain.utils.stop import Stopped
 
-        total = self.config.hydra.sweeper.get("n_trials") or len(trials)
-        number = run_trials(trials, self._run, self.config.sweep.parallel, total)
+        if self.screen is None:  # a search launches several times
+            total = self.config.hydra.sweeper.get("n_trials") or len(trials)
+            self.screen = SweepScreen(total, self.config.sweep.parallel)
+        number = run_trials(trials, self._run, self.screen)
         if number is not None:
             raise Stopped(number)
 

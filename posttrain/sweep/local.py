@@ -12,21 +12,22 @@ from omegaconf import DictConfig
 from posttrain.errors import UserError
 from posttrain.launch import fork_server
 from posttrain.launch.signals import nohup
-from posttrain.sweep import log_stderr
+from posttrain.sweep.screen import SweepScreen
 from posttrain.sweep.trial import Share, Trial
 from posttrain.utils.gpus import visible_gpus
 
+POLL_S = 0.1
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: int, total: int) -> int | None:
+def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], screen: SweepScreen) -> int | None:
     """Run those that are not finished yet; a failing one doesn't stop the rest.
 
     Args:
         trials: to run, in order; their `value` and `error` are filled in.
         run: see `Trial.start`.
-        parallel: how many at once, each with its share of the GPUs, else of the cores.
-        total: trials of the whole sweep, of which a search proposes a few at a time.
+        screen: of the whole sweep, of which a search proposes a few trials at a time; says how many run at once, each
+            with its share of the GPUs, else of the cores.
 
     Returns:
         The signal that ended it early, or None. Running trials got it as well, saved and ended.
@@ -34,10 +35,12 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
     Raises:
         UserError: more at once than there are GPUs, or a trial's directory holds other settings.
     """
-    todo = [trial for trial in trials if not trial.already_finished()]
-    free = shares(min(parallel, len(todo)) or 1, visible_gpus())
-    if len(todo) < len(trials):
-        log_stderr(f"{len(trials) - len(todo)} of {len(trials)} trials have already finished")
+    todo: list[Trial] = []
+    finished: list[Trial] = []
+    for trial in trials:
+        (finished if trial.already_finished() else todo).append(trial)
+    free = shares(min(screen.parallel, len(todo)) or 1, visible_gpus())
+    screen.finished_before(finished)
     queue = list(todo)
     running: dict[Any, tuple[Trial, Share]] = {}  # by the sentinel of the trial's process
     received: list[int] = []
@@ -47,7 +50,6 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
         for trial, _ in running.values():
             trial.send_signal(number)
 
-    console = "logs/console.log" if parallel > 1 else None
     handled = [number for number in SIGNALS if not (number == signal.SIGHUP and nohup())]
     previous = {number: signal.signal(number, on_signal) for number in handled}
     try:
@@ -57,14 +59,15 @@ def run_trials(trials: list[Trial], run: Callable[[DictConfig], Any], parallel: 
                 share = free.pop(0)
                 if trial.config.launch.prestart is not False:
                     fork_server.ensure(trial.rank_environment(share))
-                log_stderr(f"trial {trial.config.hydra.job.num + 1} of {total}: {trial.name}")
-                running[trial.start(run, share, console)] = trial, share
-            for sentinel in wait(list(running)):
+                running[trial.start(run, share, screen.started(trial))] = trial, share
+            for sentinel in wait(list(running), timeout=POLL_S):
                 trial, share = running.pop(sentinel)
                 trial.finish()
                 free.append(share)
-                log_stderr(f"{trial.name}: {trial.outcome()}")
+                screen.ended(trial)
+            screen.refresh()
     finally:
+        screen.stop()
         for number, handler in previous.items():
             signal.signal(number, handler)
     for trial in queue:

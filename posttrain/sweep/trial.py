@@ -27,8 +27,11 @@ from posttrain.launch.signals import nohup
 from posttrain.report.comparison import format_value
 from posttrain.spec import checks, inputs
 from posttrain.sweep import log_stderr
+from posttrain.train.console import report_to
 from posttrain.utils import rundir
 from posttrain.utils.gpus import visible_gpus
+
+CONSOLE = "logs/console.log"  # in a trial's directory: what it prints
 
 
 @dataclass
@@ -144,13 +147,13 @@ class Trial:
         deterministic, fsdp = self.config.trainer.deterministic, bool(self.config.parallelism.fsdp)
         return base_environment(gpus, local_size, deterministic, fsdp, len(share.cores))
 
-    def start(self, run: Callable[[DictConfig], Any], share: Share, console: str | None) -> int:
-        """Run it in a forked process, which composes and imports nothing again.
+    def start(self, run: Callable[[DictConfig], Any], share: Share, watcher: int) -> int:
+        """Run it in a forked process, which composes and imports nothing again and prints to its CONSOLE.
 
         Args:
             run: runs the job of a configuration and returns Hydra's JobReturn.
             share: what it may use.
-            console: file in its directory for what it prints; None: this terminal.
+            watcher: descriptor by which it reports (see `console.report_to`); closed here.
 
         Returns:
             A handle for multiprocessing.connection.wait, ready when the process has ended.
@@ -159,9 +162,10 @@ class Trial:
         context = multiprocessing.get_context("fork")  # safe here: this process has no threads and no torch
         sys.stdout.flush()
         sys.stderr.flush()
-        self._process = context.Process(target=self._child, args=(run, share, console, sender), name=self.name)
+        self._process = context.Process(target=self._child, args=(run, share, watcher, sender), name=self.name)
         self._process.start()
         sender.close()
+        os.close(watcher)
         self._pipe = receiver
         return self._process.sentinel
 
@@ -170,7 +174,7 @@ class Trial:
         assert self._process is not None and self._process.pid is not None
         os.kill(self._process.pid, number)
 
-    def _child(self, run: Callable[[DictConfig], Any], share: Share, console: str | None, pipe: Connection) -> None:
+    def _child(self, run: Callable[[DictConfig], Any], share: Share, watcher: int, pipe: Connection) -> None:
         os.setsid()  # Ctrl-C reaches the sweep alone, which passes it on once
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: stop, saving, if the sweep is killed
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -180,13 +184,13 @@ class Trial:
         if share.gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
         os.sched_setaffinity(0, share.cores)
-        if console is not None:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            rundir.make(self.directory, "logs")
-            file = rundir.append(self.directory, console)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
-            os.close(file)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        rundir.make(self.directory, "logs")
+        file = rundir.append(self.directory, CONSOLE)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
+        report_to(watcher)
         try:
             job = run(self.config)
             if isinstance(job._return_value, Exception):  # its property would print Hydra's words first

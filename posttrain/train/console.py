@@ -1,7 +1,8 @@
 """What the person at the terminal sees; everything else a rank prints goes to its log file.
 
 The launcher alone draws (`Screen`), so the terminal has one owner, which answers while a rank imports or computes. The
-first rank says what to draw (`RankScreen`) through a pipe (`ScreenPipe`). No torch here.
+first rank says what to draw (`RankScreen`) through a pipe (`ScreenPipe`), and a trial's launcher tells its sweep in the
+same way what it does (`report_to`). No torch here.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -42,6 +43,7 @@ class LiveLine:
     """The last line of a terminal: the phase of a run, how long it has taken, and the step with its numbers.
 
     Attributes:
+        title: whose phase it is, where there are several.
         name: of the phase.
         since: when it began, as of time.monotonic.
         done, total: of what the phase consists of; a total of 0: not known.
@@ -50,7 +52,8 @@ class LiveLine:
         eta: seconds to the end of the training; None: not known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, title: str = "") -> None:
+        self.title = title
         self.name = ""
         self.since = time.monotonic()
         self.done = self.total = 0
@@ -65,11 +68,28 @@ class LiveLine:
             self.since = time.monotonic()
         self.done, self.total = done, total
 
+    def measured(self, step: int, values: dict[str, Any]) -> None:
+        """Take the numbers of a step."""
+        numbers = [f"loss {values['loss']:.4f}", f"lr {values['lr']:.2e}"]
+        if values.get("grad_norm") is not None:
+            numbers.append(f"norm {values['grad_norm']:.2f}")
+        supervised = values["supervised_tokens_per_second"]
+        numbers.append(f"{supervised:,.0f} supervised tok/s of {values['tokens_per_second']:,.0f}")
+        if values.get("mfu") is not None:
+            numbers.append(f"MFU {values['mfu']:.0%}")
+        self.step, self.numbers = step, numbers
+        self.eta = (self.steps - step) * values["step_seconds"]
+
+    def plain(self) -> str:
+        """The step with all its numbers, for a line of a file."""
+        eta = f"eta {format_duration(self.eta or 0.0)}"
+        return "  ".join([f"step {self.step}/{self.steps}", *self.numbers, eta])
+
     def text(self, width: int) -> str:
         """The line, in at most `width` columns: what matters less is left out."""
         elapsed = time.monotonic() - self.since
         spinner = SPINNER[int(elapsed / REFRESH_S) % len(SPINNER)]
-        head = f"{spinner} {self.name}"
+        head = f"{spinner} {self.title}  {self.name}" if self.title else f"{spinner} {self.name}"
         if self.total:
             head += f" {self.done}/{self.total}"
         parts = {0: head, 3: format_duration(elapsed)}  # by their order in the line
@@ -93,6 +113,15 @@ class LiveLine:
         yield Text(self.text(options.max_width - 1), no_wrap=True, overflow="crop")
 
 
+def start_live(shown: RenderableType, console: Console) -> Live:
+    """Begin to draw something below the lines that stay; drawn again by its `refresh`, gone at its `stop`."""
+    live = Live(
+        shown, console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+    )
+    live.start()
+    return live
+
+
 def _bar(share: float) -> str:
     full = int(share * BAR)
     return "━" * full + "╌" * (BAR - full)
@@ -107,6 +136,9 @@ class Screen:
 
     Args:
         file: where to draw.
+
+    Attributes:
+        watcher: who else is told of phases and steps.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -114,6 +146,7 @@ class Screen:
         self.on_terminal = file.isatty() and not self.console.is_dumb_terminal
         self.line = LiveLine()
         self.live: Live | None = None
+        self.watcher: RankScreen | None = None
         self.last_line = 0.0
         self.drawn = 0.0
 
@@ -121,21 +154,17 @@ class Screen:
     def of_command(cls) -> "Screen":
         """The screen of this process, which goes on when its terminal is gone."""
         sys.stdout.flush()
-        return cls(stop.tolerant_stream(1, sys.stdout.encoding))
+        screen = cls(stop.tolerant_stream(1, sys.stdout.encoding))
+        screen.watcher = _watcher
+        return screen
 
     def phase(self, name: str, done: int = 0, total: int = 0) -> None:
         """Say what is done now, and how much of it; seen on a terminal alone."""
         self.line.phase(name, done, total)
+        if self.watcher:
+            self.watcher.phase(name, done, total)
         if self.live is None and self.on_terminal:
-            self.live = Live(
-                self.line,
-                console=self.console,
-                auto_refresh=False,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self.live.start()
+            self.live = start_live(self.line, self.console)
         self.refresh()
 
     def refresh(self) -> None:
@@ -151,23 +180,18 @@ class Screen:
     def start(self, step: int, steps: int) -> None:
         """The training begins at `step` of `steps`."""
         self.line.step, self.line.steps = step, steps
+        if self.watcher:
+            self.watcher.start(step, steps)
 
     def step(self, step: int, values: dict[str, Any]) -> None:
         """Move the live line, or print one now and then."""
-        numbers = [f"loss {values['loss']:.4f}", f"lr {values['lr']:.2e}"]
-        if values.get("grad_norm") is not None:
-            numbers.append(f"norm {values['grad_norm']:.2f}")
-        supervised = values["supervised_tokens_per_second"]
-        numbers.append(f"{supervised:,.0f} supervised tok/s of {values['tokens_per_second']:,.0f}")
-        if values.get("mfu") is not None:
-            numbers.append(f"MFU {values['mfu']:.0%}")
-        self.line.step, self.line.numbers = step, numbers
-        self.line.eta = (self.line.steps - step) * values["step_seconds"]
+        self.line.measured(step, values)
+        if self.watcher:
+            self.watcher.step(step, values)
         waited = time.monotonic() - self.last_line
         if not self.live and (waited > PLAIN_INTERVAL_S or step == self.line.steps):
             self.last_line = time.monotonic()
-            eta = format_duration(self.line.eta)
-            self.print(f"step {step}/{self.line.steps}  {'  '.join(numbers)}  eta {eta}")
+            self.print(self.line.plain())
 
     def stop(self) -> None:
         """End the live line, and the training's part of it."""
@@ -228,13 +252,16 @@ def _tail(prompt: str, most: int = 240) -> str:
 
 
 class RankScreen:
-    """The launcher's screen for a rank: the first one's calls are passed on, those of others do nothing.
+    """A screen in another process: the launcher's for its first rank, the sweep's for a trial's launcher.
 
-    Also without a launcher nothing is drawn.
+    Calls are passed on. Those of other ranks do nothing, nor do any without a launcher.
+
+    Args:
+        descriptor: of the ScreenPipe; None: as the launcher has said, -1: there is none.
     """
 
-    def __init__(self) -> None:
-        self.descriptor = int(os.environ.get(UI_FD, -1))
+    def __init__(self, descriptor: int | None = None) -> None:
+        self.descriptor = int(os.environ.get(UI_FD, -1)) if descriptor is None else descriptor
         self.last_phase: tuple[str, int, int] | None = None
 
     def phase(self, name: str, done: int = 0, total: int = 0) -> None:
@@ -273,6 +300,19 @@ class RankScreen:
                 left = left[os.write(self.descriptor, left) :]
 
 
+_watcher: RankScreen | None = None
+
+
+def report_to(descriptor: int) -> None:
+    """Tell the owner of a ScreenPipe what the screens of this command show.
+
+    Args:
+        descriptor: the pipe's inherited end.
+    """
+    global _watcher
+    _watcher = RankScreen(descriptor)
+
+
 class ScreenPipe:
     """The launcher's end of what the first rank has drawn.
 
@@ -291,8 +331,8 @@ class ScreenPipe:
         """The rank has its end; close ours."""
         os.close(self.inherited)
 
-    def show(self, screen: Screen) -> None:
-        """Draw what has come since the last call."""
+    def show(self, screen: object) -> None:
+        """Draw what has come since the last call, on something that has METHODS."""
         with contextlib.suppress(BlockingIOError):
             received = os.read(self.descriptor, READ_BYTES)
             while received:

@@ -175,7 +175,7 @@ def test_a_trial_sees_its_gpus_and_cores(tmp_path):
 
     core = min(os.sched_getaffinity(0))
     trial = Trial("a", tmp_path / "a", OmegaConf.create({}))
-    trial.start(run, Share(["5", "GPU-1"], {core}), None)
+    trial.start(run, Share(["5", "GPU-1"], {core}), os.open(os.devnull, os.O_WRONLY))
     trial.finish()
     assert (trial.value, trial.error) == (f"5,GPU-1 on {{{core}}}", "")
 

@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions
 from rich.live import Live
 from rich.text import Text
 
-from posttrain.report.table import format_value
+from posttrain.report.comparison import format_value
 from posttrain.sweep.trial import CONSOLE, Trial
 from posttrain.train.console import PLAIN_INTERVAL_S, REFRESH_S, LiveLine, ScreenPipe, shown, start_live
 from posttrain.utils import stop

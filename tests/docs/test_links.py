@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("", "bench", "docs", "docs/configuration")
 PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
-LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)|^\[[^\]]+\]: (?!https?:)(\S+)", re.M)
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)|^\[(?!\^)[^\]]+\]: (?!https?:)(\S+)", re.M)
 FENCED = re.compile(r"^(`{3,}).*?^\1|`[^`\n]*`", re.M | re.S)
 
 

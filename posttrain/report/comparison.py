@@ -92,6 +92,15 @@ class Comparison:
                 errors.setdefault((trial.state, text.splitlines()[0]), []).append(rank)
         return errors
 
+    def which(self, ranks: list[int]) -> str:
+        """`trial 3, rank=8`, `trials 3, 4`, `trials 3, 4, 5, 6, 7, 8 and 12 others`."""
+        if len(ranks) == 1:
+            return f"trial {ranks[0]}, {self.names[self.trials[ranks[0] - 1].name]}"
+        text = ", ".join(map(str, ranks[:MOST_NAMED]))
+        if len(ranks) > MOST_NAMED:
+            text += f" and {len(ranks) - MOST_NAMED} others"
+        return f"trials {text}"
+
     @property
     def seconds(self) -> float:
         """What all trials took together."""
@@ -184,14 +193,6 @@ def setting(trial: Trial, key: str) -> Any:
     if key in trial.config:
         return trial.config[key]
     return trial.choices.get(key)
-
-
-def format_ranks(ranks: list[int]) -> str:
-    """`trial 3`, `trials 3, 4`, `trials 3, 4, 5, 6, 7, 8 and 12 others`."""
-    text = ", ".join(map(str, ranks[:MOST_NAMED]))
-    if len(ranks) > MOST_NAMED:
-        text += f" and {len(ranks) - MOST_NAMED} others"
-    return f"trial {text}" if len(ranks) == 1 else f"trials {text}"
 
 
 def short_names(names: list[str]) -> dict[str, str]:

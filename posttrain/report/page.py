@@ -17,7 +17,6 @@ from posttrain.config.trial_names import flatten, is_run_local
 from posttrain.report.comparison import (
     LARGER_IS_BETTER,
     Comparison,
-    format_ranks,
     format_setting,
     format_value,
     setting,
@@ -100,7 +99,6 @@ def render_sweep(comparison: Comparison, title: str, csv: str) -> str:
         importance=parameter_importance(comparison),
         captions=captions,
         csv=csv,
-        format_ranks=format_ranks,
         is_text=lambda value: isinstance(value, str),
         swept=setting,
         most_samples=MOST_SAMPLES,

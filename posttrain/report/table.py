@@ -7,7 +7,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.report.comparison import NUMBERS, Comparison, format_ranks, format_setting, format_value, setting
+from posttrain.report.comparison import NUMBERS, Comparison, format_setting, format_value, setting
 from posttrain.report.facts import Fact, facts_of_run, facts_of_sweep
 from posttrain.report.trials import Trial
 from posttrain.utils.escape import escape_control, shorten
@@ -116,7 +116,7 @@ def _print_errors(comparison: Comparison, console: Console) -> None:
     if comparison.errors:
         console.print()
     for (state, error), ranks in comparison.errors.items():
-        text = f"{format_ranks(ranks)}: {shorten(error, LONGEST_ERROR)}"
+        text = f"{comparison.which(ranks)}: {shorten(error, LONGEST_ERROR)}"
         console.print(Text(escape_control(text), style=STYLE.get(state, "")))
 
 

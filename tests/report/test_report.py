@@ -193,7 +193,7 @@ def test_the_terminal_table_names_trials_that_no_column_tells_apart(sweep):
     lines = console.export_text().splitlines()
     assert lines[0].split()[:6] == ["#", "trial", "lr", "rank", "val", "loss"]
     assert lines[1].split()[:6] == ["*", "1", "2", "0.001", "8", "0.2"]
-    assert any(line.startswith("trial 4: rank 0 failed: <b>the loss is NaN</b>") for line in lines)
+    assert any(line.startswith("trial 4, 3: rank 0 failed: <b>the loss is NaN</b>") for line in lines)
 
 
 def test_minutes_do_not_run_backwards(tmp_path):
@@ -427,7 +427,7 @@ def test_a_folder_named_best_or_a_damaged_configuration_spoils_no_report(sweep, 
     (sweep / "1/config.yaml").write_text("peft: {rank: [")
     page_text = write_report(sweep).read_text()
     captured = capsys.readouterr()
-    assert "best: is no link" in captured.err and "trial 4: " in captured.out and "damaged" in captured.out
+    assert "best: is no link" in captured.err and "trial 4, 1: " in captured.out and "damaged" in captured.out
     assert "optimizer.lr=0.001 peft.rank=8" in page_text and list(sweep.glob(".best*")) == []
     assert not (sweep / "best").is_symlink()
 

@@ -53,7 +53,7 @@ def test_a_grid_is_run_once_and_grows(tmp_path):
     assert runs(directory) == dict.fromkeys(NAMES, 1)
     assert (directory / "report.html").exists()
     assert (directory / "best").resolve().parent.name == "lr=0.0003,rank=8"
-    assert re.search(r"\* lr=0.0003,rank=8 +0.0003 +0.125", out)
+    assert re.search(r"\* 1 +0.0003 +0.125", out)
 
     code, out, err = sweep(tmp_path, "optimizer.lr=1e-4,3e-4", "peft.rank=8,32", "logger=tensorboard")
     assert code == 0 and "2 of 4 trials have already finished" in err

@@ -47,8 +47,9 @@ COMMAND_LINE = (
     Rule(("launch.submit",), "sends the run to a cluster"),
     Rule(("cache_dir",), "is written to, outside of the run directory (or the environment's POSTTRAIN_CACHE)"),
     Rule(
-        ("logger.*.entity", "logger.*._args_"),
-        "says to whom a run is sent (or the environment's WANDB_ENTITY, or a file chosen with logger=)",
+        ("logger.*.entity", "logger.*.tracking_uri", "logger.*.space_id", "logger.*._args_"),
+        "says to whom a run is sent (or the environment: WANDB_ENTITY, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID; or a "
+        "file chosen with logger=)",
     ),
     Rule(("preview.out", "preview.html", "evaluate.out"), "is written to, outside of the run directory"),
     Rule(("convert",), "says what is written where, and what is published"),

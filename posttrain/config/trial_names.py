@@ -66,6 +66,15 @@ def trial_name(overrides: Iterable[str], swept: Sequence[str]) -> str:
     return f"{name[:LONGEST]}-{_hash(whole)}"
 
 
+def swept_values(overrides: Iterable[str], swept: Sequence[str]) -> dict[str, Any]:
+    """Key -> a trial's value of each swept key, from its own command line; see `trial_name`."""
+    values = {}
+    for override in _parse(overrides):
+        if _key(override) in swept:
+            values[_key(override)] = canonical(override.value())
+    return values
+
+
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two flat configurations, run-local keys aside: ["seed: 1 -> 2", ...]."""
     lines = []

@@ -171,7 +171,8 @@ class RunCallback(Callback):
         self.batches.counter.step_seconds += elapsed
         if step == self.first_step + 1:
             self.after_first_step(context)
-        if logged:
+        validated = step == self.run.steps or is_due(step, self.settings.validation_interval)
+        if logged or validated:
             self.batches.counter.collect()
         self.run.heartbeat.end()
         if logged:
@@ -179,9 +180,7 @@ class RunCallback(Callback):
             self.log_step(step, values, context.grad_norm, self.batches.counter.take())
         if self.profile:
             self.profile.step()
-        is_best = False
-        if step == self.run.steps or is_due(step, self.settings.validation_interval):
-            is_best = self.judge(context, step)
+        is_best = validated and self.judge(context, step)
         if step < self.last_step and is_due(step, self.settings.generation_interval):
             self.sample(context, step, None)
         self.plan_save(context.state, step, logged, is_best)
@@ -246,7 +245,8 @@ class RunCallback(Callback):
         """Record a logged step."""
         self.progress.train_loss = values["loss"]
         if self.metrics:
-            self.metrics.step(step, values, self.lr, grad_norm, counts, self.batches.order.passes(step))
+            epoch = self.batches.order.passes(step)
+            self.metrics.step(step, values, self.lr, grad_norm, counts, epoch, peak_memory(self.run.on_gpu))
 
     def on_train_end(self, context: CallbackContext) -> None:
         """Answers after training, the export, the summary."""
@@ -313,17 +313,17 @@ class RunCallback(Callback):
         values = validate(context, self.batches, self.run.groups.objective.metrics)
         self.run.heartbeat.end()
         if self.metrics:
-            self.metrics.validation(step, values)
+            self.metrics.validation(step, values, self.batches.order.passes(step))
         return values["loss"]
 
     def sample(self, context: CallbackContext, step: int, when: str | None) -> None:
-        """Answer the sample prompts; with trainer.generation_interval the answers are recorded at `step`."""
+        """Answer the sample prompts for the trackers and, with trainer.generation_interval, for samples.jsonl."""
         if self.sampler.prompts:
             self.run.screen.phase("sampling")
         with gathered(context):
             answers = self.sampler.run(context.model, when)
-        if self.metrics and answers and self.settings.generation_interval:
-            self.metrics.samples(step, answers)
+        if self.metrics and answers:
+            self.metrics.samples(step, answers, in_file=self.settings.generation_interval is not None)
 
     def results(self) -> dict[str, Any]:
         """Numbers for the model card."""
@@ -362,19 +362,22 @@ class RunCallback(Callback):
 
         A collective call.
         """
+        used = {"peak_memory_gib": peak_memory(self.run.on_gpu)}
         if self.run.on_gpu:
-            used = {
-                "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
-                "reserved_memory_gib": torch.cuda.max_memory_reserved() / 2**30,
-            }
-        else:
-            used = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+            used["reserved_memory_gib"] = torch.cuda.max_memory_reserved() / 2**30
         most = {}
         for name, value in zip(used, maximum_over_all(list(used.values()), self.run.world), strict=True):
             most[name] = round(value, 3)
         if self.planned is not None:
             most["memory_planned_gib"] = round(self.planned, 3)
         return most
+
+
+def peak_memory(on_gpu: bool) -> float:
+    """The most that this process has held so far, GiB: on a GPU allocated, else resident."""
+    if on_gpu:
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def is_due(step: int, interval: int | None) -> bool:

@@ -11,7 +11,8 @@ from posttrain.plan.flops import ModelFlops
 from posttrain.train.batches import Counts
 from posttrain.train.console import shown
 from posttrain.train.context import RunContext
-from posttrain.train.trackers import Resumed
+from posttrain.train.trackers import Resumed, TrackedRun
+from posttrain.train.trackers.tracker import sweep_of
 from posttrain.utils import rundir
 from posttrain.utils.atomic_files import finite
 from posttrain.utils.mappings import without_none
@@ -25,6 +26,7 @@ PERFORMANCE = (
     "mfu",
     "mfu_all_logits",
     "step_seconds",
+    "memory_gib",
 )
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
@@ -64,8 +66,10 @@ class Metrics:
         resumed = None
         if first_step:
             resumed = Resumed(first_step, points_at(first_step, kept), answers_at(first_step, samples))
+        group, swept = sweep_of(run.run_dir)
+        tracked_run = TrackedRun(run.run_dir, name, config, group, swept, resumed)
         for tracker in self.trackers:
-            tracker.start(run.run_dir, name, config, resumed)
+            tracker.start(tracked_run)
             if tracker.notice:
                 self.screen.print(shown(tracker.notice))
         for line in describe(run):
@@ -106,6 +110,7 @@ class Metrics:
         grad_norm: float | None,
         counts: Counts,
         epoch: float,
+        memory_gib: float,
     ) -> None:
         """Record a logged step.
 
@@ -116,6 +121,7 @@ class Metrics:
             grad_norm: before clipping.
             counts: over all processes, since the last logged step.
             epoch: passes over the training rows so far.
+            memory_gib: the most that this process has held.
         """
         seconds = self.run.progress.seconds
         took = seconds - self.last_seconds
@@ -135,23 +141,29 @@ class Metrics:
             "data_wait": round(share(counts.waited_seconds, counts.step_seconds, 0.0), 4),
             "mfu": self.flops.mfu(counts.tokens, counts.squared_lengths, took, logits),
             "mfu_all_logits": self.flops.mfu(counts.tokens, counts.squared_lengths, took),
-            "epoch": round(epoch, 6),
+            **self.axes(epoch),
             "step_seconds": round(took / steps, 4),
+            "memory_gib": round(memory_gib, 3),
         }
         self.write(step, values, batch=f"{int(counts.checksum) % 2**32:08x}")
         self.screen.step(step, values)
 
-    def validation(self, step: int, metrics: dict[str, float]) -> None:
+    def axes(self, epoch: float) -> dict[str, float]:
+        """What else than the step a curve may be drawn over: passes over the training rows, and their tokens so far."""
+        return {"epoch": round(epoch, 6), "tokens": self.run.progress.tokens}
+
+    def validation(self, step: int, metrics: dict[str, float], epoch: float) -> None:
         """Record the objective's metrics on the validation split."""
-        values = {f"val_{column}": value for column, value in metrics.items()}
+        values = {f"val_{column}": value for column, value in metrics.items()} | self.axes(epoch)
         self.write(step, values)
         self.screen.print(f"step {step}: validation loss [bold]{metrics['loss']:.4f}[/]")
 
-    def samples(self, step: int, answers: list[dict[str, str]]) -> None:
-        """Record answers of the live model: a line each in samples.jsonl, a table in every tracker."""
-        with os.fdopen(rundir.append(self.run.run_dir, SAMPLES), "a", encoding="utf-8") as file:
-            for answer in answers:
-                file.write(json.dumps({"step": step, **answer}, ensure_ascii=False) + "\n")
+    def samples(self, step: int, answers: list[dict[str, str]], in_file: bool) -> None:
+        """Record answers of the live model: a table in every tracker, and a line each in samples.jsonl if `in_file`."""
+        if in_file:
+            with os.fdopen(rundir.append(self.run.run_dir, SAMPLES), "a", encoding="utf-8") as file:
+                for answer in answers:
+                    file.write(json.dumps({"step": step, **answer}, ensure_ascii=False) + "\n")
         for tracker in self.trackers:
             tracker.table(step, "samples", answers)
 

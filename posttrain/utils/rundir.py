@@ -24,7 +24,9 @@ FILES = (
     ".lock",
     "config.yaml",
     "inputs.json",
+    "metrics.csv",
     "metrics.jsonl",
+    "mlflow.json",
     "profile.json",
     "report.html",
     "rollbacks.json",
@@ -37,7 +39,7 @@ FILES = (
     "trace.json.gz",
     "wandb.json",
 )
-FOLDERS = (".hydra", ".submitit", "adapter", "base", "checkpoints", "hf", "logs", "tensorboard", "wandb")
+FOLDERS = (".hydra", ".submitit", "adapter", "base", "checkpoints", "hf", "logs", "mlruns", "tensorboard", "wandb")
 # Files of a sweep's own directory.
 OF_SWEEP = ("multirun.yaml", "optimization_results.yaml", "report.csv", "report.html")
 WRITTEN_INTO = (".hydra", "base", "logs")  # folders whose files have names that anybody can foresee

@@ -7,16 +7,16 @@ import sys
 import pytest
 
 from posttrain.errors import UserError
-from posttrain.train.trackers import Wandb
+from posttrain.train.trackers import TrackedRun, Wandb
 
 wandb = pytest.importorskip("wandb")
 
 START = """
 import pathlib
-from posttrain.train.trackers import Wandb
+from posttrain.train.trackers import TrackedRun, Wandb
 pathlib.Path("run").mkdir()
 tracker = Wandb(mode="offline")
-tracker.start(pathlib.Path("run"), "name", {})
+tracker.start(TrackedRun(pathlib.Path("run"), "name", {}))
 tracker.finish({})
 print("sent:", tracker.run.settings.base_url)
 """
@@ -42,14 +42,14 @@ def test_an_address_in_the_working_directory(folder, settings, tmp_path):
     honoured.update_from_system_settings()
     assert str(honoured.base_url) == "https://elsewhere.example"  # by wandb itself: this is why
     with pytest.raises(UserError, match=rf"{folder}/settings: sets base_url"):
-        Wandb(mode="offline").start(tmp_path, "name", {})
+        Wandb(mode="offline").start(TrackedRun(tmp_path, "name", {}))
 
 
 @pytest.mark.parametrize("key", ["entity", "http_proxy", "insecure_disable_ssl", "api_key"])
 def test_nor_to_whom_or_through_what(key, settings, tmp_path):
     settings(f"{key} = x")
     with pytest.raises(UserError, match=f"sets {key}"):
-        Wandb(mode="offline").start(tmp_path, "name", {})
+        Wandb(mode="offline").start(TrackedRun(tmp_path, "name", {}))
 
 
 def test_the_environment_and_ones_own_settings_may(settings, tmp_path):

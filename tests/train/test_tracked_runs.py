@@ -1,5 +1,7 @@
 """What trackers are told, and read back from what they have written, with the real libraries."""
 
+import json
+
 import pytest
 
 from posttrain.config.composition import compose
@@ -7,7 +9,7 @@ from posttrain.config.instantiate import built
 from posttrain.errors import UserError
 from posttrain.spec import checks
 from posttrain.train.metrics import tracked
-from posttrain.train.trackers import TensorBoard, Wandb
+from posttrain.train.trackers import TensorBoard, TrackedRun, Wandb
 
 wandb = pytest.importorskip("wandb")
 VARIABLES = ("MODE", "PROJECT", "ENTITY", "RUN_GROUP", "TAGS", "API_KEY", "BASE_URL", "IDENTITY_TOKEN_FILE")
@@ -54,7 +56,7 @@ def test_wandbs_variables_win_over_the_defaults(tmp_path, monkeypatch):
     cfg = compose(["logger=wandb"])
     checks.check_trackers(cfg)
     tracker = built(cfg.logger.wandb)
-    tracker.start(tmp_path, "my run", {"seed": 1})
+    tracker.start(TrackedRun(tmp_path, "my run", {"seed": 1}))
     tracker.log(1, tracked({"loss": 2.0, "mfu": 0.4}))
     tracker.log(2, tracked({"loss": 1.5, "val_loss": 1.75}))
     said = tracker.finish({"val_loss_after": 1.75})
@@ -72,7 +74,7 @@ def test_the_configuration_wins_over_the_variables(tmp_path, monkeypatch):
         monkeypatch.setenv(f"WANDB_{name}", value)
     tracker = Wandb(project="mine", mode="offline", group="ours", tags=["c"])
     tracker.check()
-    tracker.start(tmp_path, "name", {})
+    tracker.start(TrackedRun(tmp_path, "name", {}))
     tracker.finish({})
     run, _ = recorded(tmp_path)
     assert (run.project, run.run_group, list(run.tags)) == ("mine", "ours", ["c"])
@@ -80,7 +82,7 @@ def test_the_configuration_wins_over_the_variables(tmp_path, monkeypatch):
 
 def test_the_defaults(tmp_path):
     tracker = Wandb(mode="offline")
-    tracker.start(tmp_path, "name", {})
+    tracker.start(TrackedRun(tmp_path, "name", {}))
     tracker.finish({})
     run, _ = recorded(tmp_path)
     assert (run.project, run.entity, run.run_group, list(run.tags)) == ("posttrain", "", "", [])
@@ -128,7 +130,7 @@ def test_tensorboard_has_those_names(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     tracker = TensorBoard()
     tracker.check()
-    tracker.start(tmp_path, "run", {})
+    tracker.start(TrackedRun(tmp_path, "run", {}))
     tracker.log(1, tracked({"loss": 2.0, "val_loss": 3.0, "mfu": 0.5}))
     assert tracker.finish({}) is None
     events = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -139,3 +141,17 @@ def test_tensorboard_has_those_names(tmp_path):
 def test_the_name_of_a_run_is_run_name():
     with pytest.raises(UserError, match=r"`logger\.wandb\.name`: unknown key; here it is `run\.name=my_run`"):
         compose(["logger=wandb", "logger.wandb.name=x"])
+
+
+def test_wandb_groups_the_trials_of_a_sweep(tmp_path):
+    """What varies is in the configuration, and the answers are a table."""
+    tracker = Wandb(mode="offline")
+    tracker.start(TrackedRun(tmp_path, "trial", {"seed": 1}, "my sweep", {"peft.rank": 8}))
+    tracker.table(1, "samples", [{"prompt": "p", "answer": "a"}])
+    tracker.finish({})
+    run, points = recorded(tmp_path)
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert run.run_group == "my sweep" and config["swept"] == {"peft.rank": 8}
+    assert any("samples" in name and "table-file" in value for point in points for name, value in point.items())
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")
+    assert json.loads(table.read_text()) == {"columns": ["prompt", "answer"], "data": [["p", "a"]]}

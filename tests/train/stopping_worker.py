@@ -106,7 +106,7 @@ def main() -> None:
     patient = (*saves, "trainer.early_stopping.patience=4", "trainer.export=false")
     runs = {"stopped": stop, "resumed": patient}
     if "--all" in sys.argv:
-        runs |= {"undisturbed": patient, "full": (*stop, "peft=none", "optimizer.lr=0.1")}
+        runs |= {"undisturbed": patient, "full": (*stop, "peft=none", "optimizer.lr=0.3")}
     losses = {}
     for name, words in runs.items():
         if name == "resumed":

@@ -51,7 +51,7 @@ setup: .venv/.setup-test
 	@touch $@
 
 .venv/.setup-test: $(SETUP)
-	scripts/setup.sh demo dev slurm sweep docs eval
+	scripts/setup.sh demo dev slurm sweep docs eval excel
 	@touch $@ .venv/.setup-run
 
 wheel: .venv/.setup-run

@@ -26,7 +26,7 @@ from posttrain.config.instantiate import built
 from posttrain.data.checks import check as check_data
 from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
-from posttrain.spec import checks
+from posttrain.spec import checks, first_rows
 from posttrain.spec.epochs import Epoch
 from posttrain.utils import stop
 from posttrain.utils.cache import cache_root
@@ -76,6 +76,7 @@ def show_data(cfg: DictConfig) -> None:
     check_options(cfg)
     data, template = check_data(cfg)
     checks.check_objective(cfg, data)
+    first_rows.look(cfg)
 
     from posttrain.data import preview_text
 

@@ -32,6 +32,7 @@ NO_TORCH = [
 # What a command does without until it needs it: loading each takes from a thirtieth of a second (zstandard) to several
 # seconds (transformers' models, Megatron), or it is an extra. An import inside a function leads to one of these.
 COSTLY = {
+    "cel",
     "datasets",
     "gguf",
     "huggingface_hub",
@@ -41,6 +42,7 @@ COSTLY = {
     "mlflow",
     "multiprocessing",
     "numpy",
+    "openpyxl",
     "peft",
     "psutil",
     "pyarrow",

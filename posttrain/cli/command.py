@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain import sweep
-from posttrain.cli import help_screen, rerun, run_file
+from posttrain.cli import data_format, help_screen, rerun, run_file
 from posttrain.cli.precheck import check_ahead, split_overrides
 from posttrain.config import composition as config
 from posttrain.config import hydra_guard
@@ -34,7 +34,8 @@ def compose(overrides: list[str] | None = None, config_name: str = "config", wit
         UserError: for what `run` would report with exit code 2.
     """
     layered = layer.apply(list(overrides or []), config_name)
-    cfg = config.compose(layered.words, layered.config_name, with_hydra)
+    added = data_format.choose(layered.words, layered.config_name).overrides
+    cfg = config.compose([*layered.words, *added], layered.config_name, with_hydra)
     layer.check(cfg, layered.words)
     return cfg
 
@@ -97,6 +98,7 @@ def run(
         hydra_guard.install(config_name)
         if layered.note and os.environ.get("RANK", "0") == "0":
             print(f"posttrain: {layered.note}", file=sys.stderr)
+        sys.argv[1:] = data_format.complete(sys.argv[1:], config_name)
         if check:
             check_ahead(lambda overrides: compose(overrides, config_name, with_hydra=True), check)
         set_optuna_defaults(sys.argv[1:])

@@ -5,17 +5,17 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from posttrain.data import fingerprint, packing, readers, sealed, sources
+from posttrain.data import fingerprint, packing, sealed, sources
 from posttrain.data.dataset import PackedDataset
-from posttrain.data.format_types import Format
 from posttrain.data.prepare import Counts, RowEncoder
+from posttrain.data.sources import Source
 from posttrain.data.store import Store, Writer
 from posttrain.utils.cache import build_once, check_private
 
@@ -48,42 +48,41 @@ class DatasetBuilder:
     contents: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def store(
-        self, path: str | Sequence[str], form: Format, key: str, limit: int | None
-    ) -> tuple[Store, dict[str, Any]]:
-        """The encoded samples of `path`, at most `limit`, and how many rows were kept and dropped."""
-        if isinstance(path, str) and path.startswith(readers.HUB):
+    def store(self, source: Source, limit: int | None) -> tuple[Store, dict[str, Any]]:
+        """The encoded samples of a source, at most `limit`, and how many rows were kept and dropped."""
+        if isinstance(source.path, str) and source.on_hub:
             from posttrain.data import hub_datasets  # loads `huggingface_hub`
 
-            contents = [path, hub_datasets.revision(path, key)]
+            contents = [source.path, hub_datasets.revision(source.path, source.key)]
         else:
-            files = sources.files(path, key, self.cache.parent, sources.kinds(form))
-            contents = fingerprint.files_beside(files, self.cache)
-            self.notes += sources.left_out(path, key, sources.kinds(form))
-        self.contents.setdefault(key, []).extend(contents)
+            contents = fingerprint.files_beside(source.files(self.cache.parent), self.cache)
+            self.notes += sources.left_out(source)
+        self.contents.setdefault(source.key, []).extend(contents)
         name = fingerprint.digest(
             {
                 "code": fingerprint.code(),
                 "contents": contents,
-                "format": form,
+                "format": source.form,
+                "options": source.options,
+                "where": source.where,
                 "encoder": self.encoder.identity,
                 "limit": limit,
                 "category": self.category,
             }
         )
-        target = self._made(self.cache / f"rows-{name}", lambda folder: self._write(folder, path, form, key, limit))
+        target = self._made(self.cache / f"rows-{name}", lambda folder: self._write(folder, source, limit))
         return Store([target / "rows.arrow"]), json.loads((target / "counts.json").read_text(encoding="utf-8"))
 
-    def _write(self, folder: Path, path: str | Sequence[str], form: Format, key: str, limit: int | None) -> None:
+    def _write(self, folder: Path, source: Source, limit: int | None) -> None:
         gc.freeze()  # what is loaded by now is not searched again and again for garbage: a tenth of the time
         try:
-            self._write_rows(folder, path, form, key, limit)
+            self._write_rows(folder, source, limit)
         finally:
             gc.unfreeze()
 
-    def _write_rows(self, folder: Path, path: str | Sequence[str], form: Format, key: str, limit: int | None) -> None:
+    def _write_rows(self, folder: Path, source: Source, limit: int | None) -> None:
         counts = Counts()
-        rows = sources.rows(path, form, key, self.cache.parent, self.category)
+        rows = sources.rows(source, self.cache.parent, self.category)
         started = shown = time.monotonic()
         with Writer(folder / "rows.arrow") as file:
             for samples in self.encoder.samples(rows, counts):

@@ -5,8 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from posttrain.config.instantiate import built
-from posttrain.data import readers, sources
-from posttrain.data.format_types import Format
+from posttrain.data import readers, row_filter, sources
 from posttrain.data.templates import ChatTemplate
 from posttrain.data.training_data import TrainingData
 from posttrain.errors import UserError
@@ -20,9 +19,8 @@ def check(cfg: DictConfig) -> tuple[TrainingData, ChatTemplate]:
     """
     data, template = built(cfg.data, "data"), built(cfg.template, "template")
     if isinstance(data, TrainingData):
-        for path, key, form in data.paths():
-            for one in [path] if isinstance(path, str) else path:
-                _look_for(str(one), key, form)
+        for source in data.all_sources():
+            _look_for(source)
     elif not hasattr(data, "build"):
         raise UserError("`data`: builds no data; its `_target_` must be a class, without `_partial_`")
     if isinstance(template, ChatTemplate) and template.file is not None:
@@ -32,10 +30,13 @@ def check(cfg: DictConfig) -> tuple[TrainingData, ChatTemplate]:
     return data, template
 
 
-def _look_for(path: str, key: str, form: Format) -> None:
-    if path.startswith((readers.HUB, "demo:")):
-        return
-    sources.files(path, key, Path(), sources.kinds(form))
+def _look_for(source: sources.Source) -> None:
+    """The source's files are there, and the expression that chooses rows is one."""
+    if source.where is not None:
+        row_filter.compile_where(source.where)
+    for one in [source.path] if isinstance(source.path, str) else source.path:
+        if not one.startswith((readers.HUB, "demo:")):
+            sources.files(one, source.key, Path(), source.kinds)
 
 
 def check_hub(data: TrainingData) -> None:
@@ -44,9 +45,9 @@ def check_hub(data: TrainingData) -> None:
     Raises:
         UserError: it doesn't give one of them to this user, or doesn't answer in time.
     """
-    for paths, key, _ in data.paths():
-        for path in [paths] if isinstance(paths, str) else paths:
-            if str(path).startswith(readers.HUB):
+    for source in data.all_sources():
+        for path in [source.path] if isinstance(source.path, str) else source.path:
+            if path.startswith(readers.HUB):
                 from posttrain.data import hub_datasets  # loads `huggingface_hub`
 
-                hub_datasets.revision(str(path), key)
+                hub_datasets.revision(path, source.key)

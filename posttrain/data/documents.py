@@ -10,7 +10,7 @@ import numpy as np
 from posttrain.data import fingerprint
 from posttrain.data.conversation import Document, RowError
 from posttrain.data.encode import FAILS, Encoded
-from posttrain.data.prepare import BATCH, Counts, Sample, batches, pad_token, refusal
+from posttrain.data.prepare import BATCH, Counts, Sample, batches, pad_token, refusal, stops_run
 from posttrain.data.readers import Place
 from posttrain.errors import UserError
 from posttrain.models.tokenizer_files import failures
@@ -107,7 +107,7 @@ class DocumentEncoder:
         for place, document in rows:
             counts.rows += 1
             if isinstance(document, RowError):
-                if self.on_error == "error":
+                if stops_run(document, self.on_error):
                     raise refusal(place, document)
                 counts.drop(document.kind, place, document.reason)
                 continue

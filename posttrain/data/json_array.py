@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from posttrain.data.encodings import not_utf8
 from posttrain.data.json_text import ROWS
 
 CHUNK = 1 << 20
@@ -115,8 +116,7 @@ class JSONArray:
         try:
             self._text += self._decode(raw, final=not raw)
         except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise NotAnArray(f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8", self._line) from None
+            raise NotAnArray(not_utf8(error.object, error.start), self._line) from None
 
     def _next(self) -> str:
         """Move to the next character that is not white space and return it; '' at the end."""

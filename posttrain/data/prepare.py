@@ -15,6 +15,7 @@ from posttrain.data.presence import CONTEXT_REASONING, LOST_REASONING, find_unre
 from posttrain.data.provenance import Span
 from posttrain.data.readers import Place
 from posttrain.data.render import Renderer
+from posttrain.data.row_filter import LeftOut
 from posttrain.data.rules import Rules
 from posttrain.data.trace import REASONING, holds
 from posttrain.data.turns import one_by_one, shorter
@@ -288,13 +289,18 @@ def _finished(
     return samples
 
 
+def stops_run(error: RowError, on_error: str) -> bool:
+    """Whether a row that can't be used ends a run; one that was not chosen never does."""
+    return on_error == "error" and not isinstance(error, LeftOut)
+
+
 def refusal(place: Place, error: RowError) -> UserError:
     """The error of a run that stops because of a row."""
     return UserError(f"{place}: {error.reason}\ndata.on_error=skip leaves such rows out and counts them")
 
 
 def _refuse(error: RowError, place: Place, rules: Rules, counts: Counts) -> None:
-    if rules.on_error == "error":
+    if stops_run(error, rules.on_error):
         raise refusal(place, error) from None
     counts.drop(error.kind, place, error.reason)
 

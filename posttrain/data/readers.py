@@ -1,4 +1,4 @@
-"""Rows of a file, one at a time: JSON, JSON Lines, CSV, Parquet, plain or compressed with gzip or Zstandard.
+"""Rows of a file, one at a time: JSON, JSON Lines, CSV, Parquet, .xlsx, plain or compressed with gzip or Zstandard.
 
 Nothing is read whole: a file may be larger than the memory.
 """
@@ -10,18 +10,17 @@ import io
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, dropwhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, cast
 
-from posttrain.data import json_array
+from posttrain.data import encodings, json_array, tables
 from posttrain.data.conversation import RowError
-from posttrain.data.json_array import JSONArray, NotAnArray, Readable
+from posttrain.data.json_array import JSONArray, NotAnArray
 from posttrain.data.json_text import ROWS, RepeatedKey
 from posttrain.errors import UserError
-
-if TYPE_CHECKING:
-    import zstandard
 
 # Bytes of one row. A file without line ends (binary, or one huge JSON value) stops here instead of filling the memory.
 MAX_ROW = 64 << 20
@@ -30,6 +29,9 @@ LINE = "line"  # the column of a text file's rows
 # How an object begins that is no row: {"column": {"0": ..., as pandas writes it, and {"data": [{..., around all rows.
 PANDAS_COLUMNS = re.compile(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{\s*"0"\s*:')
 AROUND_ROWS = re.compile(r'\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{')
+ARRAY_OF_ROWS = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*\{")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+HEAD = 4096  # bytes that show what a file is
 AROUND = frozenset({"data", "rows", "records", "examples", "samples", "items", "train"})  # names of all rows
 
 
@@ -51,6 +53,21 @@ class Place:
         return int.from_bytes(digest.digest(), "little", signed=True)
 
 
+@dataclass(frozen=True)
+class FileOptions:
+    """What a file doesn't say of itself; None: as it looks.
+
+    Attributes:
+        encoding: of its text.
+        delimiter: between the columns of a CSV file.
+        sheet: the name of a spreadsheet's sheet.
+    """
+
+    encoding: str | None = None
+    delimiter: str | None = None
+    sheet: str | None = None
+
+
 class Lines(Protocol):
     """A file that is read line by line."""
 
@@ -59,40 +76,37 @@ class Lines(Protocol):
         ...
 
 
-class Bytes(Lines, Readable, Protocol):
-    """A file as readers need it."""
-
-
 Row = tuple[Place, dict[str, Any] | RowError]
+PLAIN = FileOptions()
 
 
-def read(path: Path, kinds: Collection[str] | None = None) -> Iterator[Row]:
+def read(path: Path, kinds: Collection[str] | None = None, options: FileOptions = PLAIN) -> Iterator[Row]:
     """Yield the rows of one file, a broken row as its `RowError`.
 
     Args:
         path: of the file.
         kinds: suffixes that may be read; None: those of rows with columns.
+        options: what the file doesn't say of itself.
 
     Raises:
         UserError: the file as a whole can't be read: unknown kind, empty, binary, damaged.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = None
-    if suffixes and suffixes[-1] in (".gz", ".zst"):
+    if suffixes and suffixes[-1] in COMPRESSED:
         packed = suffixes.pop()
-    reader = _READERS.get(suffixes[-1] if suffixes else "")
-    if packed and reader is _parquet:
-        raise UserError(f"data.path: {path}: Parquet compresses by itself; unpack it first")
+    kind = suffixes[-1] if suffixes else ""
+    if packed and kind in _WHOLE:
+        raise UserError(f"data.path: {path}: {kind} files are compressed by themselves; unpack it first")
     kinds = KNOWN if kinds is None else kinds
-    if suffixes and suffixes[-1] in ELSEWHERE:
-        raise UserError(f"data.path: {path}: {ELSEWHERE[suffixes[-1]]}")
-    if reader is None or not path.name.lower().endswith(tuple(kinds)):
+    if kind in ELSEWHERE:
+        raise UserError(f"data.path: {path}: {ELSEWHERE[kind]}")
+    if not path.name.lower().endswith(tuple(kinds)):
         raise UserError(f"data.path: {path}: unknown kind of file; known are {', '.join(sorted(kinds))}")
     count = 0
     try:
-        if path.stat().st_size == 0:
-            raise UserError(f"data.path: {path}: the file is empty")
-        rows = reader(path) if reader is _parquet else _text_rows(reader, path, packed)
+        _refuse_other_content(path, kind)
+        rows = _WHOLE[kind](path, options) if kind in _WHOLE else _text_rows(kind, path, packed, options)
         for row in rows:
             count += 1
             yield row
@@ -104,48 +118,59 @@ def read(path: Path, kinds: Collection[str] | None = None) -> Iterator[Row]:
         raise UserError(f"data.path: {path}: there are no rows in it")
 
 
-def _text_rows(reader: Callable[[Bytes, Path], Iterator[Row]], path: Path, packed: str | None) -> Iterator[Row]:
-    if packed == ".zst":
-        import zstandard
+def _refuse_other_content(path: Path, kind: str) -> None:
+    """Refuse a file without content, and what is downloaded in a file's place.
 
-        try:
-            with (
-                path.open("rb") as raw,
-                zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as file,
-            ):
-                yield from reader(_Buffered(file), path)
-        except zstandard.ZstdError as error:
-            raise UserError(f"data.path: {path}: not a Zstandard file, or damaged: {error}") from None
-    elif packed:
-        with gzip.open(path, "rb") as unpacked:
-            yield from reader(unpacked, path)
-    else:
-        with path.open("rb") as plain:
-            yield from reader(plain, path)
+    Raises:
+        UserError: what it is.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAD).lstrip().lower()
+    if not path.stat().st_size:
+        raise UserError(f"data.path: {path}: the file is empty")
+    if head.startswith(LFS_POINTER):
+        raise UserError(f"data.path: {path}: a pointer of Git LFS, not the file itself: `git lfs pull` fetches it")
+    if head.startswith((b"<!doctype html", b"<html")) and kind != ".txt":
+        raise UserError(f"data.path: {path}: a web page, as a download writes it that needs a login or has failed")
 
 
-class _Buffered:
-    """`read` and `readline` over a stream that only reads."""
+def _text_rows(kind: str, path: Path, packed: str | None, options: FileOptions) -> Iterator[Row]:
+    try:
+        with _unpacked(path, packed) as file:
+            yield from _READERS[kind](encodings.as_utf8(file, options.encoding), path, options)
+    except UnicodeDecodeError as error:
+        name = options.encoding or "UTF-16, as its first bytes say"
+        raise UserError(f"data.path: {path}: byte 0x{error.object[error.start]:02x} is not {name}") from None
 
-    def __init__(self, stream: "zstandard.ZstdDecompressionReader"):
-        self._file = io.BufferedReader(stream, json_array.CHUNK)
 
-    def read(self, size: int, /) -> bytes:
-        return self._file.read(size)
+@contextmanager
+def _unpacked(path: Path, packed: str | None) -> Iterator[io.BufferedReader]:
+    with path.open("rb", buffering=0) as file:
+        if packed is None:
+            yield _buffered(file)
+        elif packed == ".gz":
+            with gzip.GzipFile(fileobj=_buffered(file)) as unpacked:
+                yield _buffered(unpacked)
+        else:
+            import zstandard
 
-    def readline(self, limit: int, /) -> bytes:
-        return self._file.readline(limit)
+            try:
+                with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as stream:
+                    yield _buffered(stream)
+            except zstandard.ZstdError as error:
+                raise UserError(f"data.path: {path}: not a Zstandard file, or damaged: {error}") from None
+
+
+def _buffered(stream: object) -> io.BufferedReader:
+    """`peek` and `readline` over a stream that only reads."""
+    return io.BufferedReader(cast(io.RawIOBase, stream), json_array.CHUNK)
 
 
 def _text(raw: bytes, path: Path, name: str) -> str:
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"data.path: {path}: is UTF-16 text; save it as UTF-8")
     try:
         text = raw.decode("utf-8-sig" if raw.startswith(b"\xef\xbb\xbf") else "utf-8")
     except UnicodeDecodeError as error:
-        byte = raw[error.start]
-        hint = "a binary file" if b"\0" in raw else "text in another encoding than UTF-8"
-        raise UserError(f"data.path: {path}, {name}: byte 0x{byte:02x} is not UTF-8: this is {hint}") from None
+        raise UserError(f"data.path: {path}, {name}: {encodings.not_utf8(raw, error.start)}") from None
     if "\0" in text:
         raise UserError(f"data.path: {path}, {name}: holds a zero byte: this is a binary file")
     return text
@@ -206,7 +231,15 @@ def _physical_lines(file: Lines) -> Iterator[bytes]:
         yield rest
 
 
-def _jsonl(file: Lines, path: Path) -> Iterator[Row]:
+def _jsonl(file: io.BufferedReader, path: Path, options: FileOptions) -> Iterator[Row]:
+    """One object a line; or an array of them under the wrong name."""
+    if ARRAY_OF_ROWS.match(file.peek(HEAD)[:HEAD]):
+        yield from _array(file, path)
+    else:
+        yield from _object_lines(file, path)
+
+
+def _object_lines(file: Lines, path: Path) -> Iterator[Row]:
     row = 0
     for line, raw in enumerate(_physical_lines(file), 1):
         name = f"line {line}"
@@ -227,20 +260,20 @@ def _jsonl(file: Lines, path: Path) -> Iterator[Row]:
         row += 1
 
 
-def _json(file: Bytes, path: Path) -> Iterator[Row]:
+def _json(file: io.BufferedReader, path: Path, options: FileOptions) -> Iterator[Row]:
     """An array of objects, taken apart as it is read; or JSON Lines under the wrong name."""
-    head = file.read(json_array.CHUNK)
+    head = file.peek(json_array.CHUNK)
     beginning = head
-    if len(head) > 4096:
-        beginning = head[:4096].rsplit(b"\n", 1)[0]
+    if len(head) > HEAD:
+        beginning = head[:HEAD].rsplit(b"\n", 1)[0]
     start = _text(beginning, path, "line 1").lstrip()
-    if not start.startswith("["):
-        if not start.startswith("{"):
-            raise UserError(f"data.path: {path}: not JSON: begins with {start[:20]!r}; expected [ or {{")
-        _refuse_wrapped(head.decode(errors="replace"), path)
-        yield from _jsonl(_Prefixed(head, file), path)
+    if start.startswith("["):
+        yield from _array(file, path)
         return
-    yield from _array(head, file, path)
+    if not start.startswith("{"):
+        raise UserError(f"data.path: {path}: not JSON: begins with {start[:20]!r}; expected [ or {{")
+    _refuse_wrapped(head.decode(errors="replace"), path)
+    yield from _object_lines(file, path)
 
 
 def _refuse_wrapped(head: str, path: Path) -> None:
@@ -277,34 +310,20 @@ def _refuse_wrapped(head: str, path: Path) -> None:
         )
 
 
-class _Prefixed:
-    """`readline` over bytes already read and the stream behind them."""
-
-    def __init__(self, head: bytes, stream: Lines):
-        self._head, self._stream = head, stream
-
-    def readline(self, limit: int) -> bytes:
-        if not self._head:
-            return self._stream.readline(limit)
-        line, newline, self._head = self._head.partition(b"\n")
-        if newline or self._head:
-            return line + newline
-        return line + self._stream.readline(limit)
-
-
-def _array(head: bytes, file: Bytes, path: Path) -> Iterator[Row]:
+def _array(file: io.BufferedReader, path: Path) -> Iterator[Row]:
     try:
-        for row, (value, line) in enumerate(JSONArray(head, file, MAX_ROW)):
+        for row, (value, line) in enumerate(JSONArray(file.read(json_array.CHUNK), file, MAX_ROW)):
             yield Place(str(path), row, f"row {row} (line {line})"), _object(value)
     except NotAnArray as error:
         raise UserError(f"data.path: {path}, line {error.line}: {error}") from None
 
 
-def _csv(file: Lines, path: Path) -> Iterator[Row]:
+def _csv(file: Lines, path: Path, options: FileOptions) -> Iterator[Row]:
+    number = 0  # of the last line that was read, from 1
     read = 0  # bytes of the row that is being read: a text in quotation marks may have any number of lines
 
     def lines() -> Iterator[str]:
-        nonlocal read
+        nonlocal number, read
         for number, raw in enumerate(_physical_lines(file), 1):
             read += len(raw)
             if read >= MAX_ROW:
@@ -312,33 +331,50 @@ def _csv(file: Lines, path: Path) -> Iterator[Row]:
             yield _text(raw, path, f"line {number}")
 
     csv.field_size_limit(MAX_ROW)
-    delimiter = "\t" if ".tsv" in path.name.lower() else ","
-    table = csv.reader(lines(), delimiter=delimiter, strict=True)
+    rest = dropwhile(lambda line: not line.strip(), lines())
+    first = next(rest, "")
+    separator = tables.SEPARATOR_LINE.fullmatch(first)
+    if separator:
+        first = next(rest, "")
+    before = number - 1  # lines before the one that names the columns
+    delimiter = tables.delimiter_of(first)
+    if options.delimiter is not None:
+        delimiter = tables.NAMED.get(options.delimiter, options.delimiter)
+    elif separator:
+        delimiter = separator[1]
+    table = csv.reader(chain([first], rest), delimiter=delimiter, strict=True)
+    started = 1 + before
     try:
-        names = next(table, [])
-        if len(set(names)) != len(names):
-            raise UserError(
-                f"data.path: {path}: the first line must name the columns, each once; found {str(names)[:300]}"
-            )
-        row, line = 0, table.line_num + 1
+        header = tables.Header(next(table, []), path)
+        row = 0
+        started = table.line_num + 1 + before
         read = 0
         for values in table:
             read = 0
-            place = Place(str(path), row, f"line {line}")
-            line = table.line_num + 1
-            if not values:
-                continue
-            if len(values) == len(names):
-                yield place, dict(zip(names, values, strict=True))
-            else:
-                reason = f"{len(values)} values for the {len(names)} columns {', '.join(names)[:300]}"
-                yield place, RowError(reason, "a line with too few or too many values")
-            row += 1
+            place = Place(str(path), row, f"line {started}")
+            started = table.line_num + 1 + before
+            if values:
+                yield place, header.row(values)
+                row += 1
     except csv.Error as error:
-        raise UserError(f"data.path: {path}, line {table.line_num}: not valid CSV: {error}") from None
+        raise tables.csv_error(error, path, table.line_num + before, started) from None
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _xlsx(path: Path, options: FileOptions) -> Iterator[Row]:
+    header = None
+    row = 0
+    for number, cells in tables.sheet_rows(path, options.sheet):
+        values = [cell for cell in cells if isinstance(cell, str)]
+        broken = next((cell for cell in cells if isinstance(cell, RowError)), None)
+        if header is None:
+            header = tables.Header(values, path)
+            continue
+        place = Place(str(path), row, f"row {number}")
+        yield place, broken or header.row(values)
+        row += 1
+
+
+def _parquet(path: Path, options: FileOptions) -> Iterator[Row]:
     import pyarrow
 
     from posttrain.data import parquet
@@ -352,7 +388,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise UserError(f"data.path: {path}: not a Parquet file, or damaged: {error}") from None
 
 
-def _lines(file: Bytes, path: Path) -> Iterator[Row]:
+def _lines(file: Lines, path: Path, options: FileOptions) -> Iterator[Row]:
     """The lines of a text file, each with its end; what a document is says the format."""
     for row, raw in enumerate(_physical_lines(file)):
         name = f"line {row + 1}"
@@ -366,15 +402,17 @@ def is_text(file: str) -> bool:
     return file.lower().endswith(tuple(TEXT))
 
 
-_READERS: dict[str, Callable[..., Iterator[Row]]] = {
+# Suffix -> the reader of its text, from a file that is open, unpacked and in UTF-8.
+_READERS: dict[str, Callable[[io.BufferedReader, Path, FileOptions], Iterator[Row]]] = {
     ".json": _json,
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".csv": _csv,
     ".tsv": _csv,
-    ".parquet": _parquet,
     ".txt": _lines,
 }
+# Suffix -> the reader of a file that is no text.
+_WHOLE: dict[str, Callable[[Path, FileOptions], Iterator[Row]]] = {".parquet": _parquet, ".xlsx": _xlsx}
 # Suffix -> what to do with a file that others read.
 ELSEWHERE = {
     ".arrow": "the cache of `datasets`; write what load_from_disk returns with to_parquet",
@@ -382,19 +420,11 @@ ELSEWHERE = {
     ".tar": "an archive; unpack it and give the folder",
     ".bz2": "bzip2; unpack it, or pack it with gzip or Zstandard",
     ".xz": "xz; unpack it, or pack it with gzip or Zstandard",
-    ".xlsx": "a spreadsheet; save it as CSV in UTF-8",
-}
-# Suffix -> what to do with a file that others read.
-ELSEWHERE = {
-    ".arrow": "the cache of `datasets`; write what load_from_disk returns with to_parquet",
-    ".zip": "an archive; unpack it and give the folder",
-    ".tar": "an archive; unpack it and give the folder",
-    ".bz2": "bzip2; unpack it, or pack it with gzip or Zstandard",
-    ".xz": "xz; unpack it, or pack it with gzip or Zstandard",
-    ".xlsx": "a spreadsheet; save it as CSV in UTF-8",
+    ".xls": "an old spreadsheet; save it as .xlsx, or as CSV",
+    ".ods": "a spreadsheet of another kind; save it as .xlsx, or as CSV",
 }
 COMPRESSED = (".gz", ".zst")
 TEXT = frozenset({".txt", *(f".txt{pack}" for pack in COMPRESSED)})
 KNOWN = (
-    frozenset(_READERS) | {f"{kind}{pack}" for kind in _READERS if kind != ".parquet" for pack in COMPRESSED}
+    frozenset(_READERS) | frozenset(_WHOLE) | {f"{kind}{pack}" for kind in _READERS for pack in COMPRESSED}
 ) - TEXT  # of rows with columns

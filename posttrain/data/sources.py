@@ -4,10 +4,10 @@ import glob
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from posttrain.data import readers
+from posttrain.data import readers, row_filter
 from posttrain.data.conversation import Conversation, Document, RowError
 from posttrain.data.format_types import FileFormat, Format, RowFormat
 from posttrain.data.formats.fields import variables
@@ -23,46 +23,81 @@ DEMO = "demo:sentences"
 OTHER_SPLIT = re.compile(r"(?<![a-z0-9])(test|testing|valid|validation|val|dev|eval|evaluation)(?![a-z0-9])")
 # What `datasets` and the hub write beside a data set: its description, no rows.
 DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
-# What `datasets` and the hub write beside a data set: its description, no rows.
-DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 TRAIN_SPLIT = re.compile(r"(?<![a-z0-9])(train|training)(?![a-z0-9])")
 
 
+@dataclass(frozen=True)
+class Source:
+    """Rows of a configuration, and how they are read.
+
+    Attributes:
+        path: a file, folder, pattern, several of these, a data set of the hub, or the demo's.
+        form: what their columns mean.
+        key: of the configuration, that names the path.
+        options: what the files don't say of themselves.
+        where: the expression that chooses rows; None: all.
+        weight: how many times an epoch goes over them.
+    """
+
+    path: str | Sequence[str]
+    form: Format
+    key: str = "data.path"
+    options: readers.FileOptions = readers.PLAIN
+    where: str | None = None
+    weight: float = 1.0
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Suffixes of the files in a folder that the format reads."""
+        return getattr(self.form, "kinds", readers.KNOWN)
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the rows are a data set of the Hugging Face hub."""
+        return isinstance(self.path, str) and self.path.startswith(readers.HUB)
+
+    def files(self, cache_dir: Path) -> list[Path]:
+        """The files that the path means, see `files`."""
+        return files(self.path, self.key, cache_dir, self.kinds)
+
+
 def rows(
-    path: str | Sequence[str], form: Format, key: str, cache_dir: Path, category: str | None = None
+    source: Source, cache_dir: Path, category: str | None = None
 ) -> Iterator[tuple[readers.Place, Conversation | Document | RowError]]:
-    """Stream what the format `form` reads from `path`, conversations or documents; the broken ones as their error.
+    """Stream what a source's format reads, conversations or documents; the broken ones as their error.
 
     Args:
-        path, key, cache_dir: as for `files`; or a data set of the hub.
-        form: an object of posttrain.data.formats.
+        source: where the rows are, and how they are read.
+        cache_dir: where the demo data is put.
         category: the column that names a row's category, kept in its place; None: there is none.
 
     Raises:
         UserError: a file can't be read.
     """
-    if isinstance(path, str) and path.startswith(readers.HUB):
+    read = raw_rows(source, cache_dir)
+    if source.where is not None:
+        read = row_filter.chosen(read, source.where)
+    if category is not None:
+        read = _labelled(read, category)
+    if isinstance(source.form, FileFormat):
+        yield from source.form.read(read)
+    else:
+        yield from _row_by_row(read, source.form)
+
+
+def raw_rows(source: Source, cache_dir: Path) -> Iterator[readers.Row]:
+    """Stream all rows of a source as they are in its files.
+
+    Raises:
+        UserError: a file can't be read.
+    """
+    if isinstance(source.path, str) and source.on_hub:
         from posttrain.data import hub_datasets  # loads `huggingface_hub`
 
-        source = hub_datasets.rows(path)
-    else:
-        source = _rows_of(files(path, key, cache_dir, kinds(form)), kinds(form))
-    if category is not None:
-        source = _labelled(source, category)
-    if isinstance(form, FileFormat):
-        yield from form.read(source)
-    else:
-        yield from _row_by_row(source, form)
-
-
-def _rows_of(paths: Iterable[Path], kinds: frozenset[str]) -> Iterator[readers.Row]:
-    for path in paths:
-        yield from readers.read(path, kinds)
-
-
-def kinds(form: Format) -> frozenset[str]:
-    """Suffixes of the files in a folder that the format `form` reads."""
-    return getattr(form, "kinds", readers.KNOWN)
+        yield from hub_datasets.rows(source.path)
+        return
+    for file in source.files(cache_dir):
+        yield from readers.read(file, source.kinds, source.options)
 
 
 def _row_by_row(
@@ -157,16 +192,16 @@ def files(path: str | Sequence[str], key: str, cache_dir: Path, kinds: Collectio
     return sorted(found)
 
 
-def left_out(path: str | Sequence[str], key: str, kinds: Collection[str]) -> list[str]:
+def left_out(source: Source) -> list[str]:
     """Return what to tell of files that `files` leaves out of folders, by their names those of another split."""
     notes = []
-    for one in [path] if isinstance(path, str) else path:
+    for one in [source.path] if isinstance(source.path, str) else source.path:
         where = expand_home(one)
         if where.is_dir():
-            others = _in_folder(where, key, kinds)[1]
+            others = _in_folder(where, source.key, source.kinds)[1]
             if others:
                 names = _names(others, where)
-                notes.append(f"{key}={one}: left out as files of another split: {names}; name the files to take them")
+                notes.append(f"{source.key}={one}: left out as files of another split: {names}; name them to take them")
     return notes
 
 

@@ -3,15 +3,17 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data import sources
+from posttrain.data import encodings, sources, tables
 from posttrain.data.format_types import Format
+from posttrain.data.readers import FileOptions
 from posttrain.data.rules import Rules
 from posttrain.data.sealed import Used
+from posttrain.data.sources import Source
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +61,10 @@ class TrainingData:
     validation_path: str | Sequence[str] | None = None
     validation_fraction: float | None = None
     sources: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    where: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    sheet: str | None = None
     train_on: str = "assistant"
     split_turns: str = "never"
     max_length: int | None = None
@@ -84,6 +90,10 @@ class TrainingData:
                 raise UserError(f"data.validation_fraction={self.validation_fraction}: must be between 0 and 1")
             if self.validation_path is not None:
                 raise UserError("data.validation_fraction and data.validation_path exclude each other; set one to null")
+        if self.encoding is not None:
+            encodings.check(self.encoding)
+        if self.delimiter is not None:
+            tables.check_delimiter(self.delimiter)
         for name in ("max_length", "max_train_rows", "max_validation_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"data.{name}={getattr(self, name)}: must be at least 1")
@@ -156,8 +166,8 @@ class TrainingData:
         limit = self._most_read()
         parts, weights = [], []
         for source in self._sources():
-            parts.append(builder.store(source["path"], source["format"], "data.path", limit))
-            weights.append(float(source["weight"]))
+            parts.append(builder.store(source, limit))
+            weights.append(source.weight)
         train, counts = splits.join_stores(parts)
         if counts["split"]:
             builder.notes.append(
@@ -165,9 +175,9 @@ class TrainingData:
                 f"{counts['turns']:,}, one for each turn"
             )
         validation, validation_rows, validation_counts = None, np.empty(0, np.int64), None
-        if self.validation_path is not None:
-            key, limit = "data.validation_path", self.max_validation_rows
-            validation, validation_counts = builder.store(self.validation_path, self.format, key, limit)
+        own_validation = self._validation_source()
+        if own_validation is not None:
+            validation, validation_counts = builder.store(own_validation, self.max_validation_rows)
             validation_rows = np.arange(len(validation))
             train_rows = np.arange(len(train))
         else:
@@ -217,20 +227,20 @@ class TrainingData:
         from posttrain.data.prepare import Counts  # loads NumPy
 
         for source in self._sources():
-            rows = sources.rows(source["path"], source["format"], "data.path", Path(cache_dir))
-            batches = encoder.samples(rows, Counts())
+            batches = encoder.samples(sources.rows(source, Path(cache_dir)), Counts())
             yield from islice(chain.from_iterable(batches), self._most_read())
 
-    def _sources(self) -> list[dict[str, Any]]:
-        """What to train on, each with path, format and weight."""
+    def _sources(self) -> list[Source]:
+        """What to train on."""
         if not self.sources:
-            return [{"path": self.path, "format": self.format, "weight": 1.0}]
+            assert self.path is not None
+            return [self._source(self.path, "data.path")]
         weighted = []
         for index, source in enumerate(self.sources):
-            unknown = set(source) - {"path", "format", "weight"}
+            unknown = set(source) - {"path", "format", "weight", "where"}
             if unknown or "path" not in source:
                 raise UserError(
-                    f"data.sources[{index}]: needs `path`, may have `format` and `weight`; found {list(source)}"
+                    f"data.sources[{index}]: needs `path`, may have `format`, `weight`, `where`; found {list(source)}"
                 )
             path = source["path"]
             several = isinstance(path, list | tuple) and all(isinstance(one, str) for one in path)
@@ -241,17 +251,26 @@ class TrainingData:
                 raise UserError(
                     f"data.sources[{index}].weight={weight}: must be a number of passes, 0 to {MOST_PASSES}"
                 )
-            weighted.append({"path": path, "format": source.get("format", self.format), "weight": weight})
+            chosen = source.get("where", self.where)
+            if chosen is not None and not isinstance(chosen, str):
+                raise UserError(f"data.sources[{index}].where={chosen}: must be an expression, as text")
+            form = source.get("format", self.format)
+            weighted.append(replace(self._source(path, "data.path"), form=form, weight=float(weight), where=chosen))
         return weighted
 
-    def paths(self) -> list[tuple[str | Sequence[str], str, Format]]:
-        """Every path of this configuration, with the key it is from and its format."""
-        paths = []
-        for source in self._sources():
-            paths.append((source["path"], "data.path", source["format"]))
-        if self.validation_path is not None:
-            paths.append((self.validation_path, "data.validation_path", self.format))
-        return paths
+    def _source(self, path: str | Sequence[str], key: str) -> Source:
+        options = FileOptions(self.encoding, self.delimiter, self.sheet)
+        return Source(path, self.format, key, options, self.where)
+
+    def _validation_source(self) -> Source | None:
+        if self.validation_path is None:
+            return None
+        return self._source(self.validation_path, "data.validation_path")
+
+    def all_sources(self) -> list[Source]:
+        """Everything that this configuration reads."""
+        validation = self._validation_source()
+        return self._sources() + ([] if validation is None else [validation])
 
     def formats(self) -> list[tuple[Format, str]]:
         """Every format of this configuration, with the key it is from."""

@@ -27,7 +27,7 @@ from posttrain.models.families import position_limit_of
 from posttrain.plan import auto
 from posttrain.plan.advice import Change
 from posttrain.plan.report import Plan, Replan, build_plan
-from posttrain.spec import checks
+from posttrain.spec import checks, first_rows
 from posttrain.utils import gpus, stop
 
 # What conf/data/demo.yaml sets of the trainer, of which memory, steps and time depend.
@@ -122,6 +122,8 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     shape = checks.check_settings(cfg, local, elsewhere=not here)
     lines = resolve_auto(cfg, local, cfg.parallelism.memory_gib or gpu.memory_gib)
     checks.check_parallelism(cfg, local, shape)
+    if options.read_data and note is None:
+        first_rows.look(cfg)
     result = build_plan(cfg, checks.world_size(cfg, local), gpu, options.read_data and note is None, replan)
     if note is not None:
         result["data"] = {"not_counted": note}

@@ -10,8 +10,9 @@ import numpy as np
 from omegaconf import DictConfig
 
 from posttrain.config.instantiate import built
-from posttrain.data import packing, readers, sources
+from posttrain.data import packing, sources
 from posttrain.data.checks import check
+from posttrain.data.conversation import RowError
 from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
 from posttrain.utils.cache import cache_root
@@ -169,17 +170,18 @@ def _estimate_total(data: "TrainingData", last: "Place", seen: int, cache: Path)
     Raises:
         UserError: neither can be done quickly.
     """
-    if not isinstance(data.path, str) or data.path.startswith(readers.HUB):
+    source = data.all_sources()[0]
+    if not isinstance(data.path, str) or source.on_hub:
         raise UserError("data: too many to count quickly, and from several sources")
     began = time.monotonic()
     count = 0
-    for _ in sources.rows(data.path, data.format, "data.path", cache):
-        count += 1  # noqa: SIM113  (used after the loop)
+    for _, row in sources.rows(source, cache):
+        count += not isinstance(row, RowError)
         if time.monotonic() - began > SECONDS:
             break
     else:
         return count
-    files = sources.files(data.path, "data.path", cache, sources.kinds(data.format))
+    files = source.files(cache)
     if str(files[0]) != str(last.file) or files[0].suffix not in LINES:
         raise UserError("data: too many to count quickly; of large files only JSON Lines can be")
     lines = 0

@@ -61,11 +61,11 @@ def _first(data: TrainingData, cache: Path) -> Rows:
     from posttrain.data import prepare, sources
 
     first: list[tuple[Place, Any]] = []
-    for path, key, form in data.paths():
-        if not str(path).startswith(ELSEWHERE):
-            first += islice(sources.rows(path, form, key, cache), FIRST)
+    for source in data.all_sources():
+        if not str(source.path).startswith(ELSEWHERE):
+            first += islice(sources.rows(source, cache), FIRST)
     for place, row in first:
-        if isinstance(row, RowError) and data.on_error == "error":
+        if isinstance(row, RowError) and prepare.stops_run(row, data.on_error):
             raise prepare.refusal(place, row)
     return first
 

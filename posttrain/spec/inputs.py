@@ -56,7 +56,7 @@ def _data(cfg: DictConfig) -> object:
 def _validation(cfg: DictConfig) -> object:
     """What losses are measured on: rows of their own, or those held out of the training rows."""
     data: TrainingData = built(cfg.data)
-    part = [data.max_validation_rows, cfg.trainer.validation_batches]
+    part = [data.max_validation_rows, cfg.trainer.validation_batches, data.where]
     if data.validation_path is not None:
         return [_contents(cfg, "data.validation_path"), *part]
     return [_contents(cfg, "data.path"), data.validation_fraction, data.split_seed, *part]
@@ -67,14 +67,14 @@ def _contents(cfg: DictConfig, wanted: str) -> list[str]:
     data: TrainingData = built(cfg.data)
     cache = cache_root(cfg.cache_dir)
     contents = []
-    for path, key, form in data.paths():
-        if key != wanted:
+    for source in data.all_sources():
+        if source.key != wanted:
             continue
-        for one in [path] if isinstance(path, str) else path:
+        for one in [source.path] if isinstance(source.path, str) else source.path:
             if one.startswith(ELSEWHERE):
                 contents.append(one)
             else:
-                files = sources.files(one, key, cache, sources.kinds(form))
+                files = sources.files(one, source.key, cache, source.kinds)
                 contents += fingerprint.files_beside(files, cache / "data")
     return contents
 

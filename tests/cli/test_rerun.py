@@ -31,7 +31,8 @@ def start(monkeypatch, capsys):
 def run(start, tmp_path):
     """The directory of a run, as Hydra leaves it, and its configuration."""
     directory = tmp_path / "first = one"
-    words = ["model=smollm2_135m", "peft=dora", "peft.rank=3", "optimizer.lr=1e-3", "data.path='a, b.jsonl'"]
+    words = ["model=smollm2_135m", "peft=dora", "peft.rank=3", "optimizer.lr=1e-3", "data=messages"]
+    words.append("data.path='a, b.jsonl'")
     return directory, start(*words, f"hydra.run.dir='{directory}'")
 
 

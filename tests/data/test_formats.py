@@ -6,6 +6,7 @@ from posttrain.data import sources
 from posttrain.data.conversation import RowError
 from posttrain.data.formats import Alpaca, Custom, Dolly, Messages, Oasst, PromptCompletion, ShareGPT
 from posttrain.data.readers import Place
+from posttrain.data.sources import Source
 from posttrain.errors import UserError
 
 
@@ -196,5 +197,5 @@ def test_wrong_trees():
 def test_rows_and_errors_keep_their_place(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n')
-    (_, good), (place, bad) = sources.rows(str(path), Alpaca(), "data.path", tmp_path)
+    (_, good), (place, bad) = sources.rows(Source(str(path), Alpaca()), tmp_path)
     assert good.messages[1].content == "b" and isinstance(bad, RowError) and place.name == "line 2"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from posttrain.data import json_array, readers, sources
 from posttrain.data.conversation import RowError
+from posttrain.data.formats import Alpaca
 from posttrain.errors import UserError
 
 ROWS = [{"a": "x", "b": "é\r\n"}, {"a": "", "b": "🎉"}]
@@ -69,7 +70,7 @@ def test_an_array_read_in_small_pieces_is_the_array(tmp_path_factory, rows):
         ("a.json", b"[]", "no rows"),
         ("a.txt", b"x", "unknown kind of file"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', "line 2: byte 0xe9 is not UTF-8"),
-        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "UTF-16"),
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-16")[:-1], "is not UTF-16"),
         ("a.jsonl", b"\x7fELF\0\0\xff", "binary"),
         ("a.jsonl", b"\0\0\0", "binary"),
         ("a.json", b"\x89PNG\r\n", "is not UTF-8"),
@@ -108,7 +109,7 @@ def test_files_that_cannot_be_read(tmp_path, name, raw, message):
         ("a.jsonl", b'{"a": 1}\n[1]\n{"a": 2}\n', "expected an object"),
         ("a.jsonl", b'{"a": 1}\n' + b"[" * 100_000 + b'\n{"a": 2}\n', "nested too deeply"),
         ("a.json", b'[{"a": 1}, 7, {"a": 2}]', "expected an object"),
-        ("a.csv", b"a\n1\n2,3\n2\n", "2 values for the 1 columns"),
+        ("a.csv", b"a\n1\n2,3\n2\n", "2 values, the first line names 1: a"),
         ("a.jsonl", b'{"a": 1}\n{"a": {"b": [{"c": "x", "c": "y"}]}}\n{"a": 2}\n', "field `a.b[0].c`: is there twice"),
         ("a.json", b'[{"a": 1}, {"a": "x", "a": "y"}, {"a": 2}]', "field `a`: is there twice"),
         ("a.jsonl", b'{"a": 1}\n{"a": Infinity}\n{"a": 2}\n', "Infinity is not a value of JSON"),
@@ -229,10 +230,12 @@ def test_hidden_files_and_other_splits_of_a_folder(tmp_path):
     (tmp_path / "latest.jsonl").write_text("x")
     found = sources.files(str(tmp_path), "data.path", tmp_path)
     assert [file.name for file in found] == ["latest.jsonl", "train.jsonl"]
-    (note,) = sources.left_out(str(tmp_path), "data.path", readers.KNOWN)
+    (note,) = sources.left_out(sources.Source(str(tmp_path), Alpaca()))
     assert "data/validation-00000.jsonl, test.jsonl" in note
     everything = sources.files(str(tmp_path), "data.validation_path", tmp_path)
-    assert len(everything) == 4 and not sources.left_out(str(tmp_path), "data.validation_path", readers.KNOWN)
+    assert len(everything) == 4 and not sources.left_out(
+        sources.Source(str(tmp_path), Alpaca(), "data.validation_path")
+    )
     assert sources.files(str(tmp_path / "test.jsonl"), "data.path", tmp_path) == [tmp_path / "test.jsonl"]
     with pytest.raises(UserError, match=r"files of other splits alone: validation-00000.jsonl; name the files"):
         sources.files(str(tmp_path / "data"), "data.path", tmp_path)

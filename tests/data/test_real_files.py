@@ -13,6 +13,7 @@ from posttrain.data.encode import Encoder
 from posttrain.data.prepare import Counts, encode_conversations, render
 from posttrain.data.render import Renderer
 from posttrain.data.rules import Rules
+from posttrain.data.sources import Source
 from posttrain.errors import UserError
 from posttrain.objectives import SFT
 
@@ -74,7 +75,7 @@ def conversations(path, words):
     from hydra.utils import instantiate
 
     form = instantiate(compose(list(words)).data.format)
-    found = sources.rows(path, form, "data.path", None)
+    found = sources.rows(Source(path, form), None)
     return list(itertools.islice(found, ROWS))
 
 

@@ -29,6 +29,7 @@ from posttrain.data.formats.text import Text
 from posttrain.data.prepare import ConversationEncoder, Counts
 from posttrain.data.render import Renderer
 from posttrain.data.rules import Rules
+from posttrain.data.sources import Source
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
 
@@ -42,7 +43,7 @@ def encode(
     renderer = Renderer(ChatTemplate(name="tested", jinja=template, **options), tokenizer)
     rules = Rules(train_on, 4096, "truncate", "right", on_error, split_turns)
     counts = Counts()
-    rows = sources.rows(str(path), form, "data.path", path.parent)
+    rows = sources.rows(Source(str(path), form), path.parent)
     batches = ConversationEncoder(renderer, tokenizer, rules).samples(rows, counts)
     return [sample for batch in batches for sample in batch], counts
 
@@ -212,7 +213,7 @@ def test_documents_name_their_other_columns(tmp_path):
     path = write(tmp_path, [{"text": "a text", "title": "T", "id": 1}])
     counts = Counts()
     encoder = DocumentEncoder(byte_tokenizer(), Windows(64), "error")
-    list(encoder.samples(sources.rows(str(path), Text(), "data.path", tmp_path), counts))
+    list(encoder.samples(sources.rows(Source(str(path), Text()), tmp_path), counts))
     assert counts.unread == {"title": 1}
 
 

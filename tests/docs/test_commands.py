@@ -1,5 +1,6 @@
 """Every command that is shown (README, docs/, comments in conf/, docstrings) composes and reads its data."""
 
+import csv
 import gzip
 import importlib
 import importlib.util
@@ -31,7 +32,7 @@ EXAMPLE = re.compile(r"(?:Example|Your own): (.*)")
 DATA_COMMANDS = {"posttrain": "config", "posttrain.preview": "preview", "posttrain.plan": "plan"}
 CONFIGS = {**DATA_COMMANDS, "posttrain.evaluate": "evaluate", "posttrain.convert": "convert"}
 NOT_COMPOSED = ("hydra", "hydra/launcher", "hydra/sweeper", "recipe")  # tests of their own: sweep, recipes
-MISTAKES = ("peft.rnak", "bf61", "learning_rate=2e-5")  # shown with what they are answered
+MISTAKES = ("peft.rnak", "bf61", "learning_rate=2e-5", "data.path=qa.csv")  # shown with what they are answered
 STANDING = {"DIR_OR_HUB_ID": "owner/name", "DIR_WITH_A_TOKENIZER": "tokenizer", "DIR": "tokenizer", "ADAPTER_DIR": ""}
 GPUS = 8
 
@@ -98,7 +99,8 @@ def write_rows(folder, overrides):
     elif path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row] * 2), path)
     elif path.suffix == ".csv":
-        path.write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([row, [json.dumps(x) if isinstance(x, list) else x for x in row.values()]])
     elif path.suffix == ".gz":
         path.write_bytes(gzip.compress(json.dumps(row).encode()))
     else:

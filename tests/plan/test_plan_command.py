@@ -71,7 +71,7 @@ def test_steps_and_tokens(capsys, tmp_path):
 
 
 def test_data_that_cannot_be_counted(capsys, tmp_path):
-    (tmp_path / "rows.json").write_text("[]")
+    (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}]')
     words = ["model=llama3_8b", "data=alpaca", f"data.path={tmp_path / 'rows.json'}", "model.path=nobody/nothing"]
     found = planned(capsys, *words)
     assert "nobody/nothing" in found["data"]["not_counted"] and found["steps"] is None

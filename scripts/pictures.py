@@ -28,8 +28,8 @@ CHAT = [
     {"role": "assistant", "content": "Mercury and Venus have none."},
 ]
 OPTIONS = ["data=messages", "data.path=chats.jsonl"]
-# The page's first screens: facts, trials, curves, best so far, importance.
-PAGE_SIZE = (1300, 1560)
+# The page down to its heat map.
+PAGE_SIZE = (1300, 2170)
 COLORS = 96  # of the picture's palette: charts on a plain ground need no more
 
 

@@ -33,7 +33,8 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     Raises:
         UserError: no run there, or `out` can't be written.
     """
-    from posttrain.report.page import render_run, render_sweep  # templates, which a trial and a run don't need
+    from posttrain.report.run_page import render_run  # templates, which a trial and a run don't need
+    from posttrain.report.sweep_page import render_sweep
 
     trials = read_trials(directory)
     page = out or directory / PAGE

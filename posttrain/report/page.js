@@ -42,7 +42,7 @@ function scale(values, from, to, log = false) {
   return { place, low, high, ticks: log ? logTicks(low, high) : linearTicks(low, high) };
 }
 
-function linearTicks(low, high, about = 5) {
+function linearTicks(low, high, about = 6) {
   const rough = (high - low) / about, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough * 0.999);
   const ticks = [];
@@ -231,13 +231,13 @@ function controls() {
 
 function sortable(table) {
   const heads = [...table.tHead.rows[0].cells];
-  const number = (text) => (text.trim() === "" || text === "None" ? NaN : Number(text));
+  const number = (text) => (text.trim() === "" ? NaN : Number(text));
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
     const down = head.getAttribute("aria-sort") === "ascending";
     heads.forEach((other) => other.setAttribute("aria-sort", "none"));
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
-    const empty = (text) => text === "" || text === "None";
+    const empty = (text) => text === "";
     const rows = [...table.tBodies[0].rows].sort((a, b) => {
       const [x, y] = [key(a), key(b)], [m, n] = [number(x), number(y)];
       if (empty(x) !== empty(y)) return empty(x) ? 1 : -1;
@@ -311,7 +311,7 @@ function heatOfSweep() {
     });
     by("heat").replaceChildren(html("table", { className: "heat" }, html("thead", {}, head), html("tbody", {}, ...body)));
     const full = cells.size, all = across.bins.length * down.bins.length;
-    const best = [...cells.values()].find((cell) => shade.values[cell.index] !== null);
+    const best = [...cells.values()].find((cell) => cell.trial === data.trials[data.best]);
     by("heat-caption").textContent = `${shade.label} of the best trial in each cell; ${full} of ${all} cells were tried.`
       + (best ? ` The best trial is at ${across.label} ${across.bins[across.places[best.index]]}, ${down.label} ${down.bins[down.places[best.index]]}: ${format(shade.values[best.index])}.` : "");
   };
@@ -326,13 +326,13 @@ function heatCell(cell, shade) {
   const node = html("td", {}, html("a", { href: link(cell.trial), title: `${called(cell.trial)}, best of ${cell.count}` }, format(value)));
   const good = shade.up ? shade.positions[cell.index] : 1 - shade.positions[cell.index];
   node.style.setProperty("--share", `${Math.round(100 * (1 - good))}%`);
-  if (cell.trial === data.trials[0]) node.classList.add("top");
+  if (cell.trial === data.trials[data.best]) node.classList.add("top");
   return node;
 }
 
 // One vertical axis per key and result; what is dragged over an axis keeps the lines that pass there.
 function parallelOfSweep() {
-  const axes = [...data.keys, ...data.results.filter((axis, i) => i === 0 || ["tok/s", "GiB"].includes(axis.label))];
+  const axes = [...data.keys, ...data.results.filter((axis) => axis.parallel)];
   if (axes.length < 2 || data.shown.length < 2) return;
   by("parallel-section").hidden = false;
   const box = by("parallel"), kept = new Map();

@@ -94,6 +94,12 @@ class Trial:
         return int(world) if self.spec["device"] == "cuda" else 0
 
     @property
+    def counted(self) -> dict[str, Any]:
+        """What was counted in its data; empty until it has ended."""
+        counted = self.summary.get("data")
+        return counted if isinstance(counted, dict) else {}
+
+    @property
     def export(self) -> Path | None:
         """The Hugging Face directory that it left: the adapter or the whole model."""
         for name in ("adapter", "hf"):

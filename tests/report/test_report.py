@@ -20,8 +20,8 @@ from posttrain.report import write_report
 from posttrain.report.comparison import compare, differing, short_names
 from posttrain.report.curves import MOST_POINTS, curve_tables, describe, points_per_curve
 from posttrain.report.importance import parameter_importance
-from posttrain.report.page import render_sweep
 from posttrain.report.scales import key_axis, result_axis
+from posttrain.report.sweep_page import render_sweep
 from posttrain.report.table import print_table
 from posttrain.report.trials import Trial, read_trials
 

@@ -1,0 +1,113 @@
+"""The page of one run."""
+
+import shlex
+from dataclasses import dataclass
+
+from posttrain.report.curves import curve_names, curve_tables, describe, points_per_curve
+from posttrain.report.facts import Fact, facts_of_run
+from posttrain.report.page import changed_keys, is_chosen, render, tiles
+from posttrain.report.trials import Trial, is_number
+from posttrain.utils.durations import format_duration
+
+# Heading -> the curves of a chart. Curves of no chart get one of their own, folded away.
+CHARTS = {
+    "Loss": ("loss", "val_loss"),
+    "Learning rate": ("lr",),
+    "Gradient norm": ("grad_norm",),
+    "Tokens per second": ("tokens_per_second", "supervised_tokens_per_second"),
+    "Model FLOPs utilization": ("mfu", "mfu_all_logits"),
+    "Seconds per step": ("step_seconds",),
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Attributes:
+        heading: above it.
+        curves: in it.
+        caption: what they show, in words.
+    """
+
+    heading: str
+    curves: list[str]
+    caption: str
+
+
+def render_run(trial: Trial) -> str:
+    """Return the page of one run."""
+    charts = charts_of(trial)
+    changes = changed_keys(trial)
+    return render(
+        "run.html.j2",
+        {
+            "kind": "run",
+            "trials": [{"name": trial.name, "curves": curve_tables(trial, points_per_curve([trial]))}],
+            "charts": [chart.curves for chart in charts],
+        },
+        title=trial.name,
+        trial=trial,
+        facts=tiles(facts_of_run(trial)),
+        ask=shlex.join(["python", "-m", "posttrain.generate", str(trial.path), "your question"]),
+        charts=charts,
+        main=sum(chart.heading in CHARTS for chart in charts),
+        chosen=[change for change in changes if is_chosen(change[0], trial)],
+        following=[change for change in changes if not is_chosen(change[0], trial)],
+        splits=_splits(trial),
+        counts=_row_counts(trial),
+        startup=_startup(trial),
+    )
+
+
+def charts_of(trial: Trial) -> list[Chart]:
+    """The charts of one run, those of CHARTS first."""
+    names = curve_names([trial], "loss")
+    groups = {heading: [name for name in curves if name in names] for heading, curves in CHARTS.items()}
+    grouped = {name for curves in groups.values() for name in curves}
+    groups |= {name: [name] for name in names if name not in grouped}
+    charts = []
+    for heading, curves in groups.items():
+        if curves:
+            charts.append(Chart(heading, curves, " ".join(_describe(trial, curves))))
+    return charts
+
+
+def _describe(trial: Trial, curves: list[str]) -> list[str]:
+    """A sentence for each curve, which names it where there are several."""
+    sentences = []
+    for name in curves:
+        words = describe(trial.series[name])
+        sentences.append(words if len(curves) == 1 else f"{name}: {words[0].lower()}{words[1:]}")
+    return sentences
+
+
+def _splits(trial: Trial) -> dict[str, dict[str, float]]:
+    """Training and validation rows of a run as they were counted."""
+    splits = {}
+    for name in ("train", "validation"):
+        counted = trial.counted.get(name)
+        if isinstance(counted, dict):
+            splits[name] = {key: value for key, value in counted.items() if is_number(value)}
+    return splits
+
+
+def _row_counts(trial: Trial) -> dict[str, float]:
+    """What became of the rows of a run's files."""
+    rows = trial.counted.get("rows")
+    if not isinstance(rows, dict):
+        return {}
+    counts = {name: value for name, value in rows.items() if is_number(value)}
+    for part in ("dropped", "unread"):
+        reasons = rows.get(part)
+        if isinstance(reasons, dict):
+            counts |= {f"{part}: {reason}": value for reason, value in reasons.items() if is_number(value)}
+    return counts
+
+
+def _startup(trial: Trial) -> list[Fact]:
+    """The phases before the first step."""
+    phases = trial.summary.get("startup_s")
+    if not isinstance(phases, dict):
+        return []
+    return [Fact(str(name), format_duration(value)) for name, value in phases.items() if is_number(value)]

@@ -28,7 +28,7 @@ from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
 from posttrain.spec import checks, first_rows
 from posttrain.spec.epochs import Epoch
-from posttrain.utils import stop
+from posttrain.utils import stop, working
 from posttrain.utils.cache import cache_root
 from posttrain.utils.user_paths import expand_home
 
@@ -78,10 +78,13 @@ def show_data(cfg: DictConfig) -> None:
     checks.check_objective(cfg, data)
     first_rows.look(cfg)
 
+    working.phase("importing")
     from posttrain.data import preview_text
 
+    working.phase("reading the tokenizer")
     tokenizer = load_tokenizer(cfg)
     encoder = built(cfg.objective).encoder(data, template, tokenizer, cfg.trainer.seq_length)
+    working.phase("reading data")
     splits = data.build(
         encoder=encoder,
         seq_length=cfg.trainer.seq_length,

@@ -165,4 +165,5 @@ def test_the_command_loads_neither_torch_nor_megatron(words, tmp_path):
         [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "\nepoch " in done.stdout and done.stderr == "" and not list(tmp_path.iterdir())
+    said = [line for line in done.stderr.splitlines() if not re.fullmatch(r"posttrain: .* \d+ s", line)]  # what it does
+    assert "\nepoch " in done.stdout and not said and not list(tmp_path.iterdir())

@@ -21,9 +21,10 @@ from posttrain.config import hydra_guard
 from posttrain.errors import RunFailed, UserError, location_error
 from posttrain.recipes import layer
 from posttrain.sweep.optuna import set_defaults as set_optuna_defaults
-from posttrain.utils import stop
+from posttrain.utils import stop, working
 from posttrain.utils.stop import FULL_ERROR, fail
 
+PRINTS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}  # options that print and end
 UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that its encoding doesn't have
 
 
@@ -87,6 +88,8 @@ def run(
             fail(f"{arg}: is not UTF-8; rename the file. If it is, and the locale is another: set PYTHONUTF8=1")
     if config_name != "config" and {"-m", "--multirun"} & set(sys.argv[1:]):
         fail("--multirun: sweeps over trainings alone; run this command once for each")
+    if not set(sys.argv[1:]) & PRINTS:
+        working.begin(working.READING)
     before = os.environ.get(FULL_ERROR)
     full = before == "1"
     # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.

@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig
 
 from posttrain.errors import UserError
+from posttrain.utils import working
 
 MOST_TRIALS = 64  # of a grid that are composed ahead (0.1 s each); the others are checked when their turn comes
 
@@ -27,9 +28,11 @@ def check_ahead(compose: Callable[[list[str]], DictConfig], check: Callable[[Dic
         return
     overrides, extra = split_overrides(args)
     if not args.multirun:
+        working.phase("checking")
         check(compose([*overrides, *extra]))
         return
-    for trial in trials(overrides):
+    for number, trial in enumerate(trials(overrides), 1):
+        working.phase(f"checking trial {number}")
         try:
             check(compose([*trial, *extra]))
         except UserError as error:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from posttrain.utils import stop
+from posttrain.utils import stop, working
 from posttrain.utils.suggest import did_you_mean
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -37,6 +37,7 @@ def run_named() -> None:
     names = sorted([*ALIASES, *files(PACKAGE)])
     if name not in names:
         stop.fail(f"{name}: no such command; there are {', '.join(names)}{did_you_mean(name, names)}")
+    working.begin("starting")
     runpy.run_module(MODULES.get(name, f"posttrain.{name}"), run_name="__main__", alter_sys=True)
     raise SystemExit
 

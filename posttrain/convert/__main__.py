@@ -30,7 +30,7 @@ from posttrain.convert.publish import check_apart, check_free
 from posttrain.errors import UserError
 from posttrain.generate import load
 from posttrain.spec import checks
-from posttrain.utils import stop
+from posttrain.utils import stop, working
 from posttrain.utils.user_paths import expand_home
 
 COMMANDS = ("import", "export", "merge", "push")
@@ -137,12 +137,14 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
     elif c.command == "export":
         export(cfg, out)
     else:
+        working.phase("importing")
         from posttrain.convert.merge import merge_adapter
 
         merge_adapter(expand_home(c.checkpoint), out, c.overwrite, c.dtype, c.license, c.base)
     print(f"written: {out}")
     if token:
         push.check_pushable(out, c.allow_unverified)
+        working.phase("pushing")
         print(f"pushed: {push.upload(out, c.repo, token, c.private)}")
 
 
@@ -170,6 +172,7 @@ def import_(cfg: DictConfig, out: Path) -> None:
     """Check the Hugging Face directory, then start Megatron and convert."""
     model = built(cfg.model)
     _ = model.directory  # checked before Megatron's long import
+    working.phase("importing")
     with quiet():
         single_process.start()
         from posttrain.convert.megatron import import_model
@@ -183,6 +186,7 @@ def export(cfg: DictConfig, out: Path) -> None:
     checkpoint = find(expand_home(c.checkpoint))
     if checkpoint.peft and c.dtype:
         raise UserError(f"`convert.dtype={c.dtype}`: {checkpoint.directory} is an adapter's; give it to merge")
+    working.phase("importing")
     with quiet():
         single_process.start()
         from posttrain.convert.megatron import export_checkpoint

@@ -26,6 +26,7 @@ from posttrain.models.hf import DEMO
 from posttrain.models.hf_adapter import CONFIG, PREFIX, WEIGHTS
 from posttrain.models.vocabulary import is_output, is_vocabulary
 from posttrain.peft.magnitudes import export_magnitudes
+from posttrain.utils import working
 from posttrain.utils.atomic_files import write_json
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ class Source:
         facts: about the training (posttrain.convert.training_metadata); None: there was none.
         license: of the weights, for the model card; None: what the facts say.
         base: what `check_base` found; None: it was not called.
-        announce: is told what is done now; None: nobody is.
     """
 
     model: HFModel
@@ -65,12 +65,6 @@ class Source:
     facts: dict[str, Any] | None = None
     license: str | None = None
     base: dict[str, Any] | None = None
-    announce: Callable[[str], object] | None = None
-
-    def begin(self, phase: str) -> None:
-        """Say what is done from now on."""
-        if self.announce:
-            self.announce(phase)
 
 
 def check_base(source: Source) -> dict[str, Any]:
@@ -141,7 +135,7 @@ def export_source(
     Raises:
         ExportRefused: it is not the model that was trained; on every process.
     """
-    source.begin("exporting")
+    working.phase("exporting")
     rank = torch.distributed.get_rank()
     trained = source.tokenizer or TrainedTokenizer(source.model)
     live: LiveLogits | str = source.unchecked or ""
@@ -159,7 +153,7 @@ def export_source(
                 write_artifacts(source, trained, scratch)
                 dtype = str(source.dtype).removeprefix("torch.")
                 report = {"tokenizer": trained.check(scratch)}
-                source.begin("verifying")
+                working.phase("verifying")
                 report |= verify_export(scratch, source.model, dtype, live, source.device)
                 if source.base:
                     report["base"] = source.base

@@ -23,13 +23,13 @@ from posttrain.convert import mmap_weights
 from posttrain.convert.artifacts import copy_generation_config, copy_tokenizer, write_config
 from posttrain.convert.checkpoints import HUGGING_FACE, Checkpoint
 from posttrain.convert.export import Source, export_source
-from posttrain.convert.progress_bar import show_progress
 from posttrain.convert.publish import publishing
 from posttrain.convert.trained_tokenizer import TrainedTokenizer
 from posttrain.errors import UserError
 from posttrain.models import HFModel
 from posttrain.models.headers import Tensor, read_headers
 from posttrain.models.local_spec import check_expert_names, use_local_layers
+from posttrain.utils import working
 
 if TYPE_CHECKING:
     from megatron.bridge import AutoBridge
@@ -56,9 +56,9 @@ def import_model(model: HFModel, out: Path, overwrite: bool = False, dtype: str 
     bridge = model.bridge()
     total = sum(map(os.path.getsize, {tensor.file for tensor in tensors.values()}))
     with publishing(out, overwrite) as scratch:
-        with show_progress("reading", total) as done:
-            count_reads(bridge, done)
-            parts = build(bridge, getattr(torch, dtype), scratch, load=True)
+        count_reads(bridge, working.bytes_of("reading", total))
+        parts = build(bridge, getattr(torch, dtype), scratch, load=True)
+        working.phase("writing")
         unsealed = scratch / ".partial"
         with mmap_weights.save_without_copy():
             bridge.save_megatron_model(parts, unsealed)
@@ -173,8 +173,7 @@ def export_checkpoint(
     total = 0
     for part in parts:
         total += sum(parameter.nbytes for parameter in part.parameters())
-    with show_progress("writing", total) as done:
-        export_source(source, out, overwrite, done)
+    export_source(source, out, overwrite, working.bytes_of("writing", total))
 
 
 def load_checkpoint(

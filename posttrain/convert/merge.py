@@ -10,7 +10,6 @@ from safetensors import safe_open
 
 from posttrain.convert import card
 from posttrain.convert.artifacts import add_stop_tokens, copy_generation_config, copy_tokenizer, write_config
-from posttrain.convert.progress_bar import show_progress
 from posttrain.convert.publish import check_apart, publishing
 from posttrain.convert.shards import ShardWriter
 from posttrain.errors import NoSuchModel, UserError
@@ -22,7 +21,7 @@ from posttrain.models.headers import Tensor, read_json
 from posttrain.models.hf_adapter import CONFIG, UNQUANTISED, WEIGHTS, Pair, check_against, is_adapter, read_adapter
 from posttrain.models.shapes import check_directory
 from posttrain.models.vocabulary import is_output, is_vocabulary
-from posttrain.utils import rundir
+from posttrain.utils import rundir, working
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -178,7 +177,8 @@ def write_weights(
     for name, tensor in headers.items():
         files.setdefault(tensor.file, []).append(name)
     total = sum(map(os.path.getsize, files))
-    with show_progress("merging", total) as done, safe_open(weights, framework="pt") as adapter:
+    done = working.bytes_of("merging", total)
+    with safe_open(weights, framework="pt") as adapter:
         for file, names in files.items():
             with safe_open(file, framework="pt") as base:
                 for name in names:

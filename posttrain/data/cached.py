@@ -17,6 +17,7 @@ from posttrain.data.dataset import PackedDataset
 from posttrain.data.prepare import Counts, RowEncoder
 from posttrain.data.sources import Source
 from posttrain.data.store import Store, Writer
+from posttrain.utils import working
 from posttrain.utils.cache import build_once, check_private
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class DatasetBuilder:
                     over = counts.kept - limit
                 file.write(samples[: len(samples) - max(over, 0)])
                 now = time.monotonic()
+                working.phase("reading data", counts.read, unit="rows")
                 if now - shown > 5:
                     shown = now
                     log.info("data: %d rows read, %.0f rows/s", counts.read, counts.read / (now - started))

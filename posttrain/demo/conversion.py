@@ -12,12 +12,11 @@ from typing import Any
 import gguf
 import torch
 from gguf import GGUFReader, ReaderTensor
-from rich.console import Console
-from rich.progress import track
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from posttrain.errors import UserError
+from posttrain.utils import working
 
 Field = Callable[[str], Any]  # key of a GGUF file -> its value
 
@@ -130,8 +129,8 @@ def write_tensors(tensors: list[ReaderTensor], field: Field, out: Path) -> None:
         "attn_k": field("llama.attention.head_count_kv"),
     }
     weights = {}
-    title = "Preparing SmolLM2-135M-Instruct (first use only)"
-    for tensor in track(tensors, title, console=Console(stderr=True)):
+    name_of_phase = "preparing SmolLM2-135M-Instruct (first use only)"
+    for tensor in working.counted(tensors, name_of_phase, len(tensors)):
         name, kind = hf_name(tensor.name)
         values = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
         if kind in heads:

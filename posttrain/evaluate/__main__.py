@@ -39,7 +39,7 @@ from posttrain.errors import UserError
 from posttrain.evaluate import settings
 from posttrain.generate import load
 from posttrain.spec import checks
-from posttrain.utils import stop
+from posttrain.utils import stop, working
 from posttrain.utils.atomic_files import finite, write_json, write_text
 from posttrain.utils.user_paths import expand_home
 
@@ -97,12 +97,14 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
     with load.open_export(what) as directory:
         started = time.monotonic()
         out.mkdir(parents=True, exist_ok=True)  # fails before hours of measuring, not after
+        working.phase("importing")
         from posttrain.evaluate.measure import measure_all  # loads torch and transformers, as the others
         from posttrain.evaluate.printing import print_result
         from posttrain.generate.live_model import load_model, usable_device
 
         device = usable_device()
         dtype = built(cfg.precision).dtype(device)
+        working.phase("loading the model")
         model, tokenizer = load_model(directory, dtype)
         result: dict[str, Any] = {"model": what, "overrides": overrides, "dtype": dtype, "device": device}
         measured, answers = measure_all(model, tokenizer, cfg, datasets, metric)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import track
 
 from posttrain.errors import UserError
 from posttrain.evaluate.conversations import Conversations, last_answer, read_conversations
@@ -16,6 +15,7 @@ from posttrain.evaluate.losses import compute_losses
 from posttrain.evaluate.scores import Metric
 from posttrain.evaluate.settings import sampling_of
 from posttrain.generate.decoding import beyond_positions, check_fits, continuations, stop_tokens
+from posttrain.utils import working
 from posttrain.utils.cache import cache_root
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def measure_set(
     count = len(conversations.ids)
     results = Results([0.0] * count, [0] * count)
     losses = compute_losses(model, conversations.ids, conversations.masks, options.batch_tokens)
-    for index, loss, supervised_tokens in show_progress(losses, f"{name}: loss", count):
+    for index, loss, supervised_tokens in working.counted(losses, f"{name}: loss", count):
         results.losses[index] = loss
         results.supervised_tokens[index] = supervised_tokens
     seconds = {"loss": round(time.monotonic() - started, 3)}
@@ -177,7 +177,7 @@ def score_answers(
     indices = list(pairs)
     scores: list[float | None] = [None] * len(conversations.ids)
     lines = {}
-    for position, answer_ids in show_progress(generated, f"{name}: answers", len(prompts)):
+    for position, answer_ids in working.counted(generated, f"{name}: answers", len(prompts)):
         index = indices[position]
         prompt, reference_ids = pairs[index]
         answer = tokenizer.decode(answer_ids, skip_special_tokens=True)
@@ -216,11 +216,6 @@ def compute_score(metric: Metric, answer: str, reference: str) -> float:
     return score
 
 
-def show_progress[T](items: Iterable[T], title: str, count: int) -> Iterable[T]:
-    """Yield `items` with a progress line on stderr where that is a terminal."""
-    return track(items, title, count, console=STDERR, transient=True, disable=not STDERR.is_terminal)
-
-
 def measure_all(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -236,6 +231,7 @@ def measure_all(
     result: dict[str, Any] = {"datasets": {}}
     lines = []
     for name, set_cfg in datasets.items():
+        working.phase("reading data")
         conversations = read_conversations(set_cfg, tokenizer, cache_root(set_cfg.cache_dir))
         result["datasets"][name], answers = measure_set(model, tokenizer, conversations, cfg.evaluate, metric, name)
         lines += answers
@@ -244,5 +240,6 @@ def measure_all(
     if cfg.lm_eval.tasks:
         from posttrain.evaluate import harness  # lm-eval is an extra
 
+        working.phase("tasks of lm-eval")
         result["lm_eval"] = harness.run_tasks(model, tokenizer, cfg.lm_eval)
     return result, lines

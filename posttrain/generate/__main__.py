@@ -19,7 +19,7 @@ from posttrain.data.conversation import Conversation, Message
 from posttrain.errors import RunFailed, UserError
 from posttrain.generate import load, sampling
 from posttrain.generate.questions import apply_options, question, read_prompts
-from posttrain.utils import stop
+from posttrain.utils import stop, working
 from posttrain.utils.escape import encodable, escape_control
 
 if TYPE_CHECKING:
@@ -160,23 +160,28 @@ def answer(args: argparse.Namespace) -> None:
     replaced = apply_options(conversations, args.system, args.template_variables)
     if replaced:
         note(f"--system replaces the system turn of {replaced} of {len(conversations)} prompts")
-    from posttrain.generate.answerer import Answerer  # loads torch and transformers, as the next two
-    from posttrain.generate.decoding import beyond_positions
-    from posttrain.generate.live_model import load_model
-
+    working.begin("looking at the model")
     template = load.template_of(args.model)
     with load.open_export(args.model) as directory:
+        working.phase("importing")
+        from posttrain.generate.answerer import Answerer  # loads torch and transformers, as the next two
+        from posttrain.generate.decoding import beyond_positions
+        from posttrain.generate.live_model import load_model
+
+        working.phase("loading the model")
         model, tokenizer = load_model(directory)
     answerer = Answerer(model, tokenizer, how, args.batch_size, template)
     if answerer.renderer is None and args.system is not None:
         raise UserError("--system: the model's tokenizer has no chat template, so a system prompt has no place")
     if not conversations:
+        working.stop()
         chat(answerer, args.system, args.template_variables, args.json)
         return
     prompts = list(map(answerer.encode, conversations))
     too_long = beyond_positions(model, prompts)
     if too_long:
         note(too_long)
+    working.phase("answering")
     for conversation, text in zip(conversations, answerer(prompts), strict=True):
         print_answer(conversation.messages[-1].content, text, args.json)
 

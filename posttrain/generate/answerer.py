@@ -14,6 +14,7 @@ from posttrain.errors import UserError
 from posttrain.generate.decoding import check_fits, continuations, stop_tokens
 from posttrain.generate.sampling import Sampling
 from posttrain.models.tokenizer_files import failures
+from posttrain.utils import working
 from posttrain.utils.escape import encodable
 
 OWN_TEMPLATE = ChatTemplate(require_stop=False)
@@ -57,7 +58,8 @@ class Answerer:
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         """Return the text that follows each prompt of `encode`."""
         check_fits(self.model, prompts, new_tokens=1)
-        answers = dict(continuations(self.model, prompts, self.stop, self.pad, self.sampling, self.batch_size))
+        texts_of = continuations(self.model, prompts, self.stop, self.pad, self.sampling, self.batch_size)
+        answers = dict(working.counted(texts_of, "answering", len(prompts)))
         texts = []
         for index in range(len(prompts)):
             texts.append(self.tokenizer.decode(answers[index], skip_special_tokens=True))

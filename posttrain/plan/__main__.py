@@ -28,7 +28,7 @@ from posttrain.plan import auto
 from posttrain.plan.advice import Change
 from posttrain.plan.report import Plan, Replan, build_plan
 from posttrain.spec import checks, first_rows
-from posttrain.utils import gpus, stop
+from posttrain.utils import gpus, stop, working
 
 # What conf/data/demo.yaml sets of the trainer, of which memory, steps and time depend.
 OF_DEMO = ("seq_length", "global_batch_size", "micro_batch_size", "max_steps")
@@ -124,6 +124,7 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     checks.check_parallelism(cfg, local, shape)
     if options.read_data and note is None:
         first_rows.look(cfg)
+    working.phase("planning")
     result = build_plan(cfg, checks.world_size(cfg, local), gpu, options.read_data and note is None, replan)
     if note is not None:
         result["data"] = {"not_counted": note}

@@ -16,9 +16,10 @@ from rich.text import Text
 
 from posttrain.report.comparison import format_value
 from posttrain.sweep.trial import CONSOLE, Trial
-from posttrain.train.console import PLAIN_INTERVAL_S, REFRESH_S, LiveLine, ScreenPipe, shown, start_live
-from posttrain.utils import stop
+from posttrain.train.console import LiveLine, ScreenPipe, shown, start_live
+from posttrain.utils import stop, working
 from posttrain.utils.durations import format_duration
+from posttrain.utils.working import PLAIN_INTERVAL_S, REFRESH_S
 
 
 class RunningTrial:
@@ -33,13 +34,13 @@ class RunningTrial:
 
     def __init__(self, title: str) -> None:
         self.line = LiveLine(title)
-        self.line.phase("starting", 0, 0)
+        self.line.phase("starting")
         self.pipe = ScreenPipe()
         self.began = self.said = time.monotonic()
 
-    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
+    def phase(self, name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
         """See Screen."""
-        self.line.phase(name, done, total)
+        self.line.phase(name, done, total, unit)
 
     def start(self, step: int, steps: int) -> None:
         """See Screen."""
@@ -65,6 +66,7 @@ class SweepScreen:
     """
 
     def __init__(self, total: int, parallel: int) -> None:
+        working.stop()  # trials are forked
         sys.stderr.flush()
         stream = stop.tolerant_stream(2, sys.stderr.encoding)
         self.console = Console(file=stream, highlight=False, soft_wrap=True)
@@ -107,7 +109,7 @@ class SweepScreen:
         for running in self.running.values():
             if now - running.said >= PLAIN_INTERVAL_S:
                 running.said = now
-                doing = running.line.plain() if running.line.numbers else running.line.name
+                doing = running.line.plain() if running.line.numbers else running.line.described()
                 self.print(f"{running.line.title}  {doing}  {format_duration(now - running.began)}")
 
     def ended(self, trial: Trial) -> None:

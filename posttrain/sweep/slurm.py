@@ -20,7 +20,7 @@ from posttrain.spec import checks
 from posttrain.sweep import log_stderr
 from posttrain.sweep.job import AGAIN, SAVE, Job
 from posttrain.sweep.trial import Trial
-from posttrain.utils import rundir
+from posttrain.utils import rundir, working
 from posttrain.utils.mappings import without_none
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ def _refuse_control(parameters: dict[str, Any]) -> None:
 
 def wait(waiting: dict[str, Trial], poll_s: float) -> None:
     """Wait until none of the jobs is in the queue any more; job id -> trial, see `run_jobs`."""
+    working.stop()  # for hours, perhaps; what changes is told
     left = dict(waiting)
     printed = dict.fromkeys(waiting, WAITS)  # job id -> its last status line
     try:

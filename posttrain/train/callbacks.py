@@ -18,6 +18,7 @@ from posttrain.ops.fused_lora import fused_layers
 from posttrain.plan.report import planned_peak
 from posttrain.train import early_stopping, learning_rates, pruning
 from posttrain.train.batches import Counts
+from posttrain.train.console import TRAINING
 from posttrain.train.context import RunContext
 from posttrain.train.counted_flops import count_flops
 from posttrain.train.exporting import Exporter
@@ -145,7 +146,7 @@ class RunCallback(Callback):
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Note the time and this step's learning rate (the scheduler moves on before the step ends)."""
-        self.run.screen.phase("training")
+        self.run.screen.phase(TRAINING)
         self.saves.begin_step()
         self.lr = get_canonical_lr_for_logging(context.optimizer.param_groups)
         self.progress.val_loss = None

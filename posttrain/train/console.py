@@ -22,14 +22,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.utils import stop
+from posttrain.utils import stop, working
 from posttrain.utils.durations import format_duration
 from posttrain.utils.escape import escape_control
 from posttrain.utils.rank_environment import UI_FD
+from posttrain.utils.working import PLAIN_INTERVAL_S, REFRESH_S, Phase
 
-PLAIN_INTERVAL_S = 10.0  # between lines where the output is not a terminal
-REFRESH_S = 0.25  # between drawings of the live line
-SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+TRAINING = "training"  # the phase in which there are steps to be told
 BAR = 20  # columns
 READ_BYTES = 1 << 16
 
@@ -39,34 +38,22 @@ def shown(text: str | None) -> str:
     return escape(escape_control(text or ""))
 
 
-class LiveLine:
+class LiveLine(Phase):
     """The last line of a terminal: the phase of a run, how long it has taken, and the step with its numbers.
 
     Attributes:
         title: whose phase it is, where there are several.
-        name: of the phase.
-        since: when it began, as of time.monotonic.
-        done, total: of what the phase consists of; a total of 0: not known.
         step, steps: of the training; no steps: it has not begun.
         numbers: of the last step, the most important first.
         eta: seconds to the end of the training; None: not known.
     """
 
     def __init__(self, title: str = "") -> None:
+        super().__init__()
         self.title = title
-        self.name = ""
-        self.since = time.monotonic()
-        self.done = self.total = 0
         self.step = self.steps = 0
         self.numbers: list[str] = []
         self.eta: float | None = None
-
-    def phase(self, name: str, done: int, total: int) -> None:
-        """Say what is done now; under the same name its time goes on."""
-        if name != self.name:
-            self.name = name
-            self.since = time.monotonic()
-        self.done, self.total = done, total
 
     def measured(self, step: int, values: dict[str, Any]) -> None:
         """Take the numbers of a step."""
@@ -87,12 +74,8 @@ class LiveLine:
 
     def text(self, width: int) -> str:
         """The line, in at most `width` columns: what matters less is left out."""
-        elapsed = time.monotonic() - self.since
-        spinner = SPINNER[int(elapsed / REFRESH_S) % len(SPINNER)]
-        head = f"{spinner} {self.title}  {self.name}" if self.title else f"{spinner} {self.name}"
-        if self.total:
-            head += f" {self.done}/{self.total}"
-        parts = {0: head, 3: format_duration(elapsed)}  # by their order in the line
+        named = "  ".join(filter(None, [self.title, self.described()]))
+        parts = {0: f"{self.spinner()} {named}", 3: format_duration(self.elapsed())}  # by their order in the line
         importance = [0, 3]
         if self.steps:
             parts |= {1: f"step {self.step}/{self.steps}", 2: _bar(self.step / self.steps)}
@@ -153,25 +136,31 @@ class Screen:
     @classmethod
     def of_command(cls) -> "Screen":
         """The screen of this process, which goes on when its terminal is gone."""
+        working.stop()
         sys.stdout.flush()
         screen = cls(stop.tolerant_stream(1, sys.stdout.encoding))
         screen.watcher = _watcher
         return screen
 
-    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
-        """Say what is done now, and how much of it; seen on a terminal alone."""
-        self.line.phase(name, done, total)
+    def phase(self, name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        """Say what is done now, and how much of it; in a file only where it takes long."""
+        self.line.phase(name, done, total, unit)
         if self.watcher:
-            self.watcher.phase(name, done, total)
+            self.watcher.phase(name, done, total, unit)
         if self.live is None and self.on_terminal:
             self.live = start_live(self.line, self.console)
         self.refresh()
 
     def refresh(self) -> None:
-        """Draw the live line again; to be called often."""
-        if self.live and time.monotonic() - self.drawn >= REFRESH_S:
-            self.drawn = time.monotonic()
-            self.live.refresh()
+        """Draw the live line again, or say now and then what is done between two steps; to be called often."""
+        now = time.monotonic()
+        if self.live:
+            if now - self.drawn >= REFRESH_S:
+                self.drawn = now
+                self.live.refresh()
+        elif self.line.name not in ("", TRAINING) and now - max(self.last_line, self.line.since) > PLAIN_INTERVAL_S:
+            self.last_line = now
+            self.print(f"{self.line.described()}  {format_duration(self.line.elapsed())}")
 
     def print(self, text: str) -> None:
         """A line that stays, above the live line; rich markup."""
@@ -262,13 +251,13 @@ class RankScreen:
 
     def __init__(self, descriptor: int | None = None) -> None:
         self.descriptor = int(os.environ.get(UI_FD, -1)) if descriptor is None else descriptor
-        self.last_phase: tuple[str, int, int] | None = None
+        self.last_phase: tuple[str, int, int, str] | None = None
 
-    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
+    def phase(self, name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
         """See Screen."""
-        if (name, done, total) != self.last_phase:
-            self.last_phase = name, done, total
-            self._send("phase", name, done, total)
+        if (name, done, total, unit) != self.last_phase:
+            self.last_phase = name, done, total, unit
+            self._send("phase", *self.last_phase)
 
     def print(self, text: str) -> None:
         """See Screen."""

@@ -77,7 +77,6 @@ class Exporter:
             unchecked=self.why_unchecked(),
             tokenizer=tokenizer,
             base=self.base_check,
-            announce=self.run.screen.phase,
         )
 
     def why_unchecked(self) -> str | None:

@@ -24,6 +24,7 @@ from posttrain.train.context import Groups, RunContext
 from posttrain.train.exporting import Exporter
 from posttrain.train.run_batches import RunBatches
 from posttrain.train.startup_clock import StartupClock
+from posttrain.utils import working
 from posttrain.utils.cache import cache_root
 from posttrain.utils.heartbeat import Heartbeat
 
@@ -56,6 +57,7 @@ class Trainer:
         self.config = frozen
         self.clock = clock
         self.screen = RankScreen()
+        working.report_to(self.screen.phase)
         typed = OmegaConf.to_object(OmegaConf.merge(TrainerSchema, settings))
         assert isinstance(typed, TrainerSchema)
         self.settings = typed

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from posttrain import __version__
 from posttrain.errors import UserError, location_error
-from posttrain.utils import limits
+from posttrain.utils import limits, working
 from posttrain.utils.escape import escape_control
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -72,7 +72,7 @@ def exit_on_signals() -> None:
     """Until `command` installs its handlers, exit at Ctrl-C, SIGTERM and SIGHUP: imports leave nothing."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        os.write(2, f"posttrain: {Stopped(number)}\n".encode())
+        os.write(2, f"{working.clearing()}posttrain: {Stopped(number)}\n".encode())
         os._exit(128 + number)
 
     for number in filter(is_handled, (signal.SIGINT, *ENDING)):
@@ -105,6 +105,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except KeyboardInterrupt as error:
             exit_for(error)
         finally:
+            working.stop()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -150,6 +151,7 @@ def tolerant_stream(descriptor: int, encoding: str | None = None) -> io.TextIOWr
 
 def outlive_terminal() -> None:
     """Let this process write to its standard streams though the terminal is gone; not where they have been replaced."""
+    working.stop()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and stream is getattr(sys, f"__{name}__"):

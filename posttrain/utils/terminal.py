@@ -1,8 +1,9 @@
-"""The first line on a terminal, before anything is imported that takes long."""
+"""The first lines on a terminal, before anything is imported that takes long."""
 
 import sys
 
 from posttrain import __version__
+from posttrain.utils import working
 
 RUNS = ("-m", "--multirun", "--rerun", "--config-dir", "-cd")  # options of commands that run something
 
@@ -12,4 +13,5 @@ def greet() -> None:
     options = [argument.partition("=")[0] for argument in sys.argv[1:] if argument.startswith("-")]
     prints = any(option not in RUNS for option in options) or {"recipe=list", "recipe.name=list"} & set(sys.argv)
     if not prints and sys.stdout is not None and sys.stdout.isatty():
-        print(f"posttrain {__version__}: reading the configuration", flush=True)
+        print(f"posttrain {__version__}", flush=True)
+        working.begin(working.READING)

@@ -88,3 +88,26 @@ def test_a_directory_in_use_is_refused(started, posttrain, words):
     second = posttrain(*words, run_dir=run_dir)
     assert second.code == 2 and "another run is using this directory" in second.err
     assert process.poll() is None
+
+
+def test_two_processes_stop_early_at_the_same_step(posttrain, words):
+    """With the optimizer's state divided; the end, the files and the export say so, and so does a second start."""
+    plain = [word for word in words if not word.startswith(("peft", "optimizer.lr", "trainer.max_steps"))]
+    words = [*plain, "peft=none", "optimizer.lr=0.3", "trainer.max_steps=20", "trainer.validation_interval=1",
+             "trainer.early_stopping.patience=2", "trainer.export=best", "parallelism=zero1",
+             "parallelism.nproc_per_node=2", "logger=csv"]  # fmt: skip
+    result = posttrain(*words)
+    assert result.code == 0, result.err + result.log()
+    losses = {line["step"]: line["val_loss"] for line in result.metrics if line["step"] and "val_loss" in line}
+    best = min(losses, key=losses.__getitem__)
+    assert max(losses) == best + 2 < 20
+    why = f"stopped early after step {best + 2} of 20: validation loss has not fallen for 2 validations"
+    assert why in result.out and f"(of step {best}, which has the lowest validation loss)" in result.out
+    status = json.loads((result.run_dir / "status.json").read_text())
+    assert status["state"] == "finished" and status["stopped_early"].startswith(why)
+    checked = json.loads((result.run_dir / "hf/verification.json").read_text())["logits"]
+    assert checked["checked"] and checked["difference"] <= checked["tolerance"]
+    again = posttrain(*words, run_dir=result.run_dir)
+    assert again.code == 0, again.err + again.log()
+    assert why in again.out and again.summary["exported_step"] == best
+    assert [line for line in again.metrics if "loss" in line] == [line for line in result.metrics if "loss" in line]

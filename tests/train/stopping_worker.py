@@ -45,6 +45,28 @@ def transformers_counts(losses: list[float], threshold: float) -> list[int]:
     return counts
 
 
+def overdue_at(times: list[int], **group: object) -> list[int]:
+    """At which of these seconds the clock asks for a save; each that it asks for takes ten."""
+    from posttrain.checkpoint import Checkpoint
+    from posttrain.train import saves
+
+    now = 0.0
+    clock, saves.time = saves.time, SimpleNamespace(monotonic=lambda: now)
+    try:
+        schedule = saves.SaveSchedule(Checkpoint(**group), 1)
+        asked = []
+        for now in times:
+            schedule.begin_step()
+            if schedule.overdue():
+                asked.append(now)
+                schedule.begin()
+                now += 10
+                schedule.begin_step()
+    finally:
+        saves.time = clock
+    return asked
+
+
 def fit(tiny: Path, run_dir: Path, *words: str):
     """Train as a rank does; returns the run's validation rows."""
     from posttrain.config.composition import compose
@@ -117,7 +139,16 @@ def main() -> None:
         if "trainer.export=best" in words:
             losses[name] = exported_loss(tiny, directory / name, rows)
     counts = [[transformers_counts(case, threshold) for case in CASES] for threshold in THRESHOLDS]
-    (directory / "results.json").write_text(json.dumps({"losses": losses, "counts": counts}))
+    seconds = list(range(0, 1000, 5))
+    overdue = {
+        "minute": overdue_at(seconds, save_interval_minutes=1),
+        "ten minutes": overdue_at(seconds, save_interval_minutes=10),
+        "none": overdue_at(seconds, save_interval_minutes=None),
+        "not resumable": overdue_at(seconds, save_interval_minutes=1, save_optimizer=False),
+        "not saved": overdue_at(seconds, save_interval_minutes=1, save=False),
+    }
+    results = {"losses": losses, "counts": counts, "overdue": overdue}
+    (directory / "results.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,14 @@ def test_saves_of_the_clock_last_until_the_next(runs):
     assert steps(runs / "resumed") == sorted({*range(3, 10, 3), last})  # it keeps no best
 
 
+def test_the_clock_takes_a_twentieth_of_the_time_at_most(runs):
+    """Saves that take ten seconds are 200 apart, whatever is asked for."""
+    overdue = read(runs / "results.json")["overdue"]
+    assert overdue["minute"] == [60, 270, 480, 690, 900]
+    assert overdue["ten minutes"] == [600]
+    assert overdue["none"] == overdue["not resumable"] == overdue["not saved"] == []
+
+
 def test_a_run_stopped_early_goes_on_with_more_patience(runs):
     found = validations(runs / "resumed")
     stopped = validations(runs / "stopped")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.config.trial_names import is_run_local, short
-from posttrain.report.trials import Trial, is_number
+from posttrain.report.trials import Trial
 
 # What trials are ranked by, the first that any of them has; smaller is better. summary.json's key -> its curve.
 RANKED_BY = {"val_loss_after": "val_loss", "train_loss": "loss"}
@@ -114,9 +114,8 @@ class Comparison:
 
     @property
     def tokens(self) -> int:
-        """Tokens that were trained on, of the trials that have ended with a summary."""
-        counts = [trial.summary.get("tokens") for trial in self.trials]
-        return sum(int(count) for count in counts if is_number(count))
+        """Tokens that were trained on."""
+        return sum(trial.tokens for trial in self.trials)
 
     @property
     def history(self) -> list[tuple[Trial, float]]:

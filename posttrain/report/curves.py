@@ -8,10 +8,11 @@ from posttrain.report.trials import Trial
 MOST_POINTS = 1500  # per curve: more than a screen has columns
 ALL_POINTS = 80_000  # of a page, shared by its curves: a megabyte
 FEWEST_POINTS = 20
-NOT_CURVES = ("time", "epoch")
+AXES = ("epoch", "tokens")  # what else than step and minutes a curve may be drawn over
+NOT_CURVES = ("time", *AXES)
 
 Points = list[tuple[int, float]]
-Table = dict[str, object]  # {"step": [...], "minutes": [...], "values": {curve: [...]}}
+Table = dict[str, object]  # {"step": [...], "minutes": [...], "tokens": [...], "values": {curve: [...]}}
 
 
 def curve_names(trials: list[Trial], first: str) -> list[str]:
@@ -23,6 +24,12 @@ def curve_names(trials: list[Trial], first: str) -> list[str]:
     return list(dict.fromkeys([*ordered, *(name for name in names if name not in NOT_CURVES)]))
 
 
+def axis_names(trials: list[Trial]) -> list[str]:
+    """What the curves of these trials can be drawn over."""
+    recorded = [name for name in AXES if any(name in trial.series for trial in trials)]
+    return ["step", "minutes", *recorded]
+
+
 def points_per_curve(trials: list[Trial]) -> int:
     """How many points each curve of these trials may have in one page."""
     curves = sum(len(trial.series) for trial in trials)
@@ -32,7 +39,8 @@ def points_per_curve(trials: list[Trial]) -> int:
 def curve_tables(trial: Trial, most: int) -> list[Table]:
     """The curves of a run, thinned evenly to `most` points with the last one; those at the same steps in one table.
 
-    `minutes` counts from the first line of the run; a clock that was set back meanwhile stands still.
+    `minutes` counts from the first line of the run; a clock that was set back meanwhile stands still. A table that has
+    steps without a count of epochs or tokens lacks that axis.
     """
     passed = _seconds_passed(trial.series.get("time", []))
     by_steps: dict[tuple[int, ...], dict[str, list[float]]] = {}
@@ -45,7 +53,12 @@ def curve_tables(trial: Trial, most: int) -> list[Table]:
     tables: list[Table] = []
     for steps, values in by_steps.items():
         minutes = [round(passed.get(step, 0.0) / 60, 3) for step in steps]
-        tables.append({"step": list(steps), "minutes": minutes, "values": values})
+        table: Table = {"step": list(steps), "minutes": minutes, "values": values}
+        for name in AXES:
+            counted = dict(trial.series.get(name, []))
+            if all(step in counted for step in steps):
+                table[name] = [counted[step] for step in steps]
+        tables.append(table)
     return tables
 
 

@@ -1,7 +1,6 @@
 """A sweep, or a run, in a few facts: lines of the terminal, tiles of the page."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from posttrain.report.comparison import Comparison, format_value
 from posttrain.report.trials import Trial, is_number
@@ -42,7 +41,7 @@ def facts_of_sweep(comparison: Comparison) -> list[Fact]:
     if comparison.gpu_hours is not None:
         facts.append(Fact("GPU-hours", f"{comparison.gpu_hours:,.2f}", "time x GPUs of each trial"))
     if comparison.tokens:
-        facts.append(Fact("tokens", f"{comparison.tokens:,}", "trained on, by the trials that ended"))
+        facts.append(Fact("tokens", f"{comparison.tokens:,}", "trained on, padding aside"))
     if best is not None and best.export is not None:
         facts.append(Fact("best export", str(best.export), "linked as best"))
     return facts
@@ -60,7 +59,7 @@ def facts_of_run(trial: Trial) -> list[Fact]:
         facts.append(Fact("steps", f"{steps:,}", f"{format_value(epochs[1])} epochs" if epochs else ""))
     if trial.seconds:
         facts.append(Fact("time", format_duration(trial.seconds), "from start to end"))
-    facts += _amounts(trial.summary)
+    facts += _amounts(trial)
     facts += _machine(trial)
     if trial.export is not None:
         facts.append(Fact("export", str(trial.export)))
@@ -82,11 +81,13 @@ def _losses(trial: Trial) -> list[Fact]:
     return facts
 
 
-def _amounts(summary: dict[str, Any]) -> list[Fact]:
+def _amounts(trial: Trial) -> list[Fact]:
     facts = []
-    tokens, supervised = summary.get("tokens"), summary.get("supervised_tokens")
-    if is_number(tokens):
-        facts.append(Fact("tokens", f"{tokens:,}", f"{supervised:,} supervised" if is_number(supervised) else ""))
+    summary = trial.summary
+    if trial.tokens:
+        supervised = summary.get("supervised_tokens")
+        note = f"{supervised:,} supervised" if is_number(supervised) else ""
+        facts.append(Fact("tokens", f"{trial.tokens:,}", note))
     speed, supervised = summary.get("tokens_per_second"), summary.get("supervised_tokens_per_second")
     if is_number(speed):
         note = f"{format_value(supervised)} supervised" if is_number(supervised) else ""

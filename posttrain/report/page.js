@@ -215,7 +215,7 @@ function legend(box, chart, lines) {
 // The lines of one curve of a trial: smoothed, and the measured values faintly behind.
 function linesOf(trial, curve, color, name, over, weight) {
   const table = trial.curves.find((each) => curve in each.values);
-  if (!table) return [];
+  if (!table?.[over]) return [];
   const line = { name, color, x: table[over], y: table.values[curve], dots: table.step.length < 30 ? "too" : "" };
   if (!weight) return [line];
   return [{ ...line, y: smooth(line.y, weight) }, { ...line, raw: true, dots: "" }];

@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 
-from posttrain.report.curves import curve_names, curve_tables, describe, points_per_curve
+from posttrain.report.curves import axis_names, curve_names, curve_tables, describe, points_per_curve
 from posttrain.report.facts import Fact, facts_of_run
 from posttrain.report.page import changed_keys, is_chosen, render, tiles
 from posttrain.report.trials import Trial, is_number
@@ -17,6 +17,7 @@ CHARTS = {
     "Tokens per second": ("tokens_per_second", "supervised_tokens_per_second"),
     "Model FLOPs utilization": ("mfu", "mfu_all_logits"),
     "Seconds per step": ("step_seconds",),
+    "Memory in GiB": ("memory_gib",),
 }
 
 
@@ -50,6 +51,7 @@ def render_run(trial: Trial) -> str:
         trial=trial,
         facts=tiles(facts_of_run(trial)),
         ask=shlex.join(["python", "-m", "posttrain.generate", str(trial.path), "your question"]),
+        axes=axis_names([trial]),
         charts=charts,
         main=sum(chart.heading in CHARTS for chart in charts),
         chosen=[change for change in changes if is_chosen(change[0], trial)],

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from posttrain.report.comparison import LARGER_IS_BETTER, Comparison, format_setting, format_value, setting
-from posttrain.report.curves import curve_names, curve_tables, describe, points_per_curve
+from posttrain.report.curves import axis_names, curve_names, curve_tables, describe, points_per_curve
 from posttrain.report.facts import RANKING, facts_of_sweep
 from posttrain.report.importance import parameter_importance
 from posttrain.report.page import Changes, changed_keys, render, tiles
@@ -85,6 +85,7 @@ def render_sweep(comparison: Comparison, title: str, csv: str) -> str:
         fixed=fixed,
         apart=len(comparison.compared) < len(trials),
         importance=parameter_importance(comparison),
+        axes=axis_names(trials),
         curves_caption=_curves_caption(comparison),
         history_caption=_history_caption(comparison),
         csv=csv,

@@ -85,6 +85,15 @@ class Trial:
         return max(whole, trained)
 
     @property
+    def tokens(self) -> int:
+        """How many it has trained on so far."""
+        count = self.summary.get("tokens")
+        if is_number(count):
+            return int(count)
+        counted = self.series.get("tokens")
+        return int(counted[-1][1]) if counted else 0
+
+    @property
     def gpus(self) -> int | None:
         """How many it ran on; None: it doesn't say."""
         processes = self.spec.get("processes")

@@ -99,12 +99,10 @@ def test_answers_during_training_do_not_disturb_it(posttrain, sampled, run):
     assert [event.step for event in texts] == [0, 1, 2, 3, 4]
     assert lines[1]["reference"] in texts[0].tensor_proto.string_val[0].decode()
     assert list((result.run_dir / "wandb").glob("offline-run-*/files/media/table/samples_*.json"))
-    from posttrain.report import page
-    from posttrain.report.trials import read_trials
+    from posttrain.report import write_report
 
-    text = page.render(read_trials(result.run_dir), "run")
-    assert "Answers during training" in text
-    assert "Answers during training" not in page.render(read_trials(run.run_dir), "run")
+    assert "Answers during training" in write_report(result.run_dir).read_text()
+    assert "Answers during training" not in write_report(run.run_dir).read_text()
 
 
 def test_answers_during_training_over_two_processes(posttrain, sampled, run):

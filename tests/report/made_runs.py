@@ -14,6 +14,7 @@ BEFORE = 3.6132
 ERROR = "rank 0 failed: <b>the loss is NaN</b> at step 37\nlogs/rank0.log has more"
 STEPS = 40
 SECONDS_A_STEP = 2.5
+TOKENS_A_STEP = 4800
 START = 1_760_000_000.0
 
 
@@ -56,11 +57,12 @@ def make_run(path, overrides, config, loss, *, state="finished", error="", numbe
 
 def curve_points(noise, loss, steps, started):
     """The lines of metrics.jsonl: a validation every ten steps, a logged step in between."""
-    points = [{"step": 0, "time": started + 20, "val_loss": BEFORE}]
+    points = [{"step": 0, "time": started + 20, "val_loss": BEFORE, "epoch": 0.0, "tokens": 0}]
     for step in range(1, steps + 1):
         share = math.exp(-5 * step / STEPS)
         time = started + 20 + SECONDS_A_STEP * step
         value = loss + (BEFORE - loss) * share
+        axes = {"epoch": step / 94, "tokens": TOKENS_A_STEP * step}
         speed = 1900 + 60 * noise.random()
         points.append(
             {
@@ -73,13 +75,14 @@ def curve_points(noise, loss, steps, started):
                 "supervised_tokens_per_second": speed / 2,
                 "padding": 0.1,
                 "data_wait": 0.0005,
-                "epoch": step / 94,
+                **axes,
                 "step_seconds": SECONDS_A_STEP,
+                "memory_gib": 9.75,
                 "batch": "c575ed0c",
             }
         )
         if step % 10 == 0:
-            points.append({"step": step, "time": time + 0.5, "val_loss": value if step < steps else loss})
+            points.append({"step": step, "time": time + 0.5, "val_loss": value if step < steps else loss, **axes})
     return points
 
 
@@ -108,13 +111,14 @@ def summary(path, loss, steps, gpus):
     return {
         "run_dir": str(path),
         "steps": steps,
+        "exported_step": steps,
         "startup_s": {"compose, launch": 1.51, "import": 9.12, "data": 2.17, "first step": 3.1},
         "val_loss_before": BEFORE,
         "val_loss_after": loss,
         "train_loss": loss * 1.05,
         "export": str(path / "adapter"),
-        "tokens": 4800 * steps,
-        "supervised_tokens": 2400 * steps,
+        "tokens": TOKENS_A_STEP * steps,
+        "supervised_tokens": TOKENS_A_STEP * steps // 2,
         "tokens_per_second": 1920.0 + steps,
         "supervised_tokens_per_second": 960.0,
         "train_seconds": SECONDS_A_STEP * steps,

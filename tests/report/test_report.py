@@ -18,7 +18,7 @@ from posttrain.config.composition import compose
 from posttrain.report import __main__ as command
 from posttrain.report import write_report
 from posttrain.report.comparison import compare, differing, short_names
-from posttrain.report.curves import MOST_POINTS, curve_tables, describe, points_per_curve
+from posttrain.report.curves import MOST_POINTS, axis_names, curve_tables, describe, points_per_curve
 from posttrain.report.importance import parameter_importance
 from posttrain.report.scales import key_axis, result_axis
 from posttrain.report.sweep_page import render_sweep
@@ -156,7 +156,7 @@ def test_totals(sweep):
     comparison = read_compared(sweep)
     assert comparison.seconds == 3 * 120 + 50
     assert comparison.gpu_hours == pytest.approx((2 * 120 + 50 + 4 * 120) / 3600)
-    assert comparison.tokens == 3 * 40 * 4800
+    assert comparison.tokens == (3 * 40 + 12) * 4800
     assert comparison.states == {"finished": 3, "failed": 1}
     assert [(trial.name, best) for trial, best in comparison.history] == [("0", 0.9), ("1", 0.7), ("2", 0.2)]
 
@@ -323,6 +323,16 @@ def test_long_curves_are_thinned_and_keep_their_end(sweep):
     assert 1000 < len(table["step"]) <= MOST_POINTS and table["step"][-1] == 10_000
 
 
+def test_curves_are_drawn_over_steps_minutes_epochs_and_tokens_where_a_run_has_them(sweep):
+    trial = read_compared(sweep).best
+    table = next(table for table in curve_tables(trial, 50) if "val_loss" in table["values"])
+    assert table["step"] == [0, 10, 20, 30, 40]
+    assert table["tokens"] == [0, 48_000, 96_000, 144_000, 192_000] and table["epoch"][-1] == 40 / 94
+    assert axis_names([trial]) == ["step", "minutes", "epoch", "tokens"]
+    del trial.series["tokens"]
+    assert axis_names([trial]) == ["step", "minutes", "epoch"] and "tokens" not in curve_tables(trial, 50)[0]
+
+
 def test_a_curve_in_words():
     assert describe([(0, 3.5), (10, 0.2), (20, 0.5)]) == "From 3.5 at step 0 to 0.5 at step 20; lowest 0.2 at step 10."
     assert describe([(4, 1.0)]) == "1 at step 4."
@@ -364,7 +374,7 @@ def test_one_run_alone(sweep, tmp_path, capsys):
         "python -m",
     ):
         assert part in text
-    assert page.figures == page.captions == 7
+    assert page.figures == page.captions == 8
     assert "loss: from" in text and "val_loss: from 3.613 at step 0 to 0.2 at step 40." in text
     (trial,) = data_of(out)["trials"]
     names = {name for table in trial["curves"] for name in table["values"]}

@@ -17,7 +17,8 @@ from posttrain.errors import UserError
 from posttrain.evaluate.settings import with_run
 from posttrain.launch import launcher
 from posttrain.primus.__main__ import import_config
-from posttrain.report.page import render
+from posttrain.report.comparison import compare
+from posttrain.report.sweep_page import render_sweep
 from posttrain.report.trials import read_trial
 from posttrain.spec import checks
 from posttrain.sweep import slurm
@@ -138,6 +139,6 @@ def test_primus(line, tmp_path, capsys):
 def test_a_page_spells_out_control_characters(tmp_path):
     (tmp_path / "config.yaml").write_text("a: 1\n")
     (tmp_path / "status.json").write_text('{"state": "failed", "error": "a\\u001b[31m"}')
-    page = render([read_trial(tmp_path, tmp_path)], "title\x1b[2J")
+    page = render_sweep(compare([read_trial(tmp_path, tmp_path)]), "title\x1b[2J", "report.csv")
     head = page.partition('<script type="application/json"')[0]
     assert "\x1b" not in page and r"title\x1b[2J" in head and r"a\x1b[31m" in head

@@ -15,6 +15,7 @@ from posttrain.data.checks import check
 from posttrain.data.conversation import RowError
 from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
+from posttrain.utils import working
 from posttrain.utils.cache import cache_root
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def estimate_data(cfg: DictConfig) -> DataStats:
     limit = data.max_train_rows if data.validation_fraction is None else None
     began = None
     for sample in samples:
+        working.phase("reading data", len(lengths), unit="conversations")
         began = began or time.monotonic()  # not before everything is imported
         lengths.append(len(sample.encoded.input_ids))
         supervised.append(int(sample.encoded.mask[1:].sum()))

@@ -44,6 +44,7 @@ def print_plan(plan: dict[str, Any], file: IO[str] | None = None) -> None:
         if best:
             overrides = " ".join(best["overrides"])
             console.print(f"cheapest change that fits: [bold]{overrides}[/]  {_effect(best)}")
+            console.print("cheapest: changes the training least, then needs the fewest GPUs, then takes the least time")
         else:
             console.print("no combination of changes makes it fit on these GPUs")
     if plan["changes"]:

@@ -319,8 +319,6 @@ class RunCallback(Callback):
 
     def sample(self, context: CallbackContext, step: int, when: str | None) -> None:
         """Answer the sample prompts for the trackers and, with trainer.generation_interval, for samples.jsonl."""
-        if self.sampler.prompts:
-            self.run.screen.phase("sampling")
         with gathered(context):
             answers = self.sampler.run(context.model, when)
         if self.metrics and answers:

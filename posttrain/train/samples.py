@@ -14,12 +14,14 @@ from megatron.core.utils import unwrap_model
 
 from posttrain.config.schema import TrainerSchema
 from posttrain.spec.run_spec import RunSpec
+from posttrain.utils import working
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from posttrain.data.dataset import PackedDataset
 
+SAMPLING = "sampling"  # a phase
 log = logging.getLogger(__name__)
 
 
@@ -61,7 +63,7 @@ class Sampler:
             prompt, answer and reference of each.
         """
         answers = []
-        for index, (prompt, reference) in enumerate(self.prompts):
+        for index, (prompt, reference) in enumerate(working.counted(self.prompts, SAMPLING, len(self.prompts))):
             stop = {reference[-1], self.tokenizer.eos_token_id}
             answer = self.decode(greedy(model[0], prompt, stop, self.max_new_tokens))
             if len(self.records) <= index:

@@ -127,7 +127,8 @@ def estimate_data(cfg: DictConfig) -> DataStats:
     cache = cache_root(cfg.cache_dir)
     encoder = built(cfg.objective).encoder(data, template, load_tokenizer(cfg), seq_length)
     samples = data.samples(encoder, cache)
-    lengths, supervised = [], []
+    lengths: list[int] = []
+    supervised: list[int] = []
     complete = True
     limit = data.max_train_rows if data.validation_fraction is None else None
     began = None

@@ -17,7 +17,7 @@ from posttrain.utils.suggest import did_you_mean
 PACKAGE = Path(__file__).resolve().parents[1]
 TRAIN = "train"
 ALIASES = {TRAIN: "fine-tune, as without a command", "chat": "generate, without a question"}
-MODULES = {"chat": "posttrain.generate"}  # of the other aliases
+MODULES = {TRAIN: "posttrain", "chat": "posttrain.generate"}  # of these
 WORD = re.compile(r"[A-Za-z][\w-]*")  # what is neither an option, an override, nor a file
 ENTRY = '\nif __name__ == "__main__":\n    main()'
 
@@ -38,8 +38,13 @@ def run_named() -> None:
     if name not in names:
         stop.fail(f"{name}: no such command; there are {', '.join(names)}{did_you_mean(name, names)}")
     working.begin("starting")
-    runpy.run_module(MODULES.get(name, f"posttrain.{name}"), run_name="__main__", alter_sys=True)
+    runpy.run_module(module_of(name), run_name="__main__", alter_sys=True)
     raise SystemExit
+
+
+def module_of(name: str) -> str:
+    """The module of a command, as `python -m` takes it."""
+    return MODULES.get(name, f"posttrain.{name}")
 
 
 def files(package: Path) -> dict[str, Path]:

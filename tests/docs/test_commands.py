@@ -16,7 +16,7 @@ import pytest
 from hydra.errors import HydraException
 
 from posttrain import preview
-from posttrain.cli import command, help_screen
+from posttrain.cli import command, help_screen, subcommands
 from posttrain.cli.precheck import trials
 from posttrain.config.composition import CONF_DIR, PACKAGE
 from posttrain.errors import UserError
@@ -28,6 +28,8 @@ from tiny_tokenizer import CHATML, byte_tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 
 SHOWN = re.compile(r"python -m (posttrain(?:\.\w+)*)((?: [^`\n]*)?)")
+NAMES = "|".join([*subcommands.ALIASES, *subcommands.files(PACKAGE)])
+AS_SCRIPT = re.compile(rf"(?<=[ `/])posttrain ({NAMES})(?= |`|$)", re.MULTILINE)
 EXAMPLE = re.compile(r"(?:Example|Your own): (.*)")
 DATA_COMMANDS = {"posttrain": "config", "posttrain.preview": "preview", "posttrain.plan": "plan"}
 CONFIGS = {**DATA_COMMANDS, "posttrain.evaluate": "evaluate", "posttrain.convert": "convert"}
@@ -67,6 +69,7 @@ def commands():
     found = {}
     for path, text in texts():
         text = re.sub(r" *\\\n\s*(?:# )?", " ", text)
+        text = AS_SCRIPT.sub(lambda shown: f"python -m {subcommands.module_of(shown[1])}", text)
         for module, words in SHOWN.findall(text):
             found.setdefault((module, words.strip()), path.relative_to(ROOT))
         if path.suffix == ".yaml":

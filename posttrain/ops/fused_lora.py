@@ -11,15 +11,18 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.bridge.peft.lora_layers import LoRALinear
-from megatron.core.activations import fast_gelu
-from megatron.core.transformer.mlp import MLP
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from posttrain.ops.fp8_linear import Weight, quantise
-from posttrain.ops.parallel_lora import Context, Division, RowParallelWithLoRA, WholeMatrices
-from posttrain.ops.recomputed_norms import Gate, GatedActivation, Norm
+from posttrain.ops.parallel_lora import (
+    Context,
+    Division,
+    RowParallelWithLoRA,
+    WholeMatrices,
+    scaled_product,
+    weight_gradient,
+)
+from posttrain.ops.recomputed_norms import Activation, Norm, backward_through
 
 
 class FrozenLinearWithLoRA(torch.autograd.Function):
@@ -37,7 +40,7 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
-        before: Norm | GatedActivation | None = None,
+        before: Norm | Activation | None = None,
         division: Division | None = None,
     ) -> torch.Tensor:
         """Compute y.
@@ -59,8 +62,7 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         y = before(flat) if before else flat
         if division:
             y = division.whole(y)
-        low = y @ a.t()
-        low *= scale
+        low = scaled_product(scale, y, a.t())
         out = Weight(weight, weight_scale).product(y)
         out.addmm_(low, b.t())
         ctx.save_for_backward(flat, weight, weight_scale, a, b, low)
@@ -77,11 +79,9 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         """Gradients of x, A and B."""
         flat, weight, weight_scale, a, b, low = ctx.saved_tensors
         upstream = upstream.reshape(-1, upstream.size(-1))
-        down = upstream @ b
-        down *= ctx.scale
-        grad_b = upstream.t() @ low
+        down = scaled_product(ctx.scale, upstream, b)
+        grad_b = weight_gradient(b, upstream.t(), low)
         grad_x: torch.Tensor | None = None
-        y = flat
         if ctx.needs_input_grad[0]:
             grad_x = Weight(weight, weight_scale).gradient(upstream)
             grad_x.addmm_(down, a)
@@ -89,9 +89,8 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
             grad_x, down = ctx.division.sums(grad_x, down)
         elif ctx.division:
             (down,) = ctx.division.sums(down)
-        if ctx.before:
-            grad_x, y = ctx.before.backward(grad_x, flat)
-        grad_a = down.t() @ y
+        grad_x, y = backward_through(ctx.before, grad_x, flat)
+        grad_a = weight_gradient(a, down.t(), y)
         if grad_x is not None:
             grad_x = grad_x.view(ctx.shape)
         return grad_x, None, None, grad_a, grad_b, None, None, None
@@ -113,17 +112,20 @@ class FusedLoRALinear(LoRALinear):
         """As LoRALinear: (output, bias that the caller adds or None)."""
         if not self.fusable():
             return super().forward(x, *args, **kwargs)
-        before = norm_of(self.to_wrap)
-        if before and (before.gamma.requires_grad or not self.recompute):
-            x = before(x)
-            before = None
-        return self.apply_fused(x, before)
+        return self.apply_fused(*self.norm_first(x))
+
+    def norm_first(self, x: torch.Tensor) -> tuple[torch.Tensor, Norm | None]:
+        """The operation's input, and the norm that belongs to it: None where it is trained or not computed again."""
+        norm = norm_of(self.to_wrap)
+        if norm and (norm.gamma.requires_grad or not self.recompute):
+            return norm.differentiable(x), None
+        return x, norm
 
     def apply_fused(
-        self, x: torch.Tensor, before: Norm | GatedActivation | None
+        self, x: torch.Tensor, before: Norm | Activation | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The operation on x, with `before` applied first; see FrozenLinearWithLoRA."""
-        base, adapter = self.to_wrap, self.adapter
+        adapter = self.adapter
         division = self.divided
         operation: type[torch.autograd.Function] = FrozenLinearWithLoRA
         a, b = adapter.linear_in.weight, adapter.linear_out.weight
@@ -132,14 +134,31 @@ class FusedLoRALinear(LoRALinear):
             b = self.whole_matrix(division)
         elif division:
             a = self.whole_matrix(division)
-        scale = adapter.alpha / adapter.dim
-        y = operation.apply(x, base.weight, getattr(base, "weight_scale", None), a, b, scale, before, division)
-        bias = getattr(base, "bias", None)
-        if bias is None or not bias.numel():
-            return y, None
-        if getattr(base, "te_return_bias", False) or getattr(base, "skip_bias_add", False):
+        weight = self.layer_weight
+        return self.with_bias(operation.apply(x, weight.data, weight.scale, a, b, self.lora_scale, before, division))
+
+    def with_bias(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The layer's output y, and the bias that the caller adds."""
+        base, bias = self.to_wrap, self.layer_bias
+        if bias is None or getattr(base, "te_return_bias", False) or getattr(base, "skip_bias_add", False):
             return y, bias
         return y + bias, None
+
+    @property
+    def layer_bias(self) -> torch.Tensor | None:
+        """The layer's; Transformer Engine's without one has an empty one."""
+        bias: torch.Tensor | None = getattr(self.to_wrap, "bias", None)
+        return bias if bias is not None and bias.numel() else None
+
+    @property
+    def layer_weight(self) -> Weight:
+        """The layer's weight."""
+        return Weight(self.to_wrap.weight, getattr(self.to_wrap, "weight_scale", None))
+
+    @property
+    def lora_scale(self) -> float:
+        """Of the adapter's product."""
+        return float(self.adapter.alpha / self.adapter.dim)
 
     @property
     def divides_inputs(self) -> bool:
@@ -190,35 +209,13 @@ class FusedLoRALinear(LoRALinear):
         self.to_wrap.weight_scale = scale
 
 
-GATES: dict[object, Gate] = {F.silu: "silu", fast_gelu: "gelu_tanh"}
-
-
-class FusedMLP(MLP):
-    """Megatron's MLP, its gated activation part of the second layer's operation."""
-
-    def forward(
-        self, hidden_states: torch.Tensor, per_token_scale: torch.Tensor | None = None, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As MLP: (output, bias that the caller adds or None)."""
-        last = self.linear_fc2
-        if per_token_scale is not None or not last.fusable():
-            return super().forward(hidden_states, per_token_scale, **kwargs)
-        both, bias = self.linear_fc1(hidden_states)
-        if bias is not None:
-            both = both + bias
-        return last.apply_fused(both, GatedActivation(GATES[self.activation_func]))
-
-
 def norm_of(base: Any) -> Norm | None:
     """The norm that Transformer Engine has in one module with the layer `base`, None where there is none."""
     gamma = getattr(base, "layer_norm_weight", None)
     if gamma is None:
         return None
-    if base.zero_centered_gamma:
-        gamma = gamma + 1
-    if base.normalization == "RMSNorm":
-        return Norm(gamma, base.eps)
-    return Norm(gamma, base.eps, rms=False, shift=base.layer_norm_bias)
+    shift = None if base.normalization == "RMSNorm" else base.layer_norm_bias
+    return Norm(gamma, base.eps, shift, offset=float(base.zero_centered_gamma))
 
 
 def fuse(module: torch.nn.Module) -> torch.nn.Module:
@@ -228,27 +225,6 @@ def fuse(module: torch.nn.Module) -> torch.nn.Module:
     if not (hasattr(module.adapter, "linear_in") and hasattr(module.adapter, "linear_out")):
         return module
     return FusedLoRALinear(module.to_wrap, module.adapter)
-
-
-def fuse_activations(model: list[torch.nn.Module], recompute: bool) -> None:
-    """Make each plain gated MLP with a fused second layer a FusedMLP; without `recompute` none."""
-    for module in modules_of(model):
-        if isinstance(module, FusedLoRALinear):
-            module.recompute = recompute
-        if not recompute or type(module) is not MLP or type(module.linear_fc2) is not FusedLoRALinear:
-            continue
-        if module.activation_func in GATES and is_plain_gate(module.config):
-            module.__class__ = FusedMLP
-
-
-def is_plain_gate(config: TransformerConfig) -> bool:
-    """Whether an MLP's gate is multiplied as it is."""
-    return (
-        config.gated_linear_unit
-        and not config.use_te_activation_func
-        and not config.glu_linear_offset
-        and config.activation_func_clamp_value is None
-    )
 
 
 class Gather:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _coalescing_manager
 
 from posttrain.ops.fp8_linear import Weight
-from posttrain.ops.recomputed_norms import GatedActivation, Norm
+from posttrain.ops.recomputed_norms import Activation, Norm, backward_through
 
 type Context = Any  # of torch.autograd.Function, which takes whatever attributes it is given
 
@@ -110,6 +110,25 @@ class WholeMatrices(torch.autograd.Function):
         return (None, *(gradient.chunk(size)[rank] for gradient in upstream))
 
 
+def scaled_product(scale: float, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """scale one other of [t, k] and [k, n], the scale part of the product."""
+    return torch.addmm(one.new_empty(other.size(1)), one, other, beta=0, alpha=scale)
+
+
+def weight_gradient(weight: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The gradient one other of an adapter's matrix, [m, t] and [t, n].
+
+    Where Megatron keeps its sum over micro-batches in fp32, the product adds to that itself, unrounded, and what is
+    returned is a placeholder that Megatron's data parallelism discards (`grad_added_to_main_grad`).
+    """
+    total = getattr(weight, "main_grad", None)
+    if total is None or not total.is_cuda or total.dtype != torch.float32:
+        return one @ other
+    torch.addmm(total, one, other, out_dtype=torch.float32, out=total)
+    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+    return torch.empty_like(weight)
+
+
 class RowParallelWithLoRA(torch.autograd.Function):
     """y = f(x) W^T + scale (f(x) A^T) B^T, inputs divided; W and f frozen, f computed again in the backward pass.
 
@@ -125,14 +144,13 @@ class RowParallelWithLoRA(torch.autograd.Function):
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
-        before: Norm | GatedActivation | None,
+        before: Norm | Activation | None,
         division: Division,
     ) -> torch.Tensor:
         """x [t, ..., in'], weight [out, in/n], a [rank, in/n], b [out, rank], f: in' -> in/n; gives [t/n, ..., out]."""
         flat = x.reshape(-1, x.size(-1))
         y = before(flat) if before else flat
-        low = y @ a.t()
-        low *= scale
+        low = scaled_product(scale, y, a.t())
         partial = Weight(weight, weight_scale).product(y)
         partial.addmm_(low, b.t())
         out, low = division.sums(partial, low)
@@ -150,18 +168,15 @@ class RowParallelWithLoRA(torch.autograd.Function):
         """Gradients of x, A and B."""
         flat, weight, weight_scale, a, b, low = ctx.saved_tensors
         upstream = upstream.reshape(-1, upstream.size(-1))
-        grad_b = upstream.t() @ low
+        grad_b = weight_gradient(b, upstream.t(), low)
         upstream = ctx.division.whole(upstream)
-        down = upstream @ b
-        down *= ctx.scale
+        down = scaled_product(ctx.scale, upstream, b)
         grad_x: torch.Tensor | None = None
-        y = flat
         if ctx.needs_input_grad[0]:
             grad_x = Weight(weight, weight_scale).gradient(upstream)
             grad_x.addmm_(down, a)
-        if ctx.before:
-            grad_x, y = ctx.before.backward(grad_x, flat)
-        grad_a = down.t() @ y
+        grad_x, y = backward_through(ctx.before, grad_x, flat)
+        grad_a = weight_gradient(a, down.t(), y)
         if grad_x is not None:
             grad_x = grad_x.view(ctx.shape)
         return grad_x, None, None, grad_a, grad_b, None, None, None

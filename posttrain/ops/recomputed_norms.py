@@ -13,63 +13,140 @@ import torch
 import torch.nn.functional as F
 
 
-@dataclass
+@dataclass(frozen=True)
 class Norm:
-    """RMSNorm (shift None) or LayerNorm over the last dimension, with frozen weights."""
+    """RMSNorm (shift None) or LayerNorm over the last dimension, with frozen weights.
+
+    Attributes:
+        gamma: the gains, or with `offset` their difference from it.
+    """
 
     gamma: torch.Tensor
     eps: float
-    rms: bool = True
     shift: torch.Tensor | None = None
+    offset: float = 0.0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.rms:
-            return F.rms_norm(x, (x.size(-1),), self.gamma, self.eps)
-        return F.layer_norm(x, (x.size(-1),), self.gamma, self.shift, self.eps)
+        """The norm of x [t, n], not differentiable on a GPU."""
+        if not x.is_cuda:
+            return self.differentiable(x)
+        from posttrain.ops.norm_kernels import norm
 
-    def backward(self, upstream: torch.Tensor | None, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Gradient of x, None without an upstream one, and the output again."""
-        if upstream is None:
-            return None, self(x)
+        return norm(x.contiguous(), self.gamma, self.shift, self.eps, self.offset)
+
+    def differentiable(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm of x [..., n], in fp32 and rounded once."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        gains = self.gamma.to(wide) + self.offset
+        if self.shift is None:
+            return F.rms_norm(x.to(wide), (x.size(-1),), gains, self.eps).to(x.dtype)
+        return F.layer_norm(x.to(wide), (x.size(-1),), gains, self.shift.to(wide), self.eps).to(x.dtype)
+
+    def backward(self, upstream: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradient of x, and the output again."""
+        if x.is_cuda:
+            from posttrain.ops.norm_kernels import norm_backward
+
+            return norm_backward(upstream, x.contiguous(), self.gamma, self.shift, self.eps, self.offset)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            y = self(x)
+            y = self.differentiable(x)
         return torch.autograd.grad(y, x, upstream)[0], y.detach()
 
 
-type Gate = Literal["silu", "gelu_tanh"]
-ACTIVATIONS: dict[Gate, Callable[[torch.Tensor], torch.Tensor]] = {
+type Function = Literal["silu", "gelu_tanh", "gelu"]
+FUNCTIONS: dict[Function, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
 }
 
 
 @dataclass(frozen=True)
-class GatedActivation:
-    """activation(gate) * up of [t, 2 f], gates first: SwiGLU, or GEGLU with the approximate GELU (arXiv 2002.05202)."""
+class LowRank:
+    """What is added to a tensor [t, n] where that is read next, and never written by itself: left right.
 
-    gate: Gate
+    Attributes:
+        left: [t, rank].
+        right: [rank, n], of any strides.
+    """
 
-    def __call__(self, both: torch.Tensor) -> torch.Tensor:
-        if both.is_cuda:
-            from posttrain.ops.triton_kernels import gated_activation
+    left: torch.Tensor
+    right: torch.Tensor
 
-            return gated_activation(both, self.gate == "gelu_tanh")
-        gate, up = both.chunk(2, dim=-1)
-        return ACTIVATIONS[self.gate](gate) * up
+    def added_to(self, values: torch.Tensor) -> torch.Tensor:
+        """values + left right, a new tensor."""
+        return torch.addmm(values, self.left, self.right)
 
-    def backward(self, upstream: torch.Tensor | None, both: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Gradient of both, None without an upstream one, and the output again."""
-        if upstream is None:
-            return None, self(both)
-        if both.is_cuda:
-            from posttrain.ops.triton_kernels import gated_activation_backward
 
-            return gated_activation_backward(upstream, both, self.gate == "gelu_tanh")
-        gate, up = both.chunk(2, dim=-1)
+@dataclass(frozen=True)
+class Activation:
+    """function(x + bias) of [t, f], or function(gate) * up of x + bias [t, 2 f], gates first.
+
+    With a gate SwiGLU, or GEGLU with the approximate GELU (arXiv 2002.05202).
+    """
+
+    function: Function
+    gated: bool = True
+    bias: torch.Tensor | None = None
+
+    def width(self, x: torch.Tensor) -> int:
+        """Features of the output."""
+        return x.size(-1) // 2 if self.gated else x.size(-1)
+
+    def __call__(self, x: torch.Tensor, added: LowRank | None = None) -> torch.Tensor:
+        """[t, f] of x + added."""
+        if x.is_cuda:
+            from posttrain.ops.activation_kernels import activation
+
+            return activation(x, self, added)
+        first, up = self._parts(x, added)
+        activated = FUNCTIONS[self.function](first)
+        return activated if up is None else activated * up
+
+    def backward(
+        self,
+        upstream: torch.Tensor,
+        x: torch.Tensor,
+        added: LowRank | None = None,
+        upstream_added: LowRank | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradient of x from upstream + upstream_added, and the output again."""
+        if x.is_cuda:
+            from posttrain.ops.activation_kernels import activation_backward
+
+            return activation_backward(upstream, x, self, added, upstream_added)
+        if upstream_added:
+            upstream = upstream_added.added_to(upstream)
+        first, up = self._parts(x, added)
         with torch.enable_grad():
-            gate = gate.detach().requires_grad_()
-            activated = ACTIVATIONS[self.gate](gate)
-        (grad_gate,) = torch.autograd.grad(activated, gate, upstream * up)
+            first = first.detach().requires_grad_()
+            activated = FUNCTIONS[self.function](first)
+        through = upstream if up is None else upstream * up
+        (gradient,) = torch.autograd.grad(activated, first, through)
         activated = activated.detach()
-        return torch.cat([grad_gate, upstream * activated], dim=-1), activated * up
+        if up is None:
+            return gradient, activated
+        return torch.cat([gradient, upstream * activated], dim=-1), activated * up
+
+    def _parts(self, x: torch.Tensor, added: LowRank | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the function is of, and what it is multiplied with."""
+        if added:
+            x = added.added_to(x)
+        if self.bias is not None:
+            x = x + self.bias
+        if not self.gated:
+            return x, None
+        gate, up = x.chunk(2, dim=-1)
+        return gate, up
+
+
+def backward_through(
+    before: Norm | Activation | None, upstream: torch.Tensor | None, x: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Gradient of x, None without an upstream one, and before(x) again."""
+    if before is None:
+        return upstream, x
+    if upstream is None:
+        return None, before(x)
+    return before.backward(upstream, x)

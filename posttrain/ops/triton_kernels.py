@@ -1,4 +1,4 @@
-"""Triton kernels: gated activations, cross entropy, and fp8 by rows. Import it only where there is a GPU.
+"""Triton kernels: cross entropy, and fp8 by rows. Import it only where there is a GPU.
 
 Rows are contiguous. Arithmetic is in fp32, rounded once.
 """
@@ -6,44 +6,6 @@ Rows are contiguous. Arithmetic is in fp32, rounded once.
 import torch
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def _gate(gate, GELU: tl.constexpr):
-    """An activation is gate * sigmoid(inner): sigmoid(inner), and the derivative of inner."""
-    inner = gate
-    slope = 1.0
-    if GELU:  # 0.5 (1 + tanh(z)) = sigmoid(2 z), z = sqrt(2 / pi) (gate + 0.044715 gate^3)
-        inner = 1.5957691216057308 * gate * (1.0 + 0.044715 * gate * gate)
-        slope = 1.5957691216057308 * (1.0 + 0.134145 * gate * gate)
-    return tl.sigmoid(inner), slope
-
-
-@triton.jit
-def _gated_activation(both, out, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    gate = tl.load(both + row * 2 * width + column, inside, 0).to(tl.float32)
-    up = tl.load(both + row * 2 * width + width + column, inside, 0).to(tl.float32)
-    sigmoid, _ = _gate(gate, GELU)
-    tl.store(out + row * width + column, gate * sigmoid * up, inside)
-
-
-@triton.jit
-def _gated_activation_backward(both, upstream, gradient, out, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    gate = tl.load(both + row * 2 * width + column, inside, 0).to(tl.float32)
-    up = tl.load(both + row * 2 * width + width + column, inside, 0).to(tl.float32)
-    grad_out = tl.load(upstream + row * width + column, inside, 0).to(tl.float32)
-    sigmoid, slope = _gate(gate, GELU)
-    activated = gate * sigmoid
-    tl.store(out + row * width + column, activated * up, inside)
-    grad_gate = grad_out * up * (sigmoid + activated * (1 - sigmoid) * slope)
-    tl.store(gradient + row * 2 * width + column, grad_gate, inside)
-    tl.store(gradient + row * 2 * width + width + column, grad_out * activated, inside)
 
 
 @triton.jit
@@ -206,28 +168,6 @@ def cross_entropy_(
         BLOCK=min(16384, triton.next_power_of_2(width)),
         num_warps=16,
     )
-
-
-def gated_activation(both: torch.Tensor, gelu: bool) -> torch.Tensor:
-    """silu(gate) * up of [t, 2 f], gates first -> [t, f]; with `gelu` its tanh approximation instead of silu."""
-    rows = both.size(0)
-    width = both.size(1) // 2
-    out = both.new_empty(rows, width)
-    grid = (rows, triton.cdiv(width, 2048))
-    _gated_activation[grid](both, out, width, GELU=gelu, BLOCK=2048, num_warps=8)
-    return out
-
-
-def gated_activation_backward(
-    upstream: torch.Tensor, both: torch.Tensor, gelu: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient [t, 2 f] of `both`, and gated_activation(both, gelu) again."""
-    rows, width = upstream.shape
-    gradient = torch.empty_like(both)
-    out = torch.empty_like(upstream)
-    grid = (rows, triton.cdiv(width, 2048))
-    _gated_activation_backward[grid](both, upstream, gradient, out, width, GELU=gelu, BLOCK=2048, num_warps=8)
-    return gradient, out
 
 
 def quantise(values: torch.Tensor, columns: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

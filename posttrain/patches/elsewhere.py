@@ -107,7 +107,7 @@ CHANGES = (
     ),
     _elsewhere(
         "fused-mlp",
-        "posttrain.ops.fused_lora",
+        "posttrain.ops.fused_mlp",
         "__class__",
         kind=Kind.CORRECTNESS,
         symptom="the MLP is computed by a formula of this project, which must be that of core's",

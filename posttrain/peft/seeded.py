@@ -16,7 +16,8 @@ from megatron.bridge.peft.lora import LoRA
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
 from posttrain.models.whole_parameters import divided_by, draw_part, whole_name
-from posttrain.ops.fused_lora import Gather, fuse, fuse_activations, modules_of
+from posttrain.ops.fused_lora import Gather, fuse, modules_of
+from posttrain.ops.fused_mlp import fuse_activations
 from posttrain.ops.query_key_value import fuse_attention
 from posttrain.peft.canonical_layers import with_missing_parts
 from posttrain.peft.dora_layers import with_whole_norm

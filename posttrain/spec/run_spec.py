@@ -231,7 +231,7 @@ class RunSpec(ParallelSizes):
         mixture = self.experts > 0 and linear in ("linear_fc1", "linear_fc2")
         if linear == "linear_proj" or mixture:
             return False
-        return linear != "linear_fc2" or self.known_shape.gate_kernel
+        return linear != "linear_fc2" or self.known_shape.activation_kernel
 
     @property
     def supervised_logits_only(self) -> Decision:

@@ -15,6 +15,7 @@ from posttrain.peft.adapters import FUSED, resolve
 
 SILU = ("silu", "swish")  # one activation
 TANH_GELU = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh")  # as well
+EXACT_GELU = ("gelu", "gelu_python")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Shape:
         dropout: of the residual stream.
         biases: linear layers that have one.
         parallel_residual: attention and MLP read the same input.
-        gate: the activation of the MLP's gate, in Hugging Face's words; None: no gate.
+        activation: of the MLP, of its gate where it has one, in Hugging Face's words; None: not known.
     """
 
     family: ModelFamily
@@ -84,7 +85,7 @@ class Shape:
     dropout: float
     biases: frozenset[str]
     parallel_residual: bool
-    gate: str | None
+    activation: str | None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Shape":
@@ -124,18 +125,18 @@ class Shape:
             dropout=family.dropout if dropout is None else float(dropout),
             biases=frozenset(name for name in FUSED if family.has_bias(name, config)),
             parallel_residual=is_set(family.parallel_residual, config),
-            gate=family.gate and (family.value("activation", config) or family.gate),
+            activation=family.value("activation", config) or family.gate,
         )
 
     @property
     def silu_gate(self) -> bool:
         """Whether the MLP is SwiGLU."""
-        return self.gate in SILU
+        return self.family.gate is not None and self.activation in SILU
 
     @property
-    def gate_kernel(self) -> bool:
-        """Whether there are kernels for the MLP's gate (posttrain.ops.recomputed_norms.GatedActivation)."""
-        return self.gate in (*SILU, *TANH_GELU)
+    def activation_kernel(self) -> bool:
+        """Whether there are kernels for the MLP's activation (posttrain.ops.recomputed_norms.Activation)."""
+        return self.activation in (*SILU, *TANH_GELU, *EXACT_GELU)
 
     @property
     def linears(self) -> tuple[Linear, ...]:

@@ -96,6 +96,8 @@ class RunCallback(Callback):
         self.check_data()
         if run.spec.eight_bit_base:
             quantise_frozen(context.model)
+        if not run.spec.fsdp:
+            sum_gradients_in_products(context.model)
         if self.metrics:
             self.announce(self.metrics, context)
         if self.first_step == 0:
@@ -426,6 +428,17 @@ def save_on_sigterm(state: GlobalState) -> None:
     """
     state.cfg.train.exit_signal_handler = True
     _ = state.signal_handler  # installed where it is first asked for
+
+
+def sum_gradients_in_products(model: list[torch.nn.Module]) -> None:
+    """Let products of weight gradients add to Megatron's sums over micro-batches, in Transformer Engine's layers.
+
+    That is the part of core's `gradient_accumulation_fusion` which doesn't require Apex.
+    """
+    for part in model:
+        for module in part.modules():
+            if hasattr(module, "fuse_wgrad_accumulation"):
+                module.fuse_wgrad_accumulation = True  # type: ignore[assignment]
 
 
 def quantise_frozen(model: list[torch.nn.Module]) -> None:

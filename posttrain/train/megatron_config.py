@@ -78,7 +78,7 @@ def build_model(run: RunContext) -> MegatronModel:
     bridge = groups.model.bridge()
     provider = bridge.to_megatron_provider(load_weights=False)
     if run.platform.transformer_engine:
-        provider.gradient_accumulation_fusion = False  # requires Apex
+        provider.gradient_accumulation_fusion = False  # requires Apex; without it: sum_gradients_in_products
         provider.apply_rope_fusion = provider.position_embedding_type == "rope"
         provider.cross_entropy_loss_fusion = not run.settings.deterministic
         provider.cross_entropy_fusion_impl = "te"

@@ -29,9 +29,9 @@ def whole_layer(before):
 
 def operation(before, gamma):
     """What is done to the layer's input first."""
-    from posttrain.ops.recomputed_norms import GatedActivation, Norm
+    from posttrain.ops.recomputed_norms import Activation, Norm
 
-    return {"nothing": None, "rms": Norm(gamma, 1e-5), "silu": GatedActivation("silu")}[before]
+    return {"nothing": None, "rms": Norm(gamma, 1e-5), "silu": Activation("silu")}[before]
 
 
 def output_layer():

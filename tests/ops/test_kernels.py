@@ -10,21 +10,57 @@ def relative(found, exact):
     return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
-@pytest.mark.parametrize("width", [8192, 1000])
-@pytest.mark.parametrize("gelu", [False, True])
-def test_gated_activation(torch, width, gelu):
-    from posttrain.ops.triton_kernels import gated_activation, gated_activation_backward
+@pytest.mark.parametrize("function", ["silu", "gelu_tanh", "gelu"])
+@pytest.mark.parametrize(("gated", "biased"), [(True, False), (True, True), (False, True)])
+@pytest.mark.parametrize("rank", [0, 40])
+def test_activation(torch, function, gated, biased, rank):
+    from posttrain.ops.recomputed_norms import FUNCTIONS, Activation, LowRank
 
-    both = 2 * torch.randn(300, 2 * width, device="cuda", dtype=torch.bfloat16)
-    upstream = torch.randn(300, width, device="cuda", dtype=torch.bfloat16)
-    exact = both.double().requires_grad_()
-    gate = exact[:, :width]
-    activated = torch.nn.functional.gelu(gate, approximate="tanh") if gelu else torch.nn.functional.silu(gate)
-    expected = activated * exact[:, width:]
+    def random(*shape):
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+    width = 1000
+    inner = 2 * width if gated else width
+    bias = random(inner) if biased else None
+    values, upstream, added, upstream_added = 2 * random(300, inner), random(300, width), None, None
+    exact = values.double().requires_grad_()
+    total, exact_upstream = exact, upstream.double()
+    if biased:
+        total = total + bias.double()
+    if rank:
+        added = LowRank(random(300, rank), random(inner, rank).t())
+        upstream_added = LowRank(random(300, rank), random(rank, width))
+        total = total + added.left.double() @ added.right.double()
+        exact_upstream += upstream_added.left.double() @ upstream_added.right.double()
+    expected = FUNCTIONS[function](total[:, :width])
+    if gated:
+        expected = expected * total[:, width:]
+    expected.backward(exact_upstream)
+    activation = Activation(function, gated, bias)
+    gradient, again = activation.backward(upstream, values, added, upstream_added)
+    assert relative(activation(values, added), expected.detach()) < 3e-3  # bf16's rounding is 2e-3
+    assert torch.equal(again, activation(values, added))
+    assert relative(gradient, exact.grad) < 3e-3
+
+
+@pytest.mark.parametrize("width", [4096, 1000])
+@pytest.mark.parametrize(("centred", "offset"), [(False, 0.0), (False, 1.0), (True, 0.0), (True, 1.0)])
+def test_norm(torch, width, centred, offset):
+    from posttrain.ops.recomputed_norms import Norm
+
+    x, upstream = (3 * torch.randn(300, width, device="cuda", dtype=torch.bfloat16) + 1 for _ in range(2))
+    gamma, shift = (torch.randn(width, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    exact = x.double().requires_grad_()
+    gains = gamma.double() + offset
+    if centred:
+        expected = torch.nn.functional.layer_norm(exact, (width,), gains, shift.double(), 1e-5)
+    else:
+        expected = torch.nn.functional.rms_norm(exact, (width,), gains, 1e-5)
     expected.backward(upstream.double())
-    gradient, again = gated_activation_backward(upstream, both, gelu)
-    assert relative(gated_activation(both, gelu), expected.detach()) < 3e-3  # bf16's rounding is 2e-3
-    assert torch.equal(again, gated_activation(both, gelu))
+    norm = Norm(gamma, 1e-5, shift if centred else None, offset)
+    gradient, again = norm.backward(upstream, x)
+    assert relative(norm(x), expected.detach()) < 3e-3
+    assert torch.equal(again, norm(x))
     assert relative(gradient, exact.grad) < 3e-3
 
 
@@ -74,3 +110,17 @@ def test_products_with_an_eight_bit_weight(torch, tokens):
     x, upstream = (torch.randn(tokens, n, device="cuda", dtype=torch.bfloat16) for n in (1024, 1536))
     assert relative(frozen.product(x), x.double() @ rounded.t()) < 2**-4.5
     assert relative(frozen.gradient(upstream), upstream.double() @ rounded) < 2**-4.5
+
+
+@pytest.mark.parametrize("shape", [(16, 4096), (28672, 16), (7, 100)])
+def test_gradient_added_to_the_sum(torch, shape):
+    """As an fp32 sum of exact products; what is returned is a placeholder."""
+    from posttrain.ops.parallel_lora import weight_gradient
+
+    weight = torch.nn.Parameter(torch.zeros(shape, device="cuda", dtype=torch.bfloat16))
+    start = torch.randn(shape, device="cuda")
+    weight.main_grad = start.clone()
+    upstream, x = (torch.randn(512, n, device="cuda", dtype=torch.bfloat16) for n in shape)
+    assert weight_gradient(weight, upstream.t(), x).shape == weight.shape
+    assert weight.grad_added_to_main_grad
+    assert relative(weight.main_grad, start.double() + upstream.double().t() @ x.double()) < 1e-5

@@ -40,13 +40,13 @@ def test_values_and_gradients(fused, before):
         "nothing": (None, lambda x: x),
         "rms": (module.Norm(gamma, 1e-5), lambda x: rms_norm(x, gamma)),
         "layer": (
-            module.Norm(gamma, 1e-5, rms=False, shift=shift),
+            module.Norm(gamma, 1e-5, shift),
             lambda x: (
                 (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() * gamma + shift
             ),
         ),
-        "silu": (module.GatedActivation("silu"), lambda x: x[..., :12] * x[..., :12].sigmoid() * x[..., 12:]),
-        "gelu_tanh": (module.GatedActivation("gelu_tanh"), lambda x: approximate_gelu(x[..., :12]) * x[..., 12:]),
+        "silu": (module.Activation("silu"), lambda x: x[..., :12] * x[..., :12].sigmoid() * x[..., 12:]),
+        "gelu_tanh": (module.Activation("gelu_tanh"), lambda x: approximate_gelu(x[..., :12]) * x[..., 12:]),
     }
     operation, plain = operations[before]
     results = []
@@ -63,12 +63,54 @@ def test_values_and_gradients(fused, before):
         torch.testing.assert_close(one, other)
 
 
+def exact_gelu(x):
+    """x times the normal distribution's integral."""
+    return x * 0.5 * (1 + (x / 2**0.5).erf())
+
+
+@pytest.mark.parametrize("function", ["silu", "gelu_tanh", "gelu"])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("plain_input", [False, True])
+def test_whole_mlp(fused, function, gated, plain_input):
+    """The same as norm, layer, activation and layer by themselves; or without norm, bias and the input's gradient."""
+    module, torch = fused
+    from posttrain.ops.fused_mlp import FrozenMLP, MLPWithLoRA
+
+    torch.manual_seed(0)
+    inner = 24 if gated else 12
+    shapes = {"x": (5, 1, 8), "a": (3, 8), "b": (inner, 3), "second_a": (2, 12), "second_b": (8, 2)}
+    values = {name: torch.randn(*shape, dtype=torch.float64) for name, shape in shapes.items()}
+    frozen = ((inner, 8), (8, 12), (8,), (inner,))
+    first, second, gamma, bias = (torch.randn(*shape, dtype=torch.float64) for shape in frozen)
+    norm = None if plain_input else module.Norm(gamma, 1e-5)
+    activation = module.Activation(function, gated, None if plain_input else bias)
+    mlp = FrozenMLP(module.Weight(first), module.Weight(second), 0.7, 1.3, activation, norm)
+    plain = {"silu": torch.nn.functional.silu, "gelu_tanh": approximate_gelu, "gelu": exact_gelu}[function]
+    results = []
+    for way in ("fused", "plain"):
+        tensors = {}
+        for name, value in values.items():
+            tensors[name] = value.clone().requires_grad_(name != "x" or not plain_input)
+        x, a, b, second_a, second_b = tensors.values()
+        if way == "fused":
+            y = MLPWithLoRA.apply(x, mlp, a, b, second_a, second_b)
+        else:
+            y = x if plain_input else rms_norm(x, gamma)
+            y = y @ first.t() + 0.7 * (y @ a.t()) @ b.t() + (0 if plain_input else bias)
+            y = plain(y[..., :12]) * y[..., 12:] if gated else plain(y)
+            y = y @ second.t() + 1.3 * (y @ second_a.t()) @ second_b.t()
+        (y.sin() * torch.arange(8)).sum().backward()
+        results.append([y.detach(), *(tensor.grad for tensor in tensors.values() if tensor.requires_grad)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_input_without_gradient(fused):
     """The first layer's: the embedding is frozen."""
     module, torch = fused
     x, weight = torch.randn(5, 12), torch.randn(7, 6)
     a, b = torch.randn(3, 6, requires_grad=True), torch.randn(7, 3, requires_grad=True)
-    module.FrozenLinearWithLoRA.apply(x, weight, None, a, b, 0.5, module.GatedActivation("silu")).sum().backward()
+    module.FrozenLinearWithLoRA.apply(x, weight, None, a, b, 0.5, module.Activation("silu")).sum().backward()
     expected = torch.autograd.grad(
         (0.5 * (torch.nn.functional.silu(x[:, :6]) * x[:, 6:]) @ a.t() @ b.t()).sum(), (a, b)
     )
@@ -82,7 +124,7 @@ def test_kept_for_the_backward_pass(fused):
     weight, a, b = torch.randn(8, 16), torch.randn(2, 16, requires_grad=True), torch.randn(8, 2, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        module.FrozenLinearWithLoRA.apply(x, weight, None, a, b, 1.0, module.GatedActivation("silu"))
+        module.FrozenLinearWithLoRA.apply(x, weight, None, a, b, 1.0, module.Activation("silu"))
     shapes = sorted(tuple(tensor.shape) for tensor in kept if tensor.size(0) == 64)
     assert shapes == [(64, 2), (64, 32)]
 

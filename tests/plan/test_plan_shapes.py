@@ -82,11 +82,14 @@ def test_names_choose_layers():
     [
         (["model=llama3_8b"], True, True),
         (["model=llama3_8b", "model.architecture.hidden_act=swish"], True, True),
-        (["model=llama3_8b", "model.architecture.hidden_act=gelu"], False, False),
+        (["model=llama3_8b", "model.architecture.hidden_act=gelu"], False, True),
+        (["model=llama3_8b", "model.architecture.hidden_act=relu"], False, False),
         (["model=gemma2_2b"], False, True),
-        (["model=gpt2"], False, False),
+        (["model=gpt2"], False, True),
+        (["model=pythia_160m"], False, True),
+        (["model=gpt2", "model.architecture.activation_function=relu"], False, False),
     ],
 )
-def test_kernels_for_gates_are_counted_on_where_they_are(words, silu, kernel):
+def test_kernels_of_activations_are_counted_on_where_they_are(words, silu, kernel):
     shape = Shape.from_config(architecture(compose(words).model))
-    assert (shape.silu_gate, shape.gate_kernel) == (silu, kernel)
+    assert (shape.silu_gate, shape.activation_kernel) == (silu, kernel)

@@ -60,5 +60,4 @@ FAMILY = ModelFamily(
     gate=None,
     norm_bias=True,
     dropout=0.1,
-    no_cuda_graph="its captured step has not been compared with the plain one",
 )

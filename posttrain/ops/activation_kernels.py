@@ -1,0 +1,257 @@
+"""Triton kernels of activations, in tiles of [tokens, features]. Import it only where there is a GPU.
+
+Rows are contiguous. Arithmetic is in fp32, rounded once.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from posttrain.ops.recomputed_norms import Activation, LowRank
+
+TILE = (32, 128)  # tokens, features
+TILE_WARPS = 4
+
+
+@triton.jit
+def _activate(x, FUNCTION: tl.constexpr):
+    """The function of x, and its derivative."""
+    if FUNCTION == "gelu":
+        below = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))  # the normal distribution's
+        density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        return x * below, below + x * density
+    inner = x
+    slope = 1.0
+    if FUNCTION == "gelu_tanh":  # 0.5 (1 + tanh(z)) = sigmoid(2 z), z = sqrt(2 / pi) (x + 0.044715 x^3)
+        inner = 1.5957691216057308 * x * (1.0 + 0.044715 * x * x)
+        slope = 1.5957691216057308 * (1.0 + 0.134145 * x * x)
+    sigmoid = tl.sigmoid(inner)
+    activated = x * sigmoid
+    return activated, sigmoid + activated * (1.0 - sigmoid) * slope
+
+
+@triton.jit
+def _low_rank(left, right, row, column, here, inside, rank, along_rank, along_column, RANK: tl.constexpr):
+    """A tile of left [t, r] right [r, n]; `here` and `inside`: which rows and columns there are."""
+    nth = tl.arange(0, RANK)
+    ranks = nth < rank
+    one = tl.load(left + row[:, None] * rank + nth[None, :], here[:, None] & ranks[None, :], 0)
+    places = right + nth[:, None] * along_rank + column[None, :] * along_column
+    other = tl.load(places, ranks[:, None] & inside[None, :], 0)
+    return tl.dot(one, other, input_precision="ieee")
+
+
+@triton.jit
+def _sum(
+    values,
+    bias,
+    left,
+    right,
+    row,
+    column,
+    here,
+    inside,
+    width,
+    rank,
+    along_rank,
+    along_column,
+    BIAS: tl.constexpr,
+    RANK: tl.constexpr,
+):
+    """A tile of values [t, width] + bias + left right, without the last where RANK is 0."""
+    x = tl.load(values + row[:, None] * width + column[None, :], here[:, None] & inside[None, :], 0).to(tl.float32)
+    if BIAS:
+        x += tl.load(bias + column, inside, 0).to(tl.float32)[None, :]
+    if RANK:
+        x += _low_rank(left, right, row, column, here, inside, rank, along_rank, along_column, RANK)
+    return x
+
+
+@triton.jit
+def _activation(
+    values,
+    bias,
+    left,
+    right,
+    out,
+    rows,
+    width,
+    rank,
+    along_rank,
+    along_column,
+    FUNCTION: tl.constexpr,
+    GATED: tl.constexpr,
+    BIAS: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    here = row < rows
+    inside = column < width
+    both = width
+    if GATED:
+        both = 2 * width
+    x = _sum(values, bias, left, right, row, column, here, inside, both, rank, along_rank, along_column, BIAS, RANK)
+    activated, _ = _activate(x, FUNCTION)
+    if GATED:
+        second = width + column
+        activated *= _sum(
+            values, bias, left, right, row, second, here, inside, both, rank, along_rank, along_column, BIAS, RANK
+        )
+    tl.store(out + row[:, None] * width + column[None, :], activated, here[:, None] & inside[None, :])
+
+
+@triton.jit
+def _activation_backward(
+    values,
+    bias,
+    left,
+    right,
+    upstream,
+    upstream_left,
+    upstream_right,
+    gradient,
+    out,
+    rows,
+    width,
+    rank,
+    along_rank,
+    along_column,
+    upstream_rank,
+    upstream_along_rank,
+    upstream_along_column,
+    FUNCTION: tl.constexpr,
+    GATED: tl.constexpr,
+    BIAS: tl.constexpr,
+    RANK: tl.constexpr,
+    UPSTREAM_RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    here = row < rows
+    inside = column < width
+    mask = here[:, None] & inside[None, :]
+    both = width
+    if GATED:
+        both = 2 * width
+    x = _sum(values, bias, left, right, row, column, here, inside, both, rank, along_rank, along_column, BIAS, RANK)
+    grad_out = _sum(
+        upstream,
+        bias,
+        upstream_left,
+        upstream_right,
+        row,
+        column,
+        here,
+        inside,
+        width,
+        upstream_rank,
+        upstream_along_rank,
+        upstream_along_column,
+        False,
+        UPSTREAM_RANK,
+    )
+    activated, slope = _activate(x, FUNCTION)
+    place = gradient + row[:, None] * both + column[None, :]
+    if GATED:
+        second = width + column
+        up = _sum(
+            values, bias, left, right, row, second, here, inside, both, rank, along_rank, along_column, BIAS, RANK
+        )
+        tl.store(place + width, grad_out * activated, mask)
+        grad_out *= up
+        activated *= up
+    tl.store(place, grad_out * slope, mask)
+    tl.store(out + row[:, None] * width + column[None, :], activated, mask)
+
+
+def activation(values: torch.Tensor, kind: Activation, added: LowRank | None = None) -> torch.Tensor:
+    """As posttrain.ops.recomputed_norms.Activation: [t, f], gated [t, 2 f], -> [t, f]."""
+    rows = values.size(0)
+    width = kind.width(values)
+    out = values.new_empty(rows, width)
+    _activation[_tiles(rows, width)](
+        values,
+        _or(kind.bias, values),
+        *_factors(added, values),
+        out,
+        rows,
+        width,
+        *_strides(added),
+        FUNCTION=kind.function,
+        GATED=kind.gated,
+        BIAS=kind.bias is not None,
+        RANK=_padded_rank(added),
+        ROWS=TILE[0],
+        COLUMNS=TILE[1],
+        num_warps=TILE_WARPS,
+    )
+    return out
+
+
+def activation_backward(
+    upstream: torch.Tensor,
+    values: torch.Tensor,
+    kind: Activation,
+    added: LowRank | None = None,
+    upstream_added: LowRank | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of `values` from upstream + upstream_added, and activation(values, kind, added) again."""
+    rows, width = upstream.shape
+    gradient = torch.empty_like(values)
+    out = torch.empty_like(upstream)
+    _activation_backward[_tiles(rows, width)](
+        values,
+        _or(kind.bias, values),
+        *_factors(added, values),
+        upstream,
+        *_factors(upstream_added, values),
+        gradient,
+        out,
+        rows,
+        width,
+        *_strides(added),
+        *_strides(upstream_added),
+        FUNCTION=kind.function,
+        GATED=kind.gated,
+        BIAS=kind.bias is not None,
+        RANK=_padded_rank(added),
+        UPSTREAM_RANK=_padded_rank(upstream_added),
+        ROWS=TILE[0],
+        COLUMNS=TILE[1],
+        num_warps=TILE_WARPS,
+    )
+    return gradient, out
+
+
+def _tiles(rows: int, width: int) -> tuple[int, int]:
+    return triton.cdiv(rows, TILE[0]), triton.cdiv(width, TILE[1])
+
+
+def _or(tensor: torch.Tensor | None, unused: torch.Tensor) -> torch.Tensor:
+    """A kernel's argument, of which it makes no use where there is no tensor."""
+    return unused if tensor is None else tensor
+
+
+def _factors(added: LowRank | None, unused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if added is None:
+        return unused, unused
+    return added.left, added.right
+
+
+def _strides(added: LowRank | None) -> tuple[int, int, int]:
+    """Rank, and the strides of the right factor."""
+    if added is None:
+        return 0, 0, 0
+    return added.left.size(1), added.right.stride(0), added.right.stride(1)
+
+
+def _padded_rank(added: LowRank | None) -> int:
+    """Tensor cores multiply at least 16 by 16."""
+    if added is None:
+        return 0
+    return max(16, triton.next_power_of_2(added.left.size(1)))

@@ -37,6 +37,8 @@ def saved_activations(s: RunSpec) -> dict[str, float]:
         terms["inputs of query and key norms"] = inputs * n / split
     if not is_unfused(s):
         terms["softmax statistics"] = shape.heads * 4 / split
+    if s.context > 1 and s.heads_exchanged:
+        terms["attention output of own heads"] = shape.query * n / split
     if family.norms == 4:
         terms["inputs of output norms"] = 2 * stream
     if not shape.parallel_residual:

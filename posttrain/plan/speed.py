@@ -8,18 +8,20 @@ from posttrain.spec.run_spec import RunSpec
 from posttrain.utils.gpus import Gpu
 
 # Shares of a GPU's peak rate, and of its memory's bandwidth, that a captured step reaches: LoRA in bf16, an H200.
-PRODUCTS = 0.645
+PRODUCTS = 0.66
 # Of attention by features of a head, forward and backward together, whole rows of 4,096.
 ATTENTION = {64: 0.21, 128: 0.326, 256: 0.295}
+# How much more of the rate longer rows reach.
+LONG = {4096: 1.0, 32768: 1.4}
 # The same of soft-capped attention (posttrain.ops.capped_attention), heads of 256.
 CAPPED_ATTENTION = 0.135
 PASSES = 0.54
 # Width of the residual stream -> how much faster products are with frozen weights in 8 bits.
-EIGHT_BIT = {4096: 1.45, 8192: 1.95}
+EIGHT_BIT = {4096: 1.52, 8192: 1.92}
 # Width of an expert -> share of the peak rate of a mixture's experts as grouped products, with all that is done to
 # their rows; in bf16 and with weights in 8 bits. In bf16 the wider one was not measured.
 EXPERTS = {768: 0.35, 14336: 0.55}
-EIGHT_BIT_EXPERTS = {768: 0.28, 14336: 0.68}
+EIGHT_BIT_EXPERTS = {768: 0.33, 14336: 0.66}
 # Seconds of a layer and micro-batch that even a captured step takes: Pythia-160M.
 CAPTURED_S = 0.0009
 # Without the graph the host can be too slow: seconds of launching kernels per layer and
@@ -99,7 +101,7 @@ class Rates:
         """Those of the kernels that the run uses."""
         shape = s.known_shape
         products = PRODUCTS
-        attention = interpolate(ATTENTION, shape.query // shape.heads)
+        attention = interpolate(ATTENTION, shape.query // shape.heads) * interpolate(LONG, s.squares or s.length)
         experts = interpolate(EXPERTS, shape.ffn)
         if shape.score_softcap:
             attention = CAPPED_ATTENTION
@@ -177,7 +179,7 @@ def exchange_seconds(s: RunSpec) -> float:
     return s.micro_batches * layers * s.tokens * token / LINK
 
 
-def interpolate(measured: dict[int, float], width: int) -> float:
+def interpolate(measured: dict[int, float], width: float) -> float:
     """Return what was measured at a width; between two in proportion, beyond them as at the nearest one."""
     points = sorted(measured.items())
     for (small, low), (large, high) in pairwise(points):

@@ -8,9 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub
 import pytest
 
+from posttrain.cli import command
 from posttrain.data import hub_datasets
 from posttrain.errors import UserError
 from posttrain.models.hf import HFModel
+from posttrain.spec import checks
 from posttrain.utils import hub
 
 LOG_IN = "hf auth login"
@@ -61,7 +63,7 @@ def answering(monkeypatch):
 def test_an_answer(answering, case):
     answering.answer, said = ANSWERS[case]
     with pytest.raises(UserError) as model:
-        HFModel(path="owner/name").hf_config()
+        HFModel(path="owner/name").check_hub()
     with pytest.raises(UserError) as data:
         hub_datasets.revision("hf://owner/name:part@train", "data.path")
     with pytest.raises(UserError, match=r"^model\.tokenizer=owner/name: .*model\.tokenizer=DIR$"):
@@ -74,6 +76,20 @@ def test_an_answer(answering, case):
     assert "\n" not in str(model.value) + str(data.value)
 
 
+def test_a_run_asks_before_it_has_a_directory(answering):
+    """The model, its tokenizer and each file of rows; nothing where both are on this machine."""
+    answering.answer = (404, {"X-Error-Code": "RepoNotFound"})
+    for words, key in [
+        (["model=llama3_8b"], "model.path"),
+        (["model.tokenizer=owner/name"], "model.tokenizer"),
+        (["data=alpaca", "data.path=hf://owner/name"], "data.path"),
+        (["data=alpaca", "data.path=a.json", "data.validation_path=hf://owner/name"], "data.validation_path"),
+    ]:
+        with pytest.raises(UserError, match=rf"^{key}=.* the hub has no such"):
+            checks.check_hub(command.compose(words))
+    checks.check_hub(command.compose())
+
+
 def test_silence_is_given_up(monkeypatch):
     """A server that takes the connection and never answers, once for all that a command wants of a model."""
     monkeypatch.setattr(hub, "PATIENCE", 0.5)
@@ -82,7 +98,7 @@ def test_silence_is_given_up(monkeypatch):
         begin = time.monotonic()
         for _ in range(5):
             with pytest.raises(UserError, match=r"has not answered for 0\.5 s: check the network"):
-                HFModel(path="owner/name").hf_config()
+                HFModel(path="owner/name").check_hub()
         assert time.monotonic() - begin < 2
 
 
@@ -91,7 +107,7 @@ def test_nobody_there(monkeypatch):
         port = server.getsockname()[1]
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://me:secret@127.0.0.1:{port}")
     with pytest.raises(UserError, match=rf"hub \(127\.0\.0\.1:{port}\) can't be reached .*: check the network"):
-        HFModel(path="owner/name").hf_config()
+        HFModel(path="owner/name").check_hub()
 
 
 def test_what_is_in_the_cache_is_used(monkeypatch, tmp_path):

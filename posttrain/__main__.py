@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from posttrain import patches
 from posttrain.cli import command, help_screen, rerun, run_file
 from posttrain.config import composition
+from posttrain.config.overrides import quote_expressions
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch import launcher, nodes, prestart
 from posttrain.patches.registry import versions_of
@@ -150,7 +151,8 @@ def main() -> None:
         # What Hydra completes is this command; for `python -m posttrain` it would replace the completion of `python`.
         sys.argv[0] = "posttrain"
     try:
-        sys.argv[1:] = slurm.with_launcher(nodes.agree_on_directory(rerun.expand(run_file.expand(sys.argv[1:]))))
+        arguments = rerun.expand(run_file.expand(quote_expressions(sys.argv[1:])))
+        sys.argv[1:] = slurm.with_launcher(nodes.agree_on_directory(arguments))
     except UserError as error:
         stop.fail(str(error))
     prestart.start(sys.argv[1:])

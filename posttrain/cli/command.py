@@ -18,6 +18,7 @@ from posttrain.cli import data_format, help_screen, rerun, run_file
 from posttrain.cli.precheck import check_ahead, split_overrides
 from posttrain.config import composition as config
 from posttrain.config import hydra_guard
+from posttrain.config.overrides import quote_expressions
 from posttrain.errors import RunFailed, UserError, location_error
 from posttrain.recipes import layer
 from posttrain.sweep.optuna import set_defaults as set_optuna_defaults
@@ -34,7 +35,7 @@ def compose(overrides: list[str] | None = None, config_name: str = "config", wit
     Raises:
         UserError: for what `run` would report with exit code 2.
     """
-    layered = layer.apply(list(overrides or []), config_name)
+    layered = layer.apply(quote_expressions(overrides or []), config_name)
     added = data_format.choose(layered.words, layered.config_name).overrides
     cfg = config.compose([*layered.words, *added], layered.config_name, with_hydra)
     layer.check(cfg, layered.words)
@@ -68,7 +69,7 @@ def run(
     A mistake of the user's is printed as one message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback.
     """
     try:
-        sys.argv[1:] = rerun.expand(run_file.expand(sys.argv[1:]))
+        sys.argv[1:] = rerun.expand(run_file.expand(quote_expressions(sys.argv[1:])))
     except UserError as error:
         fail(str(error))
     # argparse refuses options between overrides (`model=x --multirun optimizer.lr=1,2`): a stable sort puts them first.

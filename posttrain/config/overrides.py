@@ -1,10 +1,32 @@
 """Format values as command-line overrides: `key=value` in Hydra's grammar."""
 
 import re
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 OPEN = ("hydra.launcher.sbatch.", "trainer.megatron.")  # groups that take any key; Hydra requires a plus to add one
 PLAIN = re.compile(r"[\w./:@%+-]*[A-Za-z./][\w./:@%+-]*", re.ASCII)
+EXPRESSIONS = ("data.where",)  # keys of texts in a grammar of their own
 NOT_TEXT = re.compile(r"(?i)null|true|false|nan|inf|[\d.+-]+(e[+-]?\d+)?")
+
+
+def quote_expressions(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command line with expressions in quotes where Hydra's grammar can't read them as they are.
+
+    So `data.where='lang == "en"'` is typed as any other text for a shell, which takes the outer quotes away.
+    """
+    quoted = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in EXPRESSIONS:
+            try:
+                OverridesParser.create().parse_override(argument)
+            except HydraException:
+                argument = format_override(key, value)
+        quoted.append(argument)
+    return quoted
 
 
 def format_override(key: str, value: object) -> str:

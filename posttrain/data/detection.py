@@ -172,16 +172,14 @@ def _question(columns: Mapping[str, Any], matches: Sequence[Match]) -> str:
     asked = [name for name in texts if _last(name) in QUESTIONS]
     answers = [name for name in texts if _last(name) in ANSWERS]
     if len(asked) == len(answers) == 1:
-        return f"{named}. Where they are a question and its answer, add: {_pair(asked[0], answers[0])}"
-    if len(texts) == 2:
-        return f"{named}. Where the second answers the first, add: {_pair(texts[0], texts[1])}"
-    if len(texts) == 1:
+        texts = [asked[0], answers[0]]
+    if len(texts) > 1:
+        question, answer = texts[:2]
+        return f"{named}. Where `{question}` asks and `{answer}` answers, add: {_pair(question, answer)}"
+    if texts:
         overrides = ["objective=text", format_override("data.format.column", texts[0])]
         return f"{named}. For continued pre-training on its text, add: {shlex.join(overrides)}"
-    return (
-        f"{named}. With the names of the columns for question and answer, add: {_pair('QUESTION', 'ANSWER')}; other "
-        "formats: docs/data.md"
-    )
+    return f"{named}, none of which holds text; data=NAME says what they mean: docs/data.md"
 
 
 def _pair(question: str, answer: str) -> str:

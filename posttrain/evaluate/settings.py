@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.config import composition, frozen, policy, schema
 from posttrain.config.containers import as_dict
+from posttrain.config.overrides import quote_expressions
 from posttrain.errors import UserError
 from posttrain.generate.sampling import MAX_NEW_TOKENS, MOST_TEMPERATURE, Sampling
 from posttrain.utils.user_paths import expand_home
@@ -125,6 +126,7 @@ def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     Raises:
         UserError: as for the same overrides on a command line.
     """
+    overrides = quote_expressions(overrides)
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:

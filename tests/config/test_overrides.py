@@ -5,7 +5,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.config.overrides import format_override
+from posttrain.config.overrides import format_override, quote_expressions
 
 PARSER = OverridesParser.create()
 
@@ -23,3 +23,18 @@ def test_round_trip(value):
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=20))
 def test_any_text(text):
     assert PARSER.parse_override(format_override("key", text)).value() == text
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ['lang == "en"', "lang == 'en' && !has(row.x)", "has(row.lang)", "size(text)>5", 'text.matches("^\\\\d+$")',
+     '"en" in langs', 'lang in ["en", "de"]', "meta.ok", 'row["a b"] == "it\'s"', "a==1"],
+)  # fmt: skip
+def test_an_expression_is_read_as_it_is_typed(expression):
+    """As a shell hands it on, without the outer quotes; or in quotes of Hydra's."""
+    typed = [f"data.where={expression}", format_override("data.where", expression), "peft.rank=8", "--multirun"]
+    for quoted in quote_expressions(typed)[:2]:
+        assert PARSER.parse_override(quoted).value() == expression
+    assert quote_expressions(typed)[2:] == typed[2:]
+    assert quote_expressions(quote_expressions(typed)) == quote_expressions(typed)
+    assert PARSER.parse_override(quote_expressions(["data.where=a,b"])[0]).is_sweep_override()

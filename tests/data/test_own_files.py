@@ -232,13 +232,13 @@ def test_the_format_is_told_by_the_columns(tmp_path, row, overrides):
             "add: data=prompt_completion data.format.prompt=Question data.format.completion=Answer",
         ),
         ({"left": "a", "right": "b"}, "data.format.prompt=left data.format.completion=right"),
-        ({"text": "a", "label": "b"}, "Where they|second answers the first, add: data=prompt_completion"),
+        ({"text": "a", "label": "b"}, "Where `text` asks and `label` answers, add: data=prompt_completion"),
         (
             {"data": {"question": "a", "answer": "b"}},
             "data=custom data.format.prompt=data.question data.format.answer=",
         ),
         ({"body": "a", "id": 1}, "add: objective=text data.format.column=body"),
-        ({"a": "1", "b": "2", "c": "3"}, "columns a, b, c, of no known format. .*data.format.prompt=QUESTION"),
+        ({"a": "1", "b": "2", "c": "3"}, "columns a, b, c, of no known format. Where `a` asks and `b` answers"),
         (
             {"messages": CHAT, "instruction": "a", "output": "b"},
             r"several formats\. Add one of:\n  data=messages\n  data=al",
@@ -251,6 +251,7 @@ def test_the_format_is_told_by_the_columns(tmp_path, row, overrides):
             {"chosen": CHAT, "rejected": CHAT},
             r"add: data=messages data.format.column=chosen 'data.format.metadata=\[rej",
         ),
+        ({"a": 1, "id": "x"}, "none of which holds text"),
         ({}, "its first rows have no columns"),
     ],
 )

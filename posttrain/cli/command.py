@@ -105,6 +105,7 @@ def run(
         sys.argv[1:] = data_format.complete(sys.argv[1:], config_name)
         if check:
             check_ahead(lambda overrides: compose(overrides, config_name, with_hydra=True), check)
+        working.phase("composing")
         set_optuna_defaults(sys.argv[1:])
         try:
             single = not {"-m", "--multirun"} & set(sys.argv[1:])

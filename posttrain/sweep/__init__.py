@@ -4,12 +4,15 @@ import sys
 from pathlib import Path
 
 from posttrain.errors import UserError
+from posttrain.utils import working
 
 launched: set[Path] = set()  # directories of the sweeps that this command has launched
 
 
 def summarize() -> None:
     """Table, page and link to the best of what was launched, however it ended; a launcher may be called many times."""
+    if launched:
+        working.begin("writing the report")
     while launched:
         from posttrain.report import write_report  # lists and tables for a terminal, which a run doesn't need
 

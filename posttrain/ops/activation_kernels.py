@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from posttrain.ops.recomputed_norms import Activation, LowRank
+from posttrain.ops.low_rank import LowRank
 
 TILE = (32, 128)  # tokens, features
 TILE_WARPS = 4
@@ -169,22 +169,25 @@ def _activation_backward(
     tl.store(out + row[:, None] * width + column[None, :], activated, mask)
 
 
-def activation(values: torch.Tensor, kind: Activation, added: LowRank | None = None) -> torch.Tensor:
+def activation(
+    values: torch.Tensor, function: str, gated: bool, bias: torch.Tensor | None, added: LowRank | None = None
+) -> torch.Tensor:
     """As posttrain.ops.recomputed_norms.Activation: [t, f], gated [t, 2 f], -> [t, f]."""
-    rows = values.size(0)
-    width = kind.width(values)
+    rows, width = values.shape
+    if gated:
+        width //= 2
     out = values.new_empty(rows, width)
     _activation[_tiles(rows, width)](
         values,
-        _or(kind.bias, values),
+        _or(bias, values),
         *_factors(added, values),
         out,
         rows,
         width,
         *_strides(added),
-        FUNCTION=kind.function,
-        GATED=kind.gated,
-        BIAS=kind.bias is not None,
+        FUNCTION=function,
+        GATED=gated,
+        BIAS=bias is not None,
         RANK=_padded_rank(added),
         ROWS=TILE[0],
         COLUMNS=TILE[1],
@@ -196,17 +199,19 @@ def activation(values: torch.Tensor, kind: Activation, added: LowRank | None = N
 def activation_backward(
     upstream: torch.Tensor,
     values: torch.Tensor,
-    kind: Activation,
+    function: str,
+    gated: bool,
+    bias: torch.Tensor | None,
     added: LowRank | None = None,
     upstream_added: LowRank | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of `values` from upstream + upstream_added, and activation(values, kind, added) again."""
+    """Gradient of `values` from upstream + upstream_added, and activation(values, ...) again."""
     rows, width = upstream.shape
     gradient = torch.empty_like(values)
     out = torch.empty_like(upstream)
     _activation_backward[_tiles(rows, width)](
         values,
-        _or(kind.bias, values),
+        _or(bias, values),
         *_factors(added, values),
         upstream,
         *_factors(upstream_added, values),
@@ -216,9 +221,9 @@ def activation_backward(
         width,
         *_strides(added),
         *_strides(upstream_added),
-        FUNCTION=kind.function,
-        GATED=kind.gated,
-        BIAS=kind.bias is not None,
+        FUNCTION=function,
+        GATED=gated,
+        BIAS=bias is not None,
         RANK=_padded_rank(added),
         UPSTREAM_RANK=_padded_rank(upstream_added),
         ROWS=TILE[0],
@@ -234,7 +239,9 @@ def _tiles(rows: int, width: int) -> tuple[int, int]:
 
 def _or(tensor: torch.Tensor | None, unused: torch.Tensor) -> torch.Tensor:
     """A kernel's argument, of which it makes no use where there is no tensor."""
-    return unused if tensor is None else tensor
+    if tensor is None:
+        return unused
+    return tensor
 
 
 def _factors(added: LowRank | None, unused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,8 +15,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from posttrain.ops.fp8_linear import Weight
 from posttrain.ops.fused_lora import FusedLoRALinear, modules_of
+from posttrain.ops.low_rank import LowRank
 from posttrain.ops.parallel_lora import Context, scaled_product, weight_gradient
-from posttrain.ops.recomputed_norms import Activation, Function, LowRank, Norm, backward_through
+from posttrain.ops.recomputed_norms import Activation, Function, Norm, backward_through
 
 FUNCTIONS: dict[object, Function] = {F.silu: "silu", fast_gelu: "gelu_tanh", F.gelu: "gelu"}
 

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from posttrain.ops.low_rank import LowRank
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -63,23 +65,6 @@ FUNCTIONS: dict[Function, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """What is added to a tensor [t, n] where that is read next, and never written by itself: left right.
-
-    Attributes:
-        left: [t, rank].
-        right: [rank, n], of any strides.
-    """
-
-    left: torch.Tensor
-    right: torch.Tensor
-
-    def added_to(self, values: torch.Tensor) -> torch.Tensor:
-        """values + left right, a new tensor."""
-        return torch.addmm(values, self.left, self.right)
-
-
-@dataclass(frozen=True)
 class Activation:
     """function(x + bias) of [t, f], or function(gate) * up of x + bias [t, 2 f], gates first.
 
@@ -90,16 +75,12 @@ class Activation:
     gated: bool = True
     bias: torch.Tensor | None = None
 
-    def width(self, x: torch.Tensor) -> int:
-        """Features of the output."""
-        return x.size(-1) // 2 if self.gated else x.size(-1)
-
     def __call__(self, x: torch.Tensor, added: LowRank | None = None) -> torch.Tensor:
         """[t, f] of x + added."""
         if x.is_cuda:
             from posttrain.ops.activation_kernels import activation
 
-            return activation(x, self, added)
+            return activation(x, self.function, self.gated, self.bias, added)
         first, up = self._parts(x, added)
         activated = FUNCTIONS[self.function](first)
         return activated if up is None else activated * up
@@ -115,7 +96,7 @@ class Activation:
         if x.is_cuda:
             from posttrain.ops.activation_kernels import activation_backward
 
-            return activation_backward(upstream, x, self, added, upstream_added)
+            return activation_backward(upstream, x, self.function, self.gated, self.bias, added, upstream_added)
         if upstream_added:
             upstream = upstream_added.added_to(upstream)
         first, up = self._parts(x, added)

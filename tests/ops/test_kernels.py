@@ -14,7 +14,8 @@ def relative(found, exact):
 @pytest.mark.parametrize(("gated", "biased"), [(True, False), (True, True), (False, True)])
 @pytest.mark.parametrize("rank", [0, 40])
 def test_activation(torch, function, gated, biased, rank):
-    from posttrain.ops.recomputed_norms import FUNCTIONS, Activation, LowRank
+    from posttrain.ops.low_rank import LowRank
+    from posttrain.ops.recomputed_norms import FUNCTIONS, Activation
 
     def random(*shape):
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig
 
 from posttrain.cli.precheck import split_overrides, trials
-from posttrain.config.composition import compose
+from posttrain.config.composition import CONF_DIR, compose
 from posttrain.data import detection
 from posttrain.data.readers import FileOptions
 from posttrain.errors import UserError
@@ -19,6 +20,7 @@ from posttrain.utils.cache import cache_root
 from posttrain.utils.escape import escape_control
 
 DEFAULT = "demo"  # the choice of `data` where nobody has one
+OF_READY_RUNS = "messages"  # that of the ready runs in conf/experiment, which any other may take the place of
 PATH = "data.path"
 # What can name a file: the command line, or an experiment of the user's.
 NAMES_A_FILE = (PATH, "experiment", "+experiment")
@@ -85,15 +87,25 @@ def choose(overrides: Sequence[str], config_name: str) -> Choice:
     except UserError:
         return NOTHING  # it is said where the command composes
     data = cfg.data
-    if cfg.hydra.runtime.choices.get("data") != DEFAULT or not data.path or "demo:" in str(data.path):
+    choices = cfg.hydra.runtime.choices
+    of_ready_run = _is_of_ready_run(choices) and PATH in keys
+    if not of_ready_run and (choices.get("data") != DEFAULT or not data.path or "demo:" in str(data.path)):
         return NOTHING
     path = data.path if isinstance(data.path, str) else list(data.path)
     options = FileOptions(data.encoding, data.delimiter, data.sheet)
     match = detection.detect(path, options, cache_root(cfg.cache_dir))
+    if of_ready_run and match.overrides[0] in (f"data={OF_READY_RUNS}", "objective=text"):
+        return NOTHING
     added = tuple(override for override in match.overrides if _key(override) not in keys)
     columns = ", ".join(match.columns)
     note = f"{PATH}={data.path}: {match.name}, by {columns} ({' '.join(added)}); another format: data=NAME"
     return Choice(added, note)
+
+
+def _is_of_ready_run(choices: DictConfig) -> bool:
+    """Whether `data` is chosen by an experiment of this project's, which can't know the user's file."""
+    experiment = CONF_DIR / "experiment" / f"{choices.get('experiment')}.yaml"
+    return choices.get("data") == OF_READY_RUNS and experiment.is_file()
 
 
 def _key(override: str) -> str:

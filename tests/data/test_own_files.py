@@ -299,6 +299,15 @@ def test_a_command_takes_the_format_of_its_file(tmp_path, capsys):
         data_format.complete(words[:1], "config")
 
 
+def test_a_ready_run_takes_the_format_of_the_file_that_it_is_given(tmp_path):
+    path = written(tmp_path / "rows.csv")
+    cfg = command.compose(["experiment=lora_qwen3_8b", f"data.path={path}"])
+    assert cfg.data.format._target_.endswith("PromptCompletion") and cfg.data.validation_fraction == 0.02
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": CHAT}) + "\n")
+    words = ["experiment=lora_qwen3_8b", f"data.path={tmp_path / 'chats.jsonl'}"]
+    assert data_format.choose(words, "config") == data_format.NOTHING
+
+
 def test_a_sweep_over_files_takes_the_format_that_they_have(tmp_path):
     for name, row in (("a", ROWS[0]), ("b", ROWS[1]), ("c", {"messages": CHAT})):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from posttrain.config.composition import compose
+from posttrain.plan.memory import estimate_memory
 from posttrain.plan.speed import estimate_speed
 from posttrain.spec.run_spec import resolve_spec
 from posttrain.utils import gpus
@@ -40,10 +41,24 @@ MEASURED = {  # per GPU: bench/README.md, docs/scaling.md
 }
 
 
+def setting(row):
+    """(what is run, processes) of a row of bench/scaling.yaml."""
+    world = ROWS[row].get("gpus", 1)
+    return replace(resolve_spec(compose([*FULL, *ROWS[row]["overrides"]]), world), supervised_share=1.0), world
+
+
+@pytest.mark.parametrize("row", sorted(ROWS.keys() - MEASURED.keys()))
+def test_rows_that_nobody_has_measured_can_be_planned(row):
+    spec, world = setting(row)
+    assert ROWS[row].get("of", row) in ROWS
+    assert spec.world == world
+    assert spec.micro_batches * spec.micro_batch * spec.data_parallel == spec.global_batch
+    assert estimate_memory(spec).needed / 2**30 < 140  # GiB of an H200
+
+
 @pytest.mark.parametrize("row", MEASURED)
 def test_within_a_tenth(row):
-    world = ROWS[row].get("gpus", 1)
-    spec = replace(resolve_spec(compose([*FULL, *ROWS[row]["overrides"]]), world), supervised_share=1.0)
+    spec, world = setting(row)
     tokens = spec.global_batch * spec.length
     planned = estimate_speed(spec, gpus.find_gpu("h200"), tokens).tokens_per_second
     assert planned / world == pytest.approx(MEASURED[row], rel=0.1)

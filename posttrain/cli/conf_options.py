@@ -34,17 +34,19 @@ def header(path: Path) -> str:
 
 def package(path: Path) -> str | None:
     """Where a file's keys go (`# @package _global_`); None: under their group."""
-    found = [
-        line.split()[2] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# @package ")
-    ]
-    return found[0] if found else None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# @package "):
+            return line.split()[2]
+    return None
 
 
 def read(path: Path) -> list[Option]:
     """Every option of a file, inner ones by their path; Hydra's `defaults` and `_target_` are none."""
     text = path.read_text(encoding="utf-8")
     root = yaml.compose(text)
-    return _options(root, text.splitlines(), "") if root else []
+    if not root:
+        return []
+    return _options(root, text.splitlines(), "")
 
 
 def _options(mapping: yaml.MappingNode, lines: list[str], prefix: str) -> list[Option]:
@@ -53,15 +55,19 @@ def _options(mapping: yaml.MappingNode, lines: list[str], prefix: str) -> list[O
     for key, value in mapping.value:
         comment = _above(lines, key.start_mark.line, key.start_mark.column)
         behind = _behind(lines, key, value)
-        shared = above if _follows(lines, key) else ""
-        above = comment or (shared if not behind else "")
+        shared = ""
+        if _follows(lines, key):
+            shared = above
+        above = comment
+        if not comment and not behind:
+            above = shared
         if key.value in ("defaults", "_target_", "_partial_"):
             continue
         path = f"{prefix}{key.value}"
         if isinstance(value, yaml.MappingNode) and value.value and not value.flow_style:
-            inner = _options(value, lines, f"{path}.")
-            found += [Option(path, "", comment or behind)] if comment or behind else []
-            found += inner
+            if comment or behind:
+                found.append(Option(path, "", comment or behind))
+            found += _options(value, lines, f"{path}.")
         else:
             found.append(Option(path, _written(value), comment or behind or shared))
     return found
@@ -72,13 +78,17 @@ def _above(lines: list[str], line: int, column: int) -> str:
     start = line
     while start and lines[start - 1].startswith(" " * column + "#"):
         start -= 1
-    return "" if start == 0 else " ".join(text.strip().lstrip("#").strip() for text in lines[start:line])
+    if start == 0:
+        return ""
+    return " ".join(map(_uncommented, lines[start:line]))
 
 
 def _behind(lines: list[str], key: yaml.Node, value: yaml.Node) -> str:
     """The comment on a key's line, and the lines below it that go on in the same column."""
     block = isinstance(value, yaml.CollectionNode) and not value.flow_style
-    mark = key.end_mark if block or getattr(value, "style", None) in ("|", ">") else value.end_mark
+    mark = value.end_mark
+    if block or _is_long_text(value):
+        mark = key.end_mark
     rest = lines[mark.line][mark.column :]
     at = rest.find(" #")
     if at < 0:
@@ -86,7 +96,7 @@ def _behind(lines: list[str], key: yaml.Node, value: yaml.Node) -> str:
     words, column = [rest[at + 2 :].strip()], mark.column + at + 1
     for text in lines[mark.line + 1 :]:
         if text.strip().startswith("#") and text.index("#") == column:
-            words.append(text.strip().lstrip("#").strip())
+            words.append(_uncommented(text))
         else:
             break
     return " ".join(words)
@@ -94,12 +104,24 @@ def _behind(lines: list[str], key: yaml.Node, value: yaml.Node) -> str:
 
 def _follows(lines: list[str], key: yaml.Node) -> bool:
     """Whether a key stands right below another line of YAML."""
-    before = lines[key.start_mark.line - 1].strip() if key.start_mark.line else ""
+    if key.start_mark.line == 0:
+        return False
+    before = lines[key.start_mark.line - 1].strip()
     return bool(before) and not before.startswith("#")
 
 
+def _uncommented(line: str) -> str:
+    """The text of a line that is a comment."""
+    return line.strip().lstrip("#").strip()
+
+
+def _is_long_text(value: yaml.Node) -> bool:
+    """Whether it is a text over several lines, behind `|` or `>`."""
+    return getattr(value, "style", None) in ("|", ">")
+
+
 def _written(value: yaml.Node) -> str:
-    if getattr(value, "style", None) in ("|", ">"):
+    if _is_long_text(value):
         return value.value.strip().splitlines()[0] + " ..."
     text = value.start_mark.buffer[value.start_mark.pointer : value.end_mark.pointer]
     return " ".join(text.split()) or "null"

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +52,16 @@ class Comparison:
     @property
     def numbers(self) -> dict[str, str]:
         """NUMBERS that any trial has, what ranks them first."""
-        present = [name for name in NUMBERS if any(name in trial.summary for trial in self.trials)]
-        ranked = [name for name in present if name == self.metric]
-        return {name: NUMBERS[name] for name in dict.fromkeys([*ranked, *present])}
+        numbers = {}
+        for name in (self.metric, *NUMBERS):
+            if any(name in trial.summary for trial in self.trials):
+                numbers[name] = NUMBERS[name]
+        return numbers
+
+    @property
+    def other_numbers(self) -> list[str]:
+        """Those that don't rank them."""
+        return [name for name in self.numbers if name != self.metric]
 
     @property
     def curve(self) -> str:
@@ -63,9 +71,11 @@ class Comparison:
     @property
     def columns_say_names(self) -> bool:
         """Whether the trials' folders are called what the swept values say: `lr=0.0001,rank=8`."""
-        parts = [f"{label}=" for label in self.labels.values()]
-        folders = [trial.path.name for trial in self.trials]
-        return bool(parts) and all(part in folder for part in parts for folder in folders)
+        for trial in self.trials:
+            for label in self.labels.values():
+                if f"{label}=" not in trial.path.name:
+                    return False
+        return bool(self.labels)
 
     @property
     def compared(self) -> list[Trial]:
@@ -161,27 +171,25 @@ def ranking_metric(trials: list[Trial]) -> str:
 
 def swept(trials: list[Trial]) -> list[str]:
     """The keys of the trials' command lines whose values are not the same in all, in their order there."""
-    readable = [trial for trial in trials if trial.config]
-    keys: dict[str, None] = {}
-    for trial in readable:
-        keys |= dict.fromkeys(trial.choices)
-    different = []
-    for key in keys:
-        values = {json.dumps(setting(trial, key)) for trial in readable}
-        if len(values) > 1 and not is_run_local(key):
-            different.append(key)
-    return different
+    return _varying(trials, lambda trial: trial.choices, setting)
 
 
 def differing(trials: list[Trial]) -> list[str]:
     """The configuration keys whose values are not the same in all trials."""
-    keys: dict[str, None] = {}
+    return _varying(trials, lambda trial: trial.config, lambda trial, key: trial.config.get(key))
+
+
+def _varying(
+    trials: list[Trial], keys_of: Callable[[Trial], Iterable[str]], value_of: Callable[[Trial, str], Any]
+) -> list[str]:
+    """The keys whose values are not the same in all trials that have a configuration."""
     readable = [trial for trial in trials if trial.config]
+    keys: dict[str, None] = {}
     for trial in readable:
-        keys |= dict.fromkeys(trial.config)
+        keys |= dict.fromkeys(keys_of(trial))
     different = []
     for key in keys:
-        values = {json.dumps(trial.config.get(key)) for trial in readable}
+        values = {json.dumps(value_of(trial, key)) for trial in readable}
         if len(values) > 1 and not is_run_local(key):
             different.append(key)
     return different

@@ -17,17 +17,23 @@ Table = dict[str, object]  # {"step": [...], "minutes": [...], "tokens": [...], 
 
 def curve_names(trials: list[Trial], first: str) -> list[str]:
     """The metrics that any trial has a curve of: what ranks the trials, training loss, the others as they came."""
-    names: dict[str, None] = {}
-    for trial in trials:
-        names |= dict.fromkeys(trial.series)
-    ordered = [name for name in (first, "loss", "val_loss") if name in names]
-    return list(dict.fromkeys([*ordered, *(name for name in names if name not in NOT_CURVES)]))
+    recorded = _recorded(trials)
+    ordered = dict.fromkeys([first, "loss", "val_loss", *recorded])
+    return [name for name in ordered if name in recorded and name not in NOT_CURVES]
 
 
 def axis_names(trials: list[Trial]) -> list[str]:
     """What the curves of these trials can be drawn over."""
-    recorded = [name for name in AXES if any(name in trial.series for trial in trials)]
-    return ["step", "minutes", *recorded]
+    recorded = _recorded(trials)
+    return ["step", "minutes", *(name for name in AXES if name in recorded)]
+
+
+def _recorded(trials: list[Trial]) -> dict[str, None]:
+    """The names in any trial's metrics, as they came."""
+    names: dict[str, None] = {}
+    for trial in trials:
+        names |= dict.fromkeys(trial.series)
+    return names
 
 
 def points_per_curve(trials: list[Trial]) -> int:
@@ -47,16 +53,15 @@ def curve_tables(trial: Trial, most: int) -> list[Table]:
     for name, points in trial.series.items():
         if name in NOT_CURVES:
             continue
-        thin = thinned(points, most)
-        steps = tuple(step for step, _ in thin)
-        by_steps.setdefault(steps, {})[name] = [float(f"{value:.5g}") for _, value in thin]
+        steps, values = zip(*thinned(points, most), strict=True)
+        by_steps.setdefault(steps, {})[name] = [float(f"{value:.5g}") for value in values]
     tables: list[Table] = []
-    for steps, values in by_steps.items():
+    for steps, curves in by_steps.items():
         minutes = [round(passed.get(step, 0.0) / 60, 3) for step in steps]
-        table: Table = {"step": list(steps), "minutes": minutes, "values": values}
+        table: Table = {"step": list(steps), "minutes": minutes, "values": curves}
         for name in AXES:
             counted = dict(trial.series.get(name, []))
-            if all(step in counted for step in steps):
+            if counted.keys() >= set(steps):
                 table[name] = [counted[step] for step in steps]
         tables.append(table)
     return tables

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from posttrain.report.comparison import Comparison, format_value
-from posttrain.report.trials import Trial, is_number
+from posttrain.report.trials import Trial, is_number, part_of
 from posttrain.utils.durations import format_duration
 
 RANKING = {
@@ -51,12 +51,15 @@ def facts_of_run(trial: Trial) -> list[Fact]:
     """State, losses, amounts, speed, memory, machine and export of one run."""
     facts = [Fact("state", trial.state), *_losses(trial)]
     steps = trial.summary.get("steps")
-    trained = _last(trial, "loss")
+    trained = trial.last("loss")
     if not is_number(steps) and trained is not None:
         steps = trained[0]
-    epochs = _last(trial, "epoch")
     if is_number(steps):
-        facts.append(Fact("steps", f"{steps:,}", f"{format_value(epochs[1])} epochs" if epochs else ""))
+        note = ""
+        epochs = trial.last("epoch")
+        if epochs is not None:
+            note = f"{format_value(epochs[1])} epochs"
+        facts.append(Fact("steps", f"{steps:,}", note))
     if trial.seconds:
         facts.append(Fact("time", format_duration(trial.seconds), "from start to end"))
     facts += _amounts(trial)
@@ -68,14 +71,14 @@ def facts_of_run(trial: Trial) -> list[Fact]:
 
 def _losses(trial: Trial) -> list[Fact]:
     facts = []
-    after, before = trial.summary.get("val_loss_after"), trial.summary.get("val_loss_before")
-    validated = _last(trial, "val_loss")
+    after = trial.summary.get("val_loss_after")
+    validated = trial.last("val_loss")
     if not is_number(after) and validated is not None:  # it is still running, or ended early
         after = validated[1]
     if is_number(after):
-        note = f"{format_value(before)} before training" if is_number(before) else ""
-        facts.append(Fact("validation loss", format_value(after), note))
-    trained = _last(trial, "loss")
+        before = _amount(trial, "val_loss_before", "before training")
+        facts.append(Fact("validation loss", format_value(after), before))
+    trained = trial.last("loss")
     if trained is not None:
         facts.append(Fact("training loss", format_value(trained[1]), f"at step {trained[0]}"))
     return facts
@@ -83,38 +86,32 @@ def _losses(trial: Trial) -> list[Fact]:
 
 def _amounts(trial: Trial) -> list[Fact]:
     facts = []
-    summary = trial.summary
     if trial.tokens:
-        supervised = summary.get("supervised_tokens")
-        note = f"{supervised:,} supervised" if is_number(supervised) else ""
-        facts.append(Fact("tokens", f"{trial.tokens:,}", note))
-    speed, supervised = summary.get("tokens_per_second"), summary.get("supervised_tokens_per_second")
-    if is_number(speed):
-        note = f"{format_value(supervised)} supervised" if is_number(supervised) else ""
-        facts.append(Fact("speed", f"{format_value(speed)} tok/s", note))
-    memory, planned = summary.get("peak_memory_gib"), summary.get("memory_planned_gib")
-    if is_number(memory):
-        note = f"{format_value(planned)} planned" if is_number(planned) else ""
-        facts.append(Fact("peak memory", f"{format_value(memory)} GiB", note))
+        facts.append(Fact("tokens", f"{trial.tokens:,}", _amount(trial, "supervised_tokens", "supervised")))
+    speed = _amount(trial, "tokens_per_second", "tok/s")
+    if speed:
+        facts.append(Fact("speed", speed, _amount(trial, "supervised_tokens_per_second", "supervised")))
+    memory = _amount(trial, "peak_memory_gib", "GiB")
+    if memory:
+        facts.append(Fact("peak memory", memory, _amount(trial, "memory_planned_gib", "planned")))
     return facts
+
+
+def _amount(trial: Trial, name: str, unit: str) -> str:
+    """A number of the summary with a word behind it, empty where there is none."""
+    value = trial.summary.get(name)
+    if not is_number(value):
+        return ""
+    return f"{format_value(value)} {unit}"
 
 
 def _machine(trial: Trial) -> list[Fact]:
     facts = []
     if trial.gpus is not None:
-        where = "CPU"
-        if trial.gpus:
-            where = "1 GPU" if trial.gpus == 1 else f"{trial.gpus} GPUs"
+        where = {0: "CPU", 1: "1 GPU"}.get(trial.gpus, f"{trial.gpus} GPUs")
         facts.append(Fact("machine", where, str(trial.spec.get("precision", ""))))
-    model, trained = trial.spec.get("model"), trial.spec.get("trained")
-    if isinstance(model, dict) and isinstance(trained, dict):
-        total, part = model.get("parameters"), trained.get("parameters")
-        if is_number(total) and is_number(part):
-            facts.append(Fact("trained", f"{part:,}", f"of {total:,} parameters: {trained.get('kind')}"))
+    trained = part_of(trial.spec, "trained")
+    total, part = part_of(trial.spec, "model").get("parameters"), trained.get("parameters")
+    if is_number(total) and is_number(part):
+        facts.append(Fact("trained", f"{part:,}", f"of {total:,} parameters: {trained.get('kind')}"))
     return facts
-
-
-def _last(trial: Trial, name: str) -> tuple[int, float] | None:
-    """The last point of a curve."""
-    points = trial.series.get(name)
-    return points[-1] if points else None

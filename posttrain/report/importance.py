@@ -64,9 +64,11 @@ def parameter_importance(comparison: Comparison) -> Importance:
 def encode(key: str, trials: list[Trial]) -> list[float]:
     """A key's values as numbers: their logarithms where they span magnitudes, of texts the place in the alphabet."""
     values = [setting(trial, key) for trial in trials]
-    if all(is_quantity(value) for value in values):
-        numbers = [float(value) for value in values]
-        return list(map(math.log, numbers)) if is_logarithmic(numbers) else numbers
-    texts = [format_setting(value) for value in values]
-    places = {text: place for place, text in enumerate(sorted(set(texts)))}
-    return [float(places[text]) for text in texts]
+    if all(map(is_quantity, values)):
+        numbers = list(map(float, values))
+        if is_logarithmic(numbers):
+            return list(map(math.log, numbers))
+        return numbers
+    texts = list(map(format_setting, values))
+    alphabet = sorted(set(texts))
+    return [float(alphabet.index(text)) for text in texts]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from posttrain.report.curves import axis_names, curve_names, curve_tables, describe, points_per_curve
 from posttrain.report.facts import Fact, facts_of_run
 from posttrain.report.page import changed_keys, is_chosen, render, tiles
-from posttrain.report.trials import Trial, is_number
+from posttrain.report.trials import Trial, numbers_of, part_of
 from posttrain.utils.durations import format_duration
 
 # Heading -> the curves of a chart. Curves of no chart get one of their own, folded away.
@@ -65,23 +65,27 @@ def render_run(trial: Trial) -> str:
 def charts_of(trial: Trial) -> list[Chart]:
     """The charts of one run, those of CHARTS first."""
     names = curve_names([trial], "loss")
-    groups = {heading: [name for name in curves if name in names] for heading, curves in CHARTS.items()}
-    grouped = {name for curves in groups.values() for name in curves}
-    groups |= {name: [name] for name in names if name not in grouped}
     charts = []
-    for heading, curves in groups.items():
+    for heading, members in CHARTS.items():
+        curves = [name for name in members if name in names]
         if curves:
-            charts.append(Chart(heading, curves, " ".join(_describe(trial, curves))))
+            charts.append(_chart(trial, heading, curves))
+    grouped = set().union(*CHARTS.values())
+    for name in names:
+        if name not in grouped:
+            charts.append(_chart(trial, name, [name]))
     return charts
 
 
-def _describe(trial: Trial, curves: list[str]) -> list[str]:
-    """A sentence for each curve, which names it where there are several."""
+def _chart(trial: Trial, heading: str, curves: list[str]) -> Chart:
+    """A chart with a sentence for each curve, which names it where there are several."""
     sentences = []
     for name in curves:
         words = describe(trial.series[name])
-        sentences.append(words if len(curves) == 1 else f"{name}: {words[0].lower()}{words[1:]}")
-    return sentences
+        if len(curves) > 1:
+            words = f"{name}: {words[0].lower()}{words[1:]}"
+        sentences.append(words)
+    return Chart(heading, curves, " ".join(sentences))
 
 
 def _splits(trial: Trial) -> dict[str, dict[str, float]]:
@@ -90,26 +94,21 @@ def _splits(trial: Trial) -> dict[str, dict[str, float]]:
     for name in ("train", "validation"):
         counted = trial.counted.get(name)
         if isinstance(counted, dict):
-            splits[name] = {key: value for key, value in counted.items() if is_number(value)}
+            splits[name] = numbers_of(counted)
     return splits
 
 
 def _row_counts(trial: Trial) -> dict[str, float]:
     """What became of the rows of a run's files."""
-    rows = trial.counted.get("rows")
-    if not isinstance(rows, dict):
-        return {}
-    counts = {name: value for name, value in rows.items() if is_number(value)}
+    rows = part_of(trial.counted, "rows")
+    counts = numbers_of(rows)
     for part in ("dropped", "unread"):
-        reasons = rows.get(part)
-        if isinstance(reasons, dict):
-            counts |= {f"{part}: {reason}": value for reason, value in reasons.items() if is_number(value)}
+        for reason, value in numbers_of(part_of(rows, part)).items():
+            counts[f"{part}: {reason}"] = value
     return counts
 
 
 def _startup(trial: Trial) -> list[Fact]:
     """The phases before the first step."""
-    phases = trial.summary.get("startup_s")
-    if not isinstance(phases, dict):
-        return []
-    return [Fact(str(name), format_duration(value)) for name, value in phases.items() if is_number(value)]
+    phases = numbers_of(part_of(trial.summary, "startup_s"))
+    return [Fact(name, format_duration(seconds)) for name, seconds in phases.items()]

@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any, TypeGuard
 
 from posttrain.report.comparison import Comparison, format_setting, format_value, setting
@@ -45,22 +47,21 @@ def key_axis(key: str, label: str, values: list[Any]) -> Axis:
     """The axis of a key; values that are not numbers are spaced evenly, by name behind the numbers."""
     distinct = sort_distinct(values)
     texts = list(distinct)
-    numeric = all(is_quantity(value) for value in distinct.values())
+    numeric = all(map(is_quantity, distinct.values()))
     if numeric and len(distinct) > MOST_VALUES:
-        return _binned(key, label, [float(value) for value in values])
+        return _binned(key, label, list(map(float, values)))
     if numeric:
-        spots = place([float(value) for value in distinct.values()])
+        spots = place(list(map(float, distinct.values())))
     else:
-        spots = place([float(index) for index in range(len(texts))], even=True)
-    by_text = dict(zip(texts, spots, strict=True))
-    named = [format_setting(value) for value in values]
+        spots = place(list(map(float, range(len(texts)))), even=True)
+    places = list(map(texts.index, map(format_setting, values)))
     return Axis(
         key=key,
         label=label,
-        ticks=[(by_text[text], text) for text in texts],
-        positions=[by_text[text] for text in named],
+        ticks=list(zip(spots, texts, strict=True)),
+        positions=[spots[index] for index in places],
         bins=texts,
-        places=[texts.index(text) for text in named],
+        places=places,
     )
 
 
@@ -74,7 +75,7 @@ def result_axis(key: str, label: str, values: list[Any]) -> Axis | None:
     return Axis(
         key=key,
         label=label,
-        ticks=[(spot, format_value(value)) for spot, value in zip(place(ends), ends, strict=True)],
+        ticks=list(zip(place(ends), map(format_value, ends), strict=True)),
         positions=[next(positions) if is_number(value) else None for value in values],
         bins=[],
         places=[],
@@ -110,8 +111,9 @@ def sort_distinct(values: list[Any]) -> dict[str, Any]:
             numbers[format_setting(value)] = value
         else:
             others[format_setting(value)] = value
-    ordered = {text: numbers[text] for text in sorted(numbers, key=numbers.__getitem__)}
-    return ordered | {text: others[text] for text in sorted(others)}
+    by_size = sorted(numbers.items(), key=itemgetter(1))
+    by_name = sorted(others.items(), key=itemgetter(0))
+    return dict(by_size + by_name)
 
 
 def _binned(key: str, label: str, values: list[float]) -> Axis:
@@ -128,8 +130,8 @@ def _binned(key: str, label: str, values: list[float]) -> Axis:
     return Axis(
         key=key,
         label=label,
-        ticks=[(edges[index], texts[index]) for index in range(0, BINS + 1, 2)],
+        ticks=list(zip(edges, texts, strict=True))[::2],
         positions=list(positions),
-        bins=[f"{texts[index]} to {texts[index + 1]}" for index in range(BINS)],
+        bins=[f"{start} to {end}" for start, end in pairwise(texts)],
         places=[min(BINS - 1, int(position * BINS)) for position in positions],
     )

@@ -78,7 +78,7 @@ def render_sweep(comparison: Comparison, title: str, csv: str) -> str:
         _data(comparison, rows),
         title=title,
         comparison=comparison,
-        numbers=[name for name in comparison.numbers if name != comparison.metric],
+        numbers=comparison.other_numbers,
         facts=tiles(facts_of_sweep(comparison)),
         ranking=RANKING[comparison.metric],
         rows=rows,
@@ -111,7 +111,6 @@ def colors(comparison: Comparison) -> list[str]:
 
 def _rows(comparison: Comparison, changes: dict[str, Changes], fixed: Changes) -> list[Row]:
     aside = {key for key, _, _ in fixed} | set(comparison.keys)
-    others = [name for name in comparison.numbers if name != comparison.metric]
     rows = []
     for rank, (trial, color) in enumerate(zip(comparison.trials, colors(comparison), strict=True), 1):
         rows.append(
@@ -122,7 +121,7 @@ def _rows(comparison: Comparison, changes: dict[str, Changes], fixed: Changes) -
                 color=color,
                 score=_number(trial, comparison.metric),
                 settings=[_setting(trial, key) for key in comparison.keys],
-                numbers=[_number(trial, name) for name in others],
+                numbers=[_number(trial, name) for name in comparison.other_numbers],
                 own=[change for change in changes[trial.name] if change[0] not in aside],
             )
         )
@@ -131,15 +130,20 @@ def _rows(comparison: Comparison, changes: dict[str, Changes], fixed: Changes) -
 
 def _number(trial: Trial, name: str) -> Cell:
     value = trial.summary.get(name)
-    return Cell(format_value(value), value) if is_number(value) else Cell("", None)
+    if not is_number(value):
+        return Cell("", None)
+    return Cell(format_value(value), value)
 
 
 def _setting(trial: Trial, key: str) -> Cell:
     """A swept value; none of a trial whose configuration can't be read."""
-    value = setting(trial, key)
     if not trial.config:
         return Cell("", None)
-    return Cell(format_setting(value), value if is_quantity(value) else format_setting(value))
+    value = setting(trial, key)
+    text = format_setting(value)
+    if is_quantity(value):
+        return Cell(text, value)
+    return Cell(text, text)
 
 
 def _fixed(comparison: Comparison, changes: dict[str, Changes]) -> Changes:

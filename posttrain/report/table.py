@@ -37,7 +37,7 @@ def print_table(comparison: Comparison, console: Console | None = None) -> None:
     Those that can't be compared with the latest have tables of their own.
     """
     console = console or Console(highlight=False)
-    optional = [name for name in OPTIONAL if name in comparison.numbers and name != comparison.metric]
+    optional = [name for name in OPTIONAL if name in comparison.other_numbers]
     keys = list(comparison.keys)
     while _width(_table(comparison, comparison.trials, keys, optional), console) > console.width:
         if not optional and len(keys) < 2:

@@ -79,10 +79,10 @@ class Trial:
     @property
     def seconds(self) -> float:
         """How long it took. Of a resumed run, whose last start alone is known, at least the time of training."""
-        trained = self.summary.get("train_seconds")
-        trained = trained if is_number(trained) else 0.0
-        whole = self.ended - self.started if self.ended and self.started else 0.0
-        return max(whole, trained)
+        whole = 0.0
+        if self.started and self.ended:
+            whole = self.ended - self.started
+        return max(whole, number_of(self.summary, "train_seconds", 0.0))
 
     @property
     def tokens(self) -> int:
@@ -90,23 +90,25 @@ class Trial:
         count = self.summary.get("tokens")
         if is_number(count):
             return int(count)
-        counted = self.series.get("tokens")
-        return int(counted[-1][1]) if counted else 0
+        last = self.last("tokens")
+        if last is None:
+            return 0
+        return int(last[1])
 
     @property
     def gpus(self) -> int | None:
         """How many it ran on; None: it doesn't say."""
-        processes = self.spec.get("processes")
-        world = processes.get("world") if isinstance(processes, dict) else None
+        world = part_of(self.spec, "processes").get("world")
         if not is_number(world) or "device" not in self.spec:
             return None
-        return int(world) if self.spec["device"] == "cuda" else 0
+        if self.spec["device"] != "cuda":
+            return 0
+        return int(world)
 
     @property
     def counted(self) -> dict[str, Any]:
         """What was counted in its data; empty until it has ended."""
-        counted = self.summary.get("data")
-        return counted if isinstance(counted, dict) else {}
+        return part_of(self.summary, "data")
 
     @property
     def export(self) -> Path | None:
@@ -118,8 +120,14 @@ class Trial:
 
     def score(self, metric: str) -> float:
         """Its value of `metric`, infinite if it has none, so that sorting puts it last."""
-        value = self.summary.get(metric)
-        return value if is_number(value) else math.inf
+        return number_of(self.summary, metric, math.inf)
+
+    def last(self, curve: str) -> tuple[int, float] | None:
+        """The last point of a curve; None: it has no such curve."""
+        points = self.series.get(curve)
+        if not points:
+            return None
+        return points[-1]
 
 
 def read_trials(directory: Path) -> list[Trial]:
@@ -199,8 +207,8 @@ def read_trial(path: Path, root: Path) -> Trial:
         samples=[sample for sample in samples if isinstance(sample, dict)],
         answers=_answers(path),
         inputs=_json(path, "inputs.json", {}),
-        started=_time(status, "started"),
-        ended=_time(status, "ended"),
+        started=number_of(status, "started", 0.0),
+        ended=number_of(status, "ended", 0.0),
         spec=_yaml(path, "spec.yaml", {}),
     )
 
@@ -223,9 +231,22 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and abs(value) < LARGEST
 
 
-def _time(status: dict[str, Any], name: str) -> float:
-    value = status.get(name)
-    return value if is_number(value) else 0.0
+def number_of(values: dict[str, Any], name: str, default: float) -> float:
+    """A number of an object of JSON, `default` where it has none that can be shown."""
+    value = values.get(name)
+    if is_number(value):
+        return value
+    return default
+
+
+def numbers_of(values: dict[str, Any]) -> dict[str, float]:
+    """What of an object of JSON is a number that can be shown."""
+    return {name: value for name, value in values.items() if is_number(value)}
+
+
+def part_of(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """An object within an object of JSON, empty where there is none."""
+    return _of_type(values.get(name), {})
 
 
 def read_series(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
@@ -275,7 +296,7 @@ def _json[T](run_dir: Path, name: str, default: T) -> T:
         content = rundir.read_json(run_dir, name)
     except (OSError, ValueError):
         return default
-    return content if isinstance(content, type(default)) else default
+    return _of_type(content, default)
 
 
 def _yaml[T](run_dir: Path, name: str, default: T) -> T:
@@ -289,4 +310,10 @@ def _yaml[T](run_dir: Path, name: str, default: T) -> T:
         content = yaml_file.parse_text(rundir.read_text(run_dir, name), path)
     except (OSError, UnicodeDecodeError):
         return default
-    return content if isinstance(content, type(default)) else default
+    return _of_type(content, default)
+
+
+def _of_type[T](content: object, default: T) -> T:
+    if isinstance(content, type(default)):
+        return content
+    return default

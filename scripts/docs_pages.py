@@ -36,6 +36,8 @@ GENERATED_FROM = {
     "../conf/evaluate.yaml": "commands.md",
     "../posttrain/models/families": "config_fields.md",
 }
+DEPLOYED = {"Dockerfile": "docker", "deploy/trainjob.yaml": "yaml", "deploy/skypilot.yaml": "yaml"}  # file -> language
+GENERATED_FROM |= {f"../{path}": f"deploy_files.md#{Path(path).stem.lower()}" for path in DEPLOYED}
 LIMITS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 
 
@@ -58,6 +60,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages["configuration/run.md"] = run_page()
     pages["config_fields.md"] = fields_page()
     pages["commands.md"] = commands_page(Path(config.docs_dir))
+    pages["deploy_files.md"] = deploy_page()
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
@@ -108,6 +111,15 @@ def fields_page() -> str:
 
 def _listed_fields(found: Mapping[str, field_rules.Rule]) -> str:
     return ", ".join(f"`{name}`" for name in found)
+
+
+def deploy_page() -> str:
+    """The files for containers and clusters."""
+    lines = ["# Files for containers and clusters", ""]
+    for path, language in DEPLOYED.items():
+        lines += [f"## {path} {{ #{Path(path).stem.lower()} }}", "", f"```{language}"]
+        lines += [*(ROOT / path).read_text().splitlines(), "```", ""]
+    return "\n".join(lines)
 
 
 def group_page(group: str) -> str:

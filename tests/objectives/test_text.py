@@ -11,7 +11,7 @@ from posttrain.data import TrainingData, readers
 from posttrain.data.formats import Alpaca
 from posttrain.data.formats import Text as TextFormat
 from posttrain.data.prepare import Counts
-from posttrain.data.sources import rows
+from posttrain.data.sources import Source, rows
 from posttrain.errors import UserError
 from posttrain.objectives import SFT, Text
 
@@ -104,13 +104,13 @@ def test_documents_of_text_files(tmp_path, split, expected):
     (tmp_path / "a.txt").write_text("\ufeffOne.\nTwo.\n\n\nThree.\n")
     with gzip.open(tmp_path / "b.txt.gz", "wt") as file:
         file.write("Four.")
-    found = list(rows(str(tmp_path), TextFormat(split=split), "data.path", tmp_path))
+    found = list(rows(Source(str(tmp_path), TextFormat(split=split)), tmp_path))
     assert [document.text for _, document in found] == expected
 
 
 def test_a_column(tmp_path):
     (tmp_path / "a.csv").write_text("title,content\nA,first\nB,second\n")
-    found = list(rows(str(tmp_path / "a.csv"), TextFormat(column="content"), "data.path", tmp_path))
+    found = list(rows(Source(str(tmp_path / "a.csv"), TextFormat(column="content")), tmp_path))
     assert [document.text for _, document in found] == ["first", "second"]
 
 
@@ -123,7 +123,7 @@ def test_rows_that_are_no_documents(tokenizer, tmp_path):
     data = TrainingData(format=TextFormat(), path=str(path), on_error="skip")
     counts = Counts()
     encoder = Text().encoder(data, None, tokenizer, 64)
-    (batch,) = encoder.samples(rows(str(path), data.format, "data.path", tmp_path), counts)
+    (batch,) = encoder.samples(rows(Source(str(path), data.format), tmp_path), counts)
     assert len(batch) == counts.kept == 1
     assert counts.dropped == {"field `text` is not text": 1, "no field `text`": 1, "an empty document": 1}
 
@@ -132,8 +132,8 @@ def test_a_document_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "MAX_ROW", 20)
     (tmp_path / "a.txt").write_text("0123456789\n" * 3)
     with pytest.raises(UserError, match=r"data\.format\.split=paragraph or line"):
-        list(rows(str(tmp_path), TextFormat(), "data.path", tmp_path))
-    assert len(list(rows(str(tmp_path), TextFormat(split="line"), "data.path", tmp_path))) == 3
+        list(rows(Source(str(tmp_path), TextFormat()), tmp_path))
+    assert len(list(rows(Source(str(tmp_path), TextFormat(split="line")), tmp_path))) == 3
 
 
 def data_of(**options):

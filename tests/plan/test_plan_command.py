@@ -219,7 +219,9 @@ def test_time():
     s = resolve_spec(compose(["model=llama32_1b", "trainer.seq_length=4096", "trainer.global_batch_size=4"]), 1)
     s = replace(s, squares=200.0)  # conversations are short
     h200 = gpus.find_gpu("h200")
-    assert estimate_speed(s, h200, 4 * 4096).tokens_per_second == pytest.approx(90_000, rel=0.1)  # measured
+    # Measured before an MLP and its LoRA were one operation, which is as much faster on full rows.
+    measured = 90_560 * 75_351 / 71_964
+    assert estimate_speed(s, h200, 4 * 4096).tokens_per_second == pytest.approx(measured, rel=0.1)
     full = replace(s, adapters=None)
     assert estimate_speed(full, h200, 4 * 4096).tokens_per_second == pytest.approx(64_390, rel=0.1)
     plain = estimate_speed(replace(s, graph=False), h200, 4 * 4096)

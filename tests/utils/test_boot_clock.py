@@ -20,6 +20,7 @@ STAMPS = {
     "sweep/trial.py",
     "train/metrics.py",
     "train/rollback.py",
+    "train/trackers/mlflow_store.py",
     "utils/rundir.py",
 }
 

@@ -2,11 +2,11 @@
 # those of uv.lock, in an environment of their own. Not run: no container runtime was at hand where it was written.
 #
 #   docker build -t posttrain .                              some minutes: Transformer Engine is compiled
-#   docker run --rm --gpus all --ipc=host -v "$PWD:/work" -v posttrain:/cache posttrain doctor
-#   docker run --rm --gpus all --ipc=host -v "$PWD:/work" -v posttrain:/cache posttrain \
+#   docker run --rm --gpus all --ipc=host -v "$PWD:/workspace" -v posttrain:/cache posttrain doctor
+#   docker run --rm --gpus all --ipc=host -v "$PWD:/workspace" -v posttrain:/cache posttrain \
 #       train model=llama3_8b data=alpaca data.path=my.json hydra.run.dir=outputs/mine
 #
-# It runs as user 1000 (`ubuntu` of the image), who has to be allowed to write to what is mounted at /work; as yourself:
+# It runs as user 1000 (`ubuntu` of the image), who has to be allowed to write to what is mounted at /workspace; as yourself:
 # `--user "$(id -u):$(id -g)" -v "$HOME/.cache/posttrain:/cache"`. A gated model: `-e HF_TOKEN`.
 #
 # CUDA 13.0, which the lock's torch 2.11 is built with; a newer tag may bring a newer nvcc.
@@ -20,7 +20,7 @@ ENV PIP_CONSTRAINT= \
     HF_HOME=/cache/huggingface \
     POSTTRAIN_CACHE=/cache/posttrain
 
-RUN install --directory --owner=ubuntu --group=ubuntu /opt/posttrain /work /cache
+RUN install --directory --owner=ubuntu --group=ubuntu /opt/posttrain /workspace /cache
 USER ubuntu
 WORKDIR /opt/posttrain
 
@@ -35,6 +35,6 @@ COPY --chown=ubuntu:ubuntu . .
 RUN .tools/bin/uv sync --frozen --python /usr/bin/python3.12 --extra demo --extra gpu --extra sweep --extra eval
 
 ENV PATH=/opt/posttrain/.venv/bin:$PATH
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["posttrain"]
 CMD ["--help"]

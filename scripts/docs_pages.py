@@ -169,7 +169,7 @@ def commands_page(docs: Path) -> str:
     """Every command with what its module says, and its own options."""
     lines = ["# Commands", "", "Training is `python -m posttrain`. All others are `python -m posttrain.COMMAND`, or"]
     lines += ["`posttrain COMMAND`, which has `train` and `chat` (`generate`) as well; those"]
-    lines += ["that look at data or a model take the words of training, and mean the same by them.", ""]
+    lines += ["that look at data or a model take the overrides of training, and mean the same by them.", ""]
     for name, summary in subcommands.summaries(ROOT / "posttrain"):
         module = importlib.import_module(f"posttrain.{name}.__main__" if (ROOT / "posttrain" / name).is_dir()
                                          else f"posttrain.{name}")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The trials as CSV, for whoever wants to compute with them."""
+"""A CSV file of the trials, for spreadsheets and notebooks."""
 
 import csv
 import io

@@ -8,21 +8,16 @@ weights and adapters are the same in every layout, so losses are too, up to the 
 after the first five. A line is printed as soon as it is known; the logs of runs are kept in DIR.
 """
 
-import argparse
 import json
-import os
-import shutil
 import statistics
-import subprocess
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
+from jobs import Job, choose_gpus, make_empty, options_of_rows, run_jobs
 
-from posttrain.utils.gpus import visible_gpus
+from posttrain.utils import stop
 
 WARMUP = 5
 ROWS = Path(__file__).with_suffix(".yaml")
@@ -30,76 +25,42 @@ HEAD = "| row | GPUs | tok/s per GPU | of one GPU's | MFU | peak GiB, planned | 
 COMMON = ["trainer.num_generations=0", "trainer.export=false", "checkpoint.save=false"]
 
 
-@dataclass
-class Run:
-    """A row while it runs.
+def job_of(name: str, row: dict[str, Any], overrides: list[str], out: Path) -> Job:
+    """The command of a row.
 
-    Attributes:
+    Args:
         name: of the row.
         row: as in scaling.yaml: `overrides`, and where there are several, `gpus` and `of`, the row of one GPU.
-        gpus: their numbers.
+        overrides: common to all rows.
+        out: directory of logs and run directories.
     """
-
-    name: str
-    row: dict[str, Any]
-    gpus: list[str]
-    out: Path
-    process: subprocess.Popen[bytes] = field(init=False)
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def directory(self) -> Path:
-        """The run's."""
-        return self.out / self.name
-
-    def start(self, overrides: list[str]) -> None:
-        """Start the command."""
-        visible = ",".join(self.gpus)
-        command = [sys.executable, "-m", "posttrain", *overrides, *COMMON, *self.row["overrides"]]
-        command += [f"parallelism.nproc_per_node={len(self.gpus)}", f"hydra.run.dir={self.directory}"]
-        with self.log.open("wb") as file:
-            self.process = self.spawn(command, os.environ | {"CUDA_VISIBLE_DEVICES": visible}, file)
-
-    @staticmethod
-    def spawn(command: list[str], env: dict[str, str], file: IO[bytes]) -> subprocess.Popen[bytes]:
-        """The command with all its output in a file."""
-        return subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
-
-    def stop(self) -> None:
-        """End a command that takes too long, whose ranks end with it."""
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    @property
-    def log(self) -> Path:
-        """The command's output."""
-        return self.out / f"{self.name}.log"
-
-    def result(self) -> dict[str, Any] | None:
-        """Numbers of a run that has ended well."""
-        try:
-            summary = json.loads((self.directory / "summary.json").read_text())
-            lines = [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
-        except OSError:
-            return None
-        steps = [line for line in lines if "loss" in line]
-        timed = steps[WARMUP:] or steps
-        return {
-            "losses": [line["loss"] for line in steps],
-            "speed": statistics.median(line["tokens_per_second"] for line in timed) / len(self.gpus),
-            "mfu": statistics.median(line.get("mfu_all_logits") or 0.0 for line in timed),
-            "summary": summary,
-        }
+    count = row.get("gpus", 1)
+    command = [sys.executable, "-m", "posttrain", *overrides, *COMMON, *row["overrides"]]
+    command += [f"parallelism.nproc_per_node={count}", f"hydra.run.dir={out / name}"]
+    return Job(name, command, count, out / f"{name}.log")
 
 
-def line(run: Run, found: dict[str, Any] | None, alone: dict[str, Any] | None) -> str:
+def result(directory: Path, gpus: int) -> dict[str, Any] | None:
+    """Numbers of a run that has ended well."""
+    try:
+        summary = json.loads((directory / "summary.json").read_text())
+        lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    except OSError:
+        return None
+    steps = [line for line in lines if "loss" in line]
+    timed = steps[WARMUP:] or steps
+    return {
+        "losses": [line["loss"] for line in steps],
+        "speed": statistics.median(line["tokens_per_second"] for line in timed) / gpus,
+        "mfu": statistics.median(line.get("mfu_all_logits") or 0.0 for line in timed),
+        "summary": summary,
+    }
+
+
+def line(job: Job, found: dict[str, Any] | None, alone: dict[str, Any] | None) -> str:
     """A row of the table."""
     if found is None:
-        return f"| {run.name} | {len(run.gpus)} | failed with exit code {run.process.returncode}, see {run.log} |"
+        return f"| {job.name} | {job.count} | failed with exit code {job.process.returncode}, see {job.log} |"
     summary = found["summary"]
     memory = f"{summary['peak_memory_gib']:.1f}, {summary.get('memory_planned_gib', 0):.1f}"
     share, differ = "", ""
@@ -107,49 +68,27 @@ def line(run: Run, found: dict[str, Any] | None, alone: dict[str, Any] | None) -
         share = f"{found['speed'] / alone['speed']:.0%}"
         pairs = zip(found["losses"], alone["losses"], strict=False)
         differ = f"{max(abs(a - b) / abs(b) for a, b in pairs):.0e}"
-    cells = [run.name, len(run.gpus), f"{found['speed']:,.0f}", share, f"{found['mfu']:.0%}", memory]
+    cells = [job.name, job.count, f"{found['speed']:,.0f}", share, f"{found['mfu']:.0%}", memory]
     cells += [summary["time_to_first_step_s"], differ]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+@stop.command
 def main() -> None:
     """Run the rows."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("overrides", nargs="+")
-    options.add_argument("--rows", nargs="+")
-    options.add_argument("--gpus", type=int, default=visible_gpus(), help="how many of those that there are")
-    options.add_argument("--steps", type=int, default=20)
-    options.add_argument("--out", type=Path, default=Path("outputs/scaling"))
-    options.add_argument("--limit", type=float, default=240, help="seconds that a run may take")
-    given = options.parse_args()
-    shutil.rmtree(given.out, ignore_errors=True)
-    given.out.mkdir(parents=True)
     table = yaml.safe_load(ROWS.read_text())
-    waiting = list(given.rows or table)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    free = visible.split(",") if visible else [str(number) for number in range(given.gpus)]
-    running: list[Run] = []
+    options = options_of_rows(__doc__.splitlines()[0], table, Path("outputs/scaling"), limit=240)
+    given = options.parse_args()
+    make_empty(given.out)
+    overrides = [*given.overrides, f"trainer.max_steps={given.steps}"]
+    jobs = [job_of(name, table[name], overrides, given.out) for name in given.rows]
     done: dict[str, Any] = {}
+    gpus = choose_gpus(options, jobs, given.gpus)
     print(HEAD)
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    while waiting or running:
-        for name in list(waiting):
-            row = table[name]
-            count = row.get("gpus", 1)
-            if count <= len(free):
-                waiting.remove(name)
-                run = Run(name, row, [free.pop() for _ in range(count)], given.out)
-                run.start([*given.overrides, f"trainer.max_steps={given.steps}"])
-                running.append(run)
-        time.sleep(0.5)
-        for run in list(running):
-            if run.process.poll() is None and time.monotonic() - run.began > given.limit:
-                run.stop()
-            if run.process.poll() is not None:
-                running.remove(run)
-                free += run.gpus
-                done[run.name] = run.result()
-                print(line(run, done[run.name], done.get(run.row.get("of"))), flush=True)
+    for job in run_jobs(jobs, gpus, given.limit):
+        done[job.name] = result(given.out / job.name, job.count)
+        print(line(job, done[job.name], done.get(table[job.name].get("of"))), flush=True)
     (given.out / "results.json").write_text(json.dumps(done))
 
 

@@ -1,0 +1,63 @@
+"""bench/peers.py: a tiny model is trained by Transformers and PEFT for real, in one process and sharded over two."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+ROWS = yaml.safe_load((BENCH / "peers.yaml").read_text())
+SCALING = yaml.safe_load((BENCH / "scaling.yaml").read_text())
+TINY = [
+    "model.architecture.num_hidden_layers=1",
+    "model.architecture.hidden_size=32",
+    "model.architecture.intermediate_size=64",
+    "model.architecture.num_attention_heads=2",
+    "model.architecture.num_key_value_heads=1",
+    "model.architecture.vocab_size=64",
+    "trainer.seq_length=16",
+]
+
+
+def measure(row: str, out: Path) -> list[str]:
+    """Time a tiny model on a row's work; the cells of its line, without the row's name."""
+    command = [sys.executable, str(BENCH / "peers.py"), *TINY, "--gpus", "2", "--steps", "7", "--out", str(out)]
+    command += ["--rows", row]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].strip("| ").split(" | ")[1:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "gpus"), [("8b_hf", 1), pytest.param("8b_hf_fsdp2", 2, marks=pytest.mark.nightly)])
+def test_speed_is_that_of_the_median_step(row, gpus, tmp_path):
+    cells = measure(row, tmp_path / "out")
+    ranks = [json.loads((tmp_path / "out" / row / f"rank{rank}.json").read_text()) for rank in range(gpus)]
+    assert [len(rank["seconds"]) for rank in ranks] == [7] * gpus
+    step = statistics.median(ranks[0]["seconds"][5:])
+    tokens = 8 * 16  # rows of a step, tokens of a row
+    assert cells[1] == str(gpus)
+    assert cells[2] == f"{tokens / step / gpus:,.0f}"
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_failure_is_a_line(tmp_path):
+    cells = measure("gemma2_2b_hf", tmp_path / "out")
+    assert "NotImplementedError: FlexAttention does not support backward on CPU" in cells[2]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_name_work_that_their_peer_can_do(row):
+    work = SCALING[ROWS[row]["work"]]
+    assert (BENCH / f"peer_{ROWS[row]['peer']}.py").is_file()
+    split = any(word in " ".join(work["overrides"]) for word in ("=tp", "=pp", "=cp", "=ep"))
+    if ROWS[row]["peer"] != "bridge":
+        assert not split
+    if ROWS[row]["peer"] == "unsloth":
+        assert work.get("gpus", 1) == 1

@@ -117,9 +117,7 @@ def choose_gpus(options: argparse.ArgumentParser, jobs: list[Job], count: int) -
         gpus = visible.split(",")
     for job in jobs:
         if job.count > len(gpus):
-            options.error(
-                f"row {job.name} needs {job.count} GPUs and there are {len(gpus)}: leave it out of --rows, or raise --gpus"
-            )
+            options.error(f"row {job.name} needs {job.count} GPUs and there are {len(gpus)}: see --rows and --gpus")
     return gpus
 
 

@@ -26,6 +26,7 @@ class Job:
         log: the file of all its output.
         environment: variables that differ from this process's.
         gpus: numbers of those that it has, once started.
+        stopped: it took longer than it may.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Job:
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     gpus: list[str] = field(init=False)
+    stopped: bool = field(default=False, init=False)
     process: subprocess.Popen[bytes] = field(init=False)
     began: float = field(init=False)
 
@@ -48,6 +50,7 @@ class Job:
     def has_ended(self, limit: float) -> bool:
         """Whether the command has ended; one that has run for more than `limit` seconds is made to."""
         if self.process.poll() is None and time.monotonic() - self.began > limit:
+            self.stopped = True
             self.stop()
         return self.process.poll() is not None
 

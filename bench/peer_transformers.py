@@ -21,11 +21,26 @@ def random_model(work: Work, dtype: torch.dtype) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=work.attention)
 
 
+def is_mixture(model: PreTrainedModel) -> bool:
+    """Whether it has experts."""
+    return any(name.endswith(EXPERTS[0]) for name, _ in model.named_parameters())
+
+
+def add_liger(model: PreTrainedModel) -> None:
+    """Have the model use Liger's kernels, as the Trainer does with use_liger_kernel=True.
+
+    Experts stay Transformers' grouped products: Liger's compute the gradients of frozen weights too.
+    """
+    apply_liger_kernel(model, {"swiglu": False} if is_mixture(model) else None)
+    if "forward" not in vars(model):
+        raise NotImplementedError(f"Liger has no kernels for {model.config.model_type}")
+
+
 def add_lora(work: Work, model: PreTrainedModel) -> torch.nn.Module:
     """Return the model with LoRA on all linear layers: of a mixture attention and experts, not the router."""
     modules: str | list[str] = "all-linear"
     parameters = None
-    if any(name.endswith(EXPERTS[0]) for name, _ in model.named_parameters()):
+    if is_mixture(model):
         modules = ATTENTION
         if work.experts:
             parameters = EXPERTS
@@ -59,9 +74,7 @@ def train(work: Work) -> Clock:
     layer_classes = set(model._no_split_modules)
     vocabulary = model.config.vocab_size
     if work.liger:
-        apply_liger_kernel(model, None)
-        if "forward" not in vars(model):
-            raise NotImplementedError(f"Liger has no kernels for {model.config.model_type}")
+        add_liger(model)
     if work.checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})

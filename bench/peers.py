@@ -20,6 +20,7 @@ import json
 import re
 import statistics
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,18 +85,20 @@ def job_of(name: str, peer: str, work: Work, given: argparse.Namespace) -> Job:
     file.write_text(json.dumps(asdict(work)))
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={work.gpus}"]
     command = [sys.executable, *launch, str(HERE / f"peer_{peer}.py"), str(file)]
-    environment = {}
+    environment = {"UNSLOTH_COMPILE_LOCATION": str(directory / "compiled")}
     if peer == "unsloth" and given.unsloth:
         environment["PYTHONPATH"] = str(given.unsloth)  # and nothing of what the others import
     return Job(name, command, work.gpus, given.out / f"{name}.log", environment)
 
 
-def result(directory: Path, log: Path, work: Work) -> dict[str, Any]:
+def result(directory: Path, job: Job, work: Work) -> dict[str, Any]:
     """Numbers of a row that has ended: `speed` in tok/s per GPU, `mfu`, `step_s`, memory; or `error`."""
     ranks = [json.loads(file.read_text()) for file in sorted(directory.glob("rank*.json"))]
     errors = [rank["error"] for rank in ranks if "error" in rank]
     if errors or len(ranks) < work.gpus:
-        errors += RAISED.findall(log.read_text(errors="replace"))  # also of one that did not get as far as its work
+        errors += RAISED.findall(job.log.read_text(errors="replace"))  # also of one that did not get as far as its work
+        if job.stopped:
+            errors.append(f"stopped after {time.monotonic() - job.began:.0f} s")
         return {"error": [*errors, "no result"][0]}
     seconds = ranks[0]["seconds"]
     step = statistics.median(seconds[WARMUP:] or seconds)
@@ -159,7 +162,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|", flush=True)
     for job in run_jobs(jobs, gpus, given.limit):
         work = works[job.name]
-        done[job.name] = result(given.out / job.name, job.log, work)
+        done[job.name] = result(given.out / job.name, job, work)
         print(line(job, table[job.name]["peer"], work, done[job.name]), flush=True)
     (given.out / "results.json").write_text(json.dumps(done))
 

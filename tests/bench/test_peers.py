@@ -11,6 +11,10 @@ import pytest
 import yaml
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
+sys.path.insert(0, str(BENCH))
+
+from peers import work_of  # noqa: E402
+
 ROWS = yaml.safe_load((BENCH / "peers.yaml").read_text())
 SCALING = yaml.safe_load((BENCH / "scaling.yaml").read_text())
 TINY = [
@@ -53,11 +57,12 @@ def test_a_failure_is_a_line(tmp_path):
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_rows_name_work_that_their_peer_can_do(row):
-    work = SCALING[ROWS[row]["work"]]
-    assert (BENCH / f"peer_{ROWS[row]['peer']}.py").is_file()
-    split = any(word in " ".join(work["overrides"]) for word in ("=tp", "=pp", "=cp", "=ep"))
-    if ROWS[row]["peer"] != "bridge":
-        assert not split
-    if ROWS[row]["peer"] == "unsloth":
-        assert work.get("gpus", 1) == 1
+def test_rows_are_work_that_their_peer_does(row):
+    peer = ROWS[row]["peer"]
+    work = work_of(ROWS[row], SCALING[ROWS[row]["work"]], ["trainer.max_steps=9"], 9)
+    replicas = work.gpus // (work.tensor_parallel * work.pipeline_parallel)
+    assert work.accumulation * work.micro_batch * replicas == work.global_batch
+    assert (BENCH / f"peer_{peer}.py").is_file()
+    assert peer == "bridge" or replicas == work.gpus
+    assert peer != "unsloth" or work.gpus == 1
+    assert (work.rank, work.alpha) == (None if "_full_" in row else 16, 32)

@@ -13,7 +13,8 @@ import yaml
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 
-from peers import work_of  # noqa: E402
+from jobs import Job  # noqa: E402
+from peers import line, result, work_of  # noqa: E402
 
 ROWS = yaml.safe_load((BENCH / "peers.yaml").read_text())
 SCALING = yaml.safe_load((BENCH / "scaling.yaml").read_text())
@@ -66,3 +67,22 @@ def test_rows_are_work_that_their_peer_does(row):
     assert peer == "bridge" or replicas == work.gpus
     assert peer != "unsloth" or work.gpus == 1
     assert (work.rank, work.alpha) == (None if "_full_" in row else 16, 32)
+
+
+def test_mfu_and_memory_of_two_processes(tmp_path):
+    work = work_of(ROWS["8b_hf_fsdp2"], SCALING["8b_ddp2"], [], 7)
+    for rank, peak in enumerate((30.0, 31.0)):
+        found = {
+            "seconds": [9.0] * 5 + [2.0, 1.0],
+            "device": "NVIDIA H200",
+            "peak_gib": peak,
+            "reserved_gib": 40.0 - rank,
+        }
+        (tmp_path / f"rank{rank}.json").write_text(json.dumps(found))
+    job = Job("8b_hf_fsdp2", [], 2, tmp_path / "log")
+    # Operations of frozen weights and of causal attention (PaLM, arXiv 2204.02311, appendix B); an H200: 989 TFLOP/s.
+    weights = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 4096 * 128256
+    rate = 8 * 4096 / 1.5  # tokens a second of both
+    mfu = rate * (4 * weights + 6 * 32 * 4096 * 4096) / (2 * 989e12)
+    cells = line(job, "transformers", work, result(tmp_path, job, work)).strip("| ").split(" | ")
+    assert cells[1:] == ["Transformers + PEFT + FSDP2", "2", f"{rate / 2:,.0f}", f"{mfu:.0%}", "31.0, 40.0", "1,500"]

@@ -37,6 +37,7 @@ from posttrain.utils import stop
 from posttrain.utils.gpus import peak_tflops
 
 WARMUP = 5
+FULL_ROWS = ["trainer.seq_length=4096", "trainer.micro_batch_size=1"]  # unless given: rows of the demo's data are short
 HERE = Path(__file__).parent
 HEAD = "| row | peer | GPUs | tok/s per GPU | MFU | peak GiB, reserved | step, ms |"
 NAMES = {
@@ -57,7 +58,7 @@ def work_of(row: dict[str, Any], scaling: dict[str, Any], overrides: list[str], 
         overrides: common to all rows.
         steps: to time, with those of warm-up.
     """
-    cfg = compose([*overrides, *scaling["overrides"]])
+    cfg = compose([*FULL_ROWS, *overrides, *scaling["overrides"]])
     lora = cfg.peft._target_ is not None
     own = {key: value for key, value in row.items() if key not in ("peer", "work")}
     return Work(

@@ -37,8 +37,13 @@ def compose(overrides: list[str] | None = None, config_name: str = "config", wit
     """
     layered = layer.apply(quote_expressions(overrides or []), config_name)
     added = data_format.choose(layered.words, layered.config_name).overrides
-    cfg = config.compose([*layered.words, *added], layered.config_name, with_hydra)
-    layer.check(cfg, layered.words)
+    return _compose_layered([*layered.words, *added], layered.config_name, with_hydra)
+
+
+def _compose_layered(words: list[str], config_name: str, with_hydra: bool) -> DictConfig:
+    """Compose a command line whose recipe and data format are already in it."""
+    cfg = config.compose(words, config_name, with_hydra)
+    layer.check(cfg, words)
     return cfg
 
 
@@ -104,7 +109,7 @@ def run(
             print(f"posttrain: {layered.note}", file=sys.stderr)
         sys.argv[1:] = data_format.complete(sys.argv[1:], config_name)
         if check:
-            check_ahead(lambda overrides: compose(overrides, config_name, with_hydra=True), check)
+            check_ahead(lambda overrides: _compose_layered(overrides, config_name, with_hydra=True), check)
         working.phase("composing")
         set_optuna_defaults(sys.argv[1:])
         try:

@@ -5,6 +5,7 @@ configuration, before a program sees any of it, and any file of a configuration 
 configuration is looked at where Hydra composes it, and compared with what the command line alone gives (policy.py).
 """
 
+import copy
 from dataclasses import fields
 from pathlib import Path
 
@@ -50,6 +51,8 @@ class UndeclaredKey(HydraException):
 
 
 _others: list[Path] = []  # files that take part in what is being composed, the shipped ones aside
+# By provider, path and text: a command composes three times and more, and parsing is a fifth of composing.
+_parsed: dict[tuple[str, Path, str], ConfigResult] = {}
 _command: list[str] = ["config"]  # what the command composes unless --config-name says otherwise
 
 
@@ -130,12 +133,16 @@ class Files(FileConfigSource):
             if _in_store(group) or (group.startswith("hydra/") and not group.startswith(OWN_GROUPS)):
                 raise UserError(f"{path}: takes the place of what Hydra or posttrain define; choose another name")
             _others.append(path)
-        try:
-            if path.is_file():
-                yaml_file.check(read_text(path), path)
+        if not path.is_file():
             return super().load_config(config_path)
+        try:
+            key = self.provider, path, read_text(path)
+            if key not in _parsed:
+                yaml_file.check(key[-1], path)
+                _parsed[key] = super().load_config(config_path)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        return copy.deepcopy(_parsed[key])  # Hydra takes the defaults list out of it
 
 
 class Packages(ImportlibResourcesConfigSource):

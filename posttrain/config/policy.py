@@ -168,8 +168,11 @@ def check(
     expected_cfg, others = compose(general)
     if others:
         raise UserError(f"{others[0]}: sets what is taken from the command line alone")
-    chosen_cfg, _ = compose(of_chosen)
-    values, expected, chosen = flat(cfg), flat(expected_cfg), flat(chosen_cfg)
+    values, expected = flat(cfg), flat(expected_cfg)
+    chosen = expected
+    if of_chosen != general:
+        chosen_cfg, _ = compose(of_chosen)
+        chosen = flat(chosen_cfg)
     for key in sorted(values.keys() | expected.keys() | chosen.keys()):
         rule = rule_of(key)
         if rule is None or _below(key, FILLED_IN):

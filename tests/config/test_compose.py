@@ -108,6 +108,17 @@ def test_a_choice_without_override(tmp_path):
         compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
 
 
+def test_a_file_that_has_changed_is_read_again(tmp_path):
+    """Within a second, and to a text of the same length; what was composed before stays as it was."""
+    (tmp_path / "model").mkdir()
+    file = tmp_path / "model" / "mine.yaml"
+    composed = []
+    for path in ("a", "b", "a"):
+        file.write_text(f"defaults: [hf]\npath: {path}\n")
+        composed.append(compose([f"hydra.searchpath=[file://{tmp_path}]", "model=mine"]))
+    assert [cfg.model.path for cfg in composed] == ["a", "b", "a"]
+
+
 def test_flatten_names_every_key():
     keys = set(key_paths(compose()))
     assert {"peft", "peft.rank", "model.architecture.hidden_size", "launch.nnodes"} <= keys

@@ -126,7 +126,10 @@ def hf_loss(model, result, tiny):
     return total / count
 
 
-@pytest.mark.parametrize("layout", ["ddp", "tp2", "pp2", "zero1"])
+NIGHTLY_LAYOUTS = [pytest.param(layout, marks=pytest.mark.nightly) for layout in ("ddp", "tp2")]
+
+
+@pytest.mark.parametrize("layout", ["pp2", "zero1", *NIGHTLY_LAYOUTS])
 def test_two_processes_have_the_losses_of_one(posttrain, words, lora, layout):
     """Same global batches, so the same losses up to the order of fp32 sums: 1e-5 relative."""
     result = posttrain(*words, f"parallelism={layout}", "parallelism.nproc_per_node=2", "trainer.validation_interval=2")
@@ -144,6 +147,7 @@ def test_accumulation_and_packing_do_not_change_the_loss(posttrain, words, full)
     assert result.losses == pytest.approx(full.losses, rel=1e-5)
 
 
+@pytest.mark.nightly
 def test_fast_paths_have_the_losses_of_the_plain_ones(posttrain, words):
     """Fused adapters and logits of supervised tokens alone, against Megatron-Bridge's own way."""
     words = [word for word in words if not word.startswith("peft")]
@@ -186,9 +190,10 @@ def test_mistakes_found_in_the_worker_are_users_errors_too(posttrain, words):
 
 
 def test_default_run_learns(posttrain, demo_cache):
-    """`python -m posttrain` on real weights, shortened to three steps."""
+    """`python -m posttrain` on real weights, shortened to three steps of half the size."""
     pytest.importorskip("gguf")
-    words = ["trainer.max_steps=3", "trainer.num_generations=1", "data.max_validation_rows=12"]
+    words = ["trainer.max_steps=3", "trainer.global_batch_size=4", "trainer.num_generations=1"]
+    words += ["data.max_validation_rows=12"]
     result = posttrain(*words, cache=demo_cache)
     assert result.code == 0, result.err + result.log()
     assert result.summary["val_loss_after"] < 0.8 * result.summary["val_loss_before"]

@@ -206,6 +206,7 @@ def pending(pid, number):
     return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
 
+@pytest.mark.nightly
 def test_a_grid_of_two_rank_trials_gives_what_runs_here_give(start, ask, posttrain, words, tmp_path):
     grid_rows.write(tmp_path)
     grid = ["--multirun", "hydra/launcher=slurm", "parallelism=tp2", "optimizer.lr=1e-2", *grid_rows.VALIDATED,
@@ -236,6 +237,7 @@ def test_a_grid_of_two_rank_trials_gives_what_runs_here_give(start, ask, posttra
     assert all(status(trial)["state"] == "pruned" and "after step 2: " in status(trial)["error"] for trial in poor)
 
 
+@pytest.mark.nightly
 def test_a_run_on_two_nodes_reaches_its_time_limit_is_preempted_and_ends(start, ask, tmp_path):
     run_dir = tmp_path / "run"
     process = start("launch.submit=true", "launch.nnodes=2", "trainer.max_steps=200", "optimizer.lr=1e-3",
@@ -255,6 +257,7 @@ def test_a_run_on_two_nodes_reaches_its_time_limit_is_preempted_and_ends(start, 
     assert steps(result) == list(range(1, 201))
 
 
+@pytest.mark.nightly
 def test_left_told_to_save_too_often_and_cancelled(start, ask, tmp_path):
     run_dir = tmp_path / "run"
     words = ["launch.submit=true", "trainer.max_steps=100000", "optimizer.lr=1e-3", "hydra.launcher.max_requeues=0",

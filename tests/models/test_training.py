@@ -10,6 +10,8 @@ pytestmark = pytest.mark.nightly
 
 CASES = [(family, method) for family in FAMILIES for method in ("full", "lora")]
 CASES[CASES.index(("llama", "lora"))] = pytest.param("llama", "lora", marks=pytest.mark.every_run)
+# Continued pre-training, over the same windows: of documents, and of all of them as one stream.
+CASES += [pytest.param("llama", method, marks=pytest.mark.every_run) for method in ("text", "stream")]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
-"""Modules of the other folders that these tests share."""
+"""The small tokenizer of the tests of data."""
 
 import sys
 from pathlib import Path
 
-for folder in ("data", "models"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))

@@ -183,16 +183,22 @@ def test_a_task_is_named_not_a_file(canary, tmp_path):
     pytest.importorskip("lm_eval")
     from lm_eval.tasks import TaskManager
 
-    from posttrain.evaluate import harness
-
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "evil.yaml").write_text("task: evil\ndoc_to_text: !function payload.fire\n")
     names = [name.replace("HERE", str(folder)) for name in TASKS]
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     assert manager.match_tasks(["evil"]) and not manager.match_tasks(names)
-    with pytest.raises(UserError, match="knows no task"):  # among those of lm-eval, which takes seconds
-        harness._find_tasks([names[3]], None)
+
+
+@pytest.mark.nightly  # half a minute to list all tasks of lm-eval
+def test_a_file_is_none_of_lm_evals_tasks(canary, tmp_path):
+    pytest.importorskip("lm_eval")
+    from posttrain.evaluate import harness
+
+    (tmp_path / "evil.yaml").write_text("task: evil\ndoc_to_text: !function payload.fire\n")
+    with pytest.raises(UserError, match="knows no task"):
+        harness._find_tasks([str(tmp_path / "evil.yaml")], None)
 
 
 @pytest.mark.parametrize("more", [[], ["lm_eval.trust_include_path=1"], ["+lm_eval.trust_include_path=yes"],

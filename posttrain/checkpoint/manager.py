@@ -16,6 +16,7 @@ from megatron.bridge.training.checkpointing import (
     _generate_model_state_dict,
     apply_peft_adapter_filter_to_state_dict,
     is_empty_async_queue,
+    preprocess_fsdp_dtensor_state_dict,
 )
 from megatron.bridge.training.config import CheckpointConfig
 from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
@@ -23,12 +24,14 @@ from megatron.core import dist_checkpointing
 from megatron.core.utils import unwrap_model
 from omegaconf import DictConfig
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load as load_in_place
 
 from posttrain.checkpoint import Checkpoint, directories, pickles, progress, resume
 from posttrain.checkpoint import fingerprints as inputs
 from posttrain.checkpoint.progress import Progress
 from posttrain.config import frozen
 from posttrain.errors import UserError
+from posttrain.models.fully_sharded import follow_shards, wrappers_of
 from posttrain.utils import rundir
 from posttrain.utils.atomic_files import write_text
 from posttrain.utils.heartbeat import Heartbeat
@@ -244,6 +247,9 @@ def load_weights(parts: list[torch.nn.Module], peft: "PEFT | None", checkpoint: 
         peft: its adapter's, which alone is in the checkpoint; None: all weights are.
         checkpoint: whose content has been compared with what was written.
     """
+    if wrappers_of(parts):
+        load_shards(parts, peft, checkpoint)
+        return
     plain = unwrap_model(parts)
     sharded = _generate_model_state_dict(plain, {})
     if peft is not None:
@@ -252,6 +258,18 @@ def load_weights(parts: list[torch.nn.Module], peft: "PEFT | None", checkpoint: 
         state = dist_checkpointing.load(sharded, str(checkpoint))
     for name, part in zip(sharded, plain, strict=True):
         part.load_state_dict(state[name], strict=False)  # frozen weights and extra states are not among them
+
+
+def load_shards(parts: list[torch.nn.Module], peft: "PEFT | None", checkpoint: Path) -> None:
+    """As `load_weights`, of a model under Megatron-FSDP: its shards are filled where they lie."""
+    (wrapper,) = wrappers_of(parts)
+    state = _generate_model_state_dict([wrapper], {}, "fsdp_dtensor")
+    if peft is not None:
+        state = apply_peft_adapter_filter_to_state_dict(state, peft)
+    state = preprocess_fsdp_dtensor_state_dict(None, state, wrapper)
+    with pickles.reading(checkpoint):
+        load_in_place(state, checkpoint_id=checkpoint)
+    follow_shards(parts)
 
 
 def _refuse(error: BaseException, root: Path, is_first: bool) -> NoReturn:

@@ -77,6 +77,11 @@ def find_in_run(directory: Path, run_dir: Path) -> Checkpoint:
     for group in ("model", "peft", "template"):
         if not OmegaConf.is_dict(OmegaConf.select(cfg, group)):
             raise UserError(f"{config}: is not the configuration of a run; it has no `{group}`")
+    if OmegaConf.select(cfg, "parallelism.fsdp"):
+        raise UserError(
+            f"{directory}: Megatron-FSDP's checkpoints are read by their own run alone; run it again with "
+            "trainer.export=last (or best), and give the directory that it exports"
+        )
     model = built(cfg.model)
     if not model.random_init:
         _ = model.directory  # that it is still there, and whole

@@ -21,6 +21,7 @@ from posttrain.convert.verify import LiveLogits, compare_base, verify_export
 from posttrain.errors import ExportRefused
 from posttrain.models import HFModel
 from posttrain.models.families import family_of
+from posttrain.models.fully_sharded import put_shards_back, whole_trained
 from posttrain.models.headers import read_headers, read_json
 from posttrain.models.hf import DEMO
 from posttrain.models.hf_adapter import CONFIG, PREFIX, WEIGHTS
@@ -176,6 +177,7 @@ def write_weights(source: Source, scratch: Path, progress: Callable[[int], objec
     config = source.model.hf_config()
     # Without a base to compare with the bridge writes a tied matrix twice.
     tied = source.model.random_init and getattr(config, "tie_word_embeddings", False)
+    put_shards_back(source.parts)
     writer = ShardWriter(scratch) if torch.distributed.get_rank() == 0 else None
     for name, tensor in source.bridge.export_hf_weights(source.parts, cpu=True, show_progress=False):
         if writer and not (tied and is_output(name)):
@@ -194,8 +196,11 @@ def write_adapter(source: Source, scratch: Path) -> None:
     base = model.base
     if not model.random_init and (Path(base).is_dir() or base.startswith(DEMO)):
         base = str(model.directory.resolve())
-    source.bridge.save_hf_adapter(source.parts, scratch, source.peft, base_model_name_or_path=base, show_progress=False)
-    added = export_magnitudes(source.bridge, source.parts)
+    with whole_trained(source.parts, source.dtype):
+        source.bridge.save_hf_adapter(
+            source.parts, scratch, source.peft, base_model_name_or_path=base, show_progress=False
+        )
+        added = export_magnitudes(source.bridge, source.parts)
     if torch.distributed.get_rank() != 0:
         return
     family = family_of(model.hf_config().to_dict())

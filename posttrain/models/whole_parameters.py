@@ -11,7 +11,6 @@ from typing import Protocol
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed.fsdp.src.megatron_fsdp import MegatronFSDP
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
@@ -42,8 +41,6 @@ def draw_model(model: list[torch.nn.Module], seed: int) -> None:
                 _draw_layer(module, seed)
             elif isinstance(module, LanguageModule):
                 _draw_ends(module, seed)
-            elif isinstance(module, MegatronFSDP):
-                module.install_optimized_model_weights()
 
 
 def _draw_layer(layer: BaseTransformerLayer, seed: int) -> None:

@@ -63,9 +63,19 @@ def supervised_losses(
         return cast(torch.Tensor, losses)[None]
     hidden = hidden_states.index_select(0, context)
     if hidden.is_cuda and not weight.requires_grad and bias is None:
+        run_pre_hooks(output_layer)
         return FrozenLinearCrossEntropy.apply(hidden.squeeze(1), weight, labels[0], softcap)[None]
     logits, _ = output_layer(hidden, weight=output_weight)
     return compute_language_model_loss(labels, logits)
+
+
+def run_pre_hooks(module: torch.nn.Module) -> None:
+    """Do what comes before a module's forward pass: Megatron-FSDP gathers there the weight that is read without it."""
+    for number, hook in module._forward_pre_hooks.items():
+        if number in module._forward_pre_hooks_with_kwargs:
+            hook(module, (), {})
+        else:
+            hook(module, ())
 
 
 type Context = Any  # of torch.autograd.Function, which takes whatever attributes it is given

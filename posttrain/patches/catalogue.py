@@ -10,8 +10,10 @@ from posttrain.patches.startup import results_queue
 from posttrain.patches.cpu import hidden_transformer_engine
 from posttrain.patches.cpu import torch_cuda
 from posttrain.patches.cpu import expert_splits
+from posttrain.patches.cpu import megatron_fsdp as cpu_fsdp
 from posttrain.patches.correctness import async_writer
 from posttrain.patches.correctness import distributed_optimizer
 from posttrain.patches.correctness import base_weights
 from posttrain.patches.correctness import missing_weights
+from posttrain.patches.correctness import megatron_fsdp as fsdp_checkpoints
 from posttrain.patches.startup import packed_rope  # imports Megatron: after what says where tensors are placed

@@ -73,6 +73,9 @@ def stage_memory(s: RunSpec, index: int) -> Memory:
     else:
         parts["backward pass"] = backward_bytes
     parts["workspace"] = WORKSPACE
+    whole = s.width * sum(parameters(s, index)[::2])
+    if s.fsdp and whole > sum(parts.values()):
+        parts["the whole model, before it is divided"] = whole - sum(parts.values())
     if s.cuda_graph:
         parts["workspace"] += GRAPH
     outside = CONTEXT
@@ -91,19 +94,22 @@ def _state(s: RunSpec, index: int) -> dict[str, float]:
         divided = shards
         experts_divided = max(1, shards // s.expert)
     state = OPTIMIZER_STATE[s.optimizer]
-    if s.width == 2:
-        state += 4  # fp32 copies of 16-bit weights
+    if s.width == 2 or s.fsdp:
+        state += 4  # fp32 copies of 16-bit weights; Megatron-FSDP copies others too
     parts = {
         "weights": _bytes_of_weights(s, weights + expert_weights, s.known_shape.layers / s.pipeline),
         "gradients": 4.0 * (trained + expert_trained),  # summed in fp32
         "optimizer": state * (trained / divided + expert_trained / experts_divided),
     }
-    if s.fsdp:  # divided as well; two layers are gathered at a time
-        layer = (weights + expert_weights) / max(1, s.known_shape.layers // s.pipeline)
-        parts["weights"] = parts["weights"] / shards + 2 * s.width * layer
+    if s.fsdp:  # divided as well; two layers are gathered at a time, embedding and output layer once
+        shape = s.known_shape
+        matrix = shape.vocab * shape.hidden
+        ends = matrix if shape.tied else 2 * matrix
+        layer = (weights + expert_weights - ends) / shape.layers
+        parts["weights"] = parts["weights"] / shards + s.width * (2 * layer + ends)
         parts["gradients"] /= shards
         if s.adapters is None:
-            parts["gradients"] += 4 * layer
+            parts["gradients"] += 4 * max(layer, matrix)
     return parts
 
 

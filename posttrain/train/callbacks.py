@@ -9,11 +9,13 @@ import torch
 from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.bridge.training.state import GlobalState
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
+from megatron.core.utils import to_local_if_dtensor
 
 from posttrain.checkpoint import directories, progress
 from posttrain.checkpoint.manager import from_first_rank, load_weights
 from posttrain.data.sealed import Used
 from posttrain.errors import ExportRefused
+from posttrain.models.fully_sharded import put_shards_back, wrappers_of
 from posttrain.ops.fused_lora import fused_layers
 from posttrain.plan.report import planned_peak
 from posttrain.train import early_stopping, learning_rates, pruning
@@ -397,23 +399,34 @@ def check_adapters(model: list[torch.nn.Module]) -> None:
     Raises:
         RuntimeError: LoRA is silently not training.
     """
-    dead = []
+    put_shards_back(model)
+    names = []
+    moved = []
     for chunk in model:
         for name, parameter in chunk.named_parameters():
-            if parameter.requires_grad and "linear_out" in name and not torch.any(parameter):
-                dead.append(name)
+            # An expert may have got no token yet.
+            if parameter.requires_grad and "linear_out" in name and ".local_experts." not in name:
+                names.append(name)
+                moved.append(torch.any(to_local_if_dtensor(parameter)))
+    if not names:
+        return
+    flags = torch.stack(moved).int()
+    if wrappers_of(model):  # of a small matrix a process may have nothing
+        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    dead = [name for name, flag in zip(names, flags.tolist(), strict=True) if not flag]
     if dead:
         raise RuntimeError(f"{len(dead)} adapters did not move in the first step, among them {dead[0]}")
 
 
 def fingerprint_frozen(model: list[torch.nn.Module]) -> list[float]:
     """Sums over each frozen tensor of this process, equal bit for bit while nothing changes."""
+    put_shards_back(model)
     sums = []
     for chunk in model:
         for parameter in chunk.parameters():
             if parameter.requires_grad:
                 continue
-            values = parameter.detach()
+            values = to_local_if_dtensor(parameter.detach())
             if values.numel() >= 1_000_000:
                 values = values.view(-1)[::997]
             sums.append(values.double().sum().item())

@@ -87,8 +87,8 @@ class Exporter:
 
     def why_incomparable(self) -> str | None:
         """Why the live model's logits can't be compared with transformers'; None: they can."""
-        if self.run.spec.context > 1 or self.run.spec.fsdp:
-            return "logits of one sequence are divided over processes (context parallelism, FSDP)"
+        if self.run.spec.context > 1:
+            return "logits of one sequence are divided over processes (context parallelism)"
         if self.run.spec.precision == "fp8":
             return "fp8 arithmetic has no counterpart in transformers"
         return None

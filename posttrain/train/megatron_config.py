@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from posttrain.checkpoint import fingerprints, resume
 from posttrain.checkpoint.manager import RunCheckpointConfig, SavedRun
 from posttrain.errors import UserError
+from posttrain.models import fully_sharded
 from posttrain.models.config_checks import check_length
 from posttrain.models.hf_adapter import read_adapter
 from posttrain.models.local_spec import check_expert_names, use_local_layers
@@ -234,6 +235,7 @@ def data_parallel(run: RunContext) -> DistributedDataParallelConfig:
         check_for_nan_in_grad=not looked_at,
         use_megatron_fsdp=parallelism.fsdp,
         data_parallel_sharding_strategy="optim_grads_params" if parallelism.fsdp else "no_shard",
+        megatron_fsdp_main_grads_dtype=torch.float32,  # as the other layouts sum them
     )
 
 
@@ -280,7 +282,7 @@ def saved_run(run: RunContext, model: MegatronModel, before_save: Callable[[], N
         progress=run.progress,
         heartbeat=run.heartbeat,
         format="fsdp_dtensor" if run.spec.fsdp else "torch_dist",
-        load_base=load_base,
+        load_base=partial(fully_sharded.fill, load_base),
         inputs=partial(fingerprints.inputs_of, run.splits, groups.model, groups.peft is not None),
         before_save=before_save,
     )

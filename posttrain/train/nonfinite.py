@@ -12,6 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
+from megatron.core.utils import to_local_if_dtensor
 
 from posttrain.checkpoint import directories
 from posttrain.checkpoint.progress import Progress
@@ -99,7 +100,7 @@ class NonFinitePolicy:
             grads = [p.grad for part in parts for p in part.get_parameters() if p.grad is not None]
             bad = torch.zeros((), device="cuda")
             for grad in grads:
-                bad += (~torch.isfinite(grad.sum())).float()
+                bad += (~torch.isfinite(to_local_if_dtensor(grad).sum())).float()
             torch.distributed.all_reduce(bad)
             return found or bool(bad)
 

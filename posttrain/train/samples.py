@@ -10,7 +10,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
-from megatron.core.utils import unwrap_model
+from megatron.core.utils import get_attr_wrapped_model, unwrap_model
 
 from posttrain.config.schema import TrainerSchema
 from posttrain.spec.run_spec import RunSpec
@@ -108,6 +108,7 @@ def greedy(model: torch.nn.Module, prompt: list[int], stop: set[int], max_new_to
         max_new_tokens: most tokens to return.
     """
     plain = unwrap_model(model)
+    rows = get_attr_wrapped_model(plain, "vocab_size")
     was_training = plain.training
     plain.eval()
     context = StaticInferenceContext(max_batch_size=1, max_sequence_length=len(prompt) + max_new_tokens)
@@ -118,9 +119,11 @@ def greedy(model: torch.nn.Module, prompt: list[int], stop: set[int], max_new_to
             ids = torch.tensor([step], device="cuda")
             positions = torch.arange(position, position + len(step), device="cuda")[None]
             logits = plain(ids, positions, None, inference_context=context, runtime_gather_output=True)
-            if logits.size(-1) * parallel_state.get_tensor_model_parallel_world_size() == plain.vocab_size:
+            if logits.size(-1) * parallel_state.get_tensor_model_parallel_world_size() == rows:
                 logits = gather_from_tensor_model_parallel_region(logits)
-            token = int(logits[0, -1].argmax())
+            likeliest = logits[0, -1].argmax()
+            torch.distributed.broadcast(likeliest, src=0)  # or one that stops earlier leaves the others waiting
+            token = int(likeliest)
             if token in stop:
                 break
             found.append(token)

@@ -15,8 +15,8 @@ from posttrain.patches import Kind, Platform, registry, runner
 from posttrain.patches.elsewhere import CHANGES
 
 STARTUP = {"imports", "no-dynamo", "transformers-imports", "compile-helpers", "results-queue", "packed-rope"}
-CORRECTNESS = {"async-writer", "base-weights", "missing-weights"}
-CPU = {"cpu-cuda-queries", "cpu-placement", "cpu-rng", "cpu-expert-splits"}
+CORRECTNESS = {"async-writer", "base-weights", "missing-weights", "fsdp-parameter-names", "fsdp-empty-shards"}
+CPU = {"cpu-cuda-queries", "cpu-placement", "cpu-rng", "cpu-expert-splits", "cpu-megatron-fsdp"}
 
 
 def wanted(device: str, transformer_engine: bool) -> set[str]:

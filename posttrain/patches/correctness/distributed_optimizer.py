@@ -33,6 +33,8 @@ def _restore_state(module: ModuleType) -> None:
 
     def with_own_steps(self: "DistributedOptimizer", state_dict: dict[str, Any]) -> None:
         load(self, state_dict)
+        if self.ddp_config.use_megatron_fsdp:
+            return  # each parameter's step is in the checkpoint
         steps = {group["step"] for group in state_dict["optimizer"]["param_groups"] if "step" in group}
         if not steps:
             return

@@ -68,8 +68,8 @@ def run(
 
     Never returns after an error.
 
-    `--rerun RUN` is replaced by the overrides of that run (see `rerun.expand`), and the name of a YAML file by those in
-    it (`run_file.expand`).
+    `--rerun RUN` and `--resume RUN` are replaced by the overrides of that run (see `rerun.expand`), and the name of a
+    YAML file by those in it (`run_file.expand`).
 
     A mistake of the user's is printed as one message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback.
     """
@@ -82,7 +82,8 @@ def run(
     for position, arg in enumerate(sys.argv[1:], 2):
         value = arg.partition("=")[2] or "".join(sys.argv[position : position + 1])
         if arg.startswith("--experimental-rerun"):
-            fail(f"--experimental-rerun: refused, it unpickles the file it is given; a run again: {rerun.COMMAND}")
+            again = rerun.command_of(rerun.RERUN)
+            fail(f"--experimental-rerun: refused, it unpickles the file it is given; a run again: {again}")
         if arg.startswith(("--config-p", "-cp")):
             fail(
                 "--config-path: refused, files of your own go beside the shipped ones: --config-dir FOLDER"

@@ -1,5 +1,7 @@
 """From a run back to its command: `--rerun RUN` stands for the overrides that RUN was started with.
 
+`--resume RUN` stands for the same in RUN's own directory, where training continues after the newest checkpoint.
+
 What else is on the command line comes on top. A run directory may be anybody's, so its overrides have a file's rights,
 not the command line's.
 """
@@ -16,35 +18,38 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from posttrain.checkpoint import directories
 from posttrain.config import policy, yaml_file
+from posttrain.config.overrides import format_override
 from posttrain.errors import UserError
 from posttrain.utils import rundir
 from posttrain.utils.escape import escape_control
 
-OPTION = "--rerun"
+RERUN, RESUME = "--rerun", "--resume"
+RUN_DIR = "hydra.run.dir"
 OVERRIDES = ".hydra/overrides.yaml"
 SETTINGS = ".hydra/hydra.yaml"
-COMMAND = f"python -m posttrain {OPTION} RUN"  # for advice
+NEVER = "run.resume=never"  # refuses to continue, which is what was asked for now
 
 
 def expand(arguments: list[str]) -> list[str]:
-    """A command line with `--rerun RUN` replaced by the overrides of RUN, those left out that are given anew.
+    """A command line with `--rerun RUN` or `--resume RUN` replaced by the overrides of RUN, but those given anew.
 
     Prints the command line that it stands for.
 
     Raises:
         UserError: there is no such run, or its overrides can't be read or are not a file's to set.
     """
-    arguments, run = _without_option(arguments)
+    arguments, option, run = _without_option(arguments)
     if run is None:
         return arguments
     root = Path(run)
     if not root.is_dir():
-        raise UserError(f"{OPTION} {run}: no such directory")
+        raise UserError(f"{option} {run}: no such directory")
     given = {_key(override) for override in _parse([one for one in arguments if not one.startswith("-")])}
     kept = []
     for override in _parse(_saved(root), f"{root / OVERRIDES}: "):
-        if _key(override) in given:
+        if _key(override) in given or (option == RESUME and override.input_line == NEVER):
             continue
         if override.is_sweep_override():
             raise UserError(f"{root / OVERRIDES}: {override.input_line}: is a sweep; a run has one value of each key")
@@ -57,9 +62,48 @@ def expand(arguments: list[str]) -> list[str]:
         kept.append(str(override.input_line))
     _check_sources(root, arguments)
     expanded = [*kept, *arguments]
+    notes = [f"{run} again: {shlex.join(expanded)}"]
+    if option == RESUME:
+        expanded = [*kept, *_in_place(root, arguments, given)]
+        notes = [f"{run} continues {_progress(root)}: {shlex.join(expanded)}"]
+    elif _unfinished(root) and RUN_DIR not in given:
+        continues = command_of(RESUME, run)
+        notes.append(f"{run} has not finished; this starts at step 0. To continue {_progress(root)}: {continues}")
     if os.environ.get("RANK", "0") == "0":
-        print(f"posttrain: {run} again: {escape_control(shlex.join(expanded))}", file=sys.stderr)
+        for note in notes:
+            print(f"posttrain: {escape_control(note)}", file=sys.stderr)
     return expanded
+
+
+def _in_place(root: Path, arguments: list[str], given: set[str]) -> list[str]:
+    """The arguments with the directory of the run that is to continue in it.
+
+    Raises:
+        UserError: they ask for another directory, or for several runs.
+    """
+    if RUN_DIR in given:
+        raise UserError(f"{RESUME}: continues in {root}; leave {RUN_DIR} out. A new run of the same kind: {RERUN}")
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError(f"{RESUME}: continues one run; leave --multirun out. A sweep continues by the same command")
+    return [*arguments, format_override(RUN_DIR, str(root))]
+
+
+def _unfinished(root: Path) -> bool:
+    """Whether a run has begun and not come to its end."""
+    return rundir.object_if_any(root, "status.json").get("state") not in (None, "finished", "pruned")
+
+
+def _progress(root: Path) -> str:
+    """From where a run continues."""
+    checkpoint, _ = directories.newest(root / "checkpoints")
+    if checkpoint is None:
+        return "from step 0, since it has no checkpoint"
+    return f"after step {directories.step_of(checkpoint)}, its newest checkpoint"
+
+
+def command_of(option: str, run: str = "RUN") -> str:
+    """What to type for an option of this module."""
+    return f"python -m posttrain {option} {shlex.quote(run)}"
 
 
 def advice(folder: str) -> str:
@@ -67,26 +111,28 @@ def advice(folder: str) -> str:
     path = Path(folder)
     for run in (path, path.parent):
         if (run / OVERRIDES).is_file():
-            return f"; to start that run again: python -m posttrain {OPTION} {run}"
+            return f"; to start that run again: {command_of(RERUN, str(run))}"
     return ""
 
 
-def _without_option(arguments: list[str]) -> tuple[list[str], str | None]:
-    """The other arguments, and the run; None: the option is not there."""
+def _without_option(arguments: list[str]) -> tuple[list[str], str, str | None]:
+    """The other arguments, the option, and the run; None: neither option is there."""
     others: list[str] = []
+    option = ""
     run = None
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")
-        if name != OPTION:
+        if name not in (RERUN, RESUME):
             others.append(argument)
             continue
         if run is not None:
-            raise UserError(f"{OPTION}: one run at a time")
+            raise UserError(f"{name}: one run at a time")
+        option = name
         run = value if equals else next(rest, "")
         if not run:
-            raise UserError(f"{OPTION}: give the directory of a run: {COMMAND}")
-    return others, run
+            raise UserError(f"{option}: give the directory of a run: {command_of(option)}")
+    return others, option, run
 
 
 def _saved(root: Path) -> list[str]:

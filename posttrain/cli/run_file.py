@@ -25,7 +25,7 @@ from posttrain.errors import UserError
 from posttrain.utils.user_paths import expand_home
 
 ENDINGS = (".yaml", ".yml")
-TAKE_A_VALUE = re.compile(r"-(cn|cd|cp|c|p|i|-config-\w+|-cfg|-package|-info|-rerun)")
+TAKE_A_VALUE = re.compile(r"-(cn|cd|cp|c|p|i|-config-\w+|-cfg|-package|-info|-rerun|-resume)")
 PLAIN_KEY = re.compile(r"[\w/@-]+(\.[\w@-]+)*")
 
 _files: dict[str, Path] = {}  # keys that a file has set in this command

@@ -1,6 +1,7 @@
 """Why a run ended: from the exit codes of the ranks here and the error files that ranks anywhere have left."""
 
 import re
+import shlex
 import signal
 import time
 from collections.abc import Mapping
@@ -115,10 +116,9 @@ def _stopped(run_dir: Path, signals: list[int], saved: bool) -> RunFailed:
     """The error of a run that was told to stop, here or on another machine."""
     message = "stopped by {}" if signals else "stopped by a signal to another of its commands"
     if saved:
-        command = "the same command"
-        is_trial = (run_dir.parent / "multirun.yaml").exists()  # of a grid, whose command knows its directories
-        if not is_trial:
-            command += f" with hydra.run.dir={run_dir}"
+        command = f"python -m posttrain --resume {shlex.quote(str(run_dir))}"
+        if (run_dir.parent / "multirun.yaml").exists():  # of a grid, whose command knows its directories
+            command = "the same command"
         message += f" after saving; {command} resumes it"
     return stopped(signals[0] if signals else signal.SIGTERM, message)
 

@@ -7,6 +7,7 @@ on the terminal through an inherited file descriptor. No torch here.
 
 import fcntl
 import os
+import socket
 import sys
 import time
 from io import BufferedWriter
@@ -57,9 +58,11 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int, spec: RunSpec | None = Non
         prepare(cfg, run_dir)
         if nodes.first(cfg):
             record_inputs(cfg, run_dir)
+            print(f"run directory: {escape_control(str(run_dir))}", flush=True)
             record_spec(run_dir, spec)
         started = time.time()
-        record(cfg, run_dir, {"state": "running", "started": started, "pid": os.getpid()})
+        here = {"pid": os.getpid(), "host": socket.gethostname()}
+        record(cfg, run_dir, {"state": "running", "started": started, **here})
         status: dict[str, object] = {"state": "failed"}
         try:
             _run(cfg, run_dir, gpus, relay)
@@ -174,7 +177,7 @@ def lock_run(run_dir: Path, first: bool = True) -> None:
     """
     if not first:
         return
-    lock = os.fdopen(rundir.lock_file(run_dir, ".lock"), "wb")
+    lock = os.fdopen(rundir.lock_file(run_dir, rundir.LOCK), "wb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -196,10 +196,15 @@ def _varying(
 
 
 def setting(trial: Trial, key: str) -> Any:
-    """A trial's value of a key; of a group (`peft=lora`), and of what the configuration lacks, the command line's."""
+    """A trial's value of a key; of a group (`peft=lora`), and of what the configuration lacks, the command line's.
+
+    A group that the command line doesn't have is what was chosen by default.
+    """
     if key in trial.config:
         return trial.config[key]
-    return trial.choices.get(key)
+    if key in trial.choices or "." in key:
+        return trial.choices.get(key)
+    return trial.groups.get(key)
 
 
 def short_names(names: list[str]) -> dict[str, str]:

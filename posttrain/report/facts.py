@@ -11,6 +11,9 @@ RANKING = {
     "train_loss": "training loss, since no trial has a validation loss",
 }
 
+# Fact -> the key that it is the value of.
+SETTINGS = {"model": "model.path", "data": "data.path", "learning rate": "optimizer.lr"}
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -49,7 +52,7 @@ def facts_of_sweep(comparison: Comparison) -> list[Fact]:
 
 def facts_of_run(trial: Trial) -> list[Fact]:
     """State, losses, amounts, speed, memory, machine and export of one run."""
-    facts = [Fact("state", trial.state), *_losses(trial)]
+    facts = [Fact("state", trial.state), *_settings(trial), *_losses(trial)]
     steps = trial.summary.get("steps")
     trained = trial.last("loss")
     if not is_number(steps) and trained is not None:
@@ -66,6 +69,16 @@ def facts_of_run(trial: Trial) -> list[Fact]:
     facts += _machine(trial)
     if trial.export is not None:
         facts.append(Fact("export", str(trial.export)))
+    return facts
+
+
+def _settings(trial: Trial) -> list[Fact]:
+    """What was trained on what, and how fast weights moved."""
+    facts = []
+    for name, key in SETTINGS.items():
+        value = trial.config.get(key)
+        if value is not None:
+            facts.append(Fact(name, format_value(value)))
     return facts
 
 

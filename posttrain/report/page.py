@@ -14,7 +14,7 @@ from posttrain.config.composition import compose
 from posttrain.config.containers import as_dict
 from posttrain.config.trial_names import flatten, is_run_local
 from posttrain.report.comparison import format_setting, format_value
-from posttrain.report.facts import Fact
+from posttrain.report.facts import SETTINGS, Fact
 from posttrain.report.trials import Trial
 from posttrain.utils.durations import format_duration
 from posttrain.utils.escape import escape_control, shorten
@@ -56,8 +56,8 @@ def render(template: str, data: dict[str, Any], **values: object) -> str:
 
 
 def tiles(facts: list[Fact]) -> list[Fact]:
-    """The facts that a page doesn't say elsewhere, as it says state and export."""
-    return [fact for fact in facts if not fact.name.endswith(("export", "state"))]
+    """The facts that a page doesn't say elsewhere, as it says state, settings and export."""
+    return [fact for fact in facts if fact.name not in SETTINGS and not fact.name.endswith(("export", "state"))]
 
 
 def changed_keys(trial: Trial) -> Changes:

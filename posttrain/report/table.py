@@ -18,6 +18,7 @@ STYLE = {
     "queued": "cyan",
     "failed": "red",
     "stopped": "yellow",
+    "killed": "yellow",
     "pruned": "yellow",
     "damaged": "red",
     "unknown": "dim",

@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,8 +30,8 @@ class Trial:
         path: where it is.
         config: the resolved configuration, flat: `optimizer.lr` -> 1e-4.
         overrides: of the command line, as given to Hydra; None where Hydra left no record.
-        state: running, finished, pruned, failed or stopped; `unknown` without status.json, `damaged` where one of
-            its files can't be read.
+        state: running, finished, pruned, failed or stopped; `killed` where it says running and its command is gone,
+            `unknown` without status.json, `damaged` where one of its files can't be read.
         error: why it failed, was stopped or has stopped early; empty otherwise.
         summary: the numbers of summary.json; empty until the run has finished.
         series: metric -> [(step, value), ...] by step, from metrics.jsonl.
@@ -75,6 +76,14 @@ class Trial:
             key, _, text = override.lstrip("+~").partition("=")
             choices[key] = text
         return choices
+
+    @cached_property
+    def groups(self) -> dict[str, Any]:
+        """Group -> the file that was chosen, on the command line or by default; empty where Hydra left no record."""
+        settings: dict[str, Any] = _yaml(self.path, ".hydra/hydra.yaml", {})
+        for part in ("hydra", "runtime", "choices"):
+            settings = part_of(settings, part)
+        return settings
 
     @property
     def seconds(self) -> float:
@@ -195,13 +204,18 @@ def read_trial(path: Path, root: Path) -> Trial:
     name = str(path.relative_to(root))
     if path == root:
         name = path.resolve().name
+    state = str(status.get("state", "unknown"))
+    error = str(status.get("error") or status.get("stopped_early") or "")
+    if _is_gone(path, status):
+        state = "killed"
+        error = f"ended without a word; python -m posttrain --resume {shlex.quote(str(path))} continues it"
     return Trial(
         name=name,
         path=path,
         config=flatten(frozen.unescaped(_yaml(path, "config.yaml", {}))),
         overrides=list(map(str, overrides)) or None,
-        state=str(status.get("state", "unknown")),
-        error=str(status.get("error") or status.get("stopped_early") or ""),
+        state=state,
+        error=error,
         summary=_json(path, "summary.json", {}),
         series=read_series(path),
         samples=[sample for sample in samples if isinstance(sample, dict)],
@@ -211,6 +225,13 @@ def read_trial(path: Path, root: Path) -> Trial:
         ended=number_of(status, "ended", 0.0),
         spec=_yaml(path, "spec.yaml", {}),
     )
+
+
+def _is_gone(path: Path, status: dict[str, Any]) -> bool:
+    """Whether the command that ran here has ended without recording it; only its own machine can tell."""
+    if status.get("state") != "running" or status.get("host") != socket.gethostname():
+        return False
+    return not rundir.is_in_use(path)
 
 
 def _run_directories(directory: Path) -> Iterator[Path]:

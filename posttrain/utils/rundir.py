@@ -7,6 +7,7 @@ refused by name. The directory itself is named by the user and may be reached th
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -20,8 +21,9 @@ from posttrain.errors import UserError
 from posttrain.utils.atomic_files import ASIDE, json_text, replace
 
 # What a run writes under these names. What else lies in a run directory is the user's own and is left alone.
+LOCK = ".lock"  # locked (flock) by the command whose run uses the directory
 FILES = (
-    ".lock",
+    LOCK,
     "config.yaml",
     "inputs.json",
     "metrics.csv",
@@ -152,6 +154,21 @@ def append(root: Path, name: str) -> int:
 def lock_file(root: Path, name: str) -> int:
     """A descriptor of the file `name` below `root` to lock; nothing is written to it. Raises as `read_text`."""
     return _opened(root, name, os.O_WRONLY | os.O_CREAT)
+
+
+def is_in_use(root: Path) -> bool:
+    """Whether a command on this machine holds the lock of `root`; the system takes it back however that ends."""
+    try:
+        descriptor = _opened(root, LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def make(root: Path, name: str) -> None:

@@ -5,7 +5,7 @@ import sys
 from posttrain import __version__
 from posttrain.utils import working
 
-RUNS = ("-m", "--multirun", "--rerun", "--config-dir", "-cd")  # options of commands that run something
+RUNS = ("-m", "--multirun", "--rerun", "--resume", "--config-dir", "-cd")  # options of commands that run something
 
 
 def greet() -> None:

@@ -1,5 +1,6 @@
 """A run is started again by its directory: with the same configuration, and with changes on top."""
 
+import json
 import pickle
 import sys
 
@@ -55,6 +56,41 @@ def test_changes_on_top(start, run, tmp_path):
     assert again["optimizer"]["lr"] == 2e-3 and again["data"] == config["data"]
     third = start("--rerun", tmp_path / "again", f"hydra.run.dir={tmp_path}/third")
     assert third == again
+
+
+def test_a_run_continues_in_its_own_directory(start, run, tmp_path, capsys):
+    directory, config = run
+    assert start("--resume", directory, "trainer.max_steps=9") == {
+        **config,
+        "trainer": {**config["trainer"], "max_steps": 9},
+    }
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"posttrain: {directory} continues from step 0, since it has no checkpoint: model=")
+    hydra = OmegaConf.load(directory / ".hydra" / "hydra.yaml").hydra
+    assert hydra.runtime.output_dir == str(directory)
+    assert not (tmp_path / "outputs").exists()
+    assert "leave hydra.run.dir out" in start("--resume", directory, "hydra.run.dir=x")
+    assert "leave --multirun out" in start("--resume", directory, "--multirun", "seed=1,2")
+
+
+def test_resuming_leaves_out_what_would_refuse_it(start, run):
+    directory, _ = run
+    (directory / ".hydra" / "overrides.yaml").write_text("- run.resume=never\n- peft.rank=3\n")
+    again = start("--resume", directory)
+    assert again["run"]["resume"] == "auto" and again["peft"]["rank"] == 3
+
+
+def test_starting_over_names_the_way_to_continue(start, run, tmp_path, capsys, monkeypatch):
+    directory, _ = run
+    monkeypatch.chdir(tmp_path)
+    start("--rerun", directory, f"hydra.run.dir={tmp_path}/again")
+    assert "not finished" not in capsys.readouterr().err  # it says nothing of how it ended
+    for state, said in (("running", True), ("stopped", True), ("finished", False)):
+        (directory / "status.json").write_text(json.dumps({"state": state}))
+        start("--rerun", directory)
+        err = capsys.readouterr().err
+        assert ("has not finished; this starts at step 0. To continue from step 0" in err) == said
+        assert (f"python -m posttrain --resume '{directory}'" in err) == said
 
 
 def test_a_file_of_overrides_comes_on_top(start, run, tmp_path):
@@ -137,7 +173,7 @@ def test_no_run(start, tmp_path):
 
 def test_options_that_are_given_a_run_name_the_way(start, run, tmp_path):
     directory, _ = run
-    advice = f"to start that run again: python -m posttrain --rerun {directory}\n"
+    advice = f"to start that run again: python -m posttrain --rerun '{directory}'\n"
     assert start("--config-path", directory).endswith(advice)
     assert start(f"--config-path={directory / '.hydra'}").endswith(advice)
     for folder in (directory, directory / ".hydra"):

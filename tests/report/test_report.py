@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+import socket
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,9 +16,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from posttrain.config.composition import compose
+from posttrain.launch import launcher
 from posttrain.report import __main__ as command
 from posttrain.report import write_report
-from posttrain.report.comparison import compare, differing, short_names
+from posttrain.report.comparison import compare, differing, setting, short_names
 from posttrain.report.curves import MOST_POINTS, axis_names, curve_tables, describe, points_per_curve
 from posttrain.report.importance import parameter_importance
 from posttrain.report.scales import key_axis, result_axis
@@ -138,6 +140,18 @@ def test_a_trial_that_is_being_written_or_was_resumed_is_read_as_far_as_it_is(sw
     write_report(sweep)
 
 
+def test_a_run_whose_command_was_killed_is_not_running(sweep):
+    """The lock goes with its process; a run on another machine can't be judged from here."""
+    states = {}
+    for number, host in enumerate((socket.gethostname(), socket.gethostname(), "another")):
+        (sweep / f"{number}/status.json").write_text(json.dumps({"state": "running", "host": host}))
+    launcher.lock_run(sweep / "1")
+    for trial in read_trials(sweep):
+        states[trial.name] = trial.state, trial.error
+    assert states["0"][0] == "killed" and f"python -m posttrain --resume {sweep}/0 continues it" in states["0"][1]
+    assert states["1"] == states["2"] == ("running", "")
+
+
 def test_a_swept_group_is_one_column_and_what_follows_from_it_none(tmp_path):
     """Trials with and without LoRA differ in `peft`; its keys, which the other lacks, follow."""
     for name, loss in (("lora", 0.3), ("none", 0.4)):
@@ -148,6 +162,15 @@ def test_a_swept_group_is_one_column_and_what_follows_from_it_none(tmp_path):
     page = Page(write_report(tmp_path))
     assert [row[3] for row in page.rows] == ["peft", "lora", "none"]
     assert any("seed" in text for text in page.text)  # among what is fixed
+
+
+def test_a_group_that_a_command_line_lacks_is_the_default_one(tmp_path):
+    for number, overrides in enumerate((["peft=none"], ["seed=2"])):
+        run = write_run(tmp_path / str(number), overrides, 0.1)
+        choices = {"peft": "none" if number == 0 else "lora"}
+        OmegaConf.save({"hydra": {"runtime": {"choices": choices}}}, run / ".hydra" / "hydra.yaml")
+    trials = read_trials(tmp_path)
+    assert [setting(trial, "peft") for trial in trials] == ["none", "lora"]
 
 
 def test_totals(sweep):
@@ -355,6 +378,8 @@ def test_one_run_alone(sweep, tmp_path, capsys):
     printed = capsys.readouterr().out
     for fact in (
         "finished",
+        "demo:smollm2_135m",
+        "0.001",
         "0.2  (3.613 before training)",
         "192,000  (96,000 supervised)",
         "1 GPU  (bf16)",

@@ -21,29 +21,26 @@ import torch
 from posttrain.config import targets
 from posttrain.errors import UserError
 
-KNOWN = [
-    re.compile(pattern)
-    for pattern in (
-        r"collections OrderedDict|(builtins|__builtin__) (set|frozenset|slice|complex|bytearray|range)|_codecs encode",
-        r"datetime timedelta|pathlib\w* (Posix|PurePosix)?Path",
-        r"numpy(\._?core)?(\.multiarray)? (_reconstruct|scalar|ndarray|dtype)|numpy\.dtypes \w+DType",
-        r"torch (Size|device|dtype|memory_format|u?int\d+|b?float\d+\w*|complex\d+|bool|\w+Storage)",
-        # Transformer Engine's state of fp8; a tensor's bytes are a pickle of their own, looked at as well.
-        # Megatron puts its own in the place of torch's function, under whose name a storage is then pickled.
-        r"_io BytesIO|torch\.storage _load_from_bytes|megatron\.core\.safe_globals safe_load_from_bytes",
-        r"torch\.storage (Untyped|Typed)Storage|torch\.serialization _get_layout|torch\.nn\.parameter Parameter",
-        r"torch\._C Generator",  # of the random numbers of a captured step; holds its device and state
-        r"torch\._utils _rebuild_(tensor(_v2)?|parameter(_with_state)?|device_tensor_from_numpy)",
-        r"torch\.distributed\.checkpoint\.metadata _?[A-Z]\w*",
-        r"torch\.distributed\.checkpoint\.(planner|storage|filesystem|api) _?(StorageInfo|\w+Plan|\w+Item|\w+ItemType|"
-        r"TensorWriteData|WriteResult|CheckpointException|StoragePrefix|WrappedException)",
-        r"megatron\.core\.dist_checkpointing\.mapping (Sharded|Local)\w+",
-        r"megatron\.core\.dist_checkpointing\.core Checkpointing\w+",
-        r"transformer_engine\.common\.recipe _?[A-Z]\w*",
-        r"torch\.distributed\.(tensor\.placement_types|_tensor\.placement_types) (Shard|Replicate|Partial)",
-        r"torch\.distributed\.tensor\._dtensor_spec (DTensorSpec|TensorMeta)",
-    )
-]
+KNOWN = (
+    r"collections OrderedDict|(builtins|__builtin__) (set|frozenset|slice|complex|bytearray|range)|_codecs encode",
+    r"datetime timedelta|pathlib\w* (Posix|PurePosix)?Path",
+    r"numpy(\._?core)?(\.multiarray)? (_reconstruct|scalar|ndarray|dtype)|numpy\.dtypes \w+DType",
+    r"torch (Size|device|dtype|memory_format|u?int\d+|b?float\d+\w*|complex\d+|bool|\w+Storage)",
+    # Transformer Engine's state of fp8; a tensor's bytes are a pickle of their own, looked at as well.
+    # Megatron puts its own in the place of torch's function, under whose name a storage is then pickled.
+    r"_io BytesIO|torch\.storage _load_from_bytes|megatron\.core\.safe_globals safe_load_from_bytes",
+    r"torch\.storage (Untyped|Typed)Storage|torch\.serialization _get_layout|torch\.nn\.parameter Parameter",
+    r"torch\._C Generator",  # of the random numbers of a captured step; holds its device and state
+    r"torch\._utils _rebuild_(tensor(_v2)?|parameter(_with_state)?|device_tensor_from_numpy)",
+    r"torch\.distributed\.checkpoint\.metadata _?[A-Z]\w*",
+    r"torch\.distributed\.checkpoint\.(planner|storage|filesystem|api) _?(StorageInfo|\w+Plan|\w+Item|\w+ItemType|"
+    r"TensorWriteData|WriteResult|CheckpointException|StoragePrefix|WrappedException)",
+    r"megatron\.core\.dist_checkpointing\.mapping (Sharded|Local)\w+",
+    r"megatron\.core\.dist_checkpointing\.core Checkpointing\w+",
+    r"transformer_engine\.common\.recipe _?[A-Z]\w*",
+    r"torch\.distributed\.(tensor\.placement_types|_tensor\.placement_types) (Shard|Replicate|Partial)",
+    r"torch\.distributed\.tensor\._dtensor_spec (DTensorSpec|TensorMeta)",
+)
 
 WEIGHTS_ONLY = "Weights only load failed"  # torch's own refusal, where Megatron's function has it load weights alone
 
@@ -90,7 +87,7 @@ def reading(checkpoint: Path) -> Iterator[None]:
 
 def allowed(module: str, name: str) -> bool:
     """Whether a checkpoint may name `name` of `module`; a dotted name reaches what a module imports, so never."""
-    if any(pattern.fullmatch(f"{module} {name}") for pattern in KNOWN):
+    if any(re.fullmatch(pattern, f"{module} {name}") for pattern in KNOWN):
         return True
     return targets.allowed_by_user(module) and targets.is_own(f"{module}.{name}", "checkpoint")
 

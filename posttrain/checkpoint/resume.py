@@ -130,7 +130,7 @@ def differences(before: DictConfig, after: DictConfig) -> dict[str, tuple[Any, A
     old = _leaves(before)
     new = _leaves(after)
     harmless: tuple[str, ...] = HARMLESS
-    if not any(leaves.get(key) for leaves in (old, new) for key in DIVIDED_OPTIMIZER):
+    if not any(old.get(key) or new.get(key) for key in DIVIDED_OPTIMIZER):
         harmless += LAYOUT
     changed = {}
     for key in old.keys() | new.keys():

@@ -46,7 +46,8 @@ def expand(arguments: list[str]) -> list[str]:
     root = Path(run)
     if not root.is_dir():
         raise UserError(f"{option} {run}: no such directory")
-    given = {_key(override) for override in _parse([one for one in arguments if not one.startswith("-")])}
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    given = set(map(_key, _parse(overrides)))
     kept = []
     for override in _parse(_saved(root), f"{root / OVERRIDES}: "):
         if _key(override) in given or (option == RESUME and override.input_line == NEVER):

@@ -130,7 +130,9 @@ def rule_of_override(override: Override) -> Rule | None:
     keys = [key, str(override.package or key)]
     value = override.value()
     if isinstance(value, dict):
-        keys += [name for name, _ in _leaves({str(inner): item for inner, item in value.items()}, key)]
+        inner = {str(name): item for name, item in value.items()}
+        for name, _ in _leaves(inner, key):
+            keys.append(name)
     return next((rule for rule in map(rule_of, keys) if rule is not None), None)
 
 

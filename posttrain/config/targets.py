@@ -23,49 +23,43 @@ ENVIRONMENT = "POSTTRAIN_ALLOW_TARGETS"
 
 # Where a `_target_` may stand, by its key path, and what it may be there. Upstream names are classes directly in the
 # named modules: `[A-Z]\w*` keeps module attributes such as `megatron.bridge.training.config.os` out of reach.
-PLACES = [
-    (re.compile(place), re.compile(target), words)
-    for place, target, words in (
-        (r"model", r"posttrain\.models\.HFModel", "posttrain.models.HFModel"),
-        (r"peft", r"posttrain\.peft\.[A-Z]\w*", "a class of posttrain.peft"),
-        (r"objective", r"posttrain\.objectives\.[A-Z]\w*", "a class of posttrain.objectives"),
-        (r"data", r"posttrain\.data\.[A-Z]\w*Data", "a class of posttrain.data"),
-        (
-            r"data\.(sources\[\d+\]\.)?format",
-            r"posttrain\.data\.formats(\.\w+)?\.[A-Z]\w*",
-            "a class of posttrain.data.formats",
-        ),
-        (r"template", r"posttrain\.data\.templates\.[A-Z]\w*", "a class of posttrain.data.templates"),
-        (
-            r"parallelism",
-            r"posttrain\.train\.parallelism\.Parallelism",
-            "posttrain.train.parallelism.Parallelism",
-        ),
-        (r"optimizer", r"megatron\.bridge\.training\.config\.OptimizerConfig", "Megatron-Bridge's OptimizerConfig"),
-        (r"scheduler", r"megatron\.bridge\.training\.config\.SchedulerConfig", "Megatron-Bridge's SchedulerConfig"),
-        (r"trainer", r"posttrain\.train\.trainer\.Trainer", "posttrain.train.trainer.Trainer"),
-        (
-            r"trainer\.megatron\..*",
-            r"megatron\.bridge\.training\.(config|comm_overlap)\.[A-Z]\w*Config",
-            "a class of Megatron-Bridge's configuration",
-        ),
-        (r"precision", r"posttrain\.train\.precision\.Precision", "posttrain.train.precision.Precision"),
-        (r"checkpoint", r"posttrain\.checkpoint\.Checkpoint", "posttrain.checkpoint.Checkpoint"),
-        (r"logger\.[^.]+", r"posttrain\.train\.trackers\.[A-Z]\w*", "a class of posttrain.train.trackers"),
-        (r"metric", r"posttrain\.evaluate\.[A-Z]\w*", "a class of posttrain.evaluate"),
-    )
-]
+PLACES = (
+    (r"model", r"posttrain\.models\.HFModel", "posttrain.models.HFModel"),
+    (r"peft", r"posttrain\.peft\.[A-Z]\w*", "a class of posttrain.peft"),
+    (r"objective", r"posttrain\.objectives\.[A-Z]\w*", "a class of posttrain.objectives"),
+    (r"data", r"posttrain\.data\.[A-Z]\w*Data", "a class of posttrain.data"),
+    (
+        r"data\.(sources\[\d+\]\.)?format",
+        r"posttrain\.data\.formats(\.\w+)?\.[A-Z]\w*",
+        "a class of posttrain.data.formats",
+    ),
+    (r"template", r"posttrain\.data\.templates\.[A-Z]\w*", "a class of posttrain.data.templates"),
+    (
+        r"parallelism",
+        r"posttrain\.train\.parallelism\.Parallelism",
+        "posttrain.train.parallelism.Parallelism",
+    ),
+    (r"optimizer", r"megatron\.bridge\.training\.config\.OptimizerConfig", "Megatron-Bridge's OptimizerConfig"),
+    (r"scheduler", r"megatron\.bridge\.training\.config\.SchedulerConfig", "Megatron-Bridge's SchedulerConfig"),
+    (r"trainer", r"posttrain\.train\.trainer\.Trainer", "posttrain.train.trainer.Trainer"),
+    (
+        r"trainer\.megatron\..*",
+        r"megatron\.bridge\.training\.(config|comm_overlap)\.[A-Z]\w*Config",
+        "a class of Megatron-Bridge's configuration",
+    ),
+    (r"precision", r"posttrain\.train\.precision\.Precision", "posttrain.train.precision.Precision"),
+    (r"checkpoint", r"posttrain\.checkpoint\.Checkpoint", "posttrain.checkpoint.Checkpoint"),
+    (r"logger\.[^.]+", r"posttrain\.train\.trackers\.[A-Z]\w*", "a class of posttrain.train.trackers"),
+    (r"metric", r"posttrain\.evaluate\.[A-Z]\w*", "a class of posttrain.evaluate"),
+)
 
 # What Hydra itself builds: `hydra.sweeper` and `hydra.launcher`.
-IN_HYDRA = [
-    re.compile(pattern)
-    for pattern in (
-        r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)",
-        r"hydra_plugins\.hydra_optuna_sweeper\.optuna_sweeper\.OptunaSweeper",
-        r"optuna\.samplers\.[A-Z]\w*Sampler",
-        r"hydra_plugins\.posttrain_launcher\.(Local|Slurm)Launcher",
-    )
-]
+IN_HYDRA = re.compile(
+    r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)"
+    r"|hydra_plugins\.hydra_optuna_sweeper\.optuna_sweeper\.OptunaSweeper"
+    r"|optuna\.samplers\.[A-Z]\w*Sampler"
+    r"|hydra_plugins\.posttrain_launcher\.(Local|Slurm)Launcher"
+)
 
 # What `trainer.megatron` may set: sections that say how to compute, and of those no field that names files or code
 # (Megatron unpickles, imports or writes what such fields name).
@@ -114,18 +108,18 @@ def walk(node: object, path: str = "") -> Iterator[tuple[str, str]]:
 def allowed(path: str, target: str) -> bool:
     """Whether `target` may be built where the key path `path`, which ends with `._target_`, says so."""
     place = path.removesuffix("._target_")
-    shipped = any(where.fullmatch(place) and what.fullmatch(target) for where, what, _ in PLACES)
+    shipped = any(re.fullmatch(where, place) and re.fullmatch(what, target) for where, what, _ in PLACES)
     return shipped or allowed_by_user(target)
 
 
 def listed(target: str) -> bool:
     """Whether `target` may be built in one place or another, whatever the environment variable allows."""
-    return any(what.fullmatch(target) for _, what, _ in PLACES)
+    return any(re.fullmatch(what, target) for _, what, _ in PLACES)
 
 
 def allowed_by_user(target: str) -> bool:
     """Whether the environment variable allows `target` by its name; see `require_own` for what the name leads to."""
-    return any(_within(target, prefix) for prefix in _own())
+    return bool(_prefixes(target))
 
 
 def require_own(node: DictConfig) -> None:
@@ -153,7 +147,7 @@ def is_own(target: str, key: str) -> bool:
     Raises:
         UserError: see `find`.
     """
-    prefixes = [prefix for prefix in _own() if _within(target, prefix)]
+    prefixes = _prefixes(target)
     if not prefixes:
         return False  # before anything is imported
     found = find(target, key)
@@ -195,9 +189,14 @@ def _failure(error: BaseException, target: str) -> str:
     return f"there is no such thing ({said})"
 
 
-def _own() -> list[str]:
-    """The prefixes that the environment variable allows."""
-    return [prefix.strip() for prefix in os.environ.get(ENVIRONMENT, "").split(",") if prefix.strip()]
+def _prefixes(target: str) -> list[str]:
+    """The prefixes that the environment variable allows and `target` is within."""
+    prefixes = []
+    for item in os.environ.get(ENVIRONMENT, "").split(","):
+        prefix = item.strip()
+        if prefix and _within(target, prefix):
+            prefixes.append(prefix)
+    return prefixes
 
 
 def _within(name: str, prefix: str) -> bool:
@@ -206,7 +205,7 @@ def _within(name: str, prefix: str) -> bool:
 
 def allowed_in_hydra(target: str) -> bool:
     """Whether `target` may be built below `hydra`."""
-    return any(pattern.fullmatch(target) for pattern in IN_HYDRA)
+    return bool(IN_HYDRA.fullmatch(target))
 
 
 def check(cfg: DictConfig) -> None:
@@ -255,6 +254,6 @@ def _instead(path: str) -> str:
     """What may stand there; completes "may name"."""
     place = path.removesuffix("._target_")
     for where, _, words in PLACES:
-        if where.fullmatch(place):
+        if re.fullmatch(where, place):
             return f" here, where {words} is expected"
     return ""

@@ -63,11 +63,12 @@ def collect_facts(cfg: DictConfig, results: dict[str, Any], report: dict[str, An
 
 def are_facts(facts: dict[str, Any]) -> bool:
     """Whether a JSON object has the form of what `collect_facts` returns: it may be from anybody's file."""
-    base, method, license = (facts.get(key) for key in TEXTS)
+    base, method, license = map(facts.get, TEXTS)
     if not isinstance(base, str) or not isinstance(method, str) or not isinstance(license, str | None):
         return False
-    if not all(isinstance(facts.get(key), dict) for key in PARTS):
-        return False
+    for part in PARTS:
+        if not isinstance(facts.get(part), dict):
+            return False
     for part in PARTS[1:]:
         if not _are(list(facts[part].values()), str, int, float):
             return False

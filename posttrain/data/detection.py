@@ -92,10 +92,10 @@ def _matches(columns: Mapping[str, Any]) -> Iterator[Match]:
     """Every format that has these columns; plain text where no other has."""
     found = list(_of_chat(columns))
     if "instruction" in columns and ("output" in columns or isinstance(columns.get("instances"), list)):
-        names = tuple(name for name in ("instruction", "input", "output", "instances") if name in columns)
+        names = _present(columns, "instruction", "input", "output", "instances")
         found.append(Match("alpaca", names, ("data=alpaca",)))
     if "instruction" in columns and "response" in columns:
-        names = tuple(name for name in ("instruction", "context", "response") if name in columns)
+        names = _present(columns, "instruction", "context", "response")
         found.append(Match("dolly", names, ("data=dolly",)))
     if "prompt" in columns and "completion" in columns:
         found.append(Match("prompt_completion", ("prompt", "completion"), ("data=prompt_completion",)))
@@ -103,9 +103,14 @@ def _matches(columns: Mapping[str, Any]) -> Iterator[Match]:
         found.append(Match("oasst", ("prompt",), ("data=oasst",)))
     if {"message_id", "parent_id", "role", "text"} <= set(columns):
         found.append(Match("oasst", ("message_id", "parent_id", "role", "text"), ("data=oasst",)))
-    if not found and isinstance(columns.get("text"), str) and not any(_said(name) for name in columns):
+    if not found and isinstance(columns.get("text"), str) and not any(map(_said, columns)):
         found.append(Match("plain text", ("text",), ("objective=text",)))
     yield from found
+
+
+def _present(columns: Mapping[str, Any], *names: str) -> tuple[str, ...]:
+    """Of some columns those that there are."""
+    return tuple(name for name in names if name in columns)
 
 
 def _of_chat(columns: Mapping[str, Any]) -> Iterator[Match]:
@@ -168,11 +173,17 @@ def _question(columns: Mapping[str, Any], matches: Sequence[Match]) -> str:
         lines = [f"\n  {shlex.join(match.overrides)}" for match in matches]
         return f"{named}, which are those of several formats. Add one of:{''.join(lines)}"
     named += ", of no known format"
-    texts = [name for name, value in _paths(columns) if isinstance(value, str) and not is_metadata(name)]
-    asked = [name for name in texts if _last(name) in QUESTIONS]
-    answers = [name for name in texts if _last(name) in ANSWERS]
-    if len(asked) == len(answers) == 1:
-        texts = [asked[0], answers[0]]
+    texts, questions, answers = [], [], []
+    for name, value in _paths(columns):
+        if not isinstance(value, str) or is_metadata(name):
+            continue
+        texts.append(name)
+        if _last(name) in QUESTIONS:
+            questions.append(name)
+        if _last(name) in ANSWERS:
+            answers.append(name)
+    if len(questions) == len(answers) == 1:
+        texts = [*questions, *answers]
     if len(texts) > 1:
         question, answer = texts[:2]
         return f"{named}. Where `{question}` asks and `{answer}` answers, add: {_pair(question, answer)}"

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, dropwhile
+from itertools import chain, dropwhile, product
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -425,6 +425,5 @@ ELSEWHERE = {
 }
 COMPRESSED = (".gz", ".zst")
 TEXT = frozenset({".txt", *(f".txt{pack}" for pack in COMPRESSED)})
-KNOWN = (
-    frozenset(_READERS) | frozenset(_WHOLE) | {f"{kind}{pack}" for kind in _READERS for pack in COMPRESSED}
-) - TEXT  # of rows with columns
+PACKED = frozenset(map("".join, product(_READERS, COMPRESSED)))
+KNOWN = (frozenset(_READERS) | frozenset(_WHOLE) | PACKED) - TEXT  # of rows with columns

@@ -297,7 +297,8 @@ class Renderer:
         before = max((end for _, end, source, _ in spans[:first] if source.message != index), default=0)
         after = min((start for start, _, source, _ in spans[last + 1 :] if source.message != index), default=len(text))
         start, _, source, origin = spans[first]
-        cut = len(own) > 1 and any(message.content[a:b].strip() for a, b in _gaps([spans[at] for at in own]))
+        gaps = _gaps([spans[at] for at in own])
+        cut = any(message.content[a:b].strip() for a, b in gaps)
         if source.field != "content" or message.content[:origin].strip() or cut:
             start = self._header_end(conversation, text, index, (before, start))
         return start, self._stop_end(text, spans[last][1], after, name)

@@ -87,7 +87,7 @@ def _is_true(program: "Program", row: Mapping[str, Any]) -> bool:
         columns = {ROW: row, **row}
     elif len(columns) < len(variables):
         raise _missing(variables, row)
-    if not all(_is_shallow(value) for value in columns.values()):
+    if not all(map(_is_shallow, columns.values())):
         raise RowError("data.where: a column is nested too deeply", "data.where: nested too deeply")
     try:
         value = program.execute(columns)

@@ -7,6 +7,7 @@ import shlex
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +56,10 @@ class Header:
     """
 
     def __init__(self, names: Sequence[str], place: Path) -> None:
-        self.names = [name.strip() for name in names]
+        self.names = list(map(str.strip, names))
         while self.names and not self.names[-1]:
             self.names.pop()
-        named = [name for name in self.names if name]
+        named = list(filter(None, self.names))
         if len(set(named)) != len(named):
             raise UserError(
                 f"data.path: {place}: the first line must name the columns, each once; found {str(list(names))[:300]}"
@@ -133,7 +134,7 @@ def sheet_rows(path: Path, name: str | None) -> Iterator[tuple[int, list[str | R
         book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
         try:
             for number, cells in enumerate(_sheet(book.worksheets, name, path).iter_rows(), 1):
-                values = [_text(cell) for cell in cells]
+                values = list(map(_text, cells))
                 if any(values):
                     yield number, values
         finally:
@@ -148,20 +149,23 @@ def _sheet(sheets: "Sequence[Worksheet]", name: str | None, path: Path) -> "Work
         for sheet in sheets:
             if sheet.title == name:
                 return sheet
-        names = ", ".join(sheet.title for sheet in sheets)
-        raise UserError(f"data.sheet={name}: {path} has no such sheet; it has {names}")
+        raise UserError(f"data.sheet={name}: {path} has no such sheet; it has {_titles(sheets)}")
     filled = [sheet for sheet in sheets if sheet.sheet_state == "visible" and _holds_values(sheet)]
     if not filled:
         raise UserError(f"data.path: {path}: there are no rows in it")
     if len(filled) > 1:
-        names = ", ".join(sheet.title for sheet in filled)
         choice = shlex.quote(format_override("data.sheet", filled[0].title))
-        raise UserError(f"data.path: {path}: has several sheets: {names}; choose one: {choice}")
+        raise UserError(f"data.path: {path}: has several sheets: {_titles(filled)}; choose one: {choice}")
     return filled[0]
 
 
+def _titles(sheets: "Sequence[Worksheet]") -> str:
+    return ", ".join(sheet.title for sheet in sheets)
+
+
 def _holds_values(sheet: "Worksheet") -> bool:
-    return any(value is not None for row in sheet.iter_rows(values_only=True) for value in row)
+    values = chain.from_iterable(sheet.iter_rows(values_only=True))
+    return any(value is not None for value in values)
 
 
 def _text(cell: "Cell") -> str | RowError:

@@ -82,7 +82,7 @@ def measure_set(
         part["categories"] = summarize_groups(conversations.categories, results)
     if len(set(conversations.sources)) > 1:
         part["sources"] = summarize_groups(conversations.sources, results)
-    part["tokens"] = sum(len(ids) for ids in conversations.ids)
+    part["tokens"] = sum(map(len, conversations.ids))
     part["rows"] = conversations.report
     part["seconds"] = seconds
     return part, lines
@@ -121,20 +121,28 @@ def summarize(indices: Iterable[int], results: Results) -> dict[str, Any]:
 
 def pool(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return several sets' results as if they were one set."""
-    supervised_tokens = sum(part["supervised_tokens"] for part in parts)
-    loss = sum(part["loss"] * part["supervised_tokens"] for part in parts) / supervised_tokens
+    loss = _mean(parts, "loss", "supervised_tokens")
     scored = [part for part in parts if part.get("answers")]
     pooled = {
         "loss": loss,
         "perplexity": perplexity(loss),
-        "supervised_tokens": supervised_tokens,
-        "conversations": sum(part["conversations"] for part in parts),
+        "supervised_tokens": _total(parts, "supervised_tokens"),
+        "conversations": _total(parts, "conversations"),
     }
     if scored:
-        answers = sum(part["answers"] for part in scored)
-        pooled["score"] = sum(part["score"] * part["answers"] for part in scored) / answers
-        pooled["answers"] = answers
+        pooled["score"] = _mean(scored, "score", "answers")
+        pooled["answers"] = _total(scored, "answers")
     return pooled
+
+
+def _total(parts: list[dict[str, Any]], key: str) -> int:
+    return sum(part[key] for part in parts)
+
+
+def _mean(parts: list[dict[str, Any]], key: str, weight: str) -> float:
+    """The mean of a number, each weighted by another number of its part."""
+    weighted: float = sum(part[key] * part[weight] for part in parts)
+    return weighted / _total(parts, weight)
 
 
 def perplexity(loss: float) -> float:
@@ -165,11 +173,12 @@ def score_answers(
         raise UserError("metric: nothing is before the supervised tokens, so there is no prompt; see data.train_on")
     stop = stop_tokens(model, tokenizer)
     special = set(tokenizer.all_special_ids)
-    for _, reference in pairs.values():
+    prompts = []
+    for prompt, reference in pairs.values():
+        prompts.append(prompt)
         if reference[-1] in special:
             stop.add(reference[-1])
     sampling = sampling_of(options)
-    prompts = [prompt for prompt, _ in pairs.values()]
     too_long = beyond_positions(model, prompts)
     if too_long:
         STDERR.print(f"posttrain: {name}: {too_long}", markup=False, soft_wrap=True)

@@ -250,8 +250,10 @@ def serve(descriptor: int) -> str:
     children: list[Child] = []
     with socket.socket(fileno=descriptor) as control:
         while True:
-            watched = [fd for child in children for fd in child.watched()]
-            ready, _, _ = select.select([descriptor, *watched], [], [])
+            watched = [descriptor]
+            for child in children:
+                watched += child.watched()
+            ready, _, _ = select.select(watched, [], [])
             for child in list(children):
                 if child.end in ready:
                     _, status = os.waitpid(child.pid, 0)

@@ -49,8 +49,8 @@ def apply(overrides: list[str], config_name: str) -> Layered:
     Raises:
         UserError: no such recipe, several of them, or one that is unavailable here.
     """
-    has_recipe = any(_key(override) in KEYS for override in overrides)
-    if not has_recipe or not (CONF_DIR / f"{config_name}.yaml").is_file():
+    keys = set(map(_key, overrides))
+    if keys.isdisjoint(KEYS) or not (CONF_DIR / f"{config_name}.yaml").is_file():
         return Layered(overrides, config_name)
     parsed = _parse(overrides)
     recipes = [item for item in parsed if item.key_or_group in KEYS]
@@ -58,7 +58,7 @@ def apply(overrides: list[str], config_name: str) -> Layered:
         raise UserError("`recipe.name`: can't be read; it is a name, and `recipe=list` prints all")
     if len(recipes) > 1 or recipes[0].is_sweep_override():
         raise UserError("`recipe.name`: one recipe at a time; run the command once for each")
-    if any(_key(override) in ("--config-name", "-cn") for override in overrides):
+    if keys & {"--config-name", "-cn"}:
         raise UserError("`recipe.name`: a recipe requires conf/config.yaml; remove --config-name")
     others = [override for override in overrides if _key(override) not in KEYS]
     recipe_name = recipes[0].value()
@@ -166,9 +166,10 @@ def _groups(defaults: list[Any]) -> list[str]:
 def _store_including(config_name: str, name: str) -> str:
     """Store `config_name`, which includes conf/config.yaml, with `name` in its stead."""
     body = _read(config_name)
-    if "config" not in body["defaults"]:
+    defaults = body["defaults"]
+    if "config" not in defaults:
         raise UserError(f"`recipe.name`: posttrain.{config_name} composes no run, so it takes no recipe")
-    body["defaults"] = [name if item == "config" else item for item in body["defaults"]]
+    defaults[defaults.index("config")] = name
     ConfigStore.instance().store(name=f"{config_name}_{name}", node=OmegaConf.create(body))
     return f"{config_name}_{name}"
 

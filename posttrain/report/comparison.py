@@ -209,14 +209,18 @@ def setting(trial: Trial, key: str) -> Any:
 
 def short_names(names: list[str]) -> dict[str, str]:
     """Names without the folders and values that all of them begin with."""
-    if len(names) < 2:
-        return {name: name for name in names}
-    first, last = min(names), max(names)
-    shared = 0  # characters that these two begin with, and so all between them
+    start = 0
+    if len(names) > 1:
+        start = _shared_start(min(names), max(names))  # and so of all between these two
+    return {name: name[start:] or name for name in names}
+
+
+def _shared_start(first: str, last: str) -> int:
+    """Characters of the folders and values that two names begin with, the sign behind them included."""
+    shared = 0
     while shared < len(first) and first[shared] == last[shared]:
         shared += 1
-    start = max(first.rfind("/", 0, shared), first.rfind(",", 0, shared)) + 1
-    return {name: name[start:] or name for name in names}
+    return max(first.rfind("/", 0, shared), first.rfind(",", 0, shared)) + 1
 
 
 def format_value(value: object) -> str:

@@ -39,7 +39,12 @@ class Chart:
 def render_run(trial: Trial) -> str:
     """Return the page of one run."""
     charts = charts_of(trial)
-    changes = changed_keys(trial)
+    chosen, following = [], []
+    for change in changed_keys(trial):
+        if is_chosen(change[0], trial):
+            chosen.append(change)
+        else:
+            following.append(change)
     return render(
         "run.html.j2",
         {
@@ -54,8 +59,8 @@ def render_run(trial: Trial) -> str:
         axes=axis_names([trial]),
         charts=charts,
         main=sum(chart.heading in CHARTS for chart in charts),
-        chosen=[change for change in changes if is_chosen(change[0], trial)],
-        following=[change for change in changes if not is_chosen(change[0], trial)],
+        chosen=chosen,
+        following=following,
         splits=_splits(trial),
         counts=_row_counts(trial),
         startup=_startup(trial),

@@ -67,16 +67,22 @@ def key_axis(key: str, label: str, values: list[Any]) -> Axis:
 
 def result_axis(key: str, label: str, values: list[Any]) -> Axis | None:
     """The axis of a number of the summary, None where no trial has it."""
-    known = [float(value) for value in values if is_number(value)]
+    known: dict[int, float] = {}  # trial -> value
+    for index, value in enumerate(values):
+        if is_number(value):
+            known[index] = float(value)
     if not known:
         return None
-    positions = iter(place(known))
-    ends = sorted({min(known), max(known)})
+    numbers = list(known.values())
+    positions: list[float | None] = [None] * len(values)
+    for index, position in zip(known, place(numbers), strict=True):
+        positions[index] = position
+    ends = sorted({min(numbers), max(numbers)})
     return Axis(
         key=key,
         label=label,
         ticks=list(zip(place(ends), map(format_value, ends), strict=True)),
-        positions=[next(positions) if is_number(value) else None for value in values],
+        positions=positions,
         bins=[],
         places=[],
     )
@@ -119,10 +125,11 @@ def sort_distinct(values: list[Any]) -> dict[str, Any]:
 def _binned(key: str, label: str, values: list[float]) -> Axis:
     """The axis of many numbers: their positions as they are, their bins evenly wide."""
     positions = place(values)
-    edges = [index / BINS for index in range(BINS + 1)]
     low, high = min(values), max(values)
-    texts = []
-    for edge in edges:
+    edges, texts = [], []
+    for index in range(BINS + 1):
+        edge = index / BINS
+        edges.append(edge)
         value = low + edge * (high - low)
         if is_logarithmic(values):
             value = low * (high / low) ** edge

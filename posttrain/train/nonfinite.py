@@ -97,10 +97,12 @@ class NonFinitePolicy:
         def prepare_and_look() -> bool:
             found = prepare()
             parts = getattr(optimizer, "chained_optimizers", [optimizer])
-            grads = [p.grad for part in parts for p in part.get_parameters() if p.grad is not None]
             bad = torch.zeros((), device="cuda")
-            for grad in grads:
-                bad += (~torch.isfinite(to_local_if_dtensor(grad).sum())).float()
+            for part in parts:
+                for parameter in part.get_parameters():
+                    if parameter.grad is not None:
+                        gradient = to_local_if_dtensor(parameter.grad)
+                        bad += (~torch.isfinite(gradient.sum())).float()
             torch.distributed.all_reduce(bad)
             return found or bool(bad)
 

@@ -60,7 +60,7 @@ def among_best(own: Curve, others: Iterable[Curve], first: int) -> bool:
         first: the step of the first rung.
     """
     curves, rung = [own, *others], first
-    before, step = max((s for s in own if s < max(own)), default=0), max(own)
+    before, step = sorted([0, *own])[-2:]
     while rung <= step:
         if rung > before:
             there = sorted(loss for c in curves if (loss := _at(c, rung)) is not None)

@@ -62,4 +62,7 @@ def record(run_dir: Path, before: list[dict[str, Any]], step: int, to: int, why:
 
 def skipped(rollbacks: list[dict[str, Any]]) -> list[int]:
     """First places of all global batches that are left out, ascending."""
-    return sorted({place for one in rollbacks for place in one["skip"]})
+    places: set[int] = set()
+    for rollback in rollbacks:
+        places.update(rollback["skip"])
+    return sorted(places)

@@ -148,6 +148,9 @@ def test_the_cache_is_used_until_something_changes(tokenizer, tmp_path, monkeypa
     )
 
 
+SPAWN = multiprocessing.get_context("spawn")  # a fork of this process would lack the threads that its locks wait for
+
+
 def _build_in_process(tmp_path, path, queue, may_build):
     splits = build(byte_tokenizer(), tmp_path, path=path, build=may_build)
     queue.put((os.getpid(), splits.train[0]["input_ids"].tolist()))
@@ -155,9 +158,8 @@ def _build_in_process(tmp_path, path, queue, may_build):
 
 def test_one_process_builds_and_the_others_wait(tmp_path):
     path = write(tmp_path / "a.jsonl", pairs(3000))
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [context.Process(target=_build_in_process, args=(tmp_path, path, queue, rank == 0)) for rank in range(3)]
+    queue = SPAWN.Queue()
+    workers = [SPAWN.Process(target=_build_in_process, args=(tmp_path, path, queue, rank == 0)) for rank in range(3)]
     for worker in workers:
         worker.start()
     results = [queue.get(timeout=120) for _ in workers]
@@ -170,9 +172,8 @@ def test_one_process_builds_and_the_others_wait(tmp_path):
 
 def test_killed_in_the_middle_leaves_nothing_that_is_taken_for_data(tokenizer, tmp_path):
     path = write(tmp_path / "a.jsonl", pairs(40_000))
-    worker = multiprocessing.get_context("fork").Process(
-        target=_build_in_process, args=(tmp_path, path, multiprocessing.get_context("fork").Queue(), True)
-    )
+    queue = SPAWN.Queue()
+    worker = SPAWN.Process(target=_build_in_process, args=(tmp_path, path, queue, True))
     worker.start()
     folder = tmp_path / "cache" / "data"
     deadline = time.monotonic() + 60

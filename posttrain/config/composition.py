@@ -5,6 +5,7 @@ Imports neither torch nor Megatron: `--help`, `--cfg job` and a mistyped key mus
 
 import contextlib
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain.config import hydra_guard, policy, schema, secrets, synonyms
+from posttrain.config import hydra_guard, policy, schema, secrets, synonyms, yaml_file
 from posttrain.config.overrides import OPEN
 from posttrain.config.trial_names import sweep_name
 from posttrain.errors import UserError
@@ -30,6 +31,7 @@ NO_CHOICES = ("basic", "slurm_schema")  # of hydra/launcher: Hydra's own, which 
 # Hydra names the file by its group, which its keys and choices are put below.
 NO_PACKAGE = re.compile(r"In '((\w+)/[^']+)': .*(?:[Kk]ey '\2' (?:is )?not in |Could not override '[\w/]+@\2[.'])")
 FULL_KEY = re.compile(r"full_key: (\S+)")
+SEVERAL_VALUES = re.compile(r"Ambiguous value for argument '([^=]+)=(.*)' 1\.")
 UNKNOWN_KEY = re.compile(r"[Kk]ey '([^']+)' is not in struct|Could not (?:override|append to) '([^']+)'")
 
 schema.register()
@@ -78,6 +80,10 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
     if isinstance(error, hydra_guard.UndeclaredKey):
         return _explain_key(error.key, "", config_name)
     text = " ".join(str(error).split())
+    several = SEVERAL_VALUES.search(text)
+    if several:
+        as_list = shlex.quote(f"{several[1]}=[{several[2]}]")
+        return f"`{several[1]}`: several values are a list: {as_list}; to try one after the other: --multirun"
     cause = " ".join(str(error.__cause__ or "").split())
     whole = f"{text} {cause}"
     if UNKNOWN_KEY.search(whole) or "is not in struct" in whole or "not in '" in whole:
@@ -140,8 +146,24 @@ def _explain_key(key: str, location: str, config_name: str) -> str:
         group, _, name = key.rpartition(".")
         advice = f"; in a file of Hydra's it is `{name}`, indented below `{group}:`."
     else:
-        advice = did_you_mean(key, known) or "."
+        advice = _other_choices(key) or did_you_mean(key, known) or "."
     return f"`{key}`: unknown key{location}{advice} All keys: python -m posttrain --cfg job"
+
+
+def _other_choices(key: str) -> str:
+    """The choices of a key's group that have it, and how one is made; empty where none has."""
+    group, _, rest = key.partition(".")
+    owners = []
+    for name in _choices(group):
+        if rest in key_paths(yaml_file.read(CONF_DIR / group / f"{name}.yaml")):
+            owners.append(f"{group}={name}")
+    if not owners:
+        return ""
+    *_, name = owners[0].partition("=")
+    return (
+        f"; it belongs to {' and '.join(owners)}, to be chosen first: {owners[0]} {key}=...; in a file "
+        f"`{group}: {name}` and `{key}: ...`, a line each."
+    )
 
 
 def _explain_missing_choice(error: MissingConfigException, text: str) -> str:

@@ -211,6 +211,11 @@ class Screen:
             if before is not None:
                 line = f"validation loss {before:.4f} -> [bold]{after:.4f}[/]"
             self.print(line)
+            if before is not None and after > before:
+                self.print(
+                    "[yellow]that is worse than before training: the model it began with predicts the validation data "
+                    "better; a lower optimizer.lr or fewer steps may help[/]"
+                )
         if summary.get("stopped_early"):
             self.print(shown(summary["stopped_early"]))
         if summary.get("supervised_tokens_per_second"):

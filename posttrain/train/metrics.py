@@ -217,8 +217,14 @@ def describe(run: RunContext) -> list[str]:
         )
     for note in run.splits.report["notes"]:
         lines.append(f"[yellow]{shown(note)}[/]")
-    for field, count in run.splits.report["rows"]["unread"].items():
-        lines.append(f"[yellow]not in the text: {shown(field)}, in {count:,} {run.splits.report['row_unit']}s[/]")
+    rows = run.splits.report["rows"]
+    row_unit = run.splits.report["row_unit"]
+    for reason, count in rows["dropped"].items():
+        lines.append(f"[yellow]left out, {shown(reason)}: {count:,} {row_unit}s[/]")
+    for field, count in rows["unread"].items():
+        lines.append(f"[yellow]not in the text: {shown(field)}, in {count:,} {row_unit}s[/]")
+    if not run.validation_rows:
+        lines.append("no validation loss: nothing is held out; data.validation_fraction=0.1 holds out a tenth")
     return lines
 
 

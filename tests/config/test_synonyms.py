@@ -115,6 +115,7 @@ def test_names_of_transformers_and_peft_are_theirs(package, file, name):
         ("gradient_accumulation_steps=8", "here it is `trainer.global_batch_size=32` (packed sequences of a step"),
         ("load_in_4bit=true", "there are no weights in 4 bits"),
         ("hydra/launcher=joblib", "here it is `hydra/launcher=local sweep.parallel=4`"),
+        ("logger=csv,tensorboard", "several values are a list: 'logger=[csv,tensorboard]'; to try one after the other"),
         ("precision=fp16", "there is no fp16; take precision=bf16"),
     ],
 )
@@ -132,6 +133,12 @@ def test_no_hint_rather_than_a_wrong_one(override):
 def test_an_added_key_is_unknown_as_any_other(override):
     key = override.lstrip("+").partition("=")[0].removesuffix(".bar")
     assert refusal(override) == f"`{key}`: unknown key. All keys: python -m posttrain --cfg job"
+
+
+def test_a_key_of_another_choice_names_it():
+    said = refusal("data.format.prompt=question")
+    assert "it belongs to data=custom and data=prompt_completion" in said and "`data: custom`" in said
+    assert compose(["data=custom", "data.format.prompt=question"]).data.format.prompt == "question"
 
 
 def test_what_takes_any_key_still_does():

@@ -142,6 +142,14 @@ def test_a_pipe_gets_lines_without_control_characters(monkeypatch):
     assert steps[0].endswith("norm 1.27  12,345 supervised tok/s of 34,567  MFU 41%  eta 2 h 13 min")
 
 
+@pytest.mark.parametrize("after, worse", [(4.18, True), (3.5, False)])
+def test_a_model_that_is_worse_than_before_is_said_to_be(after, worse):
+    file = io.StringIO()
+    Screen(file).result({"val_loss_before": 3.72, "val_loss_after": after, "run_dir": "r"}, [])
+    assert f"validation loss 3.7200 -> {after:.4f}" in file.getvalue()
+    assert ("worse than before training" in file.getvalue()) == worse
+
+
 def test_what_a_rank_says_is_drawn_by_the_launcher(monkeypatch):
     pipe = ScreenPipe()
     monkeypatch.setenv(UI_FD, str(pipe.inherited))

@@ -9,14 +9,14 @@ from posttrain.spec.schedule import Schedule
 from posttrain.train.metrics import describe
 
 
-def lines(rows, steps, batch, notes=(), unread=None, schedule=None):
+def lines(rows, steps, batch, notes=(), unread=None, schedule=None, dropped=None, validation_rows=1):
     """The lines of a run of `steps` over packed rows."""
     split = {"conversations": rows, "tokens": 100, "supervised_share": 0.5, "packing_efficiency": 1.0}
     report = {
         "train": split,
         "unit": "conversation",
         "row_unit": "conversation",
-        "rows": {"unread": unread or {}},
+        "rows": {"unread": unread or {}, "dropped": dropped or {}},
         "notes": list(notes),
     }
     epoch = Epoch(rows, batch)
@@ -27,6 +27,7 @@ def lines(rows, steps, batch, notes=(), unread=None, schedule=None):
         settings=SimpleNamespace(global_batch_size=batch, seq_length=64),
         config=OmegaConf.create({"model": {"path": "a"}}),
         spec=SimpleNamespace(precision="fp32"),
+        validation_rows=validation_rows,
         steps=steps,
         epoch=epoch,
         schedule=schedule or Schedule("constant", 1e-3, 0.0, steps, 0.0, steps),
@@ -48,6 +49,12 @@ def test_what_is_not_in_the_text_is_said():
     *_, note, field = lines(4, 1, 4, ["left out: [bold]x"], {"mood[red]": 1234})
     assert note == r"[yellow]left out: \[bold]x[/]"
     assert field == r"[yellow]not in the text: mood\[red], in 1,234 conversations[/]"
+
+
+def test_what_is_left_out_and_why_nothing_is_validated_is_said():
+    *_, dropped, validation = lines(4, 1, 4, dropped={"data.where is false": 40}, validation_rows=0)
+    assert dropped == "[yellow]left out, data.where is false: 40 conversations[/]"
+    assert validation.startswith("no validation loss: nothing is held out; data.validation_fraction=0.1")
 
 
 def test_the_learning_rate_is_said():

@@ -132,7 +132,7 @@ def test_tensorboard_has_those_names(tmp_path):
     tracker.check()
     tracker.start(TrackedRun(tmp_path, "run", {}))
     tracker.log(1, tracked({"loss": 2.0, "val_loss": 3.0, "mfu": 0.5}))
-    assert tracker.finish({}) is None
+    assert tracker.finish({}) == f"tensorboard: to look at it: tensorboard --logdir {tmp_path}/tensorboard"
     events = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {"train/loss", "val/loss", "perf/mfu"}
     assert [(point.step, point.value) for point in events.Scalars("val/loss")] == [(1, 3.0)]

@@ -70,7 +70,7 @@ def test_csv(tmp_path):
     tracker.start(TrackedRun(tmp_path, "run", CONFIG, resumed=resumed))
     tracker.log(3, {"train/loss": 0.25, "train/epoch": 0.75})
     tracker.log(3, {"val/loss": 2.0})
-    assert tracker.finish({}) is None
+    assert tracker.finish({}) == f"csv: {tmp_path}/metrics.csv"
     table = pandas.read_csv(tmp_path / "metrics.csv")
     assert list(table.columns) == ["step", "val/loss", "train/loss", "train/epoch"]
     assert list(table["step"]) == [0, 1, 2, 3, 3]

@@ -36,6 +36,9 @@ class Csv(Tracker):
         else:
             self.write([*self.read(), row])
 
+    def finish(self, summary: dict[str, Any]) -> str | None:
+        return f"csv: {self.directory / FILE}"
+
     def read(self) -> list[dict[str, Any]]:
         """The rows so far."""
         if not rundir.is_file(self.directory, FILE):

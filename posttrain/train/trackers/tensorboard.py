@@ -1,6 +1,7 @@
 """TensorBoard's event files."""
 
 import json
+import shlex
 import textwrap
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ class TensorBoard(Tracker):
         assert self.writer.file_writer is not None
         self.writer.file_writer.add_summary(self.ended)
         self.writer.close()
-        return None
+        return f"tensorboard: to look at it: tensorboard --logdir {shlex.quote(self.writer.log_dir)}"
 
 
 def hyperparameters(run: TrackedRun) -> dict[str, bool | int | float | str]:

@@ -47,7 +47,7 @@ setup: .venv/.setup-test
 
 ## Each stamp is newer than the lock that its environment was made from. What `run` needs, `test` needs too.
 .venv/.setup-run: $(SETUP)
-	scripts/setup.sh demo
+	scripts/setup.sh demo slurm
 	@touch $@
 
 .venv/.setup-test: $(SETUP)

@@ -29,7 +29,7 @@ from posttrain.plan import auto
 from posttrain.recipes import catalog
 from posttrain.spec import checks, first_rows
 from posttrain.spec.record import specify
-from posttrain.sweep import optuna, slurm
+from posttrain.sweep import dry_run, optuna, slurm
 from posttrain.sweep.trial import Trial
 from posttrain.utils.gpus import visible_gpus
 
@@ -50,6 +50,7 @@ class Settled:
 
 
 _settled: dict[str, Settled] = {}  # by the text of what was composed: before Hydra makes a directory, then for the run
+_jobs: list[dry_run.PlannedJob] = []  # that would be submitted
 
 
 def settle(composed: DictConfig, gpus: int, parallel: int = 1) -> Settled:
@@ -114,10 +115,11 @@ def before(cfg: DictConfig) -> None:
         cfg: composed with `hydra`.
     """
     options = slurm.options_of(cfg.hydra.launcher)
+    sweeping = bool({"-m", "--multirun"} & set(sys.argv))
+    directory = directory_of(cfg, sweeping)
     optuna.check(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
-    sweeping = bool({"-m", "--multirun"} & set(sys.argv))
     if cfg.sweep.pruner and not sweeping:
         raise UserError(f"`sweep.pruner={cfg.sweep.pruner}`: requires --multirun")
     if options and (sweeping or cfg.launch.submit):
@@ -125,6 +127,7 @@ def before(cfg: DictConfig) -> None:
         checks.check_trackers(cfg)
         first_rows.look(cfg)
         checks.check_hub(cfg)
+        _jobs.append(dry_run.PlannedJob(options, directory, checks.nproc_per_node(cfg, options.gpus_per_node)))
         return
     if options or cfg.launch.submit:
         raise UserError(f"{slurm.LAUNCHER}: requires launch.submit=true for one run, or with --multirun")
@@ -135,6 +138,30 @@ def before(cfg: DictConfig) -> None:
     first_rows.look(settled.cfg)
     if nodes.first(settled.cfg):
         checks.check_hub(settled.cfg)
+
+
+def directory_of(cfg: DictConfig, sweeping: bool) -> Path:
+    """Where the files of a run will be put, or of a sweep, whose name is made of the whole command line.
+
+    Args:
+        cfg: composed with `hydra`; of a sweep one of its trials.
+        sweeping: whether it is one.
+    """
+    if not sweeping:
+        return Path(cfg.hydra.run.dir).absolute()
+    with open_dict(cfg):
+        cfg.hydra.overrides.task = [one for one in sys.argv[1:] if "=" in one and not one.startswith("-")]
+    return Path(cfg.hydra.sweep.dir).absolute()
+
+
+def before_jobs() -> None:
+    """See that what has been checked can be submitted, where it is to be; or show it and leave."""
+    if not _jobs:
+        return
+    if any(job.options.dry_run for job in _jobs):
+        dry_run.show(_jobs)
+        raise SystemExit
+    slurm.require()
 
 
 @stop.command
@@ -156,7 +183,7 @@ def main() -> None:
     except UserError as error:
         stop.fail(str(error))
     prestart.start(sys.argv[1:])
-    command.run(task, check=before)
+    command.run(task, check=before, checked=before_jobs)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@
 #
 # In a task of srun (one per node) the machines are Slurm's own; under torchrun they are torchrun's. Further words go to
 # posttrain as they are: trainer.epochs=2 optimizer.lr=1e-5 parallelism=tp2. --dry-run prints the command and ends.
+# As a Slurm job: launch.submit=true hydra.launcher.partition=...; its script, unsubmitted: hydra.launcher.dry_run=true as well
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 

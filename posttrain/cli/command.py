@@ -63,8 +63,11 @@ def run(
     task: Callable[[DictConfig], Any],
     config_name: str = "config",
     check: Callable[[DictConfig], None] | None = None,
+    checked: Callable[[], None] | None = None,
 ) -> None:
     """Run `task` with the configuration that sys.argv asks for, once `check` has nothing against it.
+
+    `checked` is called when all of a command's configurations have passed, before there is a directory for any.
 
     Never returns after an error.
 
@@ -111,6 +114,8 @@ def run(
         sys.argv[1:] = data_format.complete(sys.argv[1:], config_name)
         if check:
             check_ahead(lambda overrides: _compose_layered(overrides, config_name, with_hydra=True), check)
+        if checked:
+            checked()
         working.phase("composing")
         set_optuna_defaults(sys.argv[1:])
         try:

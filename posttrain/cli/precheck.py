@@ -14,6 +14,7 @@ from posttrain.errors import UserError
 from posttrain.utils import working
 
 MOST_TRIALS = 64  # of a grid that are composed ahead (0.1 s each); the others are checked when their turn comes
+PLACES = ("hydra.launcher.", "hydra.run.dir=", "hydra.sweep.dir=")
 
 
 def check_ahead(compose: Callable[[list[str]], DictConfig], check: Callable[[DictConfig], None]) -> None:
@@ -43,13 +44,17 @@ def check_ahead(compose: Callable[[list[str]], DictConfig], check: Callable[[Dic
 
 
 def split_overrides(args: Namespace) -> tuple[list[str], list[str]]:
-    """The overrides of a command line, and the one that says where --config-dir is."""
+    """The overrides of a command line, and the one that says where --config-dir is.
+
+    Of Hydra's own settings those of the launcher and the places, which say where a run is to run and to write.
+    """
     extra = []
     if args.config_dir:
         extra.append(f"hydra.searchpath=[file://{args.config_dir}]")
     overrides = []
-    for item in args.overrides:  # of Hydra's own settings only the launcher's, which say where a run is to run
-        if item.lstrip("+~").startswith("hydra.launcher.") or not item.lstrip("+~").startswith("hydra."):
+    for item in args.overrides:
+        plain = item.lstrip("+~")
+        if plain.startswith(PLACES) or not plain.startswith("hydra."):
             overrides.append(item)
     return overrides, extra
 

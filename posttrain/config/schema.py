@@ -232,6 +232,7 @@ class SlurmSchema:
     srun_args: list[str] = field(default_factory=list)
     sbatch: dict[str, Any] = field(default_factory=dict)
     poll_s: float = ranged(10.0, gt=0, le=24 * 3600)
+    dry_run: bool = False
 
 
 @dataclass

@@ -2,10 +2,13 @@
 
 import getpass
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from submitit import SlurmExecutor
 
 LAUNCHER = "hydra/launcher=slurm"
+INSTEAD = "; hydra.launcher.dry_run=true shows the job without it, hydra/launcher=local runs here"
 RETRY_S = 10.0  # between questions to a Slurm that doesn't answer
 RECORD = "slurm.json"  # in a run directory: which job runs it
 WAITS = "waits in the queue"
@@ -89,6 +93,17 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
     checks.check_parallelism(cfg, options.gpus_per_node, shape)
 
 
+def require() -> None:
+    """See that jobs can be submitted from here.
+
+    Raises:
+        UserError: there is no Slurm, or it doesn't answer.
+    """
+    if shutil.which("sbatch") is None:
+        raise UserError(f"{LAUNCHER}: there is no Slurm on this machine (no sbatch){INSTEAD}")
+    in_queue()
+
+
 def run_jobs(trials: list[Trial], folder: Path) -> None:
     """Submit what is not in the queue yet and wait for all; their `value` and `error` are filled in.
 
@@ -99,11 +114,9 @@ def run_jobs(trials: list[Trial], folder: Path) -> None:
         folder: for submitit's scripts.
 
     Raises:
-        UserError: there is no Slurm here, or it refuses all jobs.
+        UserError: Slurm doesn't answer, or it refuses all jobs.
         KeyboardInterrupt: a signal ended the command. The jobs continue.
     """
-    if shutil.which("sbatch") is None:
-        raise UserError(f"{LAUNCHER}: there is no Slurm on this machine (no sbatch); use hydra/launcher=local")
     queue = in_queue()
     waiting: dict[str, Trial] = {}
     refused = None
@@ -171,18 +184,58 @@ def make_executor(options: SlurmSchema, folder: Path) -> "SlurmExecutor":
     Raises:
         UserError: submitit is not installed.
     """
+    slurm = _submitit()
+    parameters = job_parameters(options, folder)
+    executor = slurm.SlurmExecutor(folder / "%j", python=python_of(options))
+    executor.update_parameters(**parameters)
+    return executor
+
+
+def script(options: SlurmSchema, folder: Path, trials: int = 1) -> str:
+    """The batch script that `submit` would give to sbatch; nothing of Slurm is needed.
+
+    Args:
+        options: of the job.
+        folder: for submitit's scripts.
+        trials: several are one array.
+
+    Raises:
+        UserError: submitit is not installed.
+    """
+    slurm = _submitit()
+    jobs = folder / "%j"
+    python = python_of(options) or shlex.quote(sys.executable)
+    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(jobs))}"
+    parameters = job_parameters(options, folder)
+    return slurm._make_sbatch_string(command, jobs, map_count=trials if trials > 1 else None, **parameters)
+
+
+def _submitit() -> ModuleType:
     try:
-        from submitit import SlurmExecutor
+        import submitit.slurm.slurm
     except ImportError:
         raise UserError(f"{LAUNCHER}: submitit is not installed; run `uv sync --extra slurm`") from None
+    return submitit.slurm.slurm
+
+
+def python_of(options: SlurmSchema) -> str | None:
+    """The command that starts Python on a node; None: the one that runs this command."""
+    if options.python is None and options.container_image:
+        return "python"
+    return options.python
+
+
+def job_parameters(options: SlurmSchema, folder: Path) -> dict[str, Any]:
+    """Options as submitit's executor has them.
+
+    Raises:
+        UserError: one of them holds what a line of a batch script can't.
+    """
     flags = []
     if options.container_image:
         flags.append(f"--container-image={options.container_image}")
     if options.container_mounts:
         flags.append(f"--container-mounts={options.container_mounts}")
-    python = options.python
-    if python is None and options.container_image:
-        python = "python"
     parameters = {
         "job_name": "posttrain",
         "partition": options.partition,
@@ -206,13 +259,12 @@ def make_executor(options: SlurmSchema, folder: Path) -> "SlurmExecutor":
     if options.mem_gb is not None:
         extra["mem"] = f"{round(options.mem_gb * 1024)}M"
     parameters = without_none(parameters)
+    python = python_of(options)
     _refuse_control(
         {**parameters, **extra, **options.sbatch, "time": options.time, "python": python, "folder": str(folder)}
     )
-    executor = SlurmExecutor(folder / "%j", python=python)
     # submitit has a default time limit, five minutes: None is the partition's.
-    executor.update_parameters(**parameters, time=options.time, additional_parameters={**extra, **options.sbatch})
-    return executor
+    return {**parameters, "time": options.time, "additional_parameters": {**extra, **options.sbatch}}
 
 
 def _refuse_control(parameters: dict[str, Any]) -> None:
@@ -295,7 +347,8 @@ def in_queue(patient: bool = False) -> dict[str, list[str]]:
         if squeue.returncode == 0:
             break
         if not patient:
-            raise UserError(f"{LAUNCHER}: Slurm doesn't answer: {squeue.stderr.strip()}")
+            first_line = squeue.stderr.strip().partition("\n")[0]
+            raise UserError(f"{LAUNCHER}: Slurm doesn't answer ({first_line}){INSTEAD}")
         if not warned:
             log_stderr(f"squeue: {squeue.stderr.strip()}; waiting for Slurm")
             warned = True

@@ -11,25 +11,64 @@ from posttrain.errors import UserError
 from posttrain.sweep import slurm
 
 
+def posttrain(folder, *words, path=None):
+    """Run `python -m posttrain` in a folder, with its commands or those of `path`."""
+    command = [sys.executable, "-m", "posttrain", *words]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "PATH": path or str(folder)}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+
+
 def options(*words):
     return slurm.options_of(compose(["hydra/launcher=slurm", *words], with_hydra=True).hydra.launcher)
 
 
-def test_the_options_in_a_script(tmp_path, monkeypatch):
-    submitit = pytest.importorskip("submitit")
-    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", lambda _: 2)  # it looks for srun
+def test_the_options_in_a_script(tmp_path):
+    pytest.importorskip("submitit")
     asked = options(
         "hydra.launcher.partition=gpu", "launch.nnodes=2", "hydra.launcher.gpus_per_node=4",
         "hydra.launcher.mem_gb=1.5",
         "hydra.launcher.time=1-0", "hydra.launcher.setup=[module load cuda]", "+hydra.launcher.sbatch.nodelist=n1",
         "hydra.launcher.container_image=a.sqsh", "hydra.launcher.signal_delay_s=60",
     )  # fmt: skip
-    text = slurm.make_executor(asked, tmp_path)._make_submission_file_text("COMMAND", "uid")
+    text = slurm.script(asked, tmp_path)
     for line in ("partition=gpu", "nodes=2", "gpus-per-node=4", "mem=1536M", "time=1-0", "nodelist=n1",
                  "signal=USR2@60", "ntasks-per-node=1", "requeue"):  # fmt: skip
         assert f"#SBATCH --{line}\n" in text
-    assert "module load cuda\n" in text and "--kill-on-bad-exit=1 --container-image=a.sqsh COMMAND" in text
-    assert "--time" not in slurm.make_executor(options(), tmp_path)._make_submission_file_text("COMMAND", "uid")
+    assert (
+        "module load cuda\n" in text and "--kill-on-bad-exit=1 --container-image=a.sqsh python -u -m submitit" in text
+    )
+    assert "--time" not in slurm.script(options(), tmp_path)
+
+
+@pytest.mark.parametrize("asked", [[], ["hydra.launcher.container_image=a.sqsh"]])
+def test_the_script_is_the_one_that_submitit_submits(tmp_path, monkeypatch, asked):
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", lambda _: 2)  # it looks for srun
+    executor = slurm.make_executor(options(*asked), tmp_path)
+    text = executor._make_submission_file_text(executor._submitit_command_str, "uid")
+    assert text == slurm.script(options(*asked), tmp_path) and "--array" not in text
+    executor.parameters["map_count"] = 3
+    assert executor._make_submission_file_text(executor._submitit_command_str, "uid") == slurm.script(
+        options(*asked), tmp_path, 3
+    )
+
+
+@pytest.mark.parametrize(
+    "words, said, started",
+    [
+        (["launch.submit=true", "launch.nnodes=2"], "#SBATCH --nodes=2", "one task on each of 2 nodes"),
+        (["hydra/launcher=slurm", "--multirun", "seed=1,2"], "#SBATCH --array=0-1%2", "of each of the 2 trials, srun"),
+    ],
+)
+def test_a_dry_run_shows_the_job_and_leaves_nothing(tmp_path, words, said, started):
+    pytest.importorskip("submitit")
+    done = posttrain(tmp_path, *words, "hydra.launcher.dry_run=true", "hydra.launcher.gpus_per_node=4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/bin/bash\n") and said in done.stdout and "srun --unbuffered" in done.stdout
+    assert f"{tmp_path}/outputs/" in done.stdout
+    assert started in done.stderr and "starts 4 processes: python -m posttrain.launch.worker" in done.stderr
+    assert "nothing was submitted or written" in done.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def test_checked_by_what_the_nodes_have():
@@ -55,10 +94,20 @@ def test_submit_stands_for_the_launcher():
     ],
 )
 def test_mistakes(tmp_path, words, said):
-    command = [sys.executable, "-m", "posttrain", *words]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "PATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = posttrain(tmp_path, *words)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_slurm_that_does_not_answer_is_one_line(tmp_path):
+    (tmp_path / "bin").mkdir()
+    for name, script in (("sbatch", ""), ("squeue", "echo 'squeue: error: no socket' >&2; echo more >&2; exit 1")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    done = posttrain(tmp_path, "launch.submit=true", path=f"{tmp_path}/bin:/bin:/usr/bin")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "Slurm doesn't answer (squeue: error: no socket); hydra.launcher.dry_run=true shows" in done.stderr
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_what_is_told_of_a_job_in_the_queue():

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain import sweep
-from posttrain.cli import data_format, help_screen, rerun, run_file
+from posttrain.cli import cpu_sizes, data_format, help_screen, rerun, run_file
 from posttrain.cli.precheck import check_ahead, split_overrides
 from posttrain.config import composition as config
 from posttrain.config import hydra_guard
@@ -116,6 +116,8 @@ def run(
             check_ahead(lambda overrides: _compose_layered(overrides, config_name, with_hydra=True), check)
         if checked:
             checked()
+        if check and not layered.note:
+            sys.argv[1:] = cpu_sizes.complete(sys.argv[1:])
         working.phase("composing")
         set_optuna_defaults(sys.argv[1:])
         try:

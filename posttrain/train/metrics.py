@@ -219,6 +219,9 @@ def describe(run: RunContext) -> list[str]:
         lines.append(f"[yellow]{shown(note)}[/]")
     rows = run.splits.report["rows"]
     row_unit = run.splits.report["row_unit"]
+    if rows["truncated"]:
+        limit = run.settings.seq_length
+        lines.append(f"[yellow]truncated to trainer.seq_length={limit}: {rows['truncated']:,} {row_unit}s[/]")
     for reason, count in rows["dropped"].items():
         lines.append(f"[yellow]left out, {shown(reason)}: {count:,} {row_unit}s[/]")
     for field, count in rows["unread"].items():

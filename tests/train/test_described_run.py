@@ -9,14 +9,14 @@ from posttrain.spec.schedule import Schedule
 from posttrain.train.metrics import describe
 
 
-def lines(rows, steps, batch, notes=(), unread=None, schedule=None, dropped=None, validation_rows=1):
+def lines(rows, steps, batch, notes=(), unread=None, schedule=None, dropped=None, validation_rows=1, truncated=0):
     """The lines of a run of `steps` over packed rows."""
     split = {"conversations": rows, "tokens": 100, "supervised_share": 0.5, "packing_efficiency": 1.0}
     report = {
         "train": split,
         "unit": "conversation",
         "row_unit": "conversation",
-        "rows": {"unread": unread or {}, "dropped": dropped or {}},
+        "rows": {"unread": unread or {}, "dropped": dropped or {}, "truncated": truncated},
         "notes": list(notes),
     }
     epoch = Epoch(rows, batch)
@@ -52,7 +52,10 @@ def test_what_is_not_in_the_text_is_said():
 
 
 def test_what_is_left_out_and_why_nothing_is_validated_is_said():
-    *_, dropped, validation = lines(4, 1, 4, dropped={"data.where is false": 40}, validation_rows=0)
+    *_, truncated, dropped, validation = lines(
+        4, 1, 4, dropped={"data.where is false": 40}, validation_rows=0, truncated=3
+    )
+    assert truncated == "[yellow]truncated to trainer.seq_length=64: 3 conversations[/]"
     assert dropped == "[yellow]left out, data.where is false: 40 conversations[/]"
     assert validation.startswith("no validation loss: nothing is held out; data.validation_fraction=0.1")
 

@@ -1,0 +1,102 @@
+"""Sizes for a run of one's own data on a CPU, where nothing chooses them: overrides of the command line.
+
+The defaults suit a GPU: a step of 32 sequences of 4,096 tokens takes a CPU minutes, and most of it would be padding
+where conversations are few and short. So a step gets about as many tokens as the demo's, in sequences that the longest
+conversation fits. They are overrides, so the configuration of a run, a run again and a resumed one have them exactly.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from itertools import islice
+
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig, OmegaConf
+
+from posttrain.cli.precheck import split_overrides, trials
+from posttrain.config import yaml_file
+from posttrain.config.composition import CONF_DIR, compose
+from posttrain.config.instantiate import built
+from posttrain.data.checks import check as check_data
+from posttrain.data.training_data import TrainingData
+from posttrain.models.tokenizer import load_tokenizer
+from posttrain.spec import checks
+from posttrain.utils import working
+from posttrain.utils.cache import cache_root
+from posttrain.utils.gpus import visible_gpus
+
+LENGTH, BATCH = "trainer.seq_length", "trainer.global_batch_size"
+STEP_TOKENS = 2_048  # of the demo's steps: seconds on two cores
+LEAST, STEP = 256, 64  # tokens of a sequence: the demo's, and what others are rounded up to
+ROOMY = 1_024  # up to here a sequence holds two of the longest conversations, so that little is padding
+WINDOW = 512  # tokens of a window of plain text, which may be cut anywhere
+READ = 1_000  # samples that are looked at; longer ones behind them are truncated, which the run says
+GROUPS = ("model", "data", "template", "objective")
+# What chooses sizes as a whole, or a machine that is not this one.
+CHOSEN = ("experiment", "recipe", "recipe.name", "trainer", "launch.submit", "launch.nnodes", "hydra/launcher")
+
+
+def complete(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a training with the sizes that are left to this machine, which are said.
+
+    Args:
+        arguments: of a checked command line.
+
+    Raises:
+        UserError: the data can't be read.
+    """
+    args = get_args_parser().parse_args(list(arguments))
+    if args.cfg or args.info or args.config_name or visible_gpus() or "TORCHELASTIC_RUN_ID" in os.environ:
+        return list(arguments)
+    overrides, extra = split_overrides(args)
+    keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if keys & {*CHOSEN, LENGTH} or not keys & {"data", "data.path", "data.sources"}:
+        return list(arguments)
+    lengths: dict[str, int] = {}  # by what they depend on; a sweep has one
+    points = trials(overrides) if args.multirun else [overrides]
+    for point in points:
+        cfg = compose([*point, *extra])
+        if cfg.trainer.seq_length != default(LENGTH):
+            return list(arguments)
+        key = "".join([OmegaConf.to_yaml(cfg[group]) for group in GROUPS])
+        if key not in lengths:
+            lengths[key] = length_for(cfg)
+    length = max(lengths.values())
+    added = [f"{LENGTH}={length}"]
+    if BATCH not in keys and cfg.trainer.global_batch_size == default(BATCH):
+        processes = checks.world_size(cfg, 0) * int(cfg.trainer.micro_batch_size)
+        added.append(f"{BATCH}={-(-max(1, STEP_TOKENS // length) // processes) * processes}")
+    print(
+        f"posttrain: on a CPU: {' '.join(added)}: the longest sample fits, and a step is short; as on a GPU: "
+        f"{LENGTH}={default(LENGTH)} {BATCH}={default(BATCH)}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return [*arguments, *added]
+
+
+def default(key: str) -> int:
+    """The value that conf/ gives a key of `trainer`."""
+    own = yaml_file.read(CONF_DIR / "trainer" / "default.yaml")
+    return int(own[key.rpartition(".")[2]])
+
+
+def length_for(cfg: DictConfig) -> int:
+    """Tokens of a packed sequence that a configuration's first samples fit; at most its trainer.seq_length.
+
+    Raises:
+        UserError: the tokenizer or the data can't be read.
+    """
+    working.phase("reading data")
+    most: int = cfg.trainer.seq_length
+    data, template = check_data(cfg)
+    if not isinstance(data, TrainingData):
+        return most
+    encoder = built(cfg.objective).encoder(data, template, load_tokenizer(cfg), most)
+    if encoder.unit == "window":
+        return min(most, WINDOW)
+    longest = 0
+    for sample in islice(data.samples(encoder, cache_root(cfg.cache_dir)), READ):
+        longest = max(longest, len(sample.encoded.input_ids))
+    wanted = max(LEAST, longest, min(2 * longest, ROOMY))
+    return min(most, -(-wanted // STEP) * STEP)

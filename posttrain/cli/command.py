@@ -4,7 +4,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import hydra
@@ -53,9 +53,15 @@ def typed_overrides() -> list[str]:
     return [*overrides, *extra]
 
 
-def show_help(docstring: str, config_name: str) -> None:
-    """Print what a command says of itself, and the options of its own in conf/."""
-    options = help_screen.options(config.CONF_DIR / f"{config_name}.yaml")
+def show_help(docstring: str, config_name: str, keys: Collection[str] | None = None) -> None:
+    """Print what a command says of itself, and the options of its own in conf/.
+
+    Args:
+        docstring: of the command.
+        config_name: of its file in conf/.
+        keys: that it has of that file; None: all.
+    """
+    options = help_screen.options(config.CONF_DIR / f"{config_name}.yaml", keys)
     print(f"{docstring.strip()}\n\nOptions:\n\n{options}")
 
 

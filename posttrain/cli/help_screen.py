@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 
 from posttrain.cli import conf_options, subcommands
@@ -81,15 +82,16 @@ def groups(conf: Path) -> list[str]:
     return sorted(names, key=lambda name: order.get(name, len(ORDER)))
 
 
-def options(path: Path) -> str:
+def options(path: Path, keys: Collection[str] | None = None) -> str:
     """The options of a command's own with their defaults and comments.
 
     Args:
         path: its file in conf/.
+        keys: those to show; None: all.
     """
     lines = []
     for option in conf_options.read(path):
-        if option.key.startswith("hydra."):
+        if option.key.startswith("hydra.") or (keys is not None and option.key not in keys):
             continue
         assignment = f"{option.key}={option.default}" if option.default else option.key
         lines.append(f"  {assignment}")

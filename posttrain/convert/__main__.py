@@ -1,11 +1,12 @@
-"""Convert weights on a CPU: `python -m posttrain.convert import|export|merge`, with the words of every command.
+"""Convert weights on a CPU: `python -m posttrain.convert export|merge|import|push`, each with --help.
 
-    python -m posttrain.convert import model.path=HF_DIR convert.out=DIR    Hugging Face -> Megatron checkpoint
-    python -m posttrain.convert export checkpoint=RUN_DIR convert.out=DIR   checkpoint -> Hugging Face, or PEFT adapter
-    python -m posttrain.convert merge checkpoint=RUN_DIR convert.out=DIR    base + adapter -> Hugging Face
-    python -m posttrain.convert push checkpoint=RUN_DIR convert.repo=OWNER/NAME   a run's export -> a model hub, private
+    python -m posttrain.convert export RUN DIR             checkpoint -> Hugging Face, or PEFT adapter
+    python -m posttrain.convert merge RUN DIR              base + adapter -> Hugging Face
+    python -m posttrain.convert import MODEL DIR           Hugging Face -> Megatron checkpoint
+    python -m posttrain.convert push RUN OWNER/NAME        a run's export -> a model hub, private
 
-`checkpoint` is a run directory, its checkpoints directory, or one iter_* directory; for `merge` a PEFT directory too.
+RUN is a run directory, its checkpoints directory, or one iter_* directory; for `merge` a PEFT directory too. The words
+stand for checkpoint=RUN, model.path=MODEL, convert.out=DIR and convert.repo=OWNER/NAME.
 """
 
 import contextlib
@@ -21,9 +22,10 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from posttrain.cli import command
+from posttrain.cli import command, run_file
 from posttrain.config import schema, targets
 from posttrain.config.instantiate import built
+from posttrain.config.overrides import format_override
 from posttrain.convert import single_process
 from posttrain.convert.checkpoints import find
 from posttrain.convert.publish import check_apart, check_free
@@ -33,7 +35,53 @@ from posttrain.spec import checks
 from posttrain.utils import stop, working
 from posttrain.utils.user_paths import expand_home
 
-COMMANDS = ("import", "export", "merge", "push")
+PUSH = ("push", "repo", "private", "allow_unverified")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What `convert` can be told to do.
+
+    Attributes:
+        about: what it does, and what its words are.
+        words: the keys that words without a key are values of, in their order.
+        options: the keys of `convert` that it reads.
+    """
+
+    about: str
+    words: tuple[str, str]
+    options: tuple[str, ...]
+
+
+COMMANDS = {
+    "import": Command(
+        "Import a model as a Megatron checkpoint: `python -m posttrain.convert import MODEL DIR`.\n\n"
+        "MODEL is a Hugging Face directory or a hub id; DIR is written. Training needs no import: it reads MODEL.",
+        ("model.path", "convert.out"),
+        ("out", "overwrite", "dtype"),
+    ),
+    "export": Command(
+        "Export a checkpoint for Hugging Face: `python -m posttrain.convert export RUN DIR`.\n\n"
+        "RUN is a run directory, its checkpoints directory or one iter_* directory; DIR is written: a model for\n"
+        "transformers, or a PEFT adapter where one was trained. It is compared with the checkpoint. A run makes its\n"
+        "own export at its end; this is for another step.",
+        ("convert.checkpoint", "convert.out"),
+        ("checkpoint", "out", "overwrite", "dtype", "verify", "license", *PUSH),
+    ),
+    "merge": Command(
+        "Merge an adapter into its base model: `python -m posttrain.convert merge RUN DIR`.\n\n"
+        "RUN is a run directory, a checkpoint of one, or a PEFT directory (LoRA, rsLoRA, DoRA); DIR is written, a\n"
+        "model for transformers and for servers without adapters. Needs no Megatron.",
+        ("convert.checkpoint", "convert.out"),
+        ("checkpoint", "base", "out", "overwrite", "dtype", "license", *PUSH),
+    ),
+    "push": Command(
+        "Put a run's export on a model hub: `python -m posttrain.convert push RUN OWNER/NAME`, with HF_TOKEN set.\n\n"
+        "RUN is a run directory or an export; the repository is made private unless convert.private=false.",
+        ("convert.checkpoint", "convert.repo"),
+        ("checkpoint", "repo", "private", "allow_unverified"),
+    ),
+}
 DTYPES = ("float32", "bfloat16")
 
 
@@ -69,28 +117,54 @@ ConfigStore.instance().store(name="schema_convert", node=ConvertConfig)
 @stop.command
 def main() -> None:
     """Entry point; exits with 2 after a mistake of the user's, with 1 when an export is refused."""
+    named = [word for word in sys.argv[1:] if word in COMMANDS]
     if {"-h", "--help"} & set(sys.argv[1:]):
-        command.show_help(__doc__, "convert")
-        return
-    words: list[str] = []
-    rest: list[str] = []
-    for word in sys.argv[1:]:
-        if word in COMMANDS:
-            words.append(word)
-        elif word.startswith("checkpoint="):  # by itself it is a configuration group of training
-            rest.append(f"convert.{word}")
+        if named:
+            options = [f"convert.{name}" for name in COMMANDS[named[0]].options]
+            command.show_help(COMMANDS[named[0]].about, "convert", options)
         else:
-            rest.append(word)
-    if len(words) != 1:
+            command.show_help(__doc__, "convert")
+        return
+    if len(named) != 1:
         stop.fail(f"say one of {', '.join(COMMANDS)}; what each takes: python -m posttrain.convert --help")
+    try:
+        rest = with_keys(named[0], [word for word in sys.argv[1:] if word != named[0]])
+    except UserError as error:
+        stop.fail(str(error))
     for word in rest:
         group, _, _ = word.lstrip("+~").partition("=")[0].partition(".")
-        if group == "model" and words[0] != "import":
-            hint = "; where an adapter's base is: convert.base=DIR" if words[0] == "merge" else ""
-            stop.fail(f"`{word}`: {words[0]} takes the model from its checkpoint; name none{hint}")
-    sys.argv[1:] = [f"convert.command={words[0]}", *rest]
+        if group == "model" and named[0] != "import":
+            hint = "; where an adapter's base is: convert.base=DIR" if named[0] == "merge" else ""
+            stop.fail(f"`{word}`: {named[0]} takes the model from its checkpoint; name none{hint}")
+    sys.argv[1:] = [f"convert.command={named[0]}", *rest]
     repo_given = any(word.lstrip("+").startswith("convert.repo=") for word in rest)
     command.run(lambda cfg: run(cfg, repo_given), config_name="convert")
+
+
+def with_keys(name: str, words: list[str]) -> list[str]:
+    """The words of a command as overrides: `RUN DIR` as `convert.checkpoint=RUN convert.out=DIR`.
+
+    Args:
+        name: of the command.
+        words: behind it.
+
+    Raises:
+        UserError: there are more words than the command takes.
+    """
+    keys = list(COMMANDS[name].words)
+    keyed = []
+    before = ""
+    for word in words:
+        is_plain = "=" not in word and not word.startswith(("-", "~")) and not run_file.TAKE_A_VALUE.fullmatch(before)
+        before = word
+        if word.startswith("checkpoint="):  # by itself it is a configuration group of training
+            word = f"convert.{word}"
+        elif is_plain and not word.endswith(run_file.ENDINGS):
+            if not keys:
+                raise UserError(f"{word}: {name} takes two words; python -m posttrain.convert {name} --help")
+            word = format_override(keys.pop(0), word)
+        keyed.append(word)
+    return keyed
 
 
 def run(cfg: DictConfig, repo_given: bool = True) -> None:
@@ -119,7 +193,8 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
 
         token = push.token_for(c.repo)
     if c.out is None:
-        raise UserError("`convert.out`: has no value; give the directory to write")
+        usage = f"python -m posttrain.convert {c.command} {'MODEL' if c.command == 'import' else 'RUN'} DIR"
+        raise UserError(f"`convert.out`: has no value; give the directory to write: {usage}")
     if c.dtype not in (None, *DTYPES):
         raise UserError(f"`convert.dtype={c.dtype}`: must be one of {', '.join(DTYPES)}")
     out = expand_home(c.out)

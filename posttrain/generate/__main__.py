@@ -58,28 +58,43 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help="variables of the chat template, e.g. {\"enable_thinking\": false}; before a row's and the run's own",
     )
-    add("--max-new-tokens", type=integer_between(1, sampling.MAX_NEW_TOKENS), default=256)
+    add(
+        "--max-new-tokens",
+        type=integer_between(1, sampling.MAX_NEW_TOKENS),
+        default=256,
+        help="of an answer, at most (default: %(default)s)",
+    )
     add(
         "--temperature",
         type=number_between(0, sampling.MOST_TEMPERATURE),
         default=0.0,
-        help="0: the most likely token each time",
+        help="0: the most likely token each time (default: %(default)s)",
     )
     add(
         "--top-p",
         type=number_between(0, 1, exclusive=True),
         default=1.0,
-        help="sample from the most likely tokens of this total",
+        help="sample from the most likely tokens of this total (default: %(default)s)",
     )
-    add("--top-k", type=integer_between(0, SEEDS), default=0, help="sample from this many tokens; 0: from all")
+    add(
+        "--top-k",
+        type=integer_between(0, SEEDS),
+        default=0,
+        help="sample from this many tokens; 0: from all (default: %(default)s)",
+    )
     add(
         "--repetition-penalty",
         type=number_between(sampling.LEAST_PENALTY, sampling.MOST_PENALTY),
         default=1.0,
-        help="above 1: fewer repetitions",
+        help="above 1: fewer repetitions (default: %(default)s)",
     )
-    add("--seed", type=integer_between(0, SEEDS), default=0, help="of the sampling")
-    add("--batch-size", type=integer_between(1, 65_536), default=8, help="prompts answered at once")
+    add("--seed", type=integer_between(0, SEEDS), default=0, help="of the sampling (default: %(default)s)")
+    add(
+        "--batch-size",
+        type=integer_between(1, 65_536),
+        default=8,
+        help="prompts answered at once (default: %(default)s)",
+    )
     add("--json", action="store_true", help="one JSON object per answer")
     return parser
 

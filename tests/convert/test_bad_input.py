@@ -128,14 +128,47 @@ def test_what_is_there_is_kept_until_the_new_is_whole(imported, tmp_path):
         (["export", "merge", "checkpoint=a"], "say one of"),
         (["export", "checkpoint=a", "model.path=b"], "`model.path=b`: export takes the model from its checkpoint"),
         (["import", "model.path=a"], "`convert.out`: has no value"),
+        (["export", "a", "b", "c"], "c: export takes two words; python -m posttrain.convert export --help"),
+        (["merge", "no/run", "out"], "no/run"),
+        (["push", "no/run", "nobody/x"], "HF_TOKEN"),
+        (["import", "no/model", "out"], "no/model"),
         (["export", "checkpoint=a", "convert.ot=b"], "did you mean `convert.out`"),
     ],
 )
 def test_words_of_the_command(words, message, monkeypatch, capsys):
     from posttrain.convert.__main__ import main
 
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("sys.argv", ["convert", *words])
     with pytest.raises(SystemExit) as stop:
         main()
     err = capsys.readouterr().err
     assert stop.value.code == 2 and message in err and err.count("\n") == 1, err
+
+
+def test_words_without_a_key_are_the_directories():
+    from posttrain.convert.__main__ import with_keys
+
+    assert with_keys("merge", ["my run", "out", "convert.dtype=float32"]) == [
+        "convert.checkpoint='my run'", "convert.out=out", "convert.dtype=float32",
+    ]  # fmt: skip
+    assert with_keys("import", ["a/b", "out"]) == ["model.path=a/b", "convert.out=out"]
+    assert with_keys("push", ["--config-dir", "conf", "run", "a/b"])[2:] == [
+        "convert.checkpoint=run",
+        "convert.repo=a/b",
+    ]
+    assert with_keys("export", ["checkpoint=run", "convert.out=x"]) == ["convert.checkpoint=run", "convert.out=x"]
+
+
+def test_each_command_has_a_help_of_its_own(monkeypatch, capsys):
+    from posttrain.convert.__main__ import COMMANDS, main
+
+    texts = {}
+    for name in COMMANDS:
+        monkeypatch.setattr("sys.argv", ["convert", name, "--help"])
+        main()
+        texts[name] = capsys.readouterr().out
+        assert f"python -m posttrain.convert {name} " in texts[name]
+    assert len(set(texts.values())) == len(COMMANDS)
+    assert "convert.base" in texts["merge"] and "convert.base" not in texts["export"]
+    assert "convert.repo" not in texts["import"] and "convert.out" not in texts["push"]

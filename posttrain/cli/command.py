@@ -4,7 +4,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import hydra
@@ -18,7 +18,7 @@ from posttrain.cli import cpu_sizes, data_format, help_screen, rerun, run_file
 from posttrain.cli.precheck import check_ahead, split_overrides
 from posttrain.config import composition as config
 from posttrain.config import hydra_guard
-from posttrain.config.overrides import quote_expressions
+from posttrain.config.overrides import format_override, quote_expressions
 from posttrain.errors import RunFailed, UserError, location_error
 from posttrain.recipes import layer
 from posttrain.sweep.optuna import set_defaults as set_optuna_defaults
@@ -51,6 +51,27 @@ def typed_overrides() -> list[str]:
     """The overrides in sys.argv, with the folder of --config-dir as one of them: what `compose` takes."""
     overrides, extra = split_overrides(get_args_parser().parse_intermixed_args(sys.argv[1:]))
     return [*overrides, *extra]
+
+
+def name_words(words: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The words of a command line, those that are neither overrides, options nor files as values of `keys` in turn.
+
+    Raises:
+        UserError: there are more such words than keys.
+    """
+    left = list(keys)
+    named = []
+    before = ""
+    for word in words:
+        is_own = "=" in word or word.startswith(("-", "~")) or word.endswith(run_file.ENDINGS)
+        if not is_own and not run_file.TAKE_A_VALUE.fullmatch(before):
+            if not left:
+                raise UserError(f"{word}: is one word too many")
+            named.append(format_override(left.pop(0), word))
+        else:
+            named.append(word)
+        before = word
+    return named
 
 
 def show_help(docstring: str, config_name: str, keys: Collection[str] | None = None) -> None:

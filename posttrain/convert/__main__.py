@@ -22,10 +22,9 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from posttrain.cli import command, run_file
+from posttrain.cli import command
 from posttrain.config import schema, targets
 from posttrain.config.instantiate import built
-from posttrain.config.overrides import format_override
 from posttrain.convert import single_process
 from posttrain.convert.checkpoints import find
 from posttrain.convert.publish import check_apart, check_free
@@ -151,20 +150,12 @@ def with_keys(name: str, words: list[str]) -> list[str]:
     Raises:
         UserError: there are more words than the command takes.
     """
-    keys = list(COMMANDS[name].words)
-    keyed = []
-    before = ""
-    for word in words:
-        is_plain = "=" not in word and not word.startswith(("-", "~")) and not run_file.TAKE_A_VALUE.fullmatch(before)
-        before = word
-        if word.startswith("checkpoint="):  # by itself it is a configuration group of training
-            word = f"convert.{word}"
-        elif is_plain and not word.endswith(run_file.ENDINGS):
-            if not keys:
-                raise UserError(f"{word}: {name} takes two words; python -m posttrain.convert {name} --help")
-            word = format_override(keys.pop(0), word)
-        keyed.append(word)
-    return keyed
+    # By itself `checkpoint` is a configuration group of training.
+    keyed = [f"convert.{word}" if word.startswith("checkpoint=") else word for word in words]
+    try:
+        return command.name_words(keyed, COMMANDS[name].words)
+    except UserError as error:
+        raise UserError(f"{error}: python -m posttrain.convert {name} --help") from None
 
 
 def run(cfg: DictConfig, repo_given: bool = True) -> None:

@@ -5,6 +5,7 @@ for each product. In the backward pass the sum runs over the weight's scales, so
 gradient first, and one copy of the weight serves both passes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,41 +20,64 @@ class Weight:
     data: torch.Tensor
     scale: torch.Tensor | None = None
 
-    def product(self, x: torch.Tensor) -> torch.Tensor:
-        """x W^T: [t, in] -> [t, out]."""
+    def product(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """x W^T: [t, in] -> [t, out]; into `out`."""
         if self.scale is None:
-            return x @ self.data.t()
+            return torch.mm(x, self.data.t(), out=out)
         eight, scale = quantise(x)
         if not x.is_cuda:
-            return _dequantise(eight, scale, x.dtype) @ _dequantise(self.data, self.scale, x.dtype).t()
-        return torch._scaled_mm(
-            eight,
-            self.data.t(),
-            scale_a=scale[:, None],
-            scale_b=self.scale[None],
-            out_dtype=x.dtype,
-            use_fast_accum=True,
-        )
+            return torch.mm(
+                _dequantise(eight, scale, x.dtype), _dequantise(self.data, self.scale, x.dtype).t(), out=out
+            )
+        return eight_bit_product(eight, scale, self.data.t(), self.scale, x.dtype, out)
 
-    def gradient(self, upstream: torch.Tensor) -> torch.Tensor:
-        """upstream W: [t, out] -> [t, in]."""
+    def gradient_product(self) -> "Product":
+        """The function of (upstream, out or None) that gives upstream W: [t, out] -> [t, in], into `out`.
+
+        What it prepares serves every part of the tokens.
+        """
         if self.scale is None:
-            return upstream @ self.data
-        eight, scale = quantise(upstream, self.scale)
-        if not upstream.is_cuda:
-            return _dequantise(eight, scale, upstream.dtype) @ self.data.to(upstream.dtype)
+            return lambda upstream, out: torch.mm(upstream, self.data, out=out)
+        if not self.data.is_cuda:
+            return self._dequantised_gradient
         from posttrain.ops.triton_kernels import transpose
 
-        # Hopper's 8-bit products want both operands along the sum: a transposed copy, for this product alone.
-        one = torch.ones(1, self.data.size(1), device=upstream.device)
-        return torch._scaled_mm(
-            eight,
-            transpose(self.data).t(),
-            scale_a=scale[:, None],
-            scale_b=one,
-            out_dtype=upstream.dtype,
-            use_fast_accum=True,
-        )
+        # Hopper's 8-bit products want both operands along the sum: a transposed copy, for these products alone.
+        transposed = transpose(self.data)
+        ones = torch.ones(self.data.size(1), device=self.data.device)
+
+        def gradient(upstream: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+            eight, scale = quantise(upstream, self.scale)
+            return eight_bit_product(eight, scale, transposed.t(), ones, upstream.dtype, out)
+
+        return gradient
+
+    def _dequantised_gradient(self, upstream: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        eight, scale = quantise(upstream, self.scale)
+        return torch.mm(_dequantise(eight, scale, upstream.dtype), self.data.to(upstream.dtype), out=out)
+
+
+type Product = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def eight_bit_product(
+    eight: torch.Tensor,
+    scale: torch.Tensor,
+    other: torch.Tensor,
+    other_scale: torch.Tensor,
+    dtype: torch.dtype,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    """eight other of E4M3 [t, k] and [k, n], with scales [t] of rows and [n] of columns, into `out`, in `dtype`."""
+    return torch._scaled_mm(
+        eight,
+        other,
+        scale_a=scale[:, None],
+        scale_b=other_scale[None],
+        out_dtype=dtype,
+        use_fast_accum=True,
+        out=out,
+    )
 
 
 def quantise(values: torch.Tensor, columns: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from megatron.bridge.peft.lora_layers import LoRALinear
 
+from posttrain.ops.division import WHOLE, Division, read_each_other
 from posttrain.ops.fp8_linear import Weight, quantise
+from posttrain.ops.low_rank import LowRank, scaled_product, weight_gradient
 from posttrain.ops.parallel_lora import (
     Context,
-    Division,
     RowParallelWithLoRA,
     WholeMatrices,
-    scaled_product,
-    weight_gradient,
+    gathered_product,
+    summed_product,
 )
 from posttrain.ops.recomputed_norms import Activation, Norm, backward_through
 
@@ -41,7 +42,7 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         b: torch.Tensor,
         scale: float,
         before: Norm | Activation | None = None,
-        division: Division | None = None,
+        division: Division = WHOLE,
     ) -> torch.Tensor:
         """Compute y.
 
@@ -53,18 +54,15 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
             b: [out/n, rank].
             scale: alpha / rank.
             before: f, in' -> in.
-            division: over n processes; None: there is one.
+            division: over n processes.
 
         Returns:
             [t, ..., out/n], of all tokens.
         """
         flat = x.reshape(-1, x.size(-1))
         y = before(flat) if before else flat
-        if division:
-            y = division.whole(y)
-        low = scaled_product(scale, y, a.t())
-        out = Weight(weight, weight_scale).product(y)
-        out.addmm_(low, b.t())
+        product = Weight(weight, weight_scale).product
+        out, low = gathered_product(division, product, y, weight.size(0), scale, a.t(), b.t())
         ctx.save_for_backward(flat, weight, weight_scale, a, b, low)
         ctx.scale = scale
         ctx.shape = x.shape
@@ -83,14 +81,12 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         grad_b = weight_gradient(b, upstream.t(), low)
         grad_x: torch.Tensor | None = None
         if ctx.needs_input_grad[0]:
-            grad_x = Weight(weight, weight_scale).gradient(upstream)
-            grad_x.addmm_(down, a)
-        if ctx.division and grad_x is not None:
-            grad_x, down = ctx.division.sums(grad_x, down)
-        elif ctx.division:
-            (down,) = ctx.division.sums(down)
+            gradient = Weight(weight, weight_scale).gradient_product()
+            grad_x, own_down = summed_product(ctx.division, gradient, upstream, weight.size(1), LowRank(down, a))
+        else:
+            own_down = ctx.division.sum(down)
         grad_x, y = backward_through(ctx.before, grad_x, flat)
-        grad_a = weight_gradient(a, down.t(), y)
+        grad_a = weight_gradient(a, own_down.t(), y)
         if grad_x is not None:
             grad_x = grad_x.view(ctx.shape)
         return grad_x, None, None, grad_a, grad_b, None, None, None
@@ -101,11 +97,13 @@ class FusedLoRALinear(LoRALinear):
 
     Attributes:
         recompute: whether norm and activation are computed again in the backward pass instead of kept.
+        overlap: whether tensor parallelism's exchanges are hidden behind products.
         whole: the matrix of the adapter's that tensor parallelism divides on the layer's undivided side, gathered for
             this forward pass; None: it is not divided, or each layer gathers its own.
     """
 
     recompute = True
+    overlap = True
     whole: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -125,16 +123,12 @@ class FusedLoRALinear(LoRALinear):
         self, x: torch.Tensor, before: Norm | Activation | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The operation on x, with `before` applied first; see FrozenLinearWithLoRA."""
-        adapter = self.adapter
-        division = self.divided
+        division = self.division
         operation: type[torch.autograd.Function] = FrozenLinearWithLoRA
-        a, b = adapter.linear_in.weight, adapter.linear_out.weight
-        if division and self.divides_inputs:
+        if division.group and self.divides_inputs:
             operation = RowParallelWithLoRA
-            b = self.whole_matrix(division)
-        elif division:
-            a = self.whole_matrix(division)
         weight = self.layer_weight
+        a, b = self.matrices
         return self.with_bias(operation.apply(x, weight.data, weight.scale, a, b, self.lora_scale, before, division))
 
     def with_bias(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -166,12 +160,24 @@ class FusedLoRALinear(LoRALinear):
         return bool(self.adapter.input_is_parallel)
 
     @cached_property
-    def divided(self) -> Division | None:
-        """How tensor parallelism divides the layer, None where it doesn't."""
+    def division(self) -> Division:
+        """How tensor parallelism divides the layer."""
         group = self.adapter.tp_group
         if group is None or group.size() == 1:
-            return None
-        return Division(group, bool(self.to_wrap.config.sequence_parallel))
+            return WHOLE
+        sequence = bool(self.to_wrap.config.sequence_parallel)
+        overlap = sequence and self.overlap and self.to_wrap.weight.is_cuda and read_each_other(group)
+        return Division(group, sequence, overlap)
+
+    @property
+    def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The adapter's A and B as the operation takes them: divided only as the layer is."""
+        a, b = self.adapter.linear_in.weight, self.adapter.linear_out.weight
+        if self.division.group is None:
+            return a, b
+        if self.divides_inputs:
+            return a, self.whole_matrix()
+        return self.whole_matrix(), b
 
     @property
     def own_matrix(self) -> torch.Tensor:
@@ -180,11 +186,11 @@ class FusedLoRALinear(LoRALinear):
         weight: torch.Tensor = side.weight
         return weight
 
-    def whole_matrix(self, division: Division) -> torch.Tensor:
+    def whole_matrix(self) -> torch.Tensor:
         """That matrix, whole."""
         if self.whole is not None:
             return self.whole
-        (whole,) = WholeMatrices.apply(division, self.own_matrix)
+        whole: torch.Tensor = WholeMatrices.apply(self.division, self.own_matrix)[0]
         return whole
 
     def fusable(self) -> bool:
@@ -218,13 +224,15 @@ def norm_of(base: Any) -> Norm | None:
     return Norm(gamma, base.eps, shift, offset=float(base.zero_centered_gamma))
 
 
-def fuse(module: torch.nn.Module) -> torch.nn.Module:
+def fuse(module: torch.nn.Module, overlap: bool) -> torch.nn.Module:
     """`module`, as one operation if Megatron-Bridge has just wrapped it as a plain LoRALinear with a plain pair."""
     if type(module) is not LoRALinear:
         return module
     if not (hasattr(module.adapter, "linear_in") and hasattr(module.adapter, "linear_out")):
         return module
-    return FusedLoRALinear(module.to_wrap, module.adapter)
+    fused = FusedLoRALinear(module.to_wrap, module.adapter)
+    fused.overlap = overlap
+    return fused
 
 
 class Gather:
@@ -239,7 +247,7 @@ class Gather:
         for part in model:
             layers = []
             for layer in fused_layers([part]):
-                if layer.divided:
+                if layer.division.group:
                     layers.append(layer)
             if layers:
                 hooks = cls(layers)
@@ -248,7 +256,7 @@ class Gather:
 
     def gather(self, model: torch.nn.Module, inputs: object) -> None:
         """Gather the matrices, before."""
-        division = self.layers[0].divided
+        division = self.layers[0].division
         own = [layer.own_matrix for layer in self.layers]
         for layer, whole in zip(self.layers, WholeMatrices.apply(division, *own), strict=True):
             layer.whole = whole

@@ -13,10 +13,11 @@ from megatron.core.activations import fast_gelu
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from posttrain.ops.division import WHOLE, Division
 from posttrain.ops.fp8_linear import Weight
 from posttrain.ops.fused_lora import FusedLoRALinear, modules_of
-from posttrain.ops.low_rank import LowRank
-from posttrain.ops.parallel_lora import Context, scaled_product, weight_gradient
+from posttrain.ops.low_rank import LowRank, scaled_product, weight_gradient
+from posttrain.ops.parallel_lora import Context, gathered_product, summed_product
 from posttrain.ops.recomputed_norms import Activation, Function, Norm, backward_through
 
 FUNCTIONS: dict[object, Function] = {F.silu: "silu", fast_gelu: "gelu_tanh", F.gelu: "gelu"}
@@ -24,13 +25,14 @@ FUNCTIONS: dict[object, Function] = {F.silu: "silu", fast_gelu: "gelu_tanh", F.g
 
 @dataclass(frozen=True)
 class FrozenMLP:
-    """What is not trained of an MLP, h -> h.
+    """What is not trained of an MLP, h -> h, and how it is divided: the first layer's outputs, the second's inputs.
 
     Attributes:
-        first, second: weights [f, h], with gates [2 f, h], gates first; and [h, f].
+        first, second: weights [f/n, h], with gates [2 f/n, h], gates first; and [h, f/n].
         scale, second_scale: alpha / rank of their adapters.
         activation: between them, with the first layer's bias.
         norm: of the input; None: there is none.
+        division: over n processes.
     """
 
     first: Weight
@@ -39,6 +41,7 @@ class FrozenMLP:
     second_scale: float
     activation: Activation
     norm: Norm | None = None
+    division: Division = WHOLE
 
 
 class MLPWithLoRA(torch.autograd.Function):
@@ -58,16 +61,18 @@ class MLPWithLoRA(torch.autograd.Function):
         second_a: torch.Tensor,
         second_b: torch.Tensor,
     ) -> torch.Tensor:
-        """Compute the MLP of x [..., h] with adapters a [r, h], b [f or 2 f, r], second_a [r, f], second_b [h, r]."""
+        """Compute the MLP of x [..., h], of own tokens where these are divided.
+
+        The adapters are a [r, h], b [f/n, r] or [2 f/n, r], second_a [r, f/n], second_b [h, r].
+        """
         flat = x.reshape(-1, x.size(-1))
         normed = mlp.norm(flat) if mlp.norm else flat
-        low = scaled_product(mlp.scale, normed, a.t())
-        both = mlp.first.product(normed)
+        both, low = gathered_product(mlp.division, mlp.first.product, normed, b.size(0), mlp.scale, a.t())
         activated = mlp.activation(both, LowRank(low, b.t()))
         second_low = scaled_product(mlp.second_scale, activated, second_a.t())
-        out = mlp.second.product(activated)
-        out.addmm_(second_low, second_b.t())
-        ctx.save_for_backward(flat, both, low, second_low, a, b, second_a, second_b)
+        added = LowRank(second_low, second_b.t())
+        out, own_second_low = summed_product(mlp.division, mlp.second.product, activated, x.size(-1), added)
+        ctx.save_for_backward(flat, both, low, own_second_low, a, b, second_a, second_b)
         ctx.mlp = mlp
         ctx.shape = x.shape
         return out.view(x.shape)
@@ -75,25 +80,30 @@ class MLPWithLoRA(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of x and the adapters."""
-        flat, both, low, second_low, a, b, second_a, second_b = ctx.saved_tensors
+        flat, both, low, own_second_low, a, b, second_a, second_b = ctx.saved_tensors
         mlp: FrozenMLP = ctx.mlp
         upstream = upstream.reshape(flat.shape)
-        second_down = scaled_product(mlp.second_scale, upstream, second_b)
-        grad_second_b = weight_gradient(second_b, upstream.t(), second_low)
-        grad_both, activated = mlp.activation.backward(
-            mlp.second.gradient(upstream), both, LowRank(low, b.t()), LowRank(second_down, second_a)
+        grad_second_b = weight_gradient(second_b, upstream.t(), own_second_low)
+        grad_activated, second_down = gathered_product(
+            mlp.division, mlp.second.gradient_product(), upstream, second_a.size(1), mlp.second_scale, second_b
         )
+        grad_both, activated = mlp.activation.backward(
+            grad_activated, both, LowRank(low, b.t()), LowRank(second_down, second_a)
+        )
+        del grad_activated
         grad_second_a = weight_gradient(second_a, second_down.t(), activated)
         del activated
         down = scaled_product(mlp.scale, grad_both, b)
         grad_b = weight_gradient(b, grad_both.t(), low)
         grad_x: torch.Tensor | None = None
         if ctx.needs_input_grad[0]:
-            grad_x = mlp.first.gradient(grad_both)
-            grad_x.addmm_(down, a)
+            gradient = mlp.first.gradient_product()
+            grad_x, own_down = summed_product(mlp.division, gradient, grad_both, flat.size(1), LowRank(down, a))
+        else:
+            own_down = mlp.division.sum(down)
         del grad_both
         grad_x, normed = backward_through(mlp.norm, grad_x, flat)
-        grad_a = weight_gradient(a, down.t(), normed)
+        grad_a = weight_gradient(a, own_down.t(), normed)
         if grad_x is not None:
             grad_x = grad_x.view(ctx.shape)
         return grad_x, None, grad_a, grad_b, grad_second_a, grad_second_b
@@ -110,16 +120,14 @@ class FusedMLP(MLP):
         if per_token_scale is not None or not last.fusable():
             return super().forward(hidden_states, per_token_scale, **kwargs)
         function, gated = FUNCTIONS[self.activation_func], bool(self.config.gated_linear_unit)
-        if last.divided or type(first) is not FusedLoRALinear or not first.fusable():
+        if type(first) is not FusedLoRALinear or not first.fusable():
             both, bias = first(hidden_states)
             return last.apply_fused(both, Activation(function, gated, bias))
         x, norm = first.norm_first(hidden_states)
         activation = Activation(function, gated, first.layer_bias)
-        mlp = FrozenMLP(first.layer_weight, last.layer_weight, first.lora_scale, last.lora_scale, activation, norm)
-        matrices = []
-        for layer in (first, last):
-            matrices += [layer.adapter.linear_in.weight, layer.adapter.linear_out.weight]
-        return last.with_bias(MLPWithLoRA.apply(x, mlp, *matrices))
+        scales = first.lora_scale, last.lora_scale
+        mlp = FrozenMLP(first.layer_weight, last.layer_weight, *scales, activation, norm, last.division)
+        return last.with_bias(MLPWithLoRA.apply(x, mlp, *first.matrices, *last.matrices))
 
 
 def fuse_activations(model: list[torch.nn.Module], recompute: bool) -> None:

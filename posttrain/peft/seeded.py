@@ -79,11 +79,13 @@ class SeededLoRA(Seeded, LoRA):
 
     Attributes:
         fused, recompute_norms: as in the config group `peft`.
+        overlap: as in the config group `parallelism`.
         gather_at_once: whether what tensor parallelism divides is gathered before a forward pass, for all layers.
     """
 
     fused = True
     recompute_norms = True
+    overlap = True
     gather_at_once = True
 
     def __call__(self, model: Model, training: bool = True) -> Model:
@@ -100,7 +102,7 @@ class SeededLoRA(Seeded, LoRA):
     def transform(self, module: torch.nn.Module, name: str | None = None, prefix: str | None = None) -> torch.nn.Module:
         """Attach an adapter to one module where it is a target."""
         adapted = super().transform(module, name, prefix)
-        return fuse(adapted) if self.fused else adapted
+        return fuse(adapted, self.overlap) if self.fused else adapted
 
 
 class SeededCanonicalLoRA(Seeded, CanonicalLoRA):

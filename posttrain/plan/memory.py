@@ -55,7 +55,7 @@ def stage_memory(s: RunSpec, index: int) -> Memory:
     """Return the memory of a GPU of the pipeline stage `index`, from 0."""
     first = index == 0
     last = index == s.pipeline - 1
-    layers = s.known_shape.layers / s.pipeline
+    layers = s.stage_layers[index]
     saved = activations.saved_activations(s)
     saved_bytes = sum(saved.values())  # per token and layer
     loss = activations.loss_workspace(s) if last else {}
@@ -97,7 +97,7 @@ def _state(s: RunSpec, index: int) -> dict[str, float]:
     if s.width == 2 or s.fsdp:
         state += 4  # fp32 copies of 16-bit weights; Megatron-FSDP copies others too
     parts = {
-        "weights": _bytes_of_weights(s, weights + expert_weights, s.known_shape.layers / s.pipeline),
+        "weights": _bytes_of_weights(s, weights + expert_weights, s.stage_layers[index]),
         "gradients": 4.0 * (trained + expert_trained),  # summed in fp32
         "optimizer": state * (trained / divided + expert_trained / experts_divided),
     }
@@ -120,7 +120,7 @@ def parameters(s: RunSpec, index: int) -> tuple[float, float, float, float]:
         All and trained ones outside of experts, all and trained ones of experts.
     """
     shape = s.known_shape
-    layers = shape.layers / s.pipeline
+    layers = s.stage_layers[index]
     dense = experts = 0.0  # of a layer
     for linear in shape.linears:
         if linear.experts:
@@ -138,16 +138,16 @@ def parameters(s: RunSpec, index: int) -> tuple[float, float, float, float]:
             weights += embedding
     if s.adapters is None:
         return weights, weights, expert_weights, expert_weights
-    trained, expert_trained = _adapter_parameters(s, s.adapters)
+    trained, expert_trained = _adapter_parameters(s, s.adapters, layers / shape.layers)
     return weights + trained + expert_trained, trained, expert_weights, expert_trained
 
 
-def _adapter_parameters(s: RunSpec, adapters: Adapters) -> tuple[float, float]:
-    """Parameters of one GPU's adapters, outside of experts and of experts."""
+def _adapter_parameters(s: RunSpec, adapters: Adapters, share: float) -> tuple[float, float]:
+    """Parameters of one GPU's adapters, outside of experts and of experts, where it has a `share` of the layers."""
     trained = expert_trained = 0.0
     for linear in s.known_shape.linears:
         layers, size = adapters.sizes.get(linear.name, (0, 0))
-        count = layers / s.pipeline * size / s.tensor
+        count = layers * share * size / s.tensor
         shared_size = adapters.rank * (linear.inputs + linear.outputs)
         if linear.experts and size > shared_size:  # an adapter for each expert
             expert_trained += count / s.expert

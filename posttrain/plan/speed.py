@@ -118,7 +118,7 @@ def launch_seconds(s: RunSpec) -> float:
         layer = LAUNCH_S
         if s.experts > 0 and not s.grouped_experts:
             layer = WAITING_S
-    return s.micro_batches * s.known_shape.layers / s.pipeline * layer
+    return s.micro_batches * max(s.stage_layers) * layer
 
 
 def bytes_passed(s: RunSpec, tokens: float) -> float:
@@ -160,16 +160,19 @@ def bubble(s: RunSpec) -> float:
 
 
 def imbalance(s: RunSpec) -> float:
-    """How much more the last stage of a pipeline computes than the mean: layers are divided evenly, it has the head."""
+    """How much more than the mean the longest stage of a pipeline computes; the last one has the output layer."""
     shape = s.known_shape
-    head = shape.hidden * shape.vocab / shape.products
-    return 1 + (s.pipeline - 1) * head
+    output_layer = shape.hidden * shape.vocab
+    layer = (shape.products - output_layer) / shape.layers
+    stages = [layers * layer for layers in s.stage_layers]
+    stages[-1] += output_layer
+    return max(stages) * s.pipeline / shape.products
 
 
 def exchange_seconds(s: RunSpec) -> float:
     """Seconds of a step that a GPU waits for tensor and context parallelism's exchanges."""
     shape = s.known_shape
-    layers = shape.layers / s.pipeline
+    layers = max(s.stage_layers)
     token = 0.0  # bytes of a token in a layer
     if s.tensor > 1:
         passes = EXCHANGES * 1.5 if s.recompute == "full" else EXCHANGES

@@ -59,6 +59,7 @@ class RunSpec(ParallelSizes):
         shape: the model's sizes; None: its family is not known here, and only Megatron knows them.
         experts: of a layer; 0: a dense model.
         mixture_settings: whether `trainer.megatron` changes the mixture.
+        own_stages: whether `trainer.megatron` says how the layers are divided over pipeline stages.
         no_cuda_graph: why this model's step is not captured unless that is asked for; None: it is.
         adapter: whether an adapter is trained, else all weights are.
         adapters: its sizes; None: there is none, or `shape` is None.
@@ -81,6 +82,7 @@ class RunSpec(ParallelSizes):
     shape: Shape | None
     experts: int
     mixture_settings: bool
+    own_stages: bool
     no_cuda_graph: str | None
     adapter: bool
     adapters: Adapters | None
@@ -141,6 +143,34 @@ class RunSpec(ParallelSizes):
     def shapes_exchanged(self) -> bool:
         """Whether pipeline stages tell each other each micro-batch's shape; Megatron's fixed one is of one full row."""
         return self.pipeline > 1 and (not self.packing or self.micro_batch > 1)
+
+    @property
+    def last_stage_layers(self) -> int | None:
+        """Layers of the last pipeline stage; None: as many as of the others.
+
+        It has the output layer too, and fewer layers where that makes the longest stage shorter.
+        """
+        if self.pipeline == 1 or self.own_stages or self.shape is None:
+            return None
+        shape = self.shape
+        output_layer = shape.hidden * shape.vocab
+        head = output_layer * shape.layers / (shape.products - output_layer)  # in layers
+        longest = {}
+        for last in range(shape.layers // self.pipeline, 0, -1):
+            other, rest = divmod(shape.layers - last, self.pipeline - 1)
+            if not rest:
+                longest[last] = max(other, last + head)
+        best = min(longest, key=longest.__getitem__)
+        return None if best * self.pipeline == shape.layers else best
+
+    @property
+    def stage_layers(self) -> list[float]:
+        """Layers of each pipeline stage; of stages that `trainer.megatron` divides, the mean."""
+        layers = self.known_shape.layers
+        last = self.last_stage_layers
+        if last is None:
+            return [layers / self.pipeline] * self.pipeline
+        return [(layers - last) / (self.pipeline - 1)] * (self.pipeline - 1) + [last]
 
     def epoch(self, rows: int) -> Epoch:
         """The steps of an epoch of `rows` packed sequences."""
@@ -387,6 +417,7 @@ def resolve_spec(
         shape=shape,
         experts=experts,
         mixture_settings=changes_mixture(trainer.megatron),
+        own_stages=divides_stages(trainer.megatron),
         no_cuda_graph=no_cuda_graph,
         adapter=adapter is not None,
         adapters=adapters,
@@ -415,6 +446,11 @@ def resolve_spec(
         verify=trainer.verify,
         verify_base=trainer.verify_base,
     )
+
+
+def divides_stages(sections: Mapping[str, Any]) -> bool:
+    """Whether `trainer.megatron` says which layers a pipeline stage has."""
+    return any("pipeline" in key for key in sections.get("model", {}))
 
 
 def changes_mixture(sections: Mapping[str, Any]) -> bool:

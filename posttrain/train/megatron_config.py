@@ -92,6 +92,7 @@ def build_model(run: RunContext) -> MegatronModel:
         use_local_layers(provider)
         check_expert_names(bridge, provider)
     groups.parallelism.apply(provider, run.platform, run.spec.sequence_parallel)
+    provider.num_layers_in_last_pipeline_stage = run.spec.last_stage_layers
     if run.spec.heads_exchanged:
         provider.cp_comm_type = "a2a"
     dtype = getattr(torch, groups.precision.dtype(run.platform.device))
@@ -145,6 +146,7 @@ def build_adapter(run: RunContext, bridge: "AutoBridge") -> "PEFT | None":
         return None
     peft = adapter.build()
     peft.seed = run.config.seed
+    peft.overlap = run.groups.parallelism.overlap
     # A layer that is run again in the backward pass can't share tensors of the pass before it.
     peft.gather_at_once = run.settings.recompute != "full"
     if directory:

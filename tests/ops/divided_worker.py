@@ -1,7 +1,7 @@
-"""One process of two that divide a layer, or the output layer, by tensor parallelism: `divided_worker.py RANK FOLDER`.
+"""One process of two that divide a layer, or the output layer, by tensor parallelism.
 
-Writes FOLDER/RANK.pt: for each case of a layer its output and gradients here, and for the output layer losses and the
-gradient of its input.
+`divided_worker.py RANK FOLDER [cuda]` writes FOLDER/RANK.pt: for each case of a layer and of an MLP its output and
+gradients here, and for the output layer losses and the gradient of its input.
 """
 
 import itertools
@@ -16,7 +16,16 @@ TOKENS, WIDTH, RANK, OUTPUTS = 6, 8, 4, 12
 VOCABULARY = 21  # the second part has a row less
 LAYERS = (("nothing", False), ("rms", False), ("nothing", True), ("silu", True))
 HEADS = ((False, None), (True, None), (True, 1.5))  # a bias, a soft cap
-CASES = [(*layer, sequence) for layer, sequence in itertools.product(LAYERS, (False, True))]
+DIVIDED = ("outputs", "tokens", "tokens, beside products")
+CASES = [(*layer, divided) for layer, divided in itertools.product(LAYERS, DIVIDED)]
+INNER = 10  # of the MLP, between its layers
+
+
+def division_of(divided):
+    """What the words of DIVIDED stand for."""
+    from posttrain.ops.division import Division
+
+    return Division(torch.distributed.group.WORLD, divided != "outputs", divided == "tokens, beside products")
 
 
 def whole_layer(before):
@@ -49,32 +58,79 @@ def parts(tensor, dim, gated=False):
     return [torch.cat([gate, up], dim) for gate, up in zip(gates, ups, strict=True)]
 
 
-def layer(rank, before, inputs_divided, sequence):
+def whole_mlp():
+    """([x, weights of both layers, a, b, a of the second, b of the second], gamma) from one seed."""
+    torch.manual_seed(1)
+    shapes = [(TOKENS, 1, WIDTH), (2 * INNER, WIDTH), (WIDTH, INNER)]
+    shapes += [(RANK, WIDTH), (2 * INNER, RANK), (RANK, INNER), (WIDTH, RANK)]
+    return [torch.randn(*shape, dtype=torch.float64) for shape in shapes], torch.rand(WIDTH, dtype=torch.float64)
+
+
+def loss(y, weights):
+    """Of an output, which weighs all of it differently."""
+    return (y.sin() * weights.to(y)).sum()
+
+
+def frozen_mlp(weight, second, gamma, division):
+    """What is not trained of it."""
+    from posttrain.ops.fp8_linear import Weight
+    from posttrain.ops.fused_mlp import FrozenMLP
+    from posttrain.ops.recomputed_norms import Activation, Norm
+
+    norm = Norm(gamma, 1e-5)
+    return FrozenMLP(Weight(weight), Weight(second), SCALE, SCALE / 2, Activation("silu"), norm, division)
+
+
+def mlp(rank, divided, device):
+    """[output, gradients of x and the adapters] of this process."""
+    from posttrain.ops.fused_mlp import MLPWithLoRA
+    from posttrain.ops.parallel_lora import WholeMatrices
+
+    division = division_of(divided)
+    (x, weight, second, a, b, second_a, second_b), gamma = whole_mlp()
+    weights = torch.arange(TOKENS * WIDTH).view(TOKENS, 1, WIDTH)
+    own = [[x] * SIZE, parts(weight, 0, gated=True), parts(second, 1)]
+    own += [parts(a, 0), parts(b, 0, gated=True), parts(second_a, 1), parts(second_b, 0)]
+    if division.sequence:
+        own[0] = parts(x, 0)
+        weights = parts(weights, 0)[rank]
+    x, weight, second, a, b, second_a, second_b = (tensor[rank].to(**device).contiguous() for tensor in own)
+    trained = [x, a, b, second_a, second_b]
+    for tensor in trained:
+        tensor.requires_grad_()
+    whole_a, whole_b = WholeMatrices.apply(division, a, second_b)
+    frozen = frozen_mlp(weight, second, gamma.to(**device), division)
+    y = MLPWithLoRA.apply(x, frozen, whole_a, b, second_a, whole_b)
+    loss(y, weights).backward()
+    return [tensor.cpu() for tensor in (y.detach(), *(tensor.grad for tensor in trained))]
+
+
+def layer(rank, before, inputs_divided, divided, device):
     """[output, gradients of x, a, b] of this process."""
     from posttrain.ops.fused_lora import FrozenLinearWithLoRA
-    from posttrain.ops.parallel_lora import Division, RowParallelWithLoRA, WholeMatrices
+    from posttrain.ops.parallel_lora import RowParallelWithLoRA, WholeMatrices
 
-    division = Division(torch.distributed.group.WORLD, sequence)
+    division = division_of(divided)
     (x, weight, a, b), gamma = whole_layer(before)
     weights = torch.arange(TOKENS * OUTPUTS).view(TOKENS, 1, OUTPUTS)
     if inputs_divided:
         own = [parts(x, -1, before == "silu"), parts(weight, 1), parts(a, 1), parts(b, 0)]
-        weights = parts(weights, 0)[rank] if sequence else weights
+        weights = parts(weights, 0)[rank] if division.sequence else weights
     else:
-        own = [parts(x, 0) if sequence else [x] * SIZE, parts(weight, 0), parts(a, 0), parts(b, 0)]
+        own = [parts(x, 0) if division.sequence else [x] * SIZE, parts(weight, 0), parts(a, 0), parts(b, 0)]
         weights = parts(weights, -1)[rank]
-    x, weight, a, b = (divided[rank].clone().contiguous() for divided in own)
+    x, weight, a, b = (tensor[rank].to(**device).clone().contiguous() for tensor in own)
     for tensor in (x, a, b):
         tensor.requires_grad_()
-    first = operation(before, gamma)
+    first = operation(before, gamma.to(**device))
     if inputs_divided:
         (whole,) = WholeMatrices.apply(division, b)
         y = RowParallelWithLoRA.apply(x, weight, None, a, whole, SCALE, first, division)
     else:
         (whole,) = WholeMatrices.apply(division, a)
         y = FrozenLinearWithLoRA.apply(x, weight, None, whole, b, SCALE, first, division)
-    (y.sin() * weights).sum().backward()
-    return [y.detach(), x.grad, a.grad, b.grad]
+    loss(y, weights).backward()
+    return [tensor.cpu() for tensor in (y.detach(), x.grad, a.grad, b.grad)]
 
 
 def losses(rank):
@@ -98,13 +154,25 @@ def losses(rank):
 
 def main():
     """Compute everything."""
-    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+    rank, folder, kind = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     from posttrain import patches
 
     patches.apply(patches.Platform("cpu", False))
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE)
-    found = {case: layer(rank, *case) for case in CASES}
-    torch.save({"layers": found, "losses": losses(rank)}, folder / f"{rank}.pt")
+    store = f"file://{folder}/store-{kind}"
+    found = {}
+    if kind == "cuda":
+        device = {"device": torch.device("cuda", rank), "dtype": torch.float32}
+        torch.cuda.set_device(rank)
+        torch.distributed.init_process_group("nccl", init_method=store, rank=rank, world_size=SIZE)
+        how = DIVIDED
+    else:
+        device = {"device": torch.device("cpu"), "dtype": torch.float64}
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=SIZE)
+        how = DIVIDED[:2]
+        found["losses"] = losses(rank)
+    found["layers"] = {case: layer(rank, *case, device) for case in CASES if case[-1] in how}
+    found["mlps"] = {divided: mlp(rank, divided, device) for divided in how}
+    torch.save(found, folder / f"{rank}-{kind}.pt")
     torch.distributed.destroy_process_group()
 
 

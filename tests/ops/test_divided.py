@@ -4,22 +4,35 @@ import subprocess
 import sys
 from pathlib import Path
 
+import divided_worker as worker
 import pytest
 import torch
-from divided_worker import CASES, HEADS, OUTPUTS, SCALE, SIZE, operation, output_layer, whole_layer
+from divided_worker import CASES, DIVIDED, HEADS, OUTPUTS, SCALE, SIZE, operation, output_layer, whole_layer, whole_mlp
+
+from posttrain.utils.gpus import visible_gpus
 
 WORKER = Path(__file__).with_name("divided_worker.py")
+TWO_GPUS = pytest.mark.skipif(visible_gpus() < SIZE, reason="needs two GPUs")
+GPU = pytest.param("cuda", marks=[pytest.mark.gpu, TWO_GPUS])
+CLOSE = {"cpu": {}, "cuda": {"rtol": 1e-4, "atol": 1e-3}}  # fp64, fp32
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> list[dict]:
+def found(tmp_path_factory):
     """What each of two processes has."""
     folder = tmp_path_factory.mktemp("divided")
-    command = [sys.executable, "-W", "ignore", str(WORKER)]
-    processes = [subprocess.Popen([*command, str(rank), str(folder)]) for rank in range(SIZE)]
-    for process in processes:
-        assert process.wait(300) == 0
-    return [torch.load(folder / f"{rank}.pt") for rank in range(SIZE)]
+    return lambda kind: run(kind, folder)
+
+
+def run(kind, folder):
+    """Each of two processes' results; they run once."""
+    files = [folder / f"{rank}-{kind}.pt" for rank in range(SIZE)]
+    if not files[0].exists():
+        command = [sys.executable, "-W", "ignore", str(WORKER)]
+        processes = [subprocess.Popen([*command, str(rank), str(folder), kind]) for rank in range(SIZE)]
+        for process in processes:
+            assert process.wait(300) == 0
+    return [torch.load(file) for file in files]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +51,7 @@ def alone(before):
     for tensor in (x, a, b):
         tensor.requires_grad_()
     y = FrozenLinearWithLoRA.apply(x, weight, None, a, b, SCALE, operation(before, gamma))
-    (y.sin() * torch.arange(y.numel()).view_as(y)).sum().backward()
+    worker.loss(y, torch.arange(y.numel()).view_as(y)).backward()
     return [y.detach(), x.grad, a.grad, b.grad]
 
 
@@ -53,18 +66,54 @@ def joined(parts, dim, gated=False):
     return torch.cat([*(gate for gate, _ in pairs), *(up for _, up in pairs)], dim)
 
 
+def assert_same(found, right, kind):
+    for one, other in zip(found, right, strict=True):
+        torch.testing.assert_close(one.double(), other, **CLOSE[kind])
+
+
+def skip_gloo(kind, divided):
+    if kind == "cpu" and divided == DIVIDED[2]:
+        pytest.skip("of GPUs")
+
+
+@pytest.mark.parametrize("kind", ["cpu", GPU])
 @pytest.mark.parametrize("case", CASES)
-def test_layer(case, found, megatron):
-    before, inputs_divided, sequence = case
-    y, x, a, b = zip(*(process["layers"][case] for process in found), strict=True)
-    tokens = 0 if sequence else None
+def test_layer(case, kind, found, megatron):
+    before, inputs_divided, divided = case
+    skip_gloo(kind, divided)
+    y, x, a, b = zip(*(process["layers"][case] for process in found(kind)), strict=True)
+    tokens = None if divided == "outputs" else 0
     if inputs_divided:
         whole = [joined(y, tokens), joined(x, -1, before == "silu"), joined(a, 1), joined(b, 0)]
     else:
         whole = [joined(y, -1), joined(x, tokens), joined(a, 0), joined(b, 0)]
     assert whole[0].size(-1) == OUTPUTS
-    for one, other in zip(whole, alone(before), strict=True):
-        torch.testing.assert_close(one, other)
+    assert_same(whole, alone(before), kind)
+
+
+def plain_mlp():
+    """[output, gradients of x and the adapters] of an MLP as it is defined, by autograd."""
+    (x, weight, second, a, b, second_a, second_b), gamma = whole_mlp()
+    trained = [x, a, b, second_a, second_b]
+    for tensor in trained:
+        tensor.requires_grad_()
+    normed = torch.nn.functional.rms_norm(x, (x.size(-1),), gamma, 1e-5)
+    gate, up = (normed @ weight.t() + SCALE * normed @ a.t() @ b.t()).chunk(2, -1)
+    inner = torch.nn.functional.silu(gate) * up
+    y = inner @ second.t() + SCALE / 2 * inner @ second_a.t() @ second_b.t()
+    worker.loss(y, torch.arange(y.numel()).view_as(y)).backward()
+    return [y.detach(), *(tensor.grad for tensor in trained)]
+
+
+@pytest.mark.parametrize("kind", ["cpu", GPU])
+@pytest.mark.parametrize("divided", DIVIDED)
+def test_mlp(divided, kind, found):
+    skip_gloo(kind, divided)
+    parts = list(zip(*(process["mlps"][divided] for process in found(kind)), strict=True))
+    tokens = None if divided == "outputs" else 0
+    dims = [tokens, tokens, 0, 0, 1, 0]
+    whole = [joined(part, dim, gated=number == 3) for number, (part, dim) in enumerate(zip(parts, dims, strict=True))]
+    assert_same(whole, plain_mlp(), kind)
 
 
 @pytest.mark.parametrize(("biased", "softcap"), HEADS)
@@ -77,7 +126,7 @@ def test_losses(biased, softcap, found):
         logits = softcap * (logits / softcap).tanh()
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     (losses * upstream).sum().backward()
-    parts = [process["losses"][biased, softcap] for process in found]
+    parts = [process["losses"][biased, softcap] for process in found("cpu")]
     for own, _ in parts:
         torch.testing.assert_close(own, losses.detach())
     torch.testing.assert_close(sum(gradient for _, gradient in parts), hidden.grad)

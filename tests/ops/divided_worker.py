@@ -157,7 +157,7 @@ def main():
     rank, folder, kind = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     from posttrain import patches
 
-    patches.apply(patches.Platform("cpu", False))
+    patches.apply(patches.Platform(kind, kind == "cuda"))
     store = f"file://{folder}/store-{kind}"
     found = {}
     if kind == "cuda":

@@ -79,7 +79,7 @@ class SeededLoRA(Seeded, LoRA):
 
     Attributes:
         fused, recompute_norms: as in the config group `peft`.
-        overlap: as in the config group `parallelism`.
+        overlap: whether tensor parallelism's exchanges run beside products.
         gather_at_once: whether what tensor parallelism divides is gathered before a forward pass, for all layers.
     """
 

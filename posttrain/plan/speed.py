@@ -32,8 +32,10 @@ WAITING_S = 0.0275
 # Bytes a second that NCCL moves between GPUs of one machine over NVLink, tens of megabytes at a time: the size of the
 # gathered tensor over the time, measured on 4 H200s.
 LINK = 285e9
+# The same of what is exchanged beside products, over the time that it adds to them: Llama 3 8B, two H200s, bf16 and fp8.
+OVERLAPPED_LINK = 365e9
 # Times that a transformer layer's residual stream is gathered or summed over tensor parallelism: before and after
-# attention and MLP, forward and backward. Nothing is computed meanwhile.
+# attention and MLP, forward and backward.
 EXCHANGES = 8
 
 
@@ -173,13 +175,14 @@ def exchange_seconds(s: RunSpec) -> float:
     """Seconds of a step that a GPU waits for tensor and context parallelism's exchanges."""
     shape = s.known_shape
     layers = max(s.stage_layers)
-    token = 0.0  # bytes of a token in a layer
+    token = 0.0  # seconds for a token in a layer
     if s.tensor > 1:
         passes = EXCHANGES * 1.5 if s.recompute == "full" else EXCHANGES
-        token += passes * shape.hidden * s.width
+        rate = OVERLAPPED_LINK if s.overlapped_exchanges else LINK
+        token += passes * shape.hidden * s.width / rate
     if s.context > 1:  # queries, keys, values and outputs, forward and backward
-        token += 2 * (2 * shape.query + 2 * shape.key) * s.width / s.tensor
-    return s.micro_batches * layers * s.tokens * token / LINK
+        token += 2 * (2 * shape.query + 2 * shape.key) * s.width / s.tensor / LINK
+    return s.micro_batches * layers * s.tokens * token
 
 
 def interpolate(measured: dict[int, float], width: float) -> float:

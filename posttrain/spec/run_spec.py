@@ -66,6 +66,7 @@ class RunSpec(ParallelSizes):
         every_layer_fused: each linear layer of a dense model is one operation with its adapter.
         precision: bf16, fp32 or fp8.
         sequence_parallel: where there is tensor parallelism, activations between matrices are divided as well.
+        overlap: as in `parallelism`.
         max_steps, epochs, validation_batches: as in `trainer`.
         length: tokens of a packed sequence; unpacked, of the rows of the largest micro-batch on average.
         supervised_share: of the tokens, at most in any micro-batch.
@@ -89,6 +90,7 @@ class RunSpec(ParallelSizes):
     every_layer_fused: bool
     precision: str
     sequence_parallel: bool
+    overlap: bool
     distributed_optimizer: bool
     fsdp: bool
     micro_batch: int
@@ -264,6 +266,18 @@ class RunSpec(ParallelSizes):
         return linear != "linear_fc2" or self.known_shape.activation_kernel
 
     @property
+    def overlapped_exchanges(self) -> Decision:
+        """Whether tensor parallelism's exchanges run beside products (posttrain.ops.division)."""
+        return unless(
+            (self.tensor == 1, "there are none"),
+            (self.device == "cpu", "they are copies between GPUs"),
+            (not self.overlap, "parallelism.overlap=false"),
+            (not self.sequence_parallel, "parallelism.sequence_parallel=false"),
+            (not self.one_operation, "not every layer is one operation with a plain LoRA"),
+            on="where the GPUs read each other's memory",
+        )
+
+    @property
     def supervised_logits_only(self) -> Decision:
         """Whether the output layer sees supervised tokens alone."""
         return unless(
@@ -370,6 +384,8 @@ class RunSpec(ParallelSizes):
             decisions["experts as grouped products"] = self.grouped_experts
         if self.precision == "fp8":
             decisions["8-bit frozen weights"] = self.eight_bit_base
+        if self.tensor > 1:
+            decisions["exchanges beside products"] = self.overlapped_exchanges
         if self.skip_prompt_logits:
             decisions["logits of supervised tokens only"] = self.supervised_logits_only
         return decisions
@@ -426,6 +442,7 @@ def resolve_spec(
         world=world,
         **model_parallel_sizes(cfg),
         sequence_parallel=bool(sequence_parallel),
+        overlap=sizes.overlap,
         distributed_optimizer=sizes.distributed_optimizer,
         fsdp=sizes.fsdp,
         micro_batch=trainer.micro_batch_size,

@@ -146,7 +146,7 @@ def build_adapter(run: RunContext, bridge: "AutoBridge") -> "PEFT | None":
         return None
     peft = adapter.build()
     peft.seed = run.config.seed
-    peft.overlap = run.groups.parallelism.overlap
+    peft.overlap = bool(run.spec.overlapped_exchanges)
     # A layer that is run again in the backward pass can't share tensors of the pass before it.
     peft.gather_at_once = run.settings.recompute != "full"
     if directory:

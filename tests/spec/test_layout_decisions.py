@@ -95,3 +95,33 @@ def test_or_are_upstreams_and_not_captured(words, reason):
 
 def test_a_dense_model_has_no_such_decision():
     assert "experts as grouped products" not in spec(LLAMA).decisions()
+
+
+@pytest.mark.parametrize(
+    ("words", "world", "layers"),
+    [
+        ([LLAMA, "parallelism=pp2"], 2, [17, 15]),  # the output layer is 2.4 of 8B's layers
+        ([LLAMA, "parallelism=pp2", "parallelism.pipeline_model_parallel_size=4"], 4, [9, 9, 9, 5]),
+        (["model=llama3_70b", "parallelism=pp2"], 2, [41, 39]),  # 1.2 of 70B's
+        ([LLAMA, "parallelism=pp2", "+trainer.megatron.model.num_layers_in_last_pipeline_stage=12"], 2, [16, 16]),
+        ([LLAMA, "parallelism=ddp"], 2, [32]),
+    ],
+)
+def test_the_last_stage_has_fewer_layers_beside_the_output_layer(words, world, layers):
+    """The least that the longest stage can have; what trainer.megatron says is left to Megatron."""
+    assert spec(*words, world=world).stage_layers == layers
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], ""),
+        (["parallelism.overlap=false"], "parallelism.overlap=false"),
+        (["parallelism.sequence_parallel=false"], "sequence_parallel"),
+        (["peft=none"], "plain LoRA"),
+        (["peft.dropout=0.1"], "plain LoRA"),
+    ],
+)
+def test_exchanges_run_beside_products_of_lora(words, reason):
+    decision = spec(LLAMA, "parallelism=tp2", *words).overlapped_exchanges
+    assert bool(decision) == (not reason) and reason in decision.reason

@@ -38,9 +38,14 @@ class Division:
     overlap: bool = False
 
     @property
+    def of_tokens(self) -> dist.ProcessGroup | None:
+        """The processes that have a part of the undivided side's tokens each; None: each has all."""
+        return self.group if self.sequence else None
+
+    @property
     def parts(self) -> int:
         """How many parts the undivided side's tokens are in."""
-        return self.group.size() if self.group and self.sequence else 1
+        return self.of_tokens.size() if self.of_tokens else 1
 
     def each_part(self, own: torch.Tensor, consume: Consume) -> None:
         """Call `consume` until it had all tokens.
@@ -50,21 +55,22 @@ class Division:
             consume: may be called on another stream, and so writes only to what exists already.
         """
         tokens = own.size(0)
-        if self.parts == 1:
+        group = self.of_tokens
+        if group is None:
             return consume(own, slice(0, tokens))
         own = own.contiguous()
         if not self.overlap:
-            (whole,) = gather([own], self.group)
+            (whole,) = gather([own], group)
             return consume(whole, slice(0, whole.size(0)))
         from torch.distributed._symmetric_memory import _pipelined_all_gather_and_consume
 
-        keep_workspace(self.group, own.nbytes)
+        keep_workspace(group, own.nbytes)
         arrived = own.new_empty(tokens * self.parts, own.size(1))
 
         def consume_of(part: torch.Tensor, process: int) -> None:
             consume(part, slice(process * tokens, (process + 1) * tokens))
 
-        _pipelined_all_gather_and_consume(own, consume_of, arrived, self.group.group_name, ag_out_needed=False)
+        _pipelined_all_gather_and_consume(own, consume_of, arrived, group.group_name, ag_out_needed=False)
         return None
 
     def sums(self, produce: Produce, features: int, beside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,8 +85,8 @@ class Division:
             [t/n, features] and [t/n, r]; of all t tokens where they aren't divided.
         """
         tokens = beside.size(0)
-        if self.parts > 1 and self.overlap:
-            return self._overlapped_sums(produce, features, beside)
+        if self.of_tokens and self.overlap:
+            return overlapped_sums(self.of_tokens, produce, features, beside)
         partial = beside.new_empty(tokens, features)
         produce(slice(0, tokens), partial)
         if self.group is None:
@@ -102,27 +108,28 @@ class Division:
         dist.all_reduce(partial, group=self.group)
         return partial
 
-    def _overlapped_sums(
-        self, produce: Produce, features: int, beside: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A part's results and its part of `beside` travel together, one after the other."""
-        from torch.distributed._symmetric_memory import _pipelined_produce_and_all2all
 
-        count = self.parts
-        tokens = beside.size(0) // count
-        ends = tokens * features
-        partials = beside.new_empty(count, ends + tokens * beside.size(1))
-        keep_workspace(self.group, 2 * partials[0].nbytes)
+def overlapped_sums(
+    group: dist.ProcessGroup, produce: Produce, features: int, beside: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `Division.sums`; a part's results and its part of `beside` travel together, one after the other."""
+    from torch.distributed._symmetric_memory import _pipelined_produce_and_all2all
 
-        def produce_for(process: int, out: torch.Tensor) -> None:
-            rows = slice(process * tokens, (process + 1) * tokens)
-            out = out.view(-1)
-            produce(rows, out[:ends].view(tokens, features))
-            out[ends:].view(tokens, -1).copy_(beside[rows])
+    count = group.size()
+    tokens = beside.size(0) // count
+    ends = tokens * features
+    partials = beside.new_empty(count, ends + tokens * beside.size(1))
+    keep_workspace(group, 2 * partials[0].nbytes)
 
-        _pipelined_produce_and_all2all(produce_for, partials, self.group.group_name)
-        results = partials[:, :ends].view(count, tokens, features)
-        return results.sum(0), partials[:, ends:].view(count, tokens, -1).sum(0)
+    def produce_for(process: int, out: torch.Tensor) -> None:
+        rows = slice(process * tokens, (process + 1) * tokens)
+        out = out.view(-1)
+        produce(rows, out[:ends].view(tokens, features))
+        out[ends:].view(tokens, -1).copy_(beside[rows])
+
+    _pipelined_produce_and_all2all(produce_for, partials, group.group_name)
+    results = partials[:, :ends].view(count, tokens, features)
+    return results.sum(0), partials[:, ends:].view(count, tokens, -1).sum(0)
 
 
 WHOLE = Division()

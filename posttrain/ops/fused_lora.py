@@ -190,7 +190,7 @@ class FusedLoRALinear(LoRALinear):
         """That matrix, whole."""
         if self.whole is not None:
             return self.whole
-        whole: torch.Tensor = WholeMatrices.apply(self.division, self.own_matrix)[0]
+        whole: torch.Tensor = WholeMatrices.apply(self.division.group, self.division.sequence, self.own_matrix)[0]
         return whole
 
     def fusable(self) -> bool:
@@ -258,8 +258,9 @@ class Gather:
         """Gather the matrices, before."""
         division = self.layers[0].division
         own = [layer.own_matrix for layer in self.layers]
-        for layer, whole in zip(self.layers, WholeMatrices.apply(division, *own), strict=True):
-            layer.whole = whole
+        whole = WholeMatrices.apply(division.group, division.sequence, *own)
+        for layer, matrix in zip(self.layers, whole, strict=True):
+            layer.whole = matrix
 
     def release(self, model: torch.nn.Module, inputs: object, output: object) -> None:
         """Let go of them, after, so that the pass's tensors end with it."""

@@ -11,6 +11,7 @@ at once.
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from posttrain.ops.division import Division, gather, reduce_scatter
 from posttrain.ops.fp8_linear import Product, Weight
@@ -23,39 +24,40 @@ type Context = Any  # of torch.autograd.Function, which takes whatever attribute
 class WholeMatrices(torch.autograd.Function):
     """Matrices divided along their first dimension -> whole ones.
 
-    With sequence parallelism each process's gradient of a whole one is of its own tokens; else it is of all.
+    With sequence parallelism each process's gradient of a whole one is of its own tokens; without, of all.
     """
 
     @staticmethod
-    def forward(ctx: Context, division: Division, *own: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Context, group: dist.ProcessGroup, sequence: bool, *own: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Each [k, m] -> [n k, m]."""
-        ctx.division = division
-        return tuple(gather(list(own), division.group))
+        ctx.group = group
+        ctx.sequence = sequence
+        return tuple(gather(list(own), group))
 
     @staticmethod
     def backward(ctx: Context, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Each [n k, m] -> [k, m]."""
-        division: Division = ctx.division
-        if division.sequence:
-            return (None, *reduce_scatter(list(upstream), division.group))
-        size, rank = division.group.size(), division.group.rank()
-        return (None, *(gradient.chunk(size)[rank] for gradient in upstream))
+        group: dist.ProcessGroup = ctx.group
+        if ctx.sequence:
+            return (None, None, *reduce_scatter(list(upstream), group))
+        size, rank = group.size(), group.rank()
+        return (None, None, *(gradient.chunk(size)[rank] for gradient in upstream))
 
 
 def gathered_product(
     division: Division,
-    product: Product | None,
+    product: Product,
     own: torch.Tensor,
     features: int,
     scale: float,
     narrow: torch.Tensor,
     wide: torch.Tensor | None = None,
-) -> tuple[torch.Tensor | None, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Products of all tokens with a frozen matrix and an adapter's narrow one.
 
     Args:
         division: of the layer.
-        product: with the frozen matrix, k -> features; None: is not needed.
+        product: with the frozen matrix, k -> features.
         own: [t/n, k], this process's tokens.
         features: outputs of the frozen matrix.
         scale: of the adapter's product.
@@ -67,16 +69,13 @@ def gathered_product(
     """
     tokens = own.size(0) * division.parts
     low = own.new_empty(tokens, narrow.size(1))
-    out: torch.Tensor | None = None
-    if product:
-        out = own.new_empty(tokens, features)
+    out = own.new_empty(tokens, features)
 
     def consume(part: torch.Tensor, rows: slice) -> None:
         scaled_product(scale, part, narrow, low[rows])
-        if product and out is not None:
-            product(part, out[rows])
-            if wide is not None:
-                out[rows].addmm_(low[rows], wide)
+        product(part, out[rows])
+        if wide is not None:
+            out[rows].addmm_(low[rows], wide)
 
     division.each_part(own, consume)
     return out, low
@@ -144,11 +143,9 @@ class RowParallelWithLoRA(torch.autograd.Function):
         flat, weight, weight_scale, a, b, own_low = ctx.saved_tensors
         upstream = upstream.reshape(-1, upstream.size(-1))
         grad_b = weight_gradient(b, upstream.t(), own_low)
-        gradient: Product | None = None
-        if ctx.needs_input_grad[0]:
-            gradient = Weight(weight, weight_scale).gradient_product()
-        grad_x, down = gathered_product(ctx.division, gradient, upstream, weight.size(1), ctx.scale, b, a)
-        grad_x, y = backward_through(ctx.before, grad_x, flat)
+        gradient = Weight(weight, weight_scale).gradient_product()
+        grad_y, down = gathered_product(ctx.division, gradient, upstream, weight.size(1), ctx.scale, b, a)
+        grad_x, y = backward_through(ctx.before, grad_y, flat)
         grad_a = weight_gradient(a, down.t(), y)
         if grad_x is not None:
             grad_x = grad_x.view(ctx.shape)

@@ -32,7 +32,7 @@ WAITING_S = 0.0275
 # Bytes a second that NCCL moves between GPUs of one machine over NVLink, tens of megabytes at a time: the size of the
 # gathered tensor over the time, measured on 4 H200s.
 LINK = 285e9
-# The same of what is exchanged beside products, over the time that it adds to them: Llama 3 8B, two H200s, bf16 and fp8.
+# The same beside products, over the time that it adds to them: Llama 3 8B, two H200s, bf16 and fp8.
 OVERLAPPED_LINK = 365e9
 # Times that a transformer layer's residual stream is gathered or summed over tensor parallelism: before and after
 # attention and MLP, forward and backward.

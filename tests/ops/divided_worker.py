@@ -98,7 +98,7 @@ def mlp(rank, divided, device):
     trained = [x, a, b, second_a, second_b]
     for tensor in trained:
         tensor.requires_grad_()
-    whole_a, whole_b = WholeMatrices.apply(division, a, second_b)
+    whole_a, whole_b = WholeMatrices.apply(division.group, division.sequence, a, second_b)
     frozen = frozen_mlp(weight, second, gamma.to(**device), division)
     y = MLPWithLoRA.apply(x, frozen, whole_a, b, second_a, whole_b)
     loss(y, weights).backward()
@@ -124,10 +124,10 @@ def layer(rank, before, inputs_divided, divided, device):
         tensor.requires_grad_()
     first = operation(before, gamma.to(**device))
     if inputs_divided:
-        (whole,) = WholeMatrices.apply(division, b)
+        (whole,) = WholeMatrices.apply(division.group, division.sequence, b)
         y = RowParallelWithLoRA.apply(x, weight, None, a, whole, SCALE, first, division)
     else:
-        (whole,) = WholeMatrices.apply(division, a)
+        (whole,) = WholeMatrices.apply(division.group, division.sequence, a)
         y = FrozenLinearWithLoRA.apply(x, weight, None, whole, b, SCALE, first, division)
     loss(y, weights).backward()
     return [tensor.cpu() for tensor in (y.detach(), x.grad, a.grad, b.grad)]

@@ -23,6 +23,7 @@ class Initialise(Protocol):
     def __call__(self, whole: torch.Tensor, /, *, generator: torch.Generator) -> object: ...
 
 
+DRAWN_AT_ONCE = 1 << 26  # numbers; the embedding of a 70B is 4 GB in fp32, beside a model that fills the GPU
 WIDTH_OUT = ("linear_proj.weight", "linear_fc2.weight")  # into the residual stream: Megatron scales them by depth
 
 
@@ -98,9 +99,9 @@ def draw_part(
     shape = list(parameter.shape)
     if split >= 0:
         shape[split] *= processes
-    number = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=7).digest(), "big")
-    whole = torch.empty(shape, dtype=torch.float32, device=device or parameter.device)
-    initialise(whole, generator=torch.Generator(whole.device).manual_seed(number))
+    dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
+    whole = torch.empty(shape, dtype=dtype, device=device or parameter.device)
+    draw(whole, seed, initialise)
     if split >= 0:
         parts = []
         for piece in whole.chunk(pieces, dim=split):
@@ -111,6 +112,17 @@ def draw_part(
         parameter.to_local().view(-1).copy_(own)
         return
     parameter.copy_(whole)
+
+
+def draw(whole: torch.Tensor, seed: str, initialise: Initialise) -> None:
+    """Fill a tensor of any floating-point format with what is drawn in fp32, a part of its rows at a time."""
+    number = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=7).digest(), "big")
+    generator = torch.Generator(whole.device).manual_seed(number)
+    rows = max(1, DRAWN_AT_ONCE // whole[0].numel())
+    for part in whole.split(rows):
+        drawn = torch.empty(part.shape, dtype=torch.float32, device=whole.device)
+        initialise(drawn, generator=generator)
+        part.copy_(drawn)
 
 
 def divided_by(name: str) -> tuple[int, int]:

@@ -119,7 +119,7 @@ def draw(whole: torch.Tensor, seed: str, initialise: Initialise) -> None:
     number = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=7).digest(), "big")
     generator = torch.Generator(whole.device).manual_seed(number)
     rows = max(1, DRAWN_AT_ONCE // whole[0].numel())
-    for part in whole.split(rows):
+    for part in torch.split(whole, rows):
         drawn = torch.empty(part.shape, dtype=torch.float32, device=whole.device)
         initialise(drawn, generator=generator)
         part.copy_(drawn)

@@ -11,14 +11,19 @@ COLUMNS = 100
 HEAD = """\
 posttrain: fine-tune language models on Megatron-Bridge, from a laptop CPU to a Slurm cluster.
 
-  python -m posttrain                           the demo: a real small model, on a CPU or GPU
-  python -m posttrain model=llama3_8b peft=lora data=alpaca data.path=my.json template=chatml
-  python -m posttrain model=hf model.path=DIR peft=none optimizer.lr=1e-5 trainer.max_steps=100
-  python -m posttrain --multirun optimizer.lr=1e-4,2e-4 peft.rank=8,16
-  python -m posttrain recipe=llama3_8b_peft_config data=...   names of recipes: recipe=list
+  python -m posttrain                                             the demo, on a CPU or GPU
+  python -m posttrain model=llama3_8b data.path=my.json hydra.run.dir=outputs/mine   your data
+  python -m posttrain model=hf model.path=DIR peft=none optimizer.lr=1e-5            all weights
+  python -m posttrain my.yaml                                     a file: model: llama3_8b, ...
+  python -m posttrain --resume outputs/mine                       stopped? at its last checkpoint
+  python -m posttrain --rerun outputs/mine seed=2                 its overrides in a new directory
+  python -m posttrain --multirun optimizer.lr=1e-4,2e-4 peft.rank=8,16               a grid
+  python -m posttrain launch.submit=true ...                      as a Slurm job; to see its script:
+  python -m posttrain launch.submit=true hydra.launcher.dry_run=true
+  python -m posttrain recipe=llama3_8b_peft_config data=...       names: recipe=list
 
-Overrides: group=choice selects conf/group/choice.yaml, group.key=value changes one value in it;
---rerun RUN stands for those of a run's directory, my.yaml for those in a file; others come on top.
+Overrides: group=choice selects conf/group/choice.yaml, group.key=value changes one value in it.
+A list: 'logger=[csv,wandb]'. Some rows: 'data.where=lang == "en"'. All keys: --cfg job
 (A * after a model: there is NAME_instruct, NAME_chat or NAME_it as well.)"""
 COMMANDS = "Commands: posttrain COMMAND, or python -m posttrain.COMMAND, each with --help"
 SCRIPT = "A menu, and a line for cluster scripts:   scripts/posttrain.sh"

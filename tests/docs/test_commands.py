@@ -19,6 +19,7 @@ from posttrain import preview
 from posttrain.cli import command, help_screen, subcommands
 from posttrain.cli.precheck import trials
 from posttrain.config.composition import CONF_DIR, PACKAGE
+from posttrain.config.overrides import quote_expressions
 from posttrain.errors import UserError
 from posttrain.spec import checks
 
@@ -190,7 +191,7 @@ def try_command(module, words, folder):
         overrides += ["model.tokenizer=tokenizer", "template.add_special_tokens=true", "cache_dir=cache"]
         if not any(word.startswith("template=") for word in overrides):
             overrides.append("template=chatml")
-    first, *_ = trials(overrides)
+    first, *_ = trials(quote_expressions(overrides))
     cfg = command.compose(first, config)
     if module == "posttrain" and "launch.submit=true" not in first:
         checks.check_ranges(cfg)

@@ -4,15 +4,13 @@ The first takes the smallest model-parallel sizes with which a run fits, and dat
 the rest; the second the most sequences at once that fit then.
 """
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain.errors import UserError
 from posttrain.patches import Platform
-from posttrain.plan import advice
+from posttrain.plan import advice, layouts
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import KEYS
@@ -20,7 +18,6 @@ from posttrain.spec.run_spec import RunSpec, resolve_spec
 from posttrain.utils import gpus
 from posttrain.utils.gpus import Gpu
 
-SIZES = (1, 2, 4, 8, 16)
 AUTO = "auto"
 
 
@@ -163,12 +160,7 @@ def fill_memory(cfg: DictConfig, world: int, memory_gib: float, transformer_engi
 
 def apply_choice(cfg: DictConfig, choice: Choice) -> None:
     """Write a choice into the configuration."""
-    for name, key in KEYS.items():
-        cfg.parallelism[key] = getattr(choice.setting, name)
-    cfg.parallelism.distributed_optimizer = choice.setting.distributed_optimizer
-    cfg.parallelism.nproc_per_node = choice.local
-    cfg.parallelism.auto = False
-    cfg.parallelism.memory_gib = None
+    layouts.apply(cfg, choice.setting, choice.local)
 
 
 def choose(cfg: DictConfig, visible: int, memory_gib: float, transformer_engine: bool) -> Choice:
@@ -188,14 +180,13 @@ def choose(cfg: DictConfig, visible: int, memory_gib: float, transformer_engine:
     # Fewer processes than GPUs only where the batch can't be divided by their number.
     for local in range(most, 0, -1):
         least = None
-        for setting in splits(replace(given, world=local * cfg.launch.nnodes)):
+        for setting in layouts.splits(replace(given, world=local * cfg.launch.nnodes)):
             choice = Choice(local, setting, estimate_memory(setting), undivided, most, refused)
             fits = choice.memory.needed <= memory_gib * GIB
             if least and choice.memory.needed >= least.memory.needed:
                 continue
-            apply_choice(part, choice)
             try:
-                checks.check_parallelism(part, visible, shape)
+                layouts.check(part, setting, local, visible, shape)
             except UserError as error:
                 first_error = first_error or error
                 if fits and not refused:
@@ -209,44 +200,6 @@ def choose(cfg: DictConfig, visible: int, memory_gib: float, transformer_engine:
         if cfg.parallelism.nproc_per_node:
             break
     raise first_error or UserError("`parallelism=auto`: no split of the processes is possible")
-
-
-def splits(given: RunSpec) -> Iterator[RunSpec]:
-    """Yield every split of the processes, the least model-parallel first.
-
-    Of equally many: tensor before pipeline parallelism, which fills and empties; both before
-    context parallelism, which divides no weights; experts and the optimizer's state are divided
-    where that is required.
-    """
-    contexts = SIZES if given.transformer_engine else (1,)
-    experts = SIZES if given.experts else (1,)
-    sharding = (True,) if given.distributed_optimizer else (False, True)
-    possible = []
-    for tensor, pipeline, context, expert, sharded in itertools.product(SIZES, SIZES, contexts, experts, sharding):
-        if tensor < given.tensor or pipeline < given.pipeline:
-            continue
-        if context < given.context or expert < given.expert:
-            continue
-        groups, rest = divmod(given.world, tensor * pipeline * context)
-        if rest or not groups or groups * context % expert:
-            continue
-        if sharded and groups * context == 1:
-            continue
-        # Without Transformer Engine Megatron can't load its sharded optimizer's checkpoints.
-        if sharded and not given.transformer_engine and not given.distributed_optimizer:
-            continue
-        rank = (tensor * pipeline * context, pipeline * context, context, expert, sharded)
-        setting = replace(
-            given,
-            tensor=tensor,
-            pipeline=pipeline,
-            context=context,
-            expert=expert,
-            distributed_optimizer=sharded,
-        )
-        possible.append((rank, setting))
-    for _, setting in sorted(possible, key=lambda item: item[0]):
-        yield setting
 
 
 def _smallest_gpu() -> float | None:

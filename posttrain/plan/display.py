@@ -41,13 +41,16 @@ def print_plan(plan: dict[str, Any], file: IO[str] | None = None) -> None:
         console.print(f"[green]fits[/]: {needed:.1f} of {available:g} GiB")
     else:
         console.print(f"[red]does not fit[/]: needs {needed:.1f} GiB, {available:g} GiB available")
+    if not plan["fits"] and not plan["layouts"]:
         if best:
             overrides = " ".join(best["overrides"])
             console.print(f"cheapest change that fits: [bold]{overrides}[/]  {_effect(best)}")
             console.print("cheapest: changes the training least, then needs the fewest GPUs, then takes the least time")
         else:
             console.print("no combination of changes makes it fit on these GPUs")
-    if plan["changes"]:
+    if plan["layouts"]:
+        console.print(_layout_table(plan))
+    elif plan["changes"]:
         console.print(_change_table(plan["changes"]))
 
 
@@ -109,9 +112,14 @@ def _run_table(plan: dict[str, Any]) -> Table:
         if speed["total_s"] is not None:
             time += f", {format_duration(speed['total_s'])} in all"
         table.add_row("time", time)
+        if plan["gpu"]["assumed"]:
+            name = plan["gpu"]["name"]
+            table.add_row(
+                "", f"[yellow]of the assumed {name}, not of this machine, which has no GPU[/]: a CPU is far slower"
+            )
         table.add_row(
             "",
-            f"[dim]limited by {speed['bound']}; measured on H200s; without start and validation[/]",
+            f"[dim]limited by {speed['bound']}; from rates measured on H200s; without start and validation[/]",
         )
     return table
 
@@ -142,6 +150,25 @@ def _change_table(changes: list[dict[str, Any]]) -> Table:
             "[green]yes[/]" if change["fits"] else "[red]no[/]",
             f"x {change['time']:.2f}",
             _kind(change),
+        )
+    return table
+
+
+def _layout_table(plan: dict[str, Any]) -> Table:
+    """What fits on the GPUs, with the overrides to add."""
+    gpu = plan["gpu"]
+    table = Table(title=f"Fits on {gpu['count']} x {gpu['name']}, fastest first", title_justify="left")
+    table.add_column("overrides to add", overflow="fold")
+    table.add_column("GiB", justify="right")
+    table.add_column("s a step", justify="right")
+    table.add_column("", overflow="fold")
+    for layout in plan["layouts"]:
+        step_s = layout["step_s"]
+        table.add_row(
+            " ".join(layout["overrides"]) or "none: as planned above",
+            f"{layout['needed_gib']:.1f}",
+            "" if step_s is None else f"{step_s:.2f}",
+            "frozen weights in 8 bits" if layout["eight_bit_weights"] else "",
         )
     return table
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from posttrain.errors import UserError
-from posttrain.plan import advice
+from posttrain.plan import advice, layouts
 from posttrain.plan.data_stats import DataStats, estimate_data
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import Speed, estimate_speed
@@ -88,6 +88,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True, re
         "decisions": {name: str(decision) for name, decision in setting.decisions().items()},
         "memory_gib": _in_gib(memory),
         "fits": fits,
+        "layouts": [_layout(layout) for layout in layouts.fitting(cfg, setting, gpu, tokens)],
         "changes": [_change(change, gpu) for change in advice.changes(setting, gpu, tokens=tokens)],
         "cheapest_change": best,
         "data": data,
@@ -215,6 +216,16 @@ def _cheapest(
             entry["time"] = round(before["tokens_per_second"] / after["tokens_per_second"], 2)
         return entry
     return None
+
+
+def _layout(layout: layouts.Layout) -> dict[str, Any]:
+    """A way in which the run fits on these GPUs."""
+    return {
+        "overrides": list(layout.overrides),
+        "eight_bit_weights": layout.eight_bit,
+        "needed_gib": round(layout.memory.needed / GIB, 2),
+        "step_s": None if layout.step_s is None else round(layout.step_s, 4),
+    }
 
 
 def _change(change: advice.Change, gpu: Gpu) -> dict[str, Any]:

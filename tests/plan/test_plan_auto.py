@@ -10,15 +10,17 @@ from posttrain.__main__ import settle
 from posttrain.config.composition import CONF_DIR, compose
 from posttrain.errors import UserError
 from posttrain.launch import launcher
-from posttrain.plan import auto
+from posttrain.plan import auto, layouts
 from posttrain.plan.__main__ import plan
 from posttrain.plan.memory import GIB, estimate_memory
+from posttrain.plan.speed import estimate_speed
 from posttrain.spec import checks
 from posttrain.spec.run_spec import resolve_spec
 from posttrain.sweep.job import set_launch
 from posttrain.sweep.local import shares
 from posttrain.sweep.slurm import check_run, options_of
 from posttrain.sweep.trial import Trial
+from posttrain.utils.gpus import find_gpu
 
 
 @pytest.fixture(autouse=True)
@@ -243,3 +245,39 @@ def test_plan_says_how_many_fit(capsys):
     )  # fmt: skip
     assert plan(cfg)
     assert json.loads(capsys.readouterr().out)["auto"].startswith("trainer.micro_batch_size=auto: 4: needs")
+
+
+@pytest.mark.parametrize(
+    "words, world, gpu",
+    [
+        (["model=llama3_70b"], 2, "h100"),
+        (["model=llama3_8b", "peft=none"], 8, "h100"),
+        (["model=llama3_8b", "peft=none", "parallelism=tp2"], 4, "a100"),
+        (["model=mixtral_8x7b"], 4, "h200"),
+    ],
+)
+def test_what_fits_is_what_its_overrides_make(words, world, gpu):
+    """Fastest first, each on the same GPUs with the memory and time that its overrides have."""
+    cfg = compose([*words, "trainer.seq_length=4096", "trainer.global_batch_size=32", "data=messages"])
+    given = resolve_spec(cfg, world)
+    kind = find_gpu(gpu)
+    found = layouts.fitting(cfg, given, kind, 32 * 4096)
+    assert found and [layout.step_s for layout in found] == sorted(layout.step_s for layout in found)
+    for layout in found:
+        kept = [
+            word for word in words if not (word.startswith("parallelism=") and "parallelism" in str(layout.overrides))
+        ]
+        sizes = ["trainer.seq_length=4096", "trainer.global_batch_size=32", "data=messages"]
+        made = resolve_spec(compose([*kept, *sizes, *layout.overrides]), world)
+        assert estimate_memory(made).needed == pytest.approx(layout.memory.needed)
+        assert layout.memory.needed <= kind.memory_gib * GIB
+        assert estimate_speed(made, kind, 32 * 4096).step_s == pytest.approx(layout.step_s)
+        assert layout.eight_bit == (made.precision == "fp8") and (made.eight_bit_base or not layout.eight_bit)
+
+
+def test_eight_bits_and_tensor_parallelism_come_before_computing_again():
+    """70B on two GPUs of 80 GB: what divides the weights and keeps them in 8 bits needs no second forward pass."""
+    cfg = compose(["model=llama3_70b", "trainer.seq_length=4096", "trainer.global_batch_size=32", "data=messages"])
+    first, *_, last = layouts.fitting(cfg, resolve_spec(cfg, 2), find_gpu("h100"), 32 * 4096)
+    assert first.overrides == ("parallelism=tp2", "precision=fp8")
+    assert "trainer.recompute=full" in last.overrides and not last.eight_bit

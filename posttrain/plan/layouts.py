@@ -1,0 +1,220 @@
+"""How a run may be divided over its processes: for `parallelism=auto`, and for what fits on the GPUs that there are."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from posttrain.config import yaml_file
+from posttrain.config.policy import SHIPPED
+from posttrain.errors import UserError
+from posttrain.plan.memory import GIB, Memory, estimate_memory
+from posttrain.plan.speed import estimate_speed
+from posttrain.spec import checks
+from posttrain.spec.parallel_sizes import KEYS
+from posttrain.spec.run_spec import RunSpec
+from posttrain.utils.gpus import Gpu
+
+SIZES = (1, 2, 4, 8, 16)
+RECOMPUTE = ("none", "full")
+MOST_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The same training in another way on the same GPUs.
+
+    Attributes:
+        overrides: that make it of the run that was asked for; none: it is that run.
+        setting: the run.
+        memory: of its fullest GPU.
+        step_s: seconds of a step; None: the GPU's rate is not known.
+    """
+
+    overrides: tuple[str, ...]
+    setting: RunSpec
+    memory: Memory
+    step_s: float | None
+
+    @property
+    def cost(self) -> tuple[float, float]:
+        """What to sort by: time, then memory."""
+        return self.step_s or 0.0, self.memory.needed
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether its frozen weights are kept in 8 bits."""
+        return self.setting.precision == "fp8"
+
+
+def splits(given: RunSpec) -> Iterator[RunSpec]:
+    """Yield every split of the processes, the least model-parallel first.
+
+    Of equally many: tensor before pipeline parallelism, which fills and empties; both before
+    context parallelism, which divides no weights; experts and the optimizer's state are divided
+    where that is required.
+    """
+    contexts = SIZES if given.transformer_engine else (1,)
+    experts = SIZES if given.experts else (1,)
+    sharding = (True,) if given.distributed_optimizer else (False, True)
+    possible = []
+    for tensor, pipeline, context, expert, sharded in itertools.product(SIZES, SIZES, contexts, experts, sharding):
+        if tensor < given.tensor or pipeline < given.pipeline:
+            continue
+        if context < given.context or expert < given.expert:
+            continue
+        groups, rest = divmod(given.world, tensor * pipeline * context)
+        if rest or not groups or groups * context % expert:
+            continue
+        if sharded and groups * context == 1:
+            continue
+        # Without Transformer Engine Megatron can't load its sharded optimizer's checkpoints.
+        if sharded and not given.transformer_engine and not given.distributed_optimizer:
+            continue
+        rank = (tensor * pipeline * context, pipeline * context, context, expert, sharded)
+        setting = replace(
+            given,
+            tensor=tensor,
+            pipeline=pipeline,
+            context=context,
+            expert=expert,
+            distributed_optimizer=sharded,
+        )
+        possible.append((rank, setting))
+    for _, setting in sorted(possible, key=lambda item: item[0]):
+        yield setting
+
+
+def apply(cfg: DictConfig, setting: RunSpec, local: int) -> None:
+    """Write a split into a configuration.
+
+    Args:
+        cfg: changed in place.
+        setting: with the split.
+        local: processes on each machine.
+    """
+    for name, key in KEYS.items():
+        cfg.parallelism[key] = getattr(setting, name)
+    cfg.parallelism.distributed_optimizer = setting.distributed_optimizer
+    cfg.parallelism.nproc_per_node = local
+    cfg.parallelism.auto = False
+    cfg.parallelism.memory_gib = None
+
+
+def check(cfg: DictConfig, setting: RunSpec, local: int, visible: int, architecture: Mapping[str, Any] | None) -> None:
+    """See that a model can be divided in a way.
+
+    Args:
+        cfg: what `part_of` returns; changed in place.
+        setting: with the split.
+        local: processes on each machine.
+        visible: GPUs of each machine.
+        architecture: fields of the model's config.json.
+
+    Raises:
+        UserError: it can't, and why.
+    """
+    apply(cfg, setting, local)
+    checks.check_parallelism(cfg, visible, architecture)
+
+
+def part_of(cfg: DictConfig) -> DictConfig:
+    """A copy of what decides whether a split is possible."""
+    return OmegaConf.masked_copy(cfg, ["model", "trainer", "parallelism", "launch"])
+
+
+def fitting(cfg: DictConfig, given: RunSpec, gpu: Gpu, tokens: float) -> list[Layout]:
+    """The ways in which a run fits on as many GPUs, the fastest first: by split, recomputation and precision.
+
+    Of those with weights alike, one that is slower and needs no less memory than another is left out.
+
+    Args:
+        cfg: of the run, with plain sizes.
+        given: the run that was asked for.
+        gpu: what each process runs on.
+        tokens: of a step.
+    """
+    if given.fsdp:  # divides the weights itself
+        return []
+    part = part_of(cfg)
+    architecture = checks.architecture(cfg.model)
+    local = given.world // int(cfg.launch.nnodes)
+    whole = replace(given, tensor=1, pipeline=1, expert=1, distributed_optimizer=False)
+    precisions = [given.precision]
+    if gpu.eight_bit and given.precision == "bf16" and replace(whole, precision="fp8").eight_bit_base:
+        precisions.append("fp8")
+    layouts = []
+    for split in splits(whole):
+        if split.context != given.context:  # is for long sequences, and asked for
+            continue
+        try:
+            check(part, split, local, local, architecture)
+        except UserError:
+            continue
+        for recompute, precision in itertools.product(RECOMPUTE, precisions):
+            setting = replace(split, recompute=recompute, precision=precision)
+            memory = estimate_memory(setting)
+            if memory.needed <= gpu.memory_gib * GIB and (precision != "fp8" or setting.eight_bit_base):
+                step_s = estimate_speed(setting, gpu, tokens).step_s
+                layouts.append(Layout(overrides(given, setting), setting, memory, step_s))
+    return _worthwhile(layouts)
+
+
+def overrides(given: RunSpec, setting: RunSpec) -> tuple[str, ...]:
+    """What makes one run of the other, where they differ in split, recomputation and precision."""
+    changed = []
+    if _sizes(setting) != _sizes(given):
+        changed += _split_overrides(setting)
+    if setting.recompute != given.recompute:
+        changed.append(f"trainer.recompute={setting.recompute}")
+    if setting.precision != given.precision:
+        changed.append(f"precision={setting.precision}")
+    return tuple(changed)
+
+
+def _worthwhile(layouts: list[Layout]) -> list[Layout]:
+    """Layouts by time, without those that another of the same weights beats in time and memory."""
+    least: dict[bool, float] = {}  # memory of those before, by whether the weights are in 8 bits
+    kept = []
+    for layout in sorted(layouts, key=lambda layout: layout.cost):
+        if layout.memory.needed < least.get(layout.eight_bit, float("inf")):
+            least[layout.eight_bit] = layout.memory.needed
+            kept.append(layout)
+    return kept[:MOST_SHOWN]
+
+
+def _sizes(setting: RunSpec) -> tuple[int, ...]:
+    """The model-parallel sizes, and whether the optimizer is divided."""
+    return (*(getattr(setting, name) for name in KEYS), int(setting.distributed_optimizer))
+
+
+def _split_overrides(setting: RunSpec) -> list[str]:
+    """The file of conf/parallelism with these sizes, else the sizes themselves."""
+    for sharded in (setting.distributed_optimizer, False):
+        name = _files().get(_sizes(replace(setting, distributed_optimizer=sharded)))
+        if name is not None and sharded == setting.distributed_optimizer:
+            return [f"parallelism={name}"]
+        if name is not None:
+            return [f"parallelism={name}", "parallelism.distributed_optimizer=true"]
+    words = ["parallelism=ddp"]
+    for size, key in KEYS.items():
+        if getattr(setting, size) > 1:
+            words.append(f"parallelism.{key}={getattr(setting, size)}")
+    if setting.distributed_optimizer:
+        words.append("parallelism.distributed_optimizer=true")
+    return words
+
+
+@cache
+def _files() -> dict[tuple[int, ...], str]:
+    """Sizes -> the file of conf/parallelism that has them."""
+    names = {}
+    for path in sorted((SHIPPED / "parallelism").glob("*.yaml")):
+        values = yaml_file.read(path)
+        sizes = [int(values.get(key) or 1) for key in KEYS.values()]
+        if path.stem not in ("auto", "fsdp", "single"):
+            names[(*sizes, int(bool(values.get("distributed_optimizer"))))] = path.stem
+    return names

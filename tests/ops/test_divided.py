@@ -1,5 +1,6 @@
 """A layer with its LoRA, and the output layer's loss, divided over two processes: values and gradients of the whole."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,17 @@ def joined(parts, dim, gated=False):
 def assert_same(found, right, kind):
     for one, other in zip(found, right, strict=True):
         torch.testing.assert_close(one.double(), other, **CLOSE[kind])
+
+
+def test_functions_of_torch_that_have_no_public_name():
+    """Those of its symmetric memory take what posttrain.ops.division gives them."""
+    from torch.distributed import _symmetric_memory as symmetric
+
+    gather = ["shard", "shard_consumer", "ag_out", "group_name", "ag_out_needed"]
+    assert list(inspect.signature(symmetric._pipelined_all_gather_and_consume).parameters) == gather
+    exchange = ["chunk_producer", "output", "group_name"]
+    assert list(inspect.signature(symmetric._pipelined_produce_and_all2all).parameters)[:3] == exchange
+    assert list(inspect.signature(symmetric.get_symm_mem_workspace).parameters) == ["group_name", "min_size"]
 
 
 def skip_gloo(kind, divided):

@@ -17,13 +17,14 @@ from posttrain import sweep
 from posttrain.cli import cpu_sizes, data_format, help_screen, rerun, run_file
 from posttrain.cli.precheck import check_ahead, split_overrides
 from posttrain.config import composition as config
-from posttrain.config import hydra_guard
+from posttrain.config import hydra_guard, synonyms
 from posttrain.config.overrides import format_override, quote_expressions
 from posttrain.errors import RunFailed, UserError, location_error
 from posttrain.recipes import layer
 from posttrain.sweep.optuna import set_defaults as set_optuna_defaults
 from posttrain.utils import stop, working
 from posttrain.utils.stop import FULL_ERROR, fail
+from posttrain.utils.suggest import did_you_mean
 
 PRINTS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}  # options that print and end
 UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that its encoding doesn't have
@@ -123,6 +124,7 @@ def run(
             fail(f"--config-dir: {value} is a run's folder, of which nothing would be used{rerun.advice(value)}")
         if UNDECODED.search(arg):
             fail(f"{arg}: is not UTF-8; rename the file. If it is, and the locale is another: set PYTHONUTF8=1")
+    _refuse_unknown_options(sys.argv[1:])
     if config_name != "config" and {"-m", "--multirun"} & set(sys.argv[1:]):
         fail("--multirun: sweeps over trainings alone; run this command once for each")
     if not set(sys.argv[1:]) & PRINTS:
@@ -176,6 +178,18 @@ def run(
         os.environ.pop(FULL_ERROR, None)
         if before is not None:
             os.environ[FULL_ERROR] = before
+
+
+def _refuse_unknown_options(arguments: list[str]) -> None:
+    """End the command where an option isn't Hydra's, with what it is here: most are settings."""
+    known, unknown = get_args_parser().parse_known_args(arguments)
+    for option in unknown:
+        if option.startswith("-"):
+            key = option.lstrip("-").partition("=")[0].replace("-", "_")
+            advice = synonyms.advice_on_key(key) or did_you_mean(key, config.key_paths(config.compose()))
+            fail(f"{option}: no such option{advice}; settings are written KEY=VALUE, without dashes: --help")
+    if known.multirun and (known.cfg or known.info):
+        fail("--multirun: --cfg and --info are about one run; leave it out")
 
 
 def _collecting(task: Callable[[DictConfig], Any], errors: list[Exception]) -> Callable[[DictConfig], Any]:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from posttrain.cli import command as cli_command
 from posttrain.config.composition import CONF_DIR, compose, key_paths
 from posttrain.errors import UserError, location_error
 
@@ -153,6 +154,25 @@ def test_only_errors_about_places_are():
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), None),
     ):
         assert location_error(error) == said
+
+
+@pytest.mark.parametrize(
+    "option, said",
+    [
+        ("--dry-run", "--dry-run: no such option"),
+        (
+            "--max-steps",
+            "--max-steps: no such option; did you mean `trainer.max_steps`?; settings are written KEY=VALUE",
+        ),
+        ("--learning-rate=2e-5", "--learning-rate=2e-5: no such option; here it is `optimizer.lr=2e-5`"),
+    ],
+)
+def test_an_option_of_another_program_is_one_line(monkeypatch, capsys, option, said):
+    monkeypatch.setattr(sys, "argv", ["posttrain", "peft.rank=8", option])
+    with pytest.raises(SystemExit) as ended:
+        cli_command.run(lambda cfg: None)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and said in err and err.count("\n") == 1 and "usage" not in err
 
 
 def test_rerun_of_a_pickle_is_refused():

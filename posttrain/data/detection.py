@@ -6,13 +6,13 @@ type: a wrong guess would train on something else.
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from posttrain.config.overrides import format_override
-from posttrain.data import readers, sources
+from posttrain.data import encodings, readers, sources
 from posttrain.data.conversation import RowError
 from posttrain.data.formats import Text
 from posttrain.data.formats.chat import is_text_of_messages
@@ -55,6 +55,19 @@ def detect(path: str | Sequence[str], options: FileOptions, cache_dir: Path) -> 
     Raises:
         UserError: a file can't be read; or its columns are those of several formats, or of none: with what to type.
     """
+    try:
+        return _detect(path, options, cache_dir)
+    except encodings.NotUtf8 as error:
+        any_bytes = replace(options, encoding="latin-1")  # wrong for letters beyond ASCII, good enough for columns
+        try:
+            _detect(path, any_bytes, cache_dir)
+        except UserError as question:  # said at once, since it would be the next
+            raise UserError(f"{error}. Besides, {question}") from None
+        raise
+
+
+def _detect(path: str | Sequence[str], options: FileOptions, cache_dir: Path) -> Match:
+    """As `detect`; a file in another encoding than UTF-8 is refused before its columns are looked at."""
     source = Source(path, Text(), options=options)
     if isinstance(path, str) and source.on_hub:
         from posttrain.data import hub_datasets  # loads `huggingface_hub`

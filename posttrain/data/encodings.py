@@ -31,6 +31,10 @@ def check(name: str) -> None:
         raise UserError(f"data.encoding={name}: not an encoding of text; usual ones are {', '.join(LIKELY)}, utf-16")
 
 
+class NotUtf8(UserError):
+    """A file holds text in another encoding, or none."""
+
+
 def as_utf8(file: io.BufferedReader, encoding: str | None) -> io.BufferedReader:
     """A file as if it were in UTF-8.
 

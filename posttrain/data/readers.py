@@ -170,7 +170,7 @@ def _text(raw: bytes, path: Path, name: str) -> str:
     try:
         text = raw.decode("utf-8-sig" if raw.startswith(b"\xef\xbb\xbf") else "utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"data.path: {path}, {name}: {encodings.not_utf8(raw, error.start)}") from None
+        raise encodings.NotUtf8(f"data.path: {path}, {name}: {encodings.not_utf8(raw, error.start)}") from None
     if "\0" in text:
         raise UserError(f"data.path: {path}, {name}: holds a zero byte: this is a binary file")
     return text

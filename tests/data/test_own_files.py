@@ -459,3 +459,15 @@ def test_rows_left_out_are_counted_beside_the_others(tmp_path):
     assert [len(list(sources.rows(source, tmp_path))) for source in data.all_sources()] == [3, 3]
     kept = [row for _, row in sources.rows(data.all_sources()[0], tmp_path) if not isinstance(row, RowError)]
     assert len(kept) == 1
+
+
+def test_encoding_and_columns_are_asked_for_at_once(tmp_path):
+    """Two questions about one file are one error; a file whose columns tell its format has the first alone."""
+    rows = b"%s;%s\nGr\xf6\xdfe?;Gro\xdf\n"
+    (tmp_path / "a.csv").write_bytes(rows % (b"frage", b"antwort"))
+    with pytest.raises(UserError, match=r"(?s)data.encoding=cp1252.*Besides, .*data.format.prompt=frage"):
+        detection.detect(str(tmp_path / "a.csv"), readers.FileOptions(), tmp_path)
+    (tmp_path / "b.csv").write_bytes(rows % (b"prompt", b"completion"))
+    with pytest.raises(encodings.NotUtf8, match=r"data\.encoding=cp1252") as raised:
+        detection.detect(str(tmp_path / "b.csv"), readers.FileOptions(), tmp_path)
+    assert "Besides" not in str(raised.value)

@@ -5,6 +5,7 @@ where conversations are few and short. So a step gets about as many tokens as th
 conversation fits. They are overrides, so the configuration of a run, a run again and a resumed one have them exactly.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from posttrain.config.composition import CONF_DIR, compose
 from posttrain.config.instantiate import built
 from posttrain.data.checks import check as check_data
 from posttrain.data.training_data import TrainingData
+from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
 from posttrain.spec import checks
 from posttrain.utils import working
@@ -41,9 +43,6 @@ def complete(arguments: Sequence[str]) -> list[str]:
 
     Args:
         arguments: of a checked command line.
-
-    Raises:
-        UserError: the data can't be read.
     """
     args = get_args_parser().parse_args(list(arguments))
     if args.cfg or args.info or args.config_name or visible_gpus() or "TORCHELASTIC_RUN_ID" in os.environ:
@@ -60,7 +59,10 @@ def complete(arguments: Sequence[str]) -> list[str]:
             return list(arguments)
         key = "".join([OmegaConf.to_yaml(cfg[group]) for group in GROUPS])
         if key not in lengths:
-            lengths[key] = length_for(cfg)
+            with contextlib.suppress(UserError):  # said by the run, or the one trial, that can't read its data
+                lengths[key] = length_for(cfg)
+    if not lengths:
+        return list(arguments)
     length = max(lengths.values())
     added = [f"{LENGTH}={length}"]
     if BATCH not in keys and cfg.trainer.global_batch_size == default(BATCH):

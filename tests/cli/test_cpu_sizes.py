@@ -67,6 +67,12 @@ def test_a_sweep_has_one_length(words):
     assert cpu_sizes.complete(given)[-2:] == ["trainer.seq_length=704", "trainer.global_batch_size=2"]
 
 
+def test_data_that_cannot_be_read_are_left_to_the_run(words, tmp_path):
+    given = words(10)
+    (tmp_path / "rows.jsonl").write_text("{")
+    assert cpu_sizes.complete(given) == given
+
+
 @pytest.mark.parametrize(
     "more", [["trainer.seq_length=4096"], ["launch.submit=true"], ["experiment=lora_qwen3_8b"], ["launch.nnodes=2"]]
 )

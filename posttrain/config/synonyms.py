@@ -190,14 +190,12 @@ TABLE = (
         "or selective",
     ),
     _same(
-        "deepspeed deepspeed_config ds_config parallelism=deepspeed parallelism=zero2 parallelism=zero3",
+        "deepspeed deepspeed_config ds_config parallelism=deepspeed parallelism=zero2",
         "parallelism=zero1",
-        "divides the optimizer's state; tp2, pp2 and others divide the weights",
+        "divides the optimizer's state; fsdp, tp2, pp2 and others divide the weights",
     ),
     _same(
-        "fsdp fsdp_config parallelism=fsdp2",
-        "parallelism=zero1",
-        "parallelism=fsdp can't read a model yet, and trains random weights alone",
+        "fsdp fsdp_config parallelism=fsdp2 parallelism=zero3", "parallelism=fsdp", "Megatron's own, ZeRO stage 3; LoRA"
     ),
     _same("tensor_parallel_size tp_size tp", "parallelism.tensor_model_parallel_size=2", "or parallelism=tp2"),
     _same("pipeline_parallel_size pp_size pp", "parallelism.pipeline_model_parallel_size=2", "or parallelism=pp2"),

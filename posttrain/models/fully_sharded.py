@@ -25,7 +25,7 @@ def wrappers_of(parts: list[torch.nn.Module]) -> list[MegatronFSDP]:
 
 
 def fill(load: Fill, parts: list[torch.nn.Module]) -> None:
-    """Have `load` fill the model, wrapped or not, and then the weights of its forward pass follow the optimizer's.
+    """Have `load` fill the model, wrapped or not; then the weights of its forward pass are those of the optimizer's.
 
     Megatron-Bridge's own call for that is to the wrong wrapper where a run loads its base.
 
@@ -34,7 +34,23 @@ def fill(load: Fill, parts: list[torch.nn.Module]) -> None:
         parts: the model's chunks of this process.
     """
     load(unwrap_model(parts))
+    round_shards(parts)
     follow_shards(parts)
+
+
+@torch.no_grad()
+def round_shards(parts: list[torch.nn.Module]) -> None:
+    """Round the optimizer's fp32 shards to the precision of the forward pass, where other layouts copy theirs from.
+
+    Files in fp32, and random weights, have more digits. A bf16 weight of 0.02 changes after some steps of 1e-5 from a
+    rounded start; from between two values many do in the first step, and the run is another.
+    """
+    for wrapper in wrappers_of(parts):
+        for parameter in wrapper.parameters():
+            if isinstance(parameter, DTensor):
+                shard = parameter.to_local()
+                computed: torch.Tensor = getattr(parameter, "orig_param")  # noqa: B009  (no attribute of the class)
+                shard.copy_(shard.to(computed.dtype))
 
 
 def follow_shards(parts: list[torch.nn.Module]) -> None:

@@ -73,7 +73,8 @@ def edits(s: RunSpec, gpu: Gpu) -> Iterator[list[Edit]]:
     if s.data_parallel * s.context > 1 and not s.distributed_optimizer and not s.fsdp:
         override = "parallelism.distributed_optimizer=true"
         yield [Edit("speed", override, {"distributed_optimizer": True})]
-    yield list(_tensor_edits(s))
+    if not s.fsdp:  # which divides over data-parallel processes alone
+        yield list(_tensor_edits(s))
     if s.packing and s.length >= 1024:
         half = int(s.length) // 2
         yield [Edit("data", f"trainer.seq_length={half}", {"length": half})]

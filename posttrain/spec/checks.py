@@ -147,6 +147,8 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         )
     if cfg.optimizer.min_lr > cfg.optimizer.lr:
         raise UserError(f"`optimizer.min_lr={cfg.optimizer.min_lr}`: above optimizer.lr={cfg.optimizer.lr}")
+    if cfg.checkpoint.async_save and cfg.parallelism.fsdp:
+        raise UserError("`checkpoint.async_save=true`: Megatron-FSDP's checkpoints are written while training waits")
     if cfg.checkpoint.async_save and not visible_gpus:
         raise UserError("`checkpoint.async_save=true`: needs a GPU, its background writer does not work on a CPU")
     check_validated(cfg)
@@ -242,12 +244,15 @@ def check_parallelism(cfg: DictConfig, visible_gpus: int, shape: Mapping[str, An
             f"`parallelism.context_parallel_size={sizes.context}`: its attention is Transformer Engine's, which needs "
             "GPUs; use tensor or pipeline parallelism"
         )
-    if not visible_gpus and chosen.fsdp:
-        raise UserError("`parallelism=fsdp`: Megatron-FSDP needs GPUs; use parallelism=zero1")
-    if chosen.fsdp and (not cfg.model.random_init or t.export):
+    if chosen.fsdp and max(sizes.model_parallel, sizes.expert) > 1:
         raise UserError(
-            "`parallelism=fsdp`: with Megatron-Bridge 0.6 it can't read or export a Hugging Face model; it trains with "
-            "model.random_init=true trainer.export=false alone. Use parallelism=zero1"
+            "`parallelism.fsdp`: is for data-parallel processes alone; set tensor_model_parallel_size, "
+            "pipeline_model_parallel_size, context_parallel_size and expert_model_parallel_size of parallelism to 1"
+        )
+    if visible_gpus and chosen.fsdp and cfg.peft._target_ is None and not cfg.model.random_init:
+        raise UserError(
+            "`parallelism=fsdp peft=none`: all weights of a model's files have not yet been seen to train on GPUs as "
+            "in other layouts; use parallelism=zero1, or peft=lora"
         )
     if visible_gpus and nproc > visible_gpus:
         raise UserError(f"`parallelism.nproc_per_node={nproc}`: this machine has {visible_gpus} visible GPUs")

@@ -51,8 +51,6 @@ class Parallelism:
                 "parallelism.context_parallel_size: needs Transformer Engine on a GPU (uv sync --extra gpu); "
                 "use tensor or pipeline parallelism instead"
             )
-        if self.fsdp and platform.device == "cpu":
-            raise UserError("parallelism=fsdp: Megatron-FSDP needs GPUs; use parallelism=zero1")
         model.tensor_model_parallel_size = self.tensor_model_parallel_size
         model.pipeline_model_parallel_size = self.pipeline_model_parallel_size
         model.context_parallel_size = self.context_parallel_size

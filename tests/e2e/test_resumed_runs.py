@@ -43,16 +43,18 @@ def cut(whole, to, step, tmp_path):
 def whole(request, posttrain, words):
     """Eight steps in one go, saved every two; (words, result)."""
     words = [*words, *SAVED, "checkpoint.save_interval=2", "trainer.max_steps=8", "peft.dropout=0.1"]
-    if request.param in ("full", "zero1"):
+    if request.param in ("full", "zero1", "fsdp"):
         words = [word for word in words if not word.startswith("peft")] + ["peft=none"]
     if request.param == "zero1":  # the optimizer's state divided over two processes
         words += ["parallelism=zero1", "parallelism.nproc_per_node=2"]
+    if request.param.startswith("fsdp"):
+        words += ["parallelism=fsdp", "parallelism.nproc_per_node=2"]
     result = posttrain(*words)
     assert result.code == 0, result.err + result.log()
     return words, result
 
 
-@pytest.mark.parametrize("whole", ["lora", "full", "zero1"], indirect=True)
+@pytest.mark.parametrize("whole", ["lora", "full", "zero1", "fsdp", "fsdp_lora"], indirect=True)
 def test_resumed_run_is_the_whole_run(posttrain, whole, tmp_path):
     """Bit for bit on a CPU, over the end of an epoch and with the last line of metrics.jsonl torn."""
     words, result = whole

@@ -129,7 +129,7 @@ def hf_loss(model, result, tiny):
 NIGHTLY_LAYOUTS = [pytest.param(layout, marks=pytest.mark.nightly) for layout in ("ddp", "tp2")]
 
 
-@pytest.mark.parametrize("layout", ["pp2", "zero1", *NIGHTLY_LAYOUTS])
+@pytest.mark.parametrize("layout", ["pp2", "zero1", "fsdp", *NIGHTLY_LAYOUTS])
 def test_two_processes_have_the_losses_of_one(posttrain, words, lora, layout):
     """Same global batches, so the same losses up to the order of fp32 sums: 1e-5 relative."""
     result = posttrain(*words, f"parallelism={layout}", "parallelism.nproc_per_node=2", "trainer.validation_interval=2")

@@ -183,14 +183,11 @@ def test_a_job_chooses_on_its_nodes_from_the_frozen_configuration(tmp_path):
     assert queued_again.parallelism.tensor_model_parallel_size == 4 and queued_again.parallelism.nproc_per_node == 8
 
 
-FSDP = ["model.random_init=true", "trainer.export=false"]  # alone possible
-
-
 @pytest.mark.parametrize("name", sorted(file.stem for file in (CONF_DIR / "parallelism").glob("*.yaml")))
 def test_every_group_can_be_planned(name, capsys):
     model = "mixtral_8x7b" if name.startswith("ep") else "llama3_8b"
     cfg = compose([f"parallelism={name}", f"model={model}", "plan.read_data=false", "plan.json=true", "plan.gpus=16",
-                   "trainer.seq_length=512", "trainer.global_batch_size=32", *(FSDP if name == "fsdp" else [])],
+                   "trainer.seq_length=512", "trainer.global_batch_size=32"],
                   config_name="plan")  # fmt: skip
     plan(cfg)
     found = json.loads(capsys.readouterr().out)

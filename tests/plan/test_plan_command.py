@@ -15,6 +15,7 @@ from posttrain.plan import advice
 from posttrain.plan.__main__ import main, plan
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.plan.speed import estimate_speed
+from posttrain.spec import checks
 from posttrain.spec.run_spec import resolve_spec
 from posttrain.utils import gpus
 
@@ -130,15 +131,19 @@ def test_advice_fits_and_is_the_cheapest():
         ["model=llama3_8b", "peft=none"],
         ["model=llama3_8b", "trainer.seq_length=4096", "trainer.micro_batch_size=4"],
         ["model=llama3_8b", "peft=none", "parallelism=ddp", "parallelism.nproc_per_node=4"],
+        ["model=llama3_8b", "parallelism=fsdp", "parallelism.nproc_per_node=4"],
         ["model=gemma2_9b", "peft=dora"],
     ],
 )
 def test_an_estimated_change_is_what_its_overrides_make(words):
-    """Memory and time of each are those of the configuration that its overrides compose."""
-    s = resolve_spec(compose(words), 4 if "parallelism=ddp" in words else 1)
+    """Memory and time of each are those of the configuration that its overrides compose, and it is allowed."""
+    s = resolve_spec(compose(words), 4 if "parallelism.nproc_per_node=4" in words else 1)
     before = estimate_speed(s, GPU, s.global_batch * s.length)
     for change in (*advice.changes(s, GPU), *advice.changes(s, GPU, 2)[::6]):
-        planned = resolve_spec(compose([*words, *change.overrides]), change.setting.world)
+        world = change.setting.world
+        cfg = compose([*words, *change.overrides, f"parallelism.nproc_per_node={world}"])
+        checks.check_parallelism(cfg, world, None)
+        planned = resolve_spec(cfg, world)
         after = estimate_speed(planned, GPU, planned.global_batch * planned.length)
         assert estimate_memory(planned).needed == pytest.approx(change.memory.needed), change.overrides
         assert before.tokens_per_second / after.tokens_per_second == pytest.approx(change.slower), change.overrides

@@ -94,6 +94,7 @@ def show_data(cfg: DictConfig) -> None:
     report = splits.report
     epoch = Epoch(len(splits.train), cfg.trainer.global_batch_size)
     report["epoch"] = epoch.describe()
+    report["seq_length"] = cfg.trainer.seq_length
 
     options = cfg.preview
     out = expand_home(options.out) if options.out else None

@@ -88,7 +88,8 @@ def format_statistics(report: dict[str, Any]) -> list[tuple[str, str]]:
         for percentile, tokens in counts["length_percentiles"].items():
             lengths.append(f"{tokens:,} ({percentile}%)")
         supervised = f"{counts['supervised_tokens']:,} ({counts['supervised_share']:.1%})"
-        sequences = f"{counts['packed_sequences']:,}, {counts['packing_efficiency']:.1%} filled"
+        length = f"{report['seq_length']:,} tokens"
+        sequences = f"{counts['packed_sequences']:,} of {length}, {counts['packing_efficiency']:.1%} filled"
         table += [
             (f"{split}: {report['unit']}s", f"{counts['conversations']:,}"),
             (f"{split}: tokens", f"{counts['tokens']:,}"),

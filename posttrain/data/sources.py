@@ -186,7 +186,8 @@ def files(path: str | Sequence[str], key: str, cache_dir: Path, kinds: Collectio
         found = [file for file in set(_matches(where, f"{key}={path}")) if file.is_file()]
         if not found:
             hint = f"; a data set of the Hugging Face hub is named {readers.HUB}{path}" if path.count("/") == 1 else ""
-            raise UserError(f"{key}={path}: there is no such file, folder or pattern{hint}")
+            folder = "" if where.is_absolute() else f" below {Path.cwd()}"
+            raise UserError(f"{key}={path}: there is no such file, folder or pattern{folder}{hint}")
     for file in found:
         kernel_files.refuse(file, key)
     return sorted(found)

@@ -167,6 +167,7 @@ def before_jobs() -> None:
 @stop.command
 def main() -> None:
     """Entry point of `python -m posttrain` and of the `posttrain` script."""
+    _jobs.clear()  # of another call in this process
     stop.outlive_terminal()
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_screen.render(composition.CONF_DIR, composition.PACKAGE))

@@ -123,7 +123,7 @@ class FusedLoRALinear(LoRALinear):
         self, x: torch.Tensor, before: Norm | Activation | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The operation on x, with `before` applied first; see FrozenLinearWithLoRA."""
-        division = self.division
+        division = self.divided
         operation: type[torch.autograd.Function] = FrozenLinearWithLoRA
         if division.group and self.divides_inputs:
             operation = RowParallelWithLoRA
@@ -160,7 +160,7 @@ class FusedLoRALinear(LoRALinear):
         return bool(self.adapter.input_is_parallel)
 
     @cached_property
-    def division(self) -> Division:
+    def divided(self) -> Division:
         """How tensor parallelism divides the layer."""
         group = self.adapter.tp_group
         if group is None or group.size() == 1:
@@ -173,7 +173,7 @@ class FusedLoRALinear(LoRALinear):
     def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The adapter's A and B as the operation takes them: divided only as the layer is."""
         a, b = self.adapter.linear_in.weight, self.adapter.linear_out.weight
-        if self.division.group is None:
+        if self.divided.group is None:
             return a, b
         if self.divides_inputs:
             return a, self.whole_matrix()
@@ -190,7 +190,7 @@ class FusedLoRALinear(LoRALinear):
         """That matrix, whole."""
         if self.whole is not None:
             return self.whole
-        whole: torch.Tensor = WholeMatrices.apply(self.division.group, self.division.sequence, self.own_matrix)[0]
+        whole: torch.Tensor = WholeMatrices.apply(self.divided.group, self.divided.sequence, self.own_matrix)[0]
         return whole
 
     def fusable(self) -> bool:
@@ -247,7 +247,7 @@ class Gather:
         for part in model:
             layers = []
             for layer in fused_layers([part]):
-                if layer.division.group:
+                if layer.divided.group:
                     layers.append(layer)
             if layers:
                 hooks = cls(layers)
@@ -256,7 +256,7 @@ class Gather:
 
     def gather(self, model: torch.nn.Module, inputs: object) -> None:
         """Gather the matrices, before."""
-        division = self.layers[0].division
+        division = self.layers[0].divided
         own = [layer.own_matrix for layer in self.layers]
         whole = WholeMatrices.apply(division.group, division.sequence, *own)
         for layer, matrix in zip(self.layers, whole, strict=True):

@@ -126,7 +126,7 @@ class FusedMLP(MLP):
         x, norm = first.norm_first(hidden_states)
         activation = Activation(function, gated, first.layer_bias)
         scales = first.lora_scale, last.lora_scale
-        mlp = FrozenMLP(first.layer_weight, last.layer_weight, *scales, activation, norm, last.division)
+        mlp = FrozenMLP(first.layer_weight, last.layer_weight, *scales, activation, norm, last.divided)
         return last.with_bias(MLPWithLoRA.apply(x, mlp, *first.matrices, *last.matrices))
 
 

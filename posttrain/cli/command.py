@@ -55,10 +55,10 @@ def typed_overrides() -> list[str]:
 
 
 def name_words(words: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """The words of a command line, those that are neither overrides, options nor files as values of `keys` in turn.
+    """The arguments of a command line, those that are neither overrides, options nor files as values of `keys` in turn.
 
     Raises:
-        UserError: there are more such words than keys.
+        UserError: there are more of them than keys.
     """
     left = list(keys)
     named = []
@@ -67,7 +67,7 @@ def name_words(words: Sequence[str], keys: Sequence[str]) -> list[str]:
         is_own = "=" in word or word.startswith(("-", "~")) or word.endswith(run_file.ENDINGS)
         if not is_own and not run_file.TAKE_A_VALUE.fullmatch(before):
             if not left:
-                raise UserError(f"{word}: is one word too many")
+                raise UserError(f"{word}: is one argument too many")
             named.append(format_override(left.pop(0), word))
         else:
             named.append(word)

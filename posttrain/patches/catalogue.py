@@ -10,7 +10,7 @@ from posttrain.patches.startup import results_queue
 from posttrain.patches.cpu import hidden_transformer_engine
 from posttrain.patches.cpu import torch_cuda
 from posttrain.patches.cpu import expert_splits
-from posttrain.patches.cpu import megatron_fsdp as cpu_fsdp
+from posttrain.patches.cpu import fsdp_over_gloo
 from posttrain.patches.correctness import async_writer
 from posttrain.patches.correctness import distributed_optimizer
 from posttrain.patches.correctness import base_weights

@@ -128,7 +128,7 @@ def test_what_is_there_is_kept_until_the_new_is_whole(imported, tmp_path):
         (["export", "merge", "checkpoint=a"], "say one of"),
         (["export", "checkpoint=a", "model.path=b"], "`model.path=b`: export takes the model from its checkpoint"),
         (["import", "model.path=a"], "`convert.out`: has no value"),
-        (["export", "a", "b", "c"], "c: is one word too many: python -m posttrain.convert export --help"),
+        (["export", "a", "b", "c"], "c: is one argument too many: python -m posttrain.convert export --help"),
         (["merge", "no/run", "out"], "no/run"),
         (["push", "no/run", "nobody/x"], "HF_TOKEN"),
         (["import", "no/model", "out"], "no/model"),

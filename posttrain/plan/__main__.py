@@ -120,7 +120,7 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
         cfg.launch.master_port = 1  # nothing is started
     note = leave_demo(cfg, overrides)
     shape = checks.check_settings(cfg, local, elsewhere=not here)
-    lines = resolve_auto(cfg, local, cfg.parallelism.memory_gib or gpu.memory_gib)
+    lines = resolve_auto(cfg, local, replace(gpu, memory_gib=cfg.parallelism.memory_gib or gpu.memory_gib))
     checks.check_parallelism(cfg, local, shape)
     if options.read_data and note is None:
         first_rows.look(cfg)
@@ -163,13 +163,13 @@ def leave_demo(cfg: DictConfig, overrides: Sequence[str]) -> str | None:
     return f"no data= is given; planned with {' '.join(said)} (data=demo plans the demo)"
 
 
-def resolve_auto(cfg: DictConfig, local: int, memory_gib: float) -> list[str]:
+def resolve_auto(cfg: DictConfig, local: int, gpu: gpus.Gpu) -> list[str]:
     """Replace `auto` in `cfg` as a run would, but also where the run does not fit.
 
     Args:
         cfg: changed in place.
         local: processes on each machine.
-        memory_gib: of one GPU.
+        gpu: each of them.
 
     Returns:
         Lines about what was chosen.
@@ -180,12 +180,12 @@ def resolve_auto(cfg: DictConfig, local: int, memory_gib: float) -> list[str]:
     if choose_batch:
         cfg.trainer.micro_batch_size = 1
     if choose_split:
-        choice = auto.choose(cfg, local, memory_gib, transformer_engine=True)
-        lines.append(choice.describe(memory_gib))
+        choice = auto.choose(cfg, local, gpu, transformer_engine=True)
+        lines.append(choice.describe(gpu.memory_gib))
         auto.apply_choice(cfg, choice)
     if choose_batch:
         world = checks.world_size(cfg, local)
-        lines.append(auto.fill_memory(cfg, world, memory_gib, transformer_engine=True))
+        lines.append(auto.fill_memory(cfg, world, gpu.memory_gib, transformer_engine=True))
     return lines
 
 

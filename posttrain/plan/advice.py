@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.peft import LoRA
 from posttrain.plan.memory import GIB, Memory, estimate_memory
-from posttrain.plan.speed import estimate_speed
+from posttrain.plan.speed import estimate_speed, with_rate
 from posttrain.spec.parallel_sizes import Counts
 from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.shape import Adapters
@@ -125,8 +125,7 @@ def changes(s: RunSpec, gpu: Gpu, together: int = 1, tokens: float | None = None
     possible = []
     if tokens is None:
         tokens = s.global_batch * s.length
-    if not gpu.tflops:
-        gpu = replace(gpu, tflops=989.0)  # any rate: only ratios are used
+    gpu = with_rate(gpu)
     before = estimate_speed(s, gpu, tokens).step_s
     for lists in itertools.combinations(list(edits(s, gpu)), together):
         for chosen in itertools.product(*lists):

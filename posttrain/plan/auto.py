@@ -1,17 +1,19 @@
 """Resolve `parallelism=auto` and `trainer.micro_batch_size=auto`.
 
-The first takes the smallest model-parallel sizes with which a run fits, and data parallelism for
-the rest; the second the most sequences at once that fit then.
+The first takes the split of the model over the processes that is fastest of those with which a run fits, by the search
+that `python -m posttrain.plan` lists; where none is enough, with activations computed again. The second takes the most
+sequences at once that fit then.
 """
 
 from dataclasses import dataclass, replace
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from posttrain.errors import UserError
 from posttrain.patches import Platform
 from posttrain.plan import advice, layouts
 from posttrain.plan.memory import GIB, Memory, estimate_memory
+from posttrain.plan.speed import with_rate
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import KEYS
 from posttrain.spec.run_spec import RunSpec, resolve_spec
@@ -32,6 +34,7 @@ class Choice:
         undivided: GiB that it requires with data parallelism alone.
         gpus: GPUs of each machine, of which `local` are used.
         refused: why a smaller split that fits as well was rejected; empty if there is none.
+        computes_again: whether trainer.recompute=full is part of the choice, since nothing fits without it.
     """
 
     local: int
@@ -40,6 +43,7 @@ class Choice:
     undivided: float
     gpus: int
     refused: str = ""
+    computes_again: bool = False
 
     def describe(self, memory_gib: float) -> str:
         """One line about what was chosen and why.
@@ -53,6 +57,8 @@ class Choice:
             sizes.append(f"data {s.data_parallel}")
         if s.distributed_optimizer:
             sizes.append("distributed optimizer")
+        if self.computes_again:
+            sizes.append("trainer.recompute=full since nothing fits without")
         needed = self.memory.needed / GIB
         line = f"parallelism=auto: {', '.join(sizes)}: "
         line += f"needs {needed:.1f} of {memory_gib:.1f} GiB per GPU"
@@ -103,16 +109,18 @@ def resolve(
         cfg.trainer.micro_batch_size = 1
     if not visible:
         return _resolve_on_cpu(cfg, choose_split, choose_batch)
-    memory_gib = cfg.parallelism.memory_gib or memory_gib or _smallest_gpu()
+    gpu = _smallest_gpu()
+    memory_gib = cfg.parallelism.memory_gib or memory_gib or (gpu and gpu.memory_gib)
     if memory_gib is None:
         raise UserError("`parallelism.memory_gib`: nvidia-smi doesn't report how much memory the GPUs have; set it")
     if transformer_engine is None:
         transformer_engine = Platform.detect("cuda").transformer_engine
     lines = []
     if choose_split:
-        choice = choose(cfg, visible, memory_gib, transformer_engine)
+        gpu = replace(gpu or Gpu("here", None, memory_gib), memory_gib=memory_gib)
+        choice = choose(cfg, visible, gpu, transformer_engine)
         if choice.memory.needed > memory_gib * GIB:
-            raise UserError(_refusal(choice, memory_gib))
+            raise UserError(_refusal(choice, gpu))
         apply_choice(cfg, choice)
         lines.append(choice.describe(memory_gib))
     if choose_batch:
@@ -163,60 +171,79 @@ def apply_choice(cfg: DictConfig, choice: Choice) -> None:
     layouts.apply(cfg, choice.setting, choice.local)
 
 
-def choose(cfg: DictConfig, visible: int, memory_gib: float, transformer_engine: bool) -> Choice:
-    """Return the first split that fits, else the one that requires the least memory.
+def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) -> Choice:
+    """Return the fastest split that fits, else the one that requires the least memory.
+
+    Sequences are divided (context parallelism) no more than is needed, and activations are computed again only where
+    nothing fits otherwise. Of splits that are equally fast the least model-parallel one is taken.
+
+    Args:
+        cfg: of the run.
+        visible: GPUs of each machine.
+        gpu: each of them.
+        transformer_engine: whether the run has it.
 
     Raises:
         UserError: none is possible, with the reason for the undivided one.
     """
-    part = OmegaConf.masked_copy(cfg, ["model", "trainer", "parallelism", "launch"])
     most = cfg.parallelism.nproc_per_node or visible
     given = resolve_spec(cfg, most * cfg.launch.nnodes, transformer_engine)
     whole = replace(given, tensor=1, pipeline=1, context=1, expert=1, distributed_optimizer=False)
     undivided = estimate_memory(whole).needed / GIB
-    first_error: UserError | None = None
-    refused = ""
-    shape = checks.architecture(cfg.model)
+    refusals: list[str] = []
     # Fewer processes than GPUs only where the batch can't be divided by their number.
     for local in range(most, 0, -1):
         least = None
-        for setting in layouts.splits(replace(given, world=local * cfg.launch.nnodes)):
-            choice = Choice(local, setting, estimate_memory(setting), undivided, most, refused)
-            fits = choice.memory.needed <= memory_gib * GIB
-            if least and choice.memory.needed >= least.memory.needed:
+        for recompute in _recomputations(given):
+            setting = replace(given, world=local * cfg.launch.nnodes, recompute=recompute)
+            found = list(layouts.search(cfg, setting, with_rate(gpu), visible))
+            possible = [layout for layout in found if not layout.refusal]
+            refusals += [layout.refusal for layout in found if layout.refusal]
+            if not possible:
                 continue
-            try:
-                layouts.check(part, setting, local, visible, shape)
-            except UserError as error:
-                first_error = first_error or error
-                if fits and not refused:
-                    refused = str(error)
-                continue
-            least = choice
-            if fits:
-                return choice
+            refused = _first_refusal(found, gpu)
+            again = recompute != given.recompute
+            fitting = [layout for layout in possible if layout.fits(gpu)]
+            best = min(fitting, key=lambda layout: (layout.setting.context, layout.step_s or 0.0), default=None)
+            if best is not None:
+                return Choice(local, best.setting, best.memory, undivided, most, refused, again)
+            smallest = min(possible, key=lambda layout: layout.memory.needed)
+            least = Choice(local, smallest.setting, smallest.memory, undivided, most, refused, again)
         if least:
             return least
         if cfg.parallelism.nproc_per_node:
             break
-    raise first_error or UserError("`parallelism=auto`: no split of the processes is possible")
+    raise UserError(next(iter(refusals), "`parallelism=auto`: no split of the processes is possible"))
 
 
-def _smallest_gpu() -> float | None:
-    """Memory of the smallest visible GPU, GiB."""
-    return min((gpu.memory_gib for gpu in gpus.detect_gpus()), default=None)
+def _recomputations(given: RunSpec) -> tuple[str, ...]:
+    """What to try in turn of trainer.recompute: as it is, and `full` where it is the default."""
+    return ("none", "full") if given.recompute == "none" else (given.recompute,)
 
 
-def _refusal(choice: Choice, memory_gib: float) -> str:
+def _first_refusal(found: list[layouts.Layout], gpu: Gpu) -> str:
+    """Why a split was rejected that fits and is less model-parallel than all others that fit; empty: there is none."""
+    fitting = [layout for layout in found if layout.fits(gpu)]
+    return fitting[0].refusal if fitting else ""
+
+
+def _smallest_gpu() -> Gpu | None:
+    """That with the least memory of the visible GPUs."""
+    return min(gpus.detect_gpus(), key=lambda gpu: gpu.memory_gib, default=None)
+
+
+def _refusal(choice: Choice, gpu: Gpu) -> str:
     """The message for a run that fits in no way."""
     s = choice.setting
     sizes = ", ".join(format_sizes(s)) or "undivided"
+    if choice.computes_again:
+        sizes += ", trainer.recompute=full"
     count = "1 GPU" if s.world == 1 else f"{s.world} GPUs"
     message = (
-        f"`parallelism=auto`: the run does not fit on {count} of {memory_gib:.1f} GiB: "
+        f"`parallelism=auto`: the run does not fit on {count} of {gpu.memory_gib:.1f} GiB: "
         f"it needs {choice.memory.needed / GIB:.1f} GiB on each ({sizes})"
     )
-    best = advice.cheapest(s, Gpu("here", None, memory_gib))
+    best = advice.cheapest(s, gpu)
     if best is None:
         return message
     message += f"; it would with {' '.join(best.overrides)}"

@@ -1,7 +1,7 @@
 """How a run may be divided over its processes: for `parallelism=auto`, and for what fits on the GPUs that there are."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -20,7 +20,7 @@ from posttrain.utils.gpus import Gpu
 
 SIZES = (1, 2, 4, 8, 16)
 RECOMPUTE = ("none", "full")
-MOST_SHOWN = 6
+MOST_SHOWN = 4  # with weights alike
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,18 @@ class Layout:
         setting: the run.
         memory: of its fullest GPU.
         step_s: seconds of a step; None: the GPU's rate is not known.
+        refusal: why the model can't be divided so; empty: it can.
     """
 
     overrides: tuple[str, ...]
     setting: RunSpec
     memory: Memory
     step_s: float | None
+    refusal: str = ""
+
+    def fits(self, gpu: Gpu) -> bool:
+        """Whether the GPU has the memory."""
+        return self.memory.needed <= gpu.memory_gib * GIB
 
     @property
     def cost(self) -> tuple[float, float]:
@@ -89,7 +95,7 @@ def splits(given: RunSpec) -> Iterator[RunSpec]:
 
 
 def apply(cfg: DictConfig, setting: RunSpec, local: int) -> None:
-    """Write a split into a configuration.
+    """Write a split, and what is computed again, into a configuration.
 
     Args:
         cfg: changed in place.
@@ -98,6 +104,7 @@ def apply(cfg: DictConfig, setting: RunSpec, local: int) -> None:
     """
     for name, key in KEYS.items():
         cfg.parallelism[key] = getattr(setting, name)
+    cfg.trainer.recompute = setting.recompute
     cfg.parallelism.distributed_optimizer = setting.distributed_optimizer
     cfg.parallelism.nproc_per_node = local
     cfg.parallelism.auto = False
@@ -126,6 +133,43 @@ def part_of(cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(cfg, ["model", "trainer", "parallelism", "launch"])
 
 
+def search(
+    cfg: DictConfig,
+    given: RunSpec,
+    gpu: Gpu,
+    visible: int,
+    tokens: float | None = None,
+    variants: Iterable[dict[str, Any]] = ({},),
+) -> Iterator[Layout]:
+    """Every way to divide a run over its processes, in the order of `splits`, and those that aren't possible too.
+
+    Args:
+        cfg: of the run, with plain sizes.
+        given: the run, with the least sizes.
+        gpu: what each process runs on.
+        visible: GPUs of each machine.
+        tokens: of a step; None: full sequences.
+        variants: fields of RunSpec, with the values that each split is tried with.
+    """
+    part = part_of(cfg)
+    architecture = checks.architecture(cfg.model)
+    local = given.world // int(cfg.launch.nnodes)
+    if tokens is None:
+        tokens = given.global_batch * given.length
+    for split in splits(given):
+        refusal = ""
+        try:
+            check(part, split, local, visible, architecture)
+        except UserError as error:
+            refusal = str(error)
+        for variant in variants:
+            setting = replace(split, **variant)
+            step_s = None
+            if not refusal:
+                step_s = estimate_speed(setting, gpu, tokens).step_s
+            yield Layout(overrides(given, setting), setting, estimate_memory(setting), step_s, refusal)
+
+
 def fitting(cfg: DictConfig, given: RunSpec, gpu: Gpu, tokens: float) -> list[Layout]:
     """The ways in which a run fits on as many GPUs, the fastest first: by split, recomputation and precision.
 
@@ -139,27 +183,20 @@ def fitting(cfg: DictConfig, given: RunSpec, gpu: Gpu, tokens: float) -> list[La
     """
     if given.fsdp:  # divides the weights itself
         return []
-    part = part_of(cfg)
-    architecture = checks.architecture(cfg.model)
-    local = given.world // int(cfg.launch.nnodes)
     whole = replace(given, tensor=1, pipeline=1, expert=1, distributed_optimizer=False)
     precisions = [given.precision]
     if gpu.eight_bit and given.precision == "bf16" and replace(whole, precision="fp8").eight_bit_base:
         precisions.append("fp8")
+    pairs = itertools.product(RECOMPUTE, precisions)
+    variants = [{"recompute": recompute, "precision": precision} for recompute, precision in pairs]
+    local = given.world // int(cfg.launch.nnodes)
     layouts = []
-    for split in splits(whole):
-        if split.context != given.context:  # is for long sequences, and asked for
+    for layout in search(cfg, whole, gpu, local, tokens, variants):
+        setting = layout.setting
+        if layout.refusal or not layout.fits(gpu) or setting.context != given.context:  # which is asked for
             continue
-        try:
-            check(part, split, local, local, architecture)
-        except UserError:
-            continue
-        for recompute, precision in itertools.product(RECOMPUTE, precisions):
-            setting = replace(split, recompute=recompute, precision=precision)
-            memory = estimate_memory(setting)
-            if memory.needed <= gpu.memory_gib * GIB and (precision != "fp8" or setting.eight_bit_base):
-                step_s = estimate_speed(setting, gpu, tokens).step_s
-                layouts.append(Layout(overrides(given, setting), setting, memory, step_s))
+        if setting.precision != "fp8" or setting.eight_bit_base:
+            layouts.append(replace(layout, overrides=overrides(given, setting)))
     return _worthwhile(layouts)
 
 
@@ -177,13 +214,16 @@ def overrides(given: RunSpec, setting: RunSpec) -> tuple[str, ...]:
 
 def _worthwhile(layouts: list[Layout]) -> list[Layout]:
     """Layouts by time, without those that another of the same weights beats in time and memory."""
-    least: dict[bool, float] = {}  # memory of those before, by whether the weights are in 8 bits
     kept = []
-    for layout in sorted(layouts, key=lambda layout: layout.cost):
-        if layout.memory.needed < least.get(layout.eight_bit, float("inf")):
-            least[layout.eight_bit] = layout.memory.needed
-            kept.append(layout)
-    return kept[:MOST_SHOWN]
+    for eight_bit in (False, True):
+        least = float("inf")  # memory of those before
+        alike = []
+        for layout in sorted(layouts, key=lambda layout: layout.cost):
+            if layout.eight_bit == eight_bit and layout.memory.needed < least:
+                least = layout.memory.needed
+                alike.append(layout)
+        kept += alike[:MOST_SHOWN]
+    return sorted(kept, key=lambda layout: layout.cost)
 
 
 def _sizes(setting: RunSpec) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Expected time: operations over the rate that a GPU achieves, as measured (bench/README.md)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from posttrain.plan.flops import ModelFlops
@@ -88,6 +88,11 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
         bound = "arithmetic"
     seconds = (max(arithmetic * imbalance(s), launches) + exchange_seconds(s)) * bubble(s)
     return Speed(useful / peak / seconds, seconds, tokens / seconds, bound)
+
+
+def with_rate(gpu: Gpu) -> Gpu:
+    """The GPU, or where its rate is not known one that any rate is taken for: good for ratios of times alone."""
+    return gpu if gpu.tflops else replace(gpu, tflops=989.0)
 
 
 @dataclass(frozen=True)

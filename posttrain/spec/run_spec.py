@@ -162,8 +162,10 @@ class RunSpec(ParallelSizes):
             other, rest = divmod(shape.layers - last, self.pipeline - 1)
             if not rest:
                 longest[last] = max(other, last + head)
-        best = min(longest, key=longest.__getitem__)
-        return None if best * self.pipeline == shape.layers else best
+        best = min(longest, key=longest.__getitem__, default=None)
+        if best is None or best * self.pipeline == shape.layers:
+            return None
+        return best
 
     @property
     def stage_layers(self) -> list[float]:

@@ -39,10 +39,11 @@ def sizes(cfg):
     return {
         "tp": p.tensor_model_parallel_size, "pp": p.pipeline_model_parallel_size, "cp": p.context_parallel_size,
         "ep": p.expert_model_parallel_size, "zero1": p.distributed_optimizer, "local": p.nproc_per_node,
+        "recompute": cfg.trainer.recompute,
     }  # fmt: skip
 
 
-PLAIN = {"tp": 1, "pp": 1, "cp": 1, "ep": 1, "zero1": False}
+PLAIN = {"tp": 1, "pp": 1, "cp": 1, "ep": 1, "zero1": False, "recompute": "none"}
 
 
 @pytest.mark.parametrize(
@@ -50,11 +51,15 @@ PLAIN = {"tp": 1, "pp": 1, "cp": 1, "ep": 1, "zero1": False}
     [
         (["model=llama32_1b"], 8, 79.2, {"local": 8}),
         (["model=llama3_8b"], 1, 79.2, {"local": 1}),
-        (["model=llama3_8b"], 2, 23.5, {"tp": 2, "local": 2}),
+        (["model=llama3_8b"], 2, 23.5, {"pp": 2, "local": 2}),
         (["model=llama3_8b", "peft=none"], 8, 139.8, {"zero1": True, "local": 8}),
-        (["model=llama3_8b", "peft=none"], 8, 70, {"tp": 2, "zero1": True, "local": 8}),
-        (["model=llama31_70b"], 8, 79.2, {"tp": 4, "local": 8}),
-        (["model=mixtral_8x7b"], 8, 79.2, {"ep": 4, "local": 8}),
+        (["model=llama3_8b", "peft=none"], 8, 70, {"pp": 2, "zero1": True, "local": 8}),
+        (["model=llama31_70b"], 8, 79.2, {"tp": 2, "pp": 2, "local": 8}),
+        (["model=mixtral_8x7b"], 8, 79.2, {"pp": 2, "local": 8}),
+        # nothing fits on two with all activations kept
+        (["model=llama31_70b"], 2, 79.2, {"tp": 2, "local": 2, "recompute": "full"}),
+        (["model=llama31_70b", "trainer.recompute=selective"], 4, 79.2,
+         {"tp": 2, "pp": 2, "local": 4, "recompute": "selective"}),
         (["model=qwen25_0b5", "trainer.micro_batch_size=8"], 4, 79.2, {"local": 4}),
         # nine heads: no TP of 2; a pipeline keeps as many activations
         (["trainer.seq_length=8192", "trainer.micro_batch_size=8"], 2, 24, {"cp": 2, "local": 2}),
@@ -72,6 +77,31 @@ def test_choices(words, gpus, gib, expected):
     assert sizes(cfg) == {**PLAIN, **expected}
     assert not cfg.parallelism.auto and line.startswith("parallelism=auto: ") and f"of {gib:.1f} GiB" in line
     assert estimate_memory(resolve_spec(cfg, expected["local"])).needed <= gib * GIB
+
+
+@pytest.mark.parametrize(
+    "words, world, kind",
+    [
+        (["model=llama3_8b", "peft=none"], 8, "h100"),
+        (["model=llama31_70b"], 8, "h100"),
+        (["model=llama31_70b"], 2, "h100"),
+        (["model=mixtral_8x7b"], 4, "h200"),
+    ],
+)
+def test_it_is_the_fastest_that_plan_lists(words, world, kind):
+    """Of those with the same arithmetic, with activations kept where any of them fits."""
+    gpu = find_gpu(kind)
+    cfg = composed("parallelism=auto", *words)
+    choice = auto.choose(cfg, world, gpu, True)
+    plain = composed("trainer.global_batch_size=32", *words)
+    given = resolve_spec(plain, world, True)
+    listed = layouts.fitting(plain, given, gpu, given.global_batch * given.length)
+    listed = [layout for layout in listed if not layout.eight_bit]
+    keeping = [layout for layout in listed if layout.setting.recompute == "none"]
+    first = (keeping or listed)[0]
+    assert choice.setting.recompute == first.setting.recompute and choice.computes_again == (not keeping)
+    tokens = given.global_batch * given.length
+    assert estimate_speed(choice.setting, gpu, tokens).step_s == pytest.approx(first.step_s)
 
 
 @pytest.mark.parametrize("model", ["smollm2_135m", "gemma2_9b", "qwen3_30b_a3b", "gpt2_xl", "pythia_12b"])
@@ -105,9 +135,10 @@ def test_sizes_that_are_given_are_the_least():
 
 
 def test_refused_with_the_cheapest_change():
+    words = ["parallelism=auto", "model=llama3_8b", "trainer.recompute=selective"]
     with pytest.raises(UserError, match=r"does not fit on 1 GPU of 23\.5 GiB: it needs .* it would with trainer\.rec"):
-        auto.resolve(composed("parallelism=auto", "model=llama3_8b"), 1, 23.5, True)
-    with pytest.raises(UserError, match="does not fit on 8 GPUs"):
+        auto.resolve(composed(*words), 1, 23.5, True)
+    with pytest.raises(UserError, match=r"does not fit on 8 GPUs .*\(tensor 8, trainer\.recompute=full\)"):
         auto.resolve(composed("parallelism=auto", "model=llama31_405b"), 8, 79.2, True)
     with pytest.raises(UserError, match=r"`optimizer\.lr=-1\.0`: must be greater than 0"):
         settle(composed("parallelism=auto", "optimizer.lr=-1"), 8)
@@ -139,7 +170,7 @@ def test_a_trial_with_its_share_of_the_gpus():
     share = shares(2, 8)[1]
     cfg = composed("parallelism=auto", "model=llama31_70b", "sweep.parallel=2")
     auto.resolve(cfg, len(share.gpus), 79.2, True)
-    assert cfg.parallelism.nproc_per_node == 4 and cfg.parallelism.tensor_model_parallel_size == 4
+    assert cfg.parallelism.nproc_per_node == 4 and cfg.parallelism.pipeline_model_parallel_size == 2
 
 
 def test_a_finished_trial_is_found_again(tmp_path):
@@ -149,7 +180,7 @@ def test_a_finished_trial_is_found_again(tmp_path):
     launcher.prepare(cfg, tmp_path)
     (tmp_path / "status.json").write_text('{"state": "finished"}')
     frozen = OmegaConf.load(tmp_path / "config.yaml").parallelism
-    assert frozen.tensor_model_parallel_size == 2 and frozen.nproc_per_node == 2 and not frozen.auto
+    assert frozen.pipeline_model_parallel_size == 2 and frozen.nproc_per_node == 2 and not frozen.auto
     assert trial.already_finished()
     with pytest.raises(UserError, match="made with other settings"):
         Trial("a", tmp_path, composed("parallelism=auto", "model=llama3_8b", "seed=5")).already_finished()
@@ -203,7 +234,7 @@ def test_every_group_can_be_planned(name, capsys):
         (["model=llama32_1b"], 1, 23.5, 4),
         (["model=llama32_1b", "trainer.global_batch_size=12"], 2, 23.5, 3),
         (["model=llama3_8b"], 1, 31, 1),
-        (["model=llama3_8b", "parallelism=auto"], 2, 23.5, 2),
+        (["model=llama3_8b", "parallelism=auto"], 2, 23.5, 1),
         (["model=llama3_8b", "parallelism=auto"], 2, 79.2, 4),
         (["model=llama3_8b"], 1, 16, 1),  # fits not at all: the run says so
         (["model=llama32_1b"], 0, None, 1),

@@ -110,7 +110,9 @@ def resolve(
     if not visible:
         return _resolve_on_cpu(cfg, choose_split, choose_batch)
     gpu = _smallest_gpu()
-    memory_gib = cfg.parallelism.memory_gib or memory_gib or (gpu and gpu.memory_gib)
+    memory_gib = cfg.parallelism.memory_gib or memory_gib
+    if memory_gib is None and gpu is not None:
+        memory_gib = gpu.memory_gib
     if memory_gib is None:
         raise UserError("`parallelism.memory_gib`: nvidia-smi doesn't report how much memory the GPUs have; set it")
     if transformer_engine is None:

@@ -184,7 +184,7 @@ def main() -> None:
     except UserError as error:
         stop.fail(str(error))
     prestart.start(sys.argv[1:])
-    command.run(task, check=before, checked=before_jobs)
+    command.run(task, check=before, checked=before_jobs, sized=True)
 
 
 if __name__ == "__main__":

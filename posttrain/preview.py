@@ -64,7 +64,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         command.show_help(__doc__, "preview")
         return
-    command.run(show_data, config_name="preview")
+    command.run(show_data, config_name="preview", sized=True)
 
 
 def show_data(cfg: DictConfig) -> None:

@@ -51,6 +51,7 @@ def test_terminal(words, capsys):
     out = capsys.readouterr().out
     assert "<|im_start|>assistant\n⟦hello <b>wörld</b> 🎉<|im_end|>⟧" in out
     assert "⟦<|im_end|>\\x1b[31m<|im_end|>⟧" in out and "\x1b[31m" not in out
+    assert "\n⟦ ⟧ around what is trained: supervised tokens" in out
     found = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines() if re.search(r"\S  +\d", line))
     assert found["rows read"] == "3" and found["kept"] == "2" and found["dropped: nothing to train on"] == "1"
     assert found["epoch"] == "1 step of 1 row" and found["train: sequences"].startswith("1 of 256 tokens, ")

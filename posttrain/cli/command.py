@@ -92,10 +92,14 @@ def run(
     config_name: str = "config",
     check: Callable[[DictConfig], None] | None = None,
     checked: Callable[[], None] | None = None,
+    sized: bool = False,
 ) -> None:
     """Run `task` with the configuration that sys.argv asks for, once `check` has nothing against it.
 
     `checked` is called when all of a command's configurations have passed, before there is a directory for any.
+
+    `sized` says that the command trains, or shows what training would do: sizes that are left to this machine are
+    chosen (see `cpu_sizes`).
 
     Never returns after an error.
 
@@ -145,8 +149,8 @@ def run(
             check_ahead(lambda overrides: _compose_layered(overrides, config_name, with_hydra=True), check)
         if checked:
             checked()
-        if check and not layered.note:
-            sys.argv[1:] = cpu_sizes.complete(sys.argv[1:])
+        if sized and not layered.note:
+            sys.argv[1:] = cpu_sizes.complete(sys.argv[1:], config_name)
         working.phase("composing")
         set_optuna_defaults(sys.argv[1:])
         try:

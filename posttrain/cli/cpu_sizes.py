@@ -8,7 +8,7 @@ conversation fits. They are overrides, so the configuration of a run, a run agai
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
 from hydra._internal.utils import get_args_parser
@@ -22,7 +22,8 @@ from posttrain.data.checks import check as check_data
 from posttrain.data.training_data import TrainingData
 from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
-from posttrain.spec import checks
+from posttrain.plan import auto
+from posttrain.spec import checks, first_rows
 from posttrain.utils import working
 from posttrain.utils.cache import cache_root
 from posttrain.utils.gpus import visible_gpus
@@ -38,43 +39,69 @@ GROUPS = ("model", "data", "template", "objective")
 CHOSEN = ("experiment", "recipe", "recipe.name", "trainer", "launch.submit", "launch.nnodes", "hydra/launcher")
 
 
-def complete(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a training with the sizes that are left to this machine, which are said.
+def complete(arguments: Sequence[str], config_name: str) -> list[str]:
+    """The arguments of a command with the sizes that a training leaves to this machine, which are said.
 
     Args:
         arguments: of a checked command line.
+        config_name: what the command composes.
     """
     args = get_args_parser().parse_args(list(arguments))
-    if args.cfg or args.info or args.config_name or visible_gpus() or "TORCHELASTIC_RUN_ID" in os.environ:
+    if args.help or args.hydra_help or args.cfg or args.info or args.config_name:
         return list(arguments)
     overrides, extra = split_overrides(args)
-    keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    if keys & {*CHOSEN, LENGTH} or not keys & {"data", "data.path", "data.sources"}:
+    keys = keys_of(overrides)
+    if not are_left(keys):
         return list(arguments)
-    lengths: dict[str, int] = {}  # by what they depend on; a sweep has one
     points = trials(overrides) if args.multirun else [overrides]
-    for point in points:
-        cfg = compose([*point, *extra])
+    added = choose((compose([*point, *extra], config_name) for point in points), keys)
+    if added:
+        print(
+            f"posttrain: on a CPU: {' '.join(added)}: the longest sample fits, and a step is short; as on a GPU: "
+            f"{LENGTH}={default(LENGTH)} {BATCH}={default(BATCH)}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return [*arguments, *added]
+
+
+def keys_of(overrides: Sequence[str]) -> set[str]:
+    """The keys and groups that overrides set."""
+    return {override.lstrip("+~").partition("=")[0] for override in overrides}
+
+
+def are_left(keys: Collection[str]) -> bool:
+    """Whether a run that sets these keys leaves its sizes to this machine: it has no GPU, the data are one's own."""
+    if visible_gpus() or "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
+    return not {*CHOSEN, LENGTH} & set(keys) and bool({"data", "data.path", "data.sources"} & set(keys))
+
+
+def choose(configurations: Iterable[DictConfig], keys: Collection[str]) -> list[str]:
+    """The overrides that choose the sizes of a run, or of all trials of a sweep alike; none where something else does.
+
+    Args:
+        configurations: as composed without them.
+        keys: that the command line sets.
+    """
+    lengths: dict[str, int] = {}  # by what they depend on; a sweep has one
+    for cfg in configurations:
         if cfg.trainer.seq_length != default(LENGTH):
-            return list(arguments)
+            return []
         key = "".join([OmegaConf.to_yaml(cfg[group]) for group in GROUPS])
         if key not in lengths:
             with contextlib.suppress(UserError):  # said by the run, or the one trial, that can't read its data
                 lengths[key] = length_for(cfg)
     if not lengths:
-        return list(arguments)
+        return []
     length = max(lengths.values())
     added = [f"{LENGTH}={length}"]
     if BATCH not in keys and cfg.trainer.global_batch_size == default(BATCH):
-        processes = checks.world_size(cfg, 0) * int(cfg.trainer.micro_batch_size)
-        added.append(f"{BATCH}={-(-max(1, STEP_TOKENS // length) // processes) * processes}")
-    print(
-        f"posttrain: on a CPU: {' '.join(added)}: the longest sample fits, and a step is short; as on a GPU: "
-        f"{LENGTH}={default(LENGTH)} {BATCH}={default(BATCH)}",
-        file=sys.stderr,
-        flush=True,
-    )
-    return [*arguments, *added]
+        at_once = checks.world_size(cfg, 0)
+        if cfg.trainer.micro_batch_size != auto.AUTO:  # which is 1 on a CPU
+            at_once *= int(cfg.trainer.micro_batch_size)
+        added.append(f"{BATCH}={-(-max(1, STEP_TOKENS // length) // at_once) * at_once}")
+    return added
 
 
 def default(key: str) -> int:
@@ -91,6 +118,7 @@ def length_for(cfg: DictConfig) -> int:
     """
     working.phase("reading data")
     most: int = cfg.trainer.seq_length
+    first_rows.look(cfg)  # before the tokenizer, which takes seconds to load
     data, template = check_data(cfg)
     if not isinstance(data, TrainingData):
         return most

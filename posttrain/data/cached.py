@@ -56,8 +56,9 @@ class DatasetBuilder:
 
             contents = [source.path, hub_datasets.revision(source.path, source.key)]
         else:
-            contents = fingerprint.files_beside(source.files(self.cache.parent), self.cache)
-            self.notes += sources.left_out(source)
+            files = source.files(self.cache.parent)
+            contents = fingerprint.files_beside(files, self.cache)
+            self.notes += sources.left_out(source) + sources.detected(files, source)
         self.contents.setdefault(source.key, []).extend(contents)
         name = fingerprint.digest(
             {

@@ -43,11 +43,16 @@ def as_utf8(file: io.BufferedReader, encoding: str | None) -> io.BufferedReader:
         encoding: of it; None: what its byte order mark says, UTF-8 where it has none.
     """
     if encoding is None:
-        start = file.peek(4)[:4]
-        encoding = next((name for mark, name in MARKS.items() if start.startswith(mark)), "utf-8")
+        encoding = marked(file) or "utf-8"
     if codecs.lookup(encoding).name in UTF8:
         return file
     return io.BufferedReader(_Recoded(file, encoding), CHUNK)
+
+
+def marked(file: io.BufferedReader) -> str | None:
+    """The encoding that the byte order mark at a file's beginning says; None: it has none, or that of UTF-8."""
+    start = file.peek(4)[:4]
+    return next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
 
 
 class _Recoded(io.RawIOBase):

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONTEXT = 4  # tokens before a token that it is decoded with
+# What the marks mean, by whether they are brackets, for want of colour.
+LEGEND = {
+    True: "⟦ ⟧ around what is trained: supervised tokens, whose loss counts; all else is context only\n",
+    False: "on green: what is trained, supervised tokens, whose loss counts; all else is context only\n",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,8 @@ def print_chats(chats: Sequence[Chat], report: dict[str, Any]) -> None:
         if within:
             text.append("⟧")
         console.print(text)
+    if chats:
+        console.print(Text(LEGEND[brackets], "dim"))
     table = format_statistics(report)
     width = max(len(name) for name, _ in table)
     for name, value in table:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, dropwhile, product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -91,11 +91,7 @@ def read(path: Path, kinds: Collection[str] | None = None, options: FileOptions 
     Raises:
         UserError: the file as a whole can't be read: unknown kind, empty, binary, damaged.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = None
-    if suffixes and suffixes[-1] in COMPRESSED:
-        packed = suffixes.pop()
-    kind = suffixes[-1] if suffixes else ""
+    kind, packed = _kind(path)
     if packed and kind in _WHOLE:
         raise UserError(f"data.path: {path}: {kind} files are compressed by themselves; unpack it first")
     kinds = KNOWN if kinds is None else kinds
@@ -116,6 +112,41 @@ def read(path: Path, kinds: Collection[str] | None = None, options: FileOptions 
         raise UserError(f"data.path: {path}: the compressed file ends too early; it is damaged") from None
     if not count:
         raise UserError(f"data.path: {path}: there are no rows in it")
+
+
+def detected(path: Path, options: FileOptions) -> list[str]:
+    """What the beginning of a file says of itself and nothing else does, with the key that would.
+
+    That is an encoding other than UTF-8, and what separates the columns of a CSV file other than its kind's usual. Of a
+    file that can't be read it is nothing: `read` says why.
+    """
+    kind, packed = _kind(path)
+    if kind not in _READERS:
+        return []
+    found = []
+    try:
+        with _unpacked(path, packed) as file:
+            encoding = encodings.marked(file)
+            if encoding and options.encoding is None:
+                found.append(f"text in {encoding} (data.encoding)")
+            if kind in USUAL_DELIMITERS and options.delimiter is None:
+                text = encodings.as_utf8(file, options.encoding)
+                lines = (_text(raw, path, "") for raw in _physical_lines(text))
+                delimiter, first, _ = tables.dialect(lines)
+                if delimiter != USUAL_DELIMITERS[kind] and delimiter in first:
+                    found.append(f"columns separated by {tables.name_of(delimiter)} (data.delimiter)")
+    except (OSError, EOFError, UnicodeDecodeError, UserError):
+        return []
+    return found
+
+
+def _kind(path: Path) -> tuple[str, str | None]:
+    """The suffix of a file's content, and that of what it is compressed with."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = None
+    if suffixes and suffixes[-1] in COMPRESSED:
+        packed = suffixes.pop()
+    return suffixes[-1] if suffixes else "", packed
 
 
 def _refuse_other_content(path: Path, kind: str) -> None:
@@ -331,17 +362,10 @@ def _csv(file: Lines, path: Path, options: FileOptions) -> Iterator[Row]:
             yield _text(raw, path, f"line {number}")
 
     csv.field_size_limit(MAX_ROW)
-    rest = dropwhile(lambda line: not line.strip(), lines())
-    first = next(rest, "")
-    separator = tables.SEPARATOR_LINE.fullmatch(first)
-    if separator:
-        first = next(rest, "")
+    delimiter, first, rest = tables.dialect(lines())
     before = number - 1  # lines before the one that names the columns
-    delimiter = tables.delimiter_of(first)
     if options.delimiter is not None:
         delimiter = tables.NAMED.get(options.delimiter, options.delimiter)
-    elif separator:
-        delimiter = separator[1]
     table = csv.reader(chain([first], rest), delimiter=delimiter, strict=True)
     started = 1 + before
     try:
@@ -424,6 +448,7 @@ ELSEWHERE = {
     ".ods": "a spreadsheet of another kind; save it as .xlsx, or as CSV",
 }
 COMPRESSED = (".gz", ".zst")
+USUAL_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TEXT = frozenset({".txt", *(f".txt{pack}" for pack in COMPRESSED)})
 PACKED = frozenset(map("".join, product(_READERS, COMPRESSED)))
 KNOWN = (frozenset(_READERS) | frozenset(_WHOLE) | PACKED) - TEXT  # of rows with columns

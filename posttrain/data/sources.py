@@ -277,3 +277,11 @@ def _walk(root: Path, key: str, links: bool) -> Iterator[tuple[Path, list[str]]]
 
 def _known(file: Path, kinds: Collection[str]) -> bool:
     return file.name.lower().endswith(tuple(kinds))
+
+
+def detected(files: Sequence[Path], source: Source) -> list[str]:
+    """Return what to tell of how a source's files are read where nothing says it; the first of them stands for all."""
+    found = readers.detected(files[0], source.options) if files else []
+    if not found:
+        return []
+    return [f"{files[0].name}: read as {' and '.join(found)}, as its beginning says"]

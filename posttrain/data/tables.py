@@ -7,7 +7,7 @@ import shlex
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,24 @@ def delimiter_of(line: str) -> str:
     """What separates the columns of a first line: the one that is there most often, outside of quotation marks."""
     plain = re.sub(r'"[^"]*("|$)', "", line)
     return max(DELIMITERS, key=plain.count)
+
+
+def dialect(lines: Iterator[str]) -> tuple[str, str, Iterator[str]]:
+    """What separates the columns of a table, the line that names them, and the lines behind it.
+
+    Empty lines on top are none of the table; nor is a first one that says the separator.
+    """
+    rest = dropwhile(lambda line: not line.strip(), lines)
+    first = next(rest, "")
+    separator = SEPARATOR_LINE.fullmatch(first)
+    if separator:
+        return separator[1], next(rest, ""), rest
+    return delimiter_of(first), first, rest
+
+
+def name_of(delimiter: str) -> str:
+    """A delimiter as it is typed."""
+    return "tab" if delimiter == "\t" else delimiter
 
 
 class Header:

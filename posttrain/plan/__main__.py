@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain.cli import command
+from posttrain.cli import command, cpu_sizes
 from posttrain.config import schema, yaml_file
 from posttrain.config.composition import CONF_DIR
 from posttrain.errors import UserError
@@ -119,6 +119,11 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     if cfg.launch.nnodes > 1 and cfg.launch.master_port is None:
         cfg.launch.master_port = 1  # nothing is started
     note = leave_demo(cfg, overrides)
+    assumed = not options.gpu and not here
+    keys = cpu_sizes.keys_of(overrides)
+    of_cpu = []
+    if assumed and options.read_data and cpu_sizes.are_left(keys):
+        of_cpu = cpu_sizes.choose([cfg], keys)
     shape = checks.check_settings(cfg, local, elsewhere=not here)
     lines = resolve_auto(cfg, local, replace(gpu, memory_gib=cfg.parallelism.memory_gib or gpu.memory_gib))
     checks.check_parallelism(cfg, local, shape)
@@ -128,7 +133,8 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     result = build_plan(cfg, checks.world_size(cfg, local), gpu, options.read_data and note is None, replan)
     if note is not None:
         result["data"] = {"not_counted": note}
-    result["gpu"]["assumed"] = not options.gpu and not here
+    result["gpu"]["assumed"] = assumed
+    result["sizes_on_this_cpu"] = of_cpu
     result["auto"] = "\n".join(lines) or None
     return result
 

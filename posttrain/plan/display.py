@@ -1,5 +1,6 @@
 """Print a plan on the terminal."""
 
+from collections.abc import Iterator
 from typing import IO, Any
 
 from rich.console import Console
@@ -31,27 +32,46 @@ def print_plan(plan: dict[str, Any], file: IO[str] | None = None) -> None:
     console.print(_gpus(plan))
     if plan["auto"]:
         console.print(plan["auto"])
-    for name, decision in plan["decisions"].items():
-        console.print(f"{name}: {decision}")
+    for line in _verdict(plan):
+        console.print(line)
+    if plan["layouts"]:
+        console.print(_layout_table(plan, console))
+    elif plan["changes"]:
+        console.print(_change_table(plan["changes"], console))
     console.print(_memory_table(plan["memory_gib"]))
     console.print(_run_table(plan))
+    for name, decision in plan["decisions"].items():
+        console.print(f"{name}: {decision}")
+
+
+def _verdict(plan: dict[str, Any]) -> Iterator[str]:
+    """Whether it fits, how long it takes, and where it doesn't fit what to type."""
     needed, available = plan["memory_gib"]["needed"], plan["gpu"]["memory_gib"]
-    best = plan["cheapest_change"]
+    speed = plan["speed"]
     if plan["fits"]:
-        console.print(f"[green]fits[/]: {needed:.1f} of {available:g} GiB")
-    else:
-        console.print(f"[red]does not fit[/]: needs {needed:.1f} GiB, {available:g} GiB available")
-    if not plan["fits"] and not plan["layouts"]:
-        if best:
-            overrides = " ".join(best["overrides"])
-            console.print(f"cheapest change that fits: [bold]{overrides}[/]  {_effect(best)}")
-            console.print("cheapest: changes the training least, then needs the fewest GPUs, then takes the least time")
-        else:
-            console.print("no combination of changes makes it fit on these GPUs")
+        line = f"[bold green]fits[/]: {needed:.1f} of {available:g} GiB"
+        if speed["step_s"]:
+            line += f"; {speed['step_s']:.2f} s a step"
+        if speed["step_s"] and speed["total_s"] is not None:
+            line += f", {format_duration(speed['total_s'])} in all"
+        yield line
+        if plan["gpu"]["assumed"]:
+            name = plan["gpu"]["name"]
+            yield f"[yellow]on an assumed {name}, not on this machine, which has no GPU[/]: a CPU is far slower"
+        return
+    yield f"[bold red]does not fit[/]: needs {needed:.1f} GiB, {available:g} GiB available"
+    best = plan["cheapest_change"]
     if plan["layouts"]:
-        console.print(_layout_table(plan))
-    elif plan["changes"]:
-        console.print(_change_table(plan["changes"]))
+        fastest = plan["layouts"][0]
+        line = f"fastest that fits: add [bold]{' '.join(fastest['overrides'])}[/]  {fastest['needed_gib']:.1f} GiB"
+        if fastest["step_s"] is not None:
+            line += f", {fastest['step_s']:.2f} s a step"
+        yield line
+    elif best:
+        yield f"cheapest change that fits: add [bold]{' '.join(best['overrides'])}[/]  {_effect(best)}"
+        yield "cheapest: changes the training least, then needs the fewest GPUs, then takes the least time"
+    else:
+        yield "no combination of changes makes it fit on these GPUs"
 
 
 def _gpus(plan: dict[str, Any]) -> str:
@@ -97,6 +117,9 @@ def _memory_table(memory: dict[str, Any]) -> Table:
 def _run_table(plan: dict[str, Any]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("data", _data(plan["data"]))
+    if plan["sizes_on_this_cpu"]:
+        sizes = " ".join(plan["sizes_on_this_cpu"])
+        table.add_row("", f"a run on this machine, a CPU, takes {sizes} unless they are given, as preview shows")
     tokens = f"{plan['tokens_per_step']:,} tokens"
     steps = f"not known, each of {tokens}: set trainer.max_steps"
     if plan["steps"] is not None:
@@ -112,11 +135,6 @@ def _run_table(plan: dict[str, Any]) -> Table:
         if speed["total_s"] is not None:
             time += f", {format_duration(speed['total_s'])} in all"
         table.add_row("time", time)
-        if plan["gpu"]["assumed"]:
-            name = plan["gpu"]["name"]
-            table.add_row(
-                "", f"[yellow]of the assumed {name}, not of this machine, which has no GPU[/]: a CPU is far slower"
-            )
         table.add_row(
             "",
             f"[dim]limited by {speed['bound']}; from rates measured on H200s; without start and validation[/]",
@@ -136,9 +154,9 @@ def _data(data: dict[str, Any]) -> str:
     )
 
 
-def _change_table(changes: list[dict[str, Any]]) -> Table:
+def _change_table(changes: list[dict[str, Any]], console: Console) -> Table:
     table = Table(title="One change", title_justify="left")
-    table.add_column("overrides", overflow="fold")
+    _add_overrides(table, "overrides", changes, console)
     table.add_column("GiB", justify="right", overflow="fold")
     table.add_column("fits", overflow="fold")
     table.add_column("time", justify="right", overflow="fold")
@@ -154,11 +172,18 @@ def _change_table(changes: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _layout_table(plan: dict[str, Any]) -> Table:
+def _add_overrides(table: Table, title: str, entries: list[dict[str, Any]], console: Console) -> None:
+    """A column for overrides, which are not divided where the terminal is twice as wide."""
+    words = [word for entry in entries for word in entry["overrides"]]
+    widest = max(map(len, words), default=0)
+    table.add_column(title, overflow="fold", min_width=min(widest, console.width // 2))
+
+
+def _layout_table(plan: dict[str, Any], console: Console) -> Table:
     """What fits on the GPUs, with the overrides to add."""
     gpu = plan["gpu"]
     table = Table(title=f"Fits on {gpu['count']} x {gpu['name']}, fastest first", title_justify="left")
-    table.add_column("overrides to add", overflow="fold")
+    _add_overrides(table, "overrides to add", plan["layouts"], console)
     table.add_column("GiB", justify="right")
     table.add_column("s a step", justify="right")
     table.add_column("", overflow="fold")

@@ -46,9 +46,9 @@ class Layout:
         return self.memory.needed <= gpu.memory_gib * GIB
 
     @property
-    def cost(self) -> tuple[float, float]:
-        """What to sort by: time, then memory."""
-        return self.step_s or 0.0, self.memory.needed
+    def cost(self) -> tuple[float, bool, float]:
+        """What to sort by: time, whether anything is to be changed, then memory."""
+        return self.step_s or 0.0, bool(self.overrides), self.memory.needed
 
     @property
     def eight_bit(self) -> bool:
@@ -213,14 +213,15 @@ def overrides(given: RunSpec, setting: RunSpec) -> tuple[str, ...]:
 
 
 def _worthwhile(layouts: list[Layout]) -> list[Layout]:
-    """Layouts by time, without those that another of the same weights beats in time and memory."""
+    """What was asked for, and of the others those that no other one of the same weights beats in time and memory."""
     kept = []
     for eight_bit in (False, True):
         least = float("inf")  # memory of those before
         alike = []
         for layout in sorted(layouts, key=lambda layout: layout.cost):
-            if layout.eight_bit == eight_bit and layout.memory.needed < least:
-                least = layout.memory.needed
+            is_better = layout.memory.needed < least or not layout.overrides
+            if layout.eight_bit == eight_bit and is_better:
+                least = min(least, layout.memory.needed)
                 alike.append(layout)
         kept += alike[:MOST_SHOWN]
     return sorted(kept, key=lambda layout: layout.cost)

@@ -73,6 +73,26 @@ def test_tables_of_other_programs_are_read_as_they_were_written(tmp_path):
     assert read(tmp_path / "array.jsonl") == ROWS
 
 
+def test_how_a_file_is_read_is_said_where_nothing_else_says_it(tmp_path):
+    def noted(path, **options):
+        source = Source(str(path), PromptCompletion(), options=FileOptions(**options))
+        return sources.detected([path], source)
+
+    path = tmp_path / "a.csv"
+    assert noted(written(path)) == [] and noted(written(tmp_path / "a.tsv", delimiter="\t")) == []
+    said = "a.csv: read as columns separated by ; (data.delimiter), as its beginning says"
+    assert noted(written(path, delimiter=";")) == [said]
+    assert noted(path, delimiter=";") == []
+    both = "text in utf-16 (data.encoding) and columns separated by tab (data.delimiter)"
+    assert noted(written(path, dialect="excel-tab", encoding="utf-16")) == [
+        f"a.csv: read as {both}, as its beginning says"
+    ]
+    path.write_bytes(b"\xff\xfe\xff")  # which can't be read
+    assert noted(path) == []
+    (tmp_path / "a.jsonl").write_text("{}")
+    assert noted(tmp_path / "a.jsonl") == []
+
+
 def test_a_large_file_in_another_encoding_is_recoded_whole(tmp_path):
     """Across the borders of what is decoded at once, where a character's bytes lie on both sides."""
     rows = [{"prompt": f"質問{number}" * 50, "completion": "答え"} for number in range(5000)]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,8 @@ import pytest
 from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.plan import advice
-from posttrain.plan.__main__ import main, plan
+from posttrain.plan.__main__ import estimate, main, plan
+from posttrain.plan.display import print_plan
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.plan.speed import estimate_speed
 from posttrain.spec import checks
@@ -79,12 +81,27 @@ def test_data_that_cannot_be_counted(capsys, tmp_path):
     assert planned(capsys, *words, "trainer.max_steps=7")["steps"] == 7
 
 
-def test_tables(capsys):
+def test_tables(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     words = ["model=llama3_8b", "peft=none", "plan.read_data=false", "plan.gpu=h100"]
     assert not plan(compose(words, config_name="plan"))
     out = capsys.readouterr().out
     for text in ("8,030,261,248 trained", "does not fit", "cheapest change that fits", "optimizer", "outside"):
         assert text in out
+    lines = out.splitlines()
+    assert lines[2].startswith("does not fit: needs ") and "add trainer.recompute=full" in lines[3]
+
+
+def test_the_verdict_comes_first_and_overrides_stay_whole(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    words = ["model=llama31_70b", "plan.read_data=false", "plan.gpu=h100", "plan.gpus=8", "parallelism=tp8"]
+    result = estimate(compose([*words, "trainer.max_steps=2"], config_name="plan"), [], None)
+    print_plan(result)
+    out = capsys.readouterr().out
+    third = out.splitlines()[2]
+    assert re.fullmatch(r"fits: [\d.]+ of 79\.2 GiB; [\d.]+ s a step, \d+ s in all", third)
+    overrides = [override for layout in result["layouts"] for override in layout["overrides"]]
+    assert any(len(override) > 40 for override in overrides) and all(override in out for override in overrides)
 
 
 @pytest.mark.parametrize(

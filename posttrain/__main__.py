@@ -8,8 +8,9 @@ if __name__ == "__main__":
     subcommands.run_named()
     terminal.greet()
 
+import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,6 @@ class Settled:
 
 
 _settled: dict[str, Settled] = {}  # by the text of what was composed: before Hydra makes a directory, then for the run
-_jobs: list[dry_run.PlannedJob] = []  # that would be submitted
 
 
 def settle(composed: DictConfig, gpus: int, parallel: int = 1) -> Settled:
@@ -108,11 +108,12 @@ def submit(cfg: DictConfig, run_dir: Path) -> float | None:
     return trial.value
 
 
-def before(cfg: DictConfig) -> None:
+def before(cfg: DictConfig, jobs: list[dry_run.PlannedJob]) -> None:
     """What can be refused before there is a directory for the run.
 
     Args:
         cfg: composed with `hydra`.
+        jobs: gets the Slurm job that the run is to be, if it is.
     """
     options = slurm.options_of(cfg.hydra.launcher)
     sweeping = bool({"-m", "--multirun"} & set(sys.argv))
@@ -127,7 +128,7 @@ def before(cfg: DictConfig) -> None:
         checks.check_trackers(cfg)
         first_rows.look(cfg)
         checks.check_hub(cfg)
-        _jobs.append(dry_run.PlannedJob(options, directory, checks.nproc_per_node(cfg, options.gpus_per_node)))
+        jobs.append(dry_run.PlannedJob(options, directory, checks.nproc_per_node(cfg, options.gpus_per_node)))
         return
     if options or cfg.launch.submit:
         raise UserError(f"{slurm.LAUNCHER}: requires launch.submit=true for one run, or with --multirun")
@@ -154,12 +155,12 @@ def directory_of(cfg: DictConfig, sweeping: bool) -> Path:
     return Path(cfg.hydra.sweep.dir).absolute()
 
 
-def before_jobs() -> None:
+def before_jobs(jobs: Sequence[dry_run.PlannedJob]) -> None:
     """See that what has been checked can be submitted, where it is to be; or show it and leave."""
-    if not _jobs:
+    if not jobs:
         return
-    if any(job.options.dry_run for job in _jobs):
-        dry_run.show(_jobs)
+    if any(job.options.dry_run for job in jobs):
+        dry_run.show(jobs)
         raise SystemExit
     slurm.require()
 
@@ -167,7 +168,6 @@ def before_jobs() -> None:
 @stop.command
 def main() -> None:
     """Entry point of `python -m posttrain` and of the `posttrain` script."""
-    _jobs.clear()  # of another call in this process
     stop.outlive_terminal()
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_screen.render(composition.CONF_DIR, composition.PACKAGE))
@@ -184,7 +184,9 @@ def main() -> None:
     except UserError as error:
         stop.fail(str(error))
     prestart.start(sys.argv[1:])
-    command.run(task, check=before, checked=before_jobs, sized=True)
+    jobs: list[dry_run.PlannedJob] = []
+    check = functools.partial(before, jobs=jobs)
+    command.run(task, check=check, checked=lambda: before_jobs(jobs), sized=True)
 
 
 if __name__ == "__main__":

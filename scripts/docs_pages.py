@@ -127,18 +127,12 @@ def group_page(group: str) -> str:
     folder, prefix = CONF / group, group.replace("/", ".")
     choices = sorted(folder.glob("*.yaml"))
     inner = sorted(path for path in folder.rglob("*.yaml") if path.parent != folder)
-    default = _default(group)
-    first = [folder / f"{default}.yaml"] if default and (folder / f"{default}.yaml") in choices else []
+    default = options.default_choice(CONF, group)
     found, others = {}, {}
-    for path in [*inner, *first, *choices]:  # shared files first: their comments are the group's
-        for option in options.read(path):
-            key = (
-                option.key if options.package(path) == "_global_" else f"{options.package(path) or prefix}.{option.key}"
-            )
-            mine = key == prefix or key.startswith(f"{prefix}.")
-            place = found if mine else others
-            if key not in place or not place[key].comment:
-                place[key] = options.Option(key, option.default, option.comment)
+    for one in options.of_group(CONF, group):
+        mine = one.option.key == prefix or one.option.key.startswith(f"{prefix}.")
+        place = found if mine else others
+        place[one.option.key] = one.option
     lines = [f"# `{group}`", "", f"`{group}=NAME` on the command line chooses `conf/{group}/NAME.yaml`"]
     lines[-1] += f"; by default it is `{default}`." if default else "; by default it is none."
     if others:
@@ -240,15 +234,6 @@ def _fields(owner: Any) -> dict[str, str]:
             words.append("one of " + ", ".join(f"`{choice}`" for choice in field.metadata["choices"]))
         found[field.name] = ", ".join(words)
     return found
-
-
-def _default(group: str) -> str | None:
-    """What config.yaml (or a command's file) chooses."""
-    for path in [CONF / "config.yaml", *CONF.glob("*.yaml")]:
-        chosen = re.search(rf"^  - (?:override )?{group}: (\S+)", path.read_text(), re.MULTILINE)
-        if chosen:
-            return None if chosen[1] == "null" else chosen[1].strip("[]")
-    return None
 
 
 def _usage(command: str) -> str:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain import sweep
-from posttrain.cli import cpu_sizes, data_format, help_screen, rerun, run_file
+from posttrain.cli import conf_options, cpu_sizes, data_format, help_screen, rerun, run_file
 from posttrain.cli.precheck import check_ahead, split_overrides
 from posttrain.config import composition as config
 from posttrain.config import hydra_guard, synonyms
@@ -190,7 +190,7 @@ def _refuse_unknown_options(arguments: list[str]) -> None:
     for option in unknown:
         if option.startswith("-"):
             key = option.lstrip("-").partition("=")[0].replace("-", "_")
-            advice = synonyms.advice_on_key(key) or did_you_mean(key, config.key_paths(config.compose()))
+            advice = synonyms.advice_on_key(key) or did_you_mean(key, conf_options.keys(config.CONF_DIR))
             fail(f"{option}: no such option{advice}; settings are written KEY=VALUE, without dashes: --help")
     if known.multirun and (known.cfg or known.info):
         fail("--multirun: --cfg and --info are about one run; leave it out")

@@ -1,6 +1,7 @@
-"""The options of a YAML file of conf/, with the comments that explain them."""
+"""The options of the YAML files of conf/, with the comments that explain them."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -19,6 +20,106 @@ class Option:
     key: str
     default: str
     comment: str
+
+
+@dataclass(frozen=True)
+class GroupOption:
+    """A key of a config group.
+
+    Attributes:
+        option: with the key's whole path; default and comment of the first file that explains it.
+        choices: of the group, whose files have the key.
+    """
+
+    option: Option
+    choices: tuple[str, ...]
+
+
+def sections(conf: Path) -> list[str]:
+    """The keys of conf/config.yaml, and the parts in it, that are no group."""
+    parts = (option.key.partition(".")[0] for option in read(conf / "config.yaml"))
+    return [part for part in dict.fromkeys(parts) if part != "hydra"]
+
+
+def group_of(conf: Path, key: str) -> str | None:
+    """The group or section that a key is in: of `trainer.epochs` it is trainer; None: there is none."""
+    parts = key.replace("/", ".").split(".")
+    if parts[:2] == ["hydra", "launcher"]:
+        return "hydra/launcher"
+    is_group = parts[0] != "hydra" and any((conf / parts[0]).glob("*.yaml"))
+    return parts[0] if is_group or parts[0] in sections(conf) else None
+
+
+def default_choice(conf: Path, group: str) -> str | None:
+    """What conf/config.yaml chooses of a group, or a command's file there; None: nothing."""
+    for path in [conf / "config.yaml", *conf.glob("*.yaml")]:
+        chosen = re.search(rf"^  - (?:override )?{group}: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if chosen:
+            return None if chosen[1] == "null" else chosen[1].strip("[]")
+    return None
+
+
+def of_group(conf: Path, group: str) -> list[GroupOption]:
+    """Every key that the files of a group set, those of other groups too, or that a section of conf/config.yaml has.
+
+    Files that several choices include come first, then the default choice: their comments are the group's.
+    """
+    folder = conf / group
+    if not folder.is_dir():
+        own = [option for option in read(conf / "config.yaml") if option.key.partition(".")[0] == group]
+        return [GroupOption(option, ()) for option in own]
+    default = default_choice(conf, group)
+    choices = sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != default, path))
+    of_files: dict[Path, list[str]] = {}  # the choices that a file is part of
+    for choice in choices:
+        for path in included(choice):
+            of_files.setdefault(path, []).append(choice.stem)
+    found: dict[str, GroupOption] = {}
+    for path, names in sorted(of_files.items(), key=lambda item: item[0].parent == folder):  # shared ones first
+        for option in _of_file(path, group.replace("/", ".")):
+            known = found.get(option.key, GroupOption(option, ()))
+            if not known.option.comment:
+                known = replace(known, option=replace(known.option, comment=option.comment))
+            found[option.key] = replace(known, choices=tuple(dict.fromkeys([*known.choices, *names])))
+    return list(found.values())
+
+
+def of_choice(conf: Path, group: str, choice: str) -> list[Option]:
+    """The keys of one choice of a group, with its own values."""
+    found: dict[str, Option] = {}
+    for path in included(conf / group / f"{choice}.yaml"):
+        for option in _of_file(path, group.replace("/", ".")):
+            comment = option.comment
+            if not comment and option.key in found:
+                comment = found[option.key].comment
+            found[option.key] = replace(option, comment=comment)
+    return list(found.values())
+
+
+def keys(conf: Path) -> set[str]:
+    """Every key that a file of conf/ sets for training."""
+    found = {option.key for option in read(conf / "config.yaml")}
+    for folder in conf.iterdir():
+        if folder.is_dir() and folder.name != "model":  # whose keys are those of config.json
+            found |= {one.option.key for one in of_group(conf, folder.name)}
+    return found
+
+
+def included(path: Path) -> list[Path]:
+    """The files of its folder that a choice is made of, what it includes before itself."""
+    text = path.read_text(encoding="utf-8")
+    files = []
+    for name in re.findall(r"^  - (\w+/\w+)@", text, re.MULTILINE):
+        files += included(path.parent / f"{name}.yaml")
+    return [*files, path]
+
+
+def _of_file(path: Path, prefix: str) -> list[Option]:
+    """The options of a file of a group by their whole paths."""
+    place = package(path) or prefix
+    if place == "_global_":
+        return read(path)
+    return [replace(option, key=f"{place}.{option.key}") for option in read(path)]
 
 
 def header(path: Path) -> str:

@@ -18,18 +18,18 @@ posttrain: fine-tune language models on Megatron-Bridge, from a laptop CPU to a 
   python -m posttrain --resume outputs/mine                       stopped? at its last checkpoint
   python -m posttrain --rerun outputs/mine seed=2                 its overrides in a new directory
   python -m posttrain --multirun optimizer.lr=1e-4,2e-4 peft.rank=8,16               a grid
-  python -m posttrain launch.submit=true ...                      as a Slurm job; to see its script:
-  python -m posttrain launch.submit=true hydra.launcher.dry_run=true
+  python -m posttrain launch.submit=true hydra.launcher.partition=gpu hydra.launcher.time=8:00:00
+    as a Slurm job (keys: posttrain options hydra/launcher); its script: hydra.launcher.dry_run=true
   python -m posttrain recipe=llama3_8b_peft_config data=...       names: recipe=list
 
 Overrides: group=choice selects conf/group/choice.yaml, group.key=value changes one value in it.
-A list: 'logger=[csv,wandb]'. Some rows: 'data.where=lang == "en"'. All keys: --cfg job
+A list: 'logger=[csv,wandb]'. Some rows: 'data.where=lang == "en"'.
+A group's keys with default and meaning: python -m posttrain options trainer (or data=custom)
 (A * after a model: there is NAME_instruct, NAME_chat or NAME_it as well.)"""
 COMMANDS = "Commands: posttrain COMMAND, or python -m posttrain.COMMAND, each with --help"
 SCRIPT = "A menu, and a line for cluster scripts:   scripts/posttrain.sh"
 FOOT = """\
 Every key and value:                      python -m posttrain --cfg job
-What each means:                          comments in conf/, the same as pages: make docs
 Completion for the `posttrain` command:   eval "$(posttrain -sc install=bash)\""""
 REMARKS = {"metric": "  (of evaluate)"}  # on groups that training does not use
 # In the order of a command line; a group that isn't listed comes after them.
@@ -94,15 +94,26 @@ def options(path: Path, keys: Collection[str] | None = None) -> str:
         path: its file in conf/.
         keys: those to show; None: all.
     """
-    lines = []
+    lines: list[str] = []
     for option in conf_options.read(path):
         if option.key.startswith("hydra.") or (keys is not None and option.key not in keys):
             continue
-        assignment = f"{option.key}={option.default}" if option.default else option.key
-        lines.append(f"  {assignment}")
-        indent = " " * 6
-        lines += textwrap.wrap(option.comment, COLUMNS, initial_indent=indent, subsequent_indent=indent)
+        lines += option_lines(option)
     return "\n".join(lines)
+
+
+def option_lines(option: conf_options.Option, only_in: str = "") -> list[str]:
+    """A key with its default, and below it its comment.
+
+    Args:
+        option: the key.
+        only_in: the choices that have it, if not all have; put behind it.
+    """
+    line = f"  {option.key}={option.default}" if option.default else f"  {option.key}"
+    if only_in:
+        line += f"   ({only_in})"
+    indent = " " * 6
+    return [line, *textwrap.wrap(option.comment, COLUMNS, initial_indent=indent, subsequent_indent=indent)]
 
 
 def _wrap(name: str, text: str) -> list[str]:

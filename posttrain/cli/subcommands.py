@@ -36,7 +36,8 @@ def run_named() -> None:
         return
     names = sorted([*ALIASES, *files(PACKAGE)])
     if name not in names:
-        stop.fail(f"{name}: no such command; there are {', '.join(names)}{did_you_mean(name, names)}")
+        nearest = did_you_mean(name, names) or "."
+        stop.fail(f"{name}: no such command; there are {', '.join(names)}{nearest} Keys: posttrain options GROUP")
     working.begin("starting")
     runpy.run_module(module_of(name), run_name="__main__", alter_sys=True)
     raise SystemExit

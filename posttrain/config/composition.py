@@ -139,20 +139,44 @@ def _explain_unknown_key(text: str, whole: str, config_name: str) -> str:
 def _explain_key(key: str, location: str, config_name: str) -> str:
     """An unknown key: what another framework's name is here, else what it may be a misspelling of."""
     advice = synonyms.advice_on_key(key)
-    known = _known_keys(config_name)
+    known = [*_known_keys(config_name), *_launcher_keys()]
     if advice:
         advice += "."
-    elif key in known:  # of a file, since the command line takes it
+    elif key in known and not key.startswith("hydra."):  # of a file, since the command line takes it
         group, _, name = key.rpartition(".")
         advice = f"; in a file of Hydra's it is `{name}`, indented below `{group}:`."
     else:
         advice = _other_choices(key) or did_you_mean(key, known) or "."
-    return f"`{key}`: unknown key{location}{advice} All keys: python -m posttrain --cfg job"
+    return f"`{key}`: unknown key{location}{advice} {_where_keys_are(key)}"
+
+
+def _where_keys_are(key: str) -> str:
+    """The command that lists what a key may have been meant to be."""
+    group, _ = _of_group(key)
+    if group != "hydra" and (CONF_DIR / group).is_dir():
+        return f"All keys of {group}: python -m posttrain options {group}"
+    return "All keys: python -m posttrain --cfg job"
+
+
+def _of_group(key: str) -> tuple[str, str]:
+    """The config group that a key may be of, and the rest of the key."""
+    if key.startswith("hydra.launcher."):
+        return "hydra/launcher", key.removeprefix("hydra.launcher.")
+    group, _, rest = key.partition(".")
+    return group, rest
+
+
+def _launcher_keys() -> list[str]:
+    """The keys of Hydra's launchers that this project has."""
+    names = set()
+    for path in (CONF_DIR / "hydra" / "launcher").glob("*.yaml"):
+        names |= set(key_paths(yaml_file.read(path)))
+    return [f"hydra.launcher.{name}" for name in sorted(names)]
 
 
 def _other_choices(key: str) -> str:
     """The choices of a key's group that have it, and how one is made; empty where none has."""
-    group, _, rest = key.partition(".")
+    group, rest = _of_group(key)
     owners = []
     for name in _choices(group):
         if rest in key_paths(yaml_file.read(CONF_DIR / group / f"{name}.yaml")):

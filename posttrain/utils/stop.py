@@ -8,6 +8,7 @@ import errno
 import functools
 import io
 import os
+import select
 import signal
 import sys
 from collections.abc import Buffer, Callable
@@ -97,6 +98,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
                 return
             main()
         except (UserError, OSError) as error:  # that the command has left to us
+            if isinstance(error, BrokenPipeError) and _reader_is_gone():
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+                raise SystemExit(128 + signal.SIGPIPE) from None
             message = location_error(error) if isinstance(error, OSError) else str(error)
             if message is None or os.environ.get(FULL_ERROR) == "1":
                 raise
@@ -110,6 +114,13 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
                 signal.signal(number, handler)
 
     return wrapped
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more: `| head` has seen enough."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def open_streams() -> None:

@@ -126,13 +126,23 @@ def test_their_names_are_answered_with_ours(override, expected):
 @pytest.mark.parametrize("override", ["trainer.frobnicate=1", "trainer.seed=3"])
 def test_no_hint_rather_than_a_wrong_one(override):
     key = override.partition("=")[0]
-    assert refusal(override) == f"`{key}`: unknown key. All keys: python -m posttrain --cfg job"
+    assert refusal(override) == f"`{key}`: unknown key. All keys of trainer: python -m posttrain options trainer"
 
 
 @pytest.mark.parametrize("override", ["+trainer.foo=1", "++trainer.foo=1", "+foo.bar=1", "+hydra.foo=1"])
 def test_an_added_key_is_unknown_as_any_other(override):
     key = override.lstrip("+").partition("=")[0].removesuffix(".bar")
-    assert refusal(override) == f"`{key}`: unknown key. All keys: python -m posttrain --cfg job"
+    where = "All keys: python -m posttrain --cfg job"
+    if key.startswith("trainer."):
+        where = "All keys of trainer: python -m posttrain options trainer"
+    assert refusal(override) == f"`{key}`: unknown key. {where}"
+
+
+def test_a_key_of_the_launcher_names_it():
+    said = refusal("hydra.launcher.time=60")
+    assert "it belongs to hydra/launcher=slurm, to be chosen first" in said
+    said = refusal("launch.submit=true", "hydra/launcher=slurm", "hydra.launcher.partion=gpu")
+    assert "did you mean `hydra.launcher.partition`? All keys of hydra/launcher: " in said
 
 
 def test_a_key_of_another_choice_names_it():

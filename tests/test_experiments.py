@@ -30,8 +30,9 @@ def rows(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("experiment", READY, ids=lambda experiment: experiment.name)
 def test_checks_and_memory(experiment, rows):
     cfg = compose([f"experiment={experiment.name}", f"data.path={rows}"])
-    shape = checks.check_settings(cfg, experiment.count, elsewhere=True)
-    checks.check_parallelism(cfg, experiment.count, shape)
+    local = experiment.count // cfg.launch.nnodes
+    shape = checks.check_settings(cfg, local, elsewhere=True)
+    checks.check_parallelism(cfg, local, shape)
     if experiment.count:
         needed, speed = experiment.plan()
         assert needed < gpus.find_gpu(experiment.gpu).memory_gib and speed > 0

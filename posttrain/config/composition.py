@@ -84,6 +84,11 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
     if several:
         as_list = shlex.quote(f"{several[1]}=[{several[2]}]")
         return f"`{several[1]}`: several values are a list: {as_list}; to try one after the other: --multirun"
+    if "does not support sweep type" in text:
+        return (
+            "a range, as interval(1e-5,1e-3), is a search's: add hydra/sweeper=optuna; a grid takes values: "
+            "optimizer.lr=1e-4,2e-4"
+        )
     cause = " ".join(str(error.__cause__ or "").split())
     whole = f"{text} {cause}"
     if UNKNOWN_KEY.search(whole) or "is not in struct" in whole or "not in '" in whole:

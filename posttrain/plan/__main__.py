@@ -118,7 +118,7 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
         local = options.gpus or checks.nproc_per_node(cfg, 0)
     if cfg.launch.nnodes > 1 and cfg.launch.master_port is None:
         cfg.launch.master_port = 1  # nothing is started
-    note = leave_demo(cfg, overrides)
+    note = leave_demo(cfg, overrides) or without_file(cfg)
     assumed = not options.gpu and not here
     keys = cpu_sizes.keys_of(overrides)
     of_cpu = []
@@ -167,6 +167,21 @@ def leave_demo(cfg: DictConfig, overrides: Sequence[str]) -> str | None:
         if value is not None:
             said.append(f"{name}={value}")
     return f"no data= is given; planned with {' '.join(said)} (data=demo plans the demo)"
+
+
+def without_file(cfg: DictConfig) -> str | None:
+    """Let data be planned that have a format and no file yet, as those of a ready run.
+
+    Args:
+        cfg: gets the name of a file that is not read.
+
+    Returns:
+        What is planned instead; None: there is a file.
+    """
+    if "path" not in cfg.data or cfg.data.path is not None or cfg.data.sources:
+        return None
+    cfg.data.path = "demo:sentences"
+    return "no data.path= is given"
 
 
 def resolve_auto(cfg: DictConfig, local: int, gpu: gpus.Gpu) -> list[str]:

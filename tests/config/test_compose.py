@@ -6,9 +6,12 @@ import sys
 import time
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from posttrain.cli import command as cli_command
-from posttrain.config.composition import CONF_DIR, compose, key_paths
+from posttrain.config.composition import CONF_DIR, compose, explain, key_paths
 from posttrain.errors import UserError, location_error
 
 
@@ -41,6 +44,13 @@ def test_several_loggers():
     assert set(compose(["logger=[wandb,tensorboard]"]).logger) == {"wandb", "tensorboard"}
     assert set(compose(["logger=wandb"]).logger) == {"wandb"}
     assert not compose().logger
+
+
+def test_a_range_without_a_search():
+    override = OverridesParser.create().parse_overrides(["optimizer.lr=interval(1e-5,1e-3)"])
+    with pytest.raises(HydraException) as refused:
+        BasicSweeper.split_arguments(override, None)
+    assert "add hydra/sweeper=optuna" in explain(refused.value, [])
 
 
 def test_an_experiment_without_its_package(tmp_path):

@@ -31,6 +31,11 @@ def planned(capsys, *words):
     return found
 
 
+def test_a_ready_run_is_planned_without_a_file(capsys):
+    found = planned(capsys, "experiment=lora_llama32_1b", "plan.gpu=4090")
+    assert found["data"] == {"not_counted": "no data.path= is given"} and found["fits"] and found["steps"] is None
+
+
 def test_default_run_without_torch():
     command = [sys.executable, "-X", "importtime", "-m", "posttrain.plan", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})

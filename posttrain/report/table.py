@@ -1,6 +1,6 @@
 """A report on the terminal: a table of trials, or the facts of one run."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -10,7 +10,7 @@ from rich.text import Text
 from posttrain.report.comparison import NUMBERS, Comparison, format_setting, format_value, setting
 from posttrain.report.facts import Fact, facts_of_run, facts_of_sweep
 from posttrain.report.trials import Trial
-from posttrain.utils.escape import escape_control, shorten
+from posttrain.utils.escape import escape_control, shorten, shorten_front
 
 STYLE = {
     "finished": "green",
@@ -27,7 +27,7 @@ OTHERS = "\nmade or validated with other files, ranked by themselves:"
 # Columns beside the one that ranks, as far as the terminal is wide; the page has all.
 OPTIONAL = ("train_loss", "tokens_per_second", "peak_memory_gib", "train_seconds")
 WIDEST = 18  # characters of a swept value
-WIDEST_NAME = 24
+WIDEST_NAME = 24  # characters of a name in a column
 MOST_ROWS = 40
 LONGEST_ERROR = 300
 
@@ -38,23 +38,56 @@ def print_table(comparison: Comparison, console: Console | None = None) -> None:
     Those that can't be compared with the latest have tables of their own.
     """
     console = console or Console(highlight=False)
-    optional = [name for name in OPTIONAL if name in comparison.other_numbers]
-    keys = list(comparison.keys)
-    while _width(_table(comparison, comparison.trials, keys, optional), console) > console.width:
-        if not optional and len(keys) < 2:
-            break
-        (optional or keys).pop()
+    columns = _columns(comparison, console)
     for group in range(1 + max((trial.group for trial in comparison.trials), default=0)):
         if group:
             console.print(OTHERS)
         trials = [trial for trial in comparison.trials if trial.group == group]
-        console.print(_table(comparison, trials[:MOST_ROWS], keys, optional))
+        console.print(_table(comparison, trials[:MOST_ROWS], columns))
         if len(trials) > MOST_ROWS:
             console.print(f"and {len(trials) - MOST_ROWS} more, which the page shows")
-    if len(keys) < len(comparison.keys):
-        console.print(f"and {len(comparison.keys) - len(keys)} more swept keys, which the page shows")
+    _print_what_has_no_column(comparison, columns, console)
     _print_errors(comparison, console)
     _print_facts(facts_of_sweep(comparison), console)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the terminal has room for beside the rank, the number that ranks and the state.
+
+    Attributes:
+        named: whether the trials' names are a column.
+        keys: that are columns.
+        optional: numbers beside the one that ranks.
+    """
+
+    named: bool
+    keys: tuple[str, ...]
+    optional: tuple[str, ...]
+
+    def fewer(self) -> "Columns | None":
+        """Without the one that is missed least; None: there is none."""
+        if self.optional:
+            return replace(self, optional=self.optional[:-1])
+        if self.named:
+            return replace(self, named=False)
+        if self.keys:
+            return replace(self, keys=self.keys[:-1])
+        return None
+
+
+def _columns(comparison: Comparison, console: Console) -> Columns:
+    """As many columns as fit."""
+    optional = tuple(name for name in OPTIONAL if name in comparison.other_numbers)
+    longest = max(map(len, comparison.names.values()), default=0)
+    named = not comparison.columns_say_names and longest <= WIDEST_NAME
+    columns = Columns(named, tuple(comparison.keys), optional)
+    while _width(_table(comparison, comparison.trials, columns), console) > console.width:
+        fewer = columns.fewer()
+        if fewer is None:
+            break
+        columns = fewer
+    return columns
 
 
 def print_run(trial: Trial, console: Console | None = None) -> None:
@@ -65,23 +98,21 @@ def print_run(trial: Trial, console: Console | None = None) -> None:
     _print_facts(facts_of_run(trial), console)
 
 
-def _table(comparison: Comparison, trials: list[Trial], keys: Sequence[str], optional: Sequence[str]) -> Table:
+def _table(comparison: Comparison, trials: list[Trial], columns: Columns) -> Table:
     """Some trials with their ranks among all.
 
     Args:
         comparison: of all trials.
         trials: that are shown.
-        keys: swept ones that are columns.
-        optional: numbers that are columns beside the one that ranks.
+        columns: that there are.
     """
-    named = not comparison.columns_say_names
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("#", justify="right", no_wrap=True)
-    if named:
-        table.add_column("trial", overflow="fold", min_width=8, max_width=WIDEST_NAME)
-    for key in keys:
+    if columns.named:
+        table.add_column("trial", no_wrap=True)
+    for key in columns.keys:
         table.add_column(Text(escape_control(_broken(comparison.labels[key]))), justify="right", no_wrap=True)
-    shown = [comparison.metric, *optional]
+    shown = [comparison.metric, *columns.optional]
     for name in shown:
         style = "bold" if name == comparison.metric else None
         table.add_column(NUMBERS[name], justify="right", no_wrap=True, style=style)
@@ -89,13 +120,36 @@ def _table(comparison: Comparison, trials: list[Trial], keys: Sequence[str], opt
     for trial in trials:
         number = comparison.trials.index(trial) + 1
         cells = [f"* {number}" if trial is comparison.best else str(number)]
-        if named:
+        if columns.named:
             cells.append(comparison.names[trial.name])
-        cells += [shorten(format_setting(setting(trial, key)), WIDEST) if trial.config else "" for key in keys]
+        cells += [shorten_front(_value(trial, key), WIDEST) for key in columns.keys]
         cells += [format_value(trial.summary.get(name)) for name in shown]
         state = Text(escape_control(trial.state), style=STYLE.get(trial.state, ""))
         table.add_row(*(Text(escape_control(cell)) for cell in cells), state)
     return table
+
+
+def _value(trial: Trial, key: str) -> str:
+    """A trial's value of a key; empty where it has no configuration."""
+    return format_setting(setting(trial, key)) if trial.config else ""
+
+
+def _print_what_has_no_column(comparison: Comparison, columns: Columns, console: Console) -> None:
+    """The trials' names, and values of keys, as far as the table lacks or shortens them: a line each, to be copied."""
+    has_names = columns.named or comparison.columns_say_names
+    lines = []
+    for number, trial in enumerate(comparison.trials[:MOST_ROWS], 1):
+        parts = [] if has_names else [comparison.names[trial.name]]
+        for key in comparison.keys:
+            value = _value(trial, key)
+            if key not in columns.keys or len(value) > WIDEST:
+                parts.append(f"{comparison.labels[key]}={value}")
+        if parts:
+            lines.append(f"{number:>3}  {'  '.join(parts)}")
+    if lines:
+        console.print()
+    for line in lines:
+        console.print(Text(escape_control(line)), soft_wrap=True)
 
 
 def _width(table: Table, console: Console) -> int:

@@ -18,6 +18,11 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
 
 
+def shorten_front(text: str, length: int) -> str:
+    """`text` in at most `length` characters, its end where it is longer: of paths the beginning is often shared."""
+    return text if len(text) <= length else f"...{text[3 - length :]}"
+
+
 def encodable(text: str) -> str:
     """Return `text` with a question mark for each half character.
 

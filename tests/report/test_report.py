@@ -219,6 +219,25 @@ def test_the_terminal_table_names_trials_that_no_column_tells_apart(sweep):
     assert any(line.startswith("trial 4, 3: rank 0 failed: <b>the loss is NaN</b>") for line in lines)
 
 
+def test_long_values_and_names_are_below_the_table_in_full(tmp_path):
+    """Runs of a folder that differ in paths: every key that differs is a column or below, with its whole value."""
+    paths = ["/data/team/customers/2026/first.jsonl", "/data/team/customers/2026/second.jsonl"]
+    for number, path in enumerate(paths):
+        run = tmp_path / "2026-11-29" / f"a-name-of-more-than-24-characters-{number}"
+        write_run(run, [f"data.path={path}", f"optimizer.lr={number + 1}e-4", f"seed={number}"], 0.3 + number)
+    for width in (100, 40):
+        console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        print_table(read_compared(tmp_path), console)
+        lines = console.export_text().splitlines()
+        text = "\n".join(lines)
+        for number, path in enumerate(paths):
+            (line,) = [line for line in lines if f"path={path}" in line]
+            assert f"a-name-of-more-than-24-characters-{number}" in line
+            assert f"seed={number}" in line or "seed" in lines[0]
+        assert "…" not in text
+        assert ("...026/first.jsonl" in text) == (width == 100)
+
+
 def test_minutes_do_not_run_backwards(tmp_path):
     """The machine's clock was set back by two minutes after the second line."""
     lines = zip((0, 1, 2, 3), (100.0, 160.0, 40.0, 100.0), strict=True)

@@ -20,7 +20,7 @@ from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from posttrain.ops.fp8_linear import quantise
+from posttrain.ops.fp8_linear import EightBitWeight
 from posttrain.ops.grouped_experts import ExpertWeights, Routing, frozen_experts
 
 
@@ -115,25 +115,6 @@ class GroupedExperts(TEGroupedMLP):
         return y, None
 
 
-class EightBitWeight(torch.nn.Parameter):
-    """An expert's frozen matrix [out, in] in E4M3: what is copied into it is quantised by rows.
-
-    Its numbers are kept as integers, which nothing converts into the model's number format.
-
-    Attributes:
-        scale: float32[out], what the rows are multiplied with.
-    """
-
-    scale: torch.Tensor
-
-    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> "EightBitWeight":
-        """Quantise `source` [out, in] into this."""
-        eight, scale = quantise(source.detach().to(self.device))
-        self.data.copy_(eight.view(torch.uint8))
-        self.scale.copy_(scale)
-        return self
-
-
 def is_adapted(linear: torch.nn.Module) -> bool:
     """Whether an adapter is added to a layer."""
     return isinstance(linear, AdapterWrapper) and linear._adapter_enabled
@@ -178,7 +159,5 @@ def keep_in_eight_bits(base: Any) -> None:
     base.stacked = torch.zeros(shape, dtype=torch.uint8, device=base.weight0.device)
     base.stacked_scale = torch.ones(shape[:2], device=base.weight0.device)
     for number, (numbers, scale) in enumerate(zip(base.stacked, base.stacked_scale, strict=True)):
-        weight = EightBitWeight(numbers, requires_grad=False)
-        weight.__dict__.update(getattr(base, f"weight{number}").__dict__)  # how it is divided and reduced
-        weight.scale = scale
-        setattr(base, f"weight{number}", weight)
+        former = getattr(base, f"weight{number}")
+        setattr(base, f"weight{number}", EightBitWeight.in_place_of(former, numbers, scale))

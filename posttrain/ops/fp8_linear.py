@@ -57,6 +57,43 @@ class Weight:
         return torch.mm(_dequantise(eight, scale, upstream.dtype), self.data.to(upstream.dtype), out=out)
 
 
+class EightBitWeight(torch.nn.Parameter):
+    """A layer's frozen matrix [out, in] in E4M3: what is copied into it is quantised by rows.
+
+    Its numbers are kept as integers, which nothing converts into the model's number format.
+
+    Attributes:
+        scale: float32[out], what the rows are multiplied with.
+    """
+
+    scale: torch.Tensor
+
+    @classmethod
+    def in_place_of(cls, former: torch.nn.Parameter, numbers: torch.Tensor, scale: torch.Tensor) -> "EightBitWeight":
+        """The matrix of uint8[out, in] and float32[out], divided over processes as `former` is."""
+        weight = cls(numbers, requires_grad=False)
+        weight.__dict__.update(former.__dict__)
+        weight.scale = scale
+        return weight
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """The format in which Megatron-Bridge hands over what is copied into it, divided or not."""
+        return torch.bfloat16
+
+    @property
+    def weight(self) -> Weight:
+        """As products take it."""
+        return Weight(self.data.view(torch.float8_e4m3fn), self.scale)
+
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> "EightBitWeight":
+        """Quantise `source` [out, in] into this."""
+        eight, scale = quantise(source.detach().to(self.device))
+        self.data.copy_(eight.view(torch.uint8))
+        self.scale.copy_(scale)
+        return self
+
+
 type Product = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 

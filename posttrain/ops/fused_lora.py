@@ -14,7 +14,7 @@ import torch
 from megatron.bridge.peft.lora_layers import LoRALinear
 
 from posttrain.ops.division import WHOLE, Division, read_each_other
-from posttrain.ops.fp8_linear import Weight, quantise
+from posttrain.ops.fp8_linear import EightBitWeight, Weight
 from posttrain.ops.low_rank import LowRank, scaled_product, weight_gradient
 from posttrain.ops.parallel_lora import (
     Context,
@@ -147,7 +147,8 @@ class FusedLoRALinear(LoRALinear):
     @property
     def layer_weight(self) -> Weight:
         """The layer's weight."""
-        return Weight(self.to_wrap.weight, getattr(self.to_wrap, "weight_scale", None))
+        weight = self.to_wrap.weight
+        return weight.weight if isinstance(weight, EightBitWeight) else Weight(weight)
 
     @property
     def lora_scale(self) -> float:
@@ -207,12 +208,6 @@ class FusedLoRALinear(LoRALinear):
             and not base.weight.requires_grad
             and not (adapter.training and getattr(adapter.dropout, "p", 0.0) > 0)
         )
-
-    def quantise(self) -> None:
-        """Keep the frozen weight in E4M3 with a scale per output feature from now on."""
-        eight, scale = quantise(self.to_wrap.weight.detach())
-        self.to_wrap.weight.data = eight
-        self.to_wrap.weight_scale = scale
 
 
 def norm_of(base: Any) -> Norm | None:

@@ -16,7 +16,6 @@ from posttrain.checkpoint.manager import from_first_rank, load_weights
 from posttrain.data.sealed import Used
 from posttrain.errors import ExportRefused
 from posttrain.models.fully_sharded import put_shards_back, wrappers_of
-from posttrain.ops.fused_lora import fused_layers
 from posttrain.plan.report import planned_peak
 from posttrain.train import early_stopping, learning_rates, pruning
 from posttrain.train.batches import Counts
@@ -96,8 +95,6 @@ class RunCallback(Callback):
         self.live = (context.model, context.optimizer)
         run.clock.mark("data loader")
         self.check_data()
-        if run.spec.eight_bit_base:
-            quantise_frozen(context.model)
         if not run.spec.fsdp:
             sum_gradients_in_products(context.model)
         if self.metrics:
@@ -452,11 +449,3 @@ def sum_gradients_in_products(model: list[torch.nn.Module]) -> None:
         for module in part.modules():
             if hasattr(module, "fuse_wgrad_accumulation"):
                 module.fuse_wgrad_accumulation = True  # type: ignore[assignment]
-
-
-def quantise_frozen(model: list[torch.nn.Module]) -> None:
-    """Keep the frozen weights of layers with an adapter in 8 bits from now on; experts were quantised when read."""
-    layers = fused_layers(model)
-    for layer in layers:
-        layer.quantise()
-    log.info("precision=fp8: the frozen weights of %d layers are kept in 8 bits", len(layers))

@@ -27,6 +27,7 @@ from posttrain.checkpoint.manager import RunCheckpointConfig, SavedRun
 from posttrain.errors import UserError
 from posttrain.models import fully_sharded
 from posttrain.models.config_checks import check_length
+from posttrain.models.eight_bit_layers import eight_bit_layer_spec
 from posttrain.models.hf_adapter import read_adapter
 from posttrain.models.local_spec import check_expert_names, use_local_layers
 from posttrain.models.mixture_layer import grouped_layer_spec
@@ -88,6 +89,8 @@ def build_model(run: RunContext) -> MegatronModel:
         if run.spec.grouped_experts:
             eight_bit = bool(run.spec.eight_bit_base)
             provider.transformer_layer_spec = partial(grouped_layer_spec, eight_bit=eight_bit)
+        if run.spec.eight_bit_base:
+            provider.transformer_layer_spec = partial(eight_bit_layer_spec, provider.transformer_layer_spec)
     else:
         use_local_layers(provider)
         check_expert_names(bridge, provider)

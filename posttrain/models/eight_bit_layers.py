@@ -1,0 +1,62 @@
+"""Layers whose frozen matrices are in 8 bits from the beginning: the 16-bit model is nowhere whole, nor is it read so."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+from posttrain.models.local_spec import Specification
+from posttrain.ops.fp8_linear import EightBitWeight
+
+LINEAR = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+
+
+def eight_bit_layer_spec(
+    of_model: Specification | Callable[..., Specification], config: GPTModelProvider, vp_stage: int | None = None
+) -> Specification:
+    """A model's layers, their linear layers in 8 bits; a mixture's experts stay as they are.
+
+    Args:
+        of_model: the model's own, or the function that builds them; it may take `vp_stage`.
+        config: of the model.
+        vp_stage: stage of a virtual pipeline.
+    """
+    spec = of_model
+    if callable(of_model):
+        options = {}
+        if "vp_stage" in inspect.signature(of_model).parameters:
+            options["vp_stage"] = vp_stage
+        spec = of_model(config, **options)
+    layers = spec.layer_specs if isinstance(spec, TransformerBlockSubmodules) else [spec]
+    for layer in layers:
+        for part in (layer.submodules.self_attention, layer.submodules.mlp):
+            keep_linear_in_eight_bits(submodules_of(part))
+    return spec
+
+
+def submodules_of(part: ModuleSpec | partial[Any]) -> Any:
+    """What a part of a layer is built of, in either of core's ways to say so."""
+    return part.keywords["submodules"] if isinstance(part, partial) else part.submodules
+
+
+def keep_linear_in_eight_bits(submodules: Any) -> None:
+    """Have the linear layers among these built so."""
+    for name in LINEAR:
+        build = getattr(submodules, name, None)
+        if build is not None and not isinstance(build, partial):
+            setattr(submodules, name, partial(in_eight_bits, build))
+
+
+def in_eight_bits(build: Callable[..., torch.nn.Module], *args: Any, **kwargs: Any) -> torch.nn.Module:
+    """A linear layer whose matrix is in 8 bits, filled later."""
+    linear = build(*args, **kwargs)
+    former = linear.weight
+    numbers = torch.zeros(former.shape, dtype=torch.uint8, device=former.device)
+    scale = torch.ones(former.size(0), device=former.device)
+    linear.weight = EightBitWeight.in_place_of(former, numbers, scale)
+    return linear

@@ -1,4 +1,4 @@
-"""Layers whose frozen matrices are in 8 bits from the beginning: the 16-bit model is nowhere whole, nor is it read so."""
+"""Layers whose frozen matrices are in 8 bits from the beginning: no process ever holds the 16-bit model."""
 
 import inspect
 from collections.abc import Callable

@@ -7,6 +7,7 @@ to them, and the transformers side needs no second table of names.
 import shutil
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -119,18 +120,20 @@ def randomise_adapters(parts) -> None:
                 parameter.copy_(0.2 * random)
 
 
-def build(directory: Path, lora=None, gpu: bool = False, **layout):
+def build(directory: Path, lora=None, gpu: bool = False, eight_bit: bool = False, **layout):
     """Return the bridge, the model's parts of this process, and a list that its logits will be put in.
 
     Args:
         directory: a Hugging Face model.
         lora: Megatron-Bridge's adapter.
         gpu: Transformer Engine's layers in bf16, instead of local layers in fp32.
+        eight_bit: the linear layers in 8 bits.
         layout: fields of the provider: tensor_model_parallel_size and so on.
     """
     from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
+    from posttrain.models.eight_bit_layers import eight_bit_layer_spec
     from posttrain.models.local_spec import use_local_layers
 
     bridge = HFModel(path=str(directory)).bridge()
@@ -140,6 +143,8 @@ def build(directory: Path, lora=None, gpu: bool = False, **layout):
         provider.bf16, provider.params_dtype = True, torch.bfloat16
     else:
         use_local_layers(provider)
+    if eight_bit:
+        provider.transformer_layer_spec = partial(eight_bit_layer_spec, provider.transformer_layer_spec)
     provider.use_cpu_initialization = not gpu
     provider.calculate_per_token_loss = True
     for name, value in layout.items():

@@ -225,7 +225,7 @@ def test_eight_bit_experts(torch):
     block = reference_block(torch, *CASES["qwen3_moe"])
     layer = our_layer(torch, block, *CASES["qwen3_moe"][1:], eight_bit=True).bfloat16().float()
     layer.router.weight.data.copy_(block.gate.weight)
-    assert all(weight.dtype == torch.uint8 for weight in layer.experts.parameters())
+    assert all(weight.data.dtype == torch.uint8 for weight in layer.experts.parameters())
     x = inputs(torch).requires_grad_()
     y, _ = layer(x)
     expected = block(x)

@@ -52,7 +52,7 @@ def keep_linear_in_eight_bits(submodules: Any) -> None:
             setattr(submodules, name, partial(in_eight_bits, build))
 
 
-def in_eight_bits(build: Callable[..., torch.nn.Module], *args: Any, **kwargs: Any) -> torch.nn.Module:
+def in_eight_bits(build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """A linear layer whose matrix is in 8 bits, filled later."""
     linear = build(*args, **kwargs)
     former = linear.weight

@@ -26,8 +26,9 @@ def eight_bit_layer_spec(
         config: of the model.
         vp_stage: stage of a virtual pipeline.
     """
-    spec = of_model
-    if callable(of_model):
+    if isinstance(of_model, ModuleSpec | TransformerBlockSubmodules):
+        spec = of_model
+    else:
         options = {}
         if "vp_stage" in inspect.signature(of_model).parameters:
             options["vp_stage"] = vp_stage

@@ -59,6 +59,7 @@ class SavedRun:
         load_base: fills the model's chunks with the weights before training.
         inputs: () -> digests of what the run reads besides its configuration.
         before_save: called on every process before a save; brings `progress` up to date.
+        saved: told on the first process of each checkpoint, once it has its name: the step and the directory.
     """
 
     config: DictConfig
@@ -71,6 +72,7 @@ class SavedRun:
     load_base: Callable[[list[torch.nn.Module]], object]
     inputs: Callable[[], dict[str, str]]
     before_save: Callable[[], None]
+    saved: Callable[[int, Path], None]
 
 
 @dataclass
@@ -215,7 +217,9 @@ class Manager(DefaultCheckpointManager):
         assert self.root is not None
         assert step is not None
         if self.rank == 0:
-            self._remove_old(directories.finish(self.root, step))
+            written = directories.finish(self.root, step)
+            self.run.saved(step, written)
+            self._remove_old(written)
         torch.distributed.barrier()
 
     def _remove_old(self, written: Path) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import hydra
@@ -151,8 +151,15 @@ def _explain_key(key: str, location: str, config_name: str) -> str:
         group, _, name = key.rpartition(".")
         advice = f"; in a file of Hydra's it is `{name}`, indented below `{group}:`."
     else:
-        advice = _other_choices(key) or did_you_mean(key, known) or "."
+        advice = _other_choices(key) or did_you_mean(key, known) or _elsewhere(key, known) or "."
     return f"`{key}`: unknown key{location}{advice} {_where_keys_are(key)}"
+
+
+def _elsewhere(key: str, known: Sequence[str]) -> str:
+    """The one key of another group with the same name; empty where there is none, or several."""
+    name = key.rpartition(".")[2]
+    found = [other for other in known if other.rpartition(".")[2] == name]
+    return f"; did you mean `{found[0]}`?" if len(found) == 1 else ""
 
 
 def _where_keys_are(key: str) -> str:

@@ -66,7 +66,7 @@ TABLE = (
     _same("loraplus_lr_ratio", "peft.lora_plus_ratio=16"),
     # Length of a run and batches.
     _same("num_train_epochs num_epochs n_epochs max_epochs", "trainer.epochs=3"),
-    _same("max_train_steps num_train_steps train_iters", "trainer.max_steps=1000"),
+    _same("max_train_steps num_train_steps train_iters trainer.steps num_steps", "trainer.max_steps=1000"),
     _same(
         "per_device_train_batch_size per_gpu_train_batch_size train_micro_batch_size_per_gpu",
         "trainer.micro_batch_size=1",
@@ -201,11 +201,17 @@ TABLE = (
     _same("pipeline_parallel_size pp_size pp", "parallelism.pipeline_model_parallel_size=2", "or parallelism=pp2"),
     _same("cp_size cp", "parallelism.context_parallel_size=2", "or parallelism=cp2"),
     _same("expert_parallel_size ep_size ep", "parallelism.expert_model_parallel_size=2", "or parallelism=ep2"),
-    _same("num_gpus n_gpus gpus num_processes", "parallelism.nproc_per_node=8", "null: all that are visible"),
+    _same(
+        "num_gpus n_gpus gpus num_processes nproc n_procs", "parallelism.nproc_per_node=8", "null: all that are visible"
+    ),
     _same("num_nodes num_machines", "launch.nnodes=2"),
     _same("dataloader_num_workers", "trainer.num_workers=2"),
     # Data.
-    _same("dataset_path dataset_name train_file data_path train_data data_files", DATA, "`data=` names the format"),
+    _same(
+        "dataset_path dataset_name train_file data_path train_data data_files data.file data.files data.filename",
+        DATA,
+        "`data=` names the format; without it the columns do",
+    ),
     _same("dataset datasets", DATA, "`data=` names the format; several files: data.sources"),
     _same("dataset_text_field", "objective=text data.format.column=text", "continued pre-training"),
     _same("chat_template", "template=chatml", "`template=model`, the default, is the tokenizer's own"),

@@ -1,7 +1,7 @@
 """What Slurm would be given: the batch script on standard output, what it starts on standard error."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,16 +35,29 @@ def show(jobs: Sequence[PlannedJob]) -> None:
         arrays.setdefault(repr(job.options), []).append(job)
     for alike in arrays.values():
         first = alike[0]
-        nodes = first.options.nodes
-        print(slurm.script(first.options, first.directory / ".submitit", len(alike)), flush=True)
+        options = first.options
+        print(slurm.script(options, first.directory / ".submitit", len(alike)), flush=True)
         run = first.directory
         what = "the run"
         if len(alike) > 1:
             what = f"each of the {len(alike)} trials"
             run = first.directory / "TRIAL"
+        where = "one node" if options.nodes == 1 else f"each of {options.nodes} nodes"
         log_stderr(
-            f"of {what}, srun starts one task on each of {nodes} node{'s' * (nodes > 1)}; the task starts "
+            f"of {what}, srun starts one task on {where}; the task starts "
             f"{first.processes} process{'es' * (first.processes > 1)}: python -m posttrain.launch.worker "
             f"{shlex.quote(str(run))}"
         )
+        for line in _left_to_the_cluster(options):
+            log_stderr(line)
     log_stderr("dry run: nothing was submitted or written; without hydra.launcher.dry_run=true sbatch gets the script")
+
+
+def _left_to_the_cluster(options: SlurmSchema) -> Iterator[str]:
+    """What the script doesn't say, and how it is said."""
+    if options.time is None:
+        yield "no time limit is set: the partition's default holds; hydra.launcher.time=8:00:00 sets one"
+    unset = [name for name in ("partition", "account", "qos") if getattr(options, name) is None]
+    if unset:
+        yield f"not set, so the cluster's default: {', '.join(f'hydra.launcher.{name}' for name in unset)}"
+    yield "all keys of the job, with what they mean: python -m posttrain options hydra/launcher"

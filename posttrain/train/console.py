@@ -132,6 +132,7 @@ class Screen:
         self.watcher: RankScreen | None = None
         self.last_line = 0.0
         self.drawn = 0.0
+        self.left_out = False  # a step, which has been said
 
     @classmethod
     def of_command(cls) -> "Screen":
@@ -177,10 +178,15 @@ class Screen:
         self.line.measured(step, values)
         if self.watcher:
             self.watcher.step(step, values)
+        if self.live:
+            return
         waited = time.monotonic() - self.last_line
-        if not self.live and (waited > PLAIN_INTERVAL_S or step == self.line.steps):
+        if waited > PLAIN_INTERVAL_S or step == self.line.steps:
             self.last_line = time.monotonic()
             self.print(self.line.plain())
+        elif not self.left_out:
+            self.left_out = True
+            self.print(f"from here a line every {PLAIN_INTERVAL_S:.0f} s; each step is in metrics.jsonl")
 
     def stop(self) -> None:
         """End the live line, and the training's part of it."""
@@ -212,9 +218,11 @@ class Screen:
                 line = f"validation loss {before:.4f} -> [bold]{after:.4f}[/]"
             self.print(line)
             if before is not None and after > before:
+                run_dir = shown(shlex.quote(summary["run_dir"]))
                 self.print(
                     "[yellow]that is worse than before training: the model it began with predicts the validation data "
-                    "better; a lower optimizer.lr or fewer steps may help[/]"
+                    "better. Use that one, or train again with a lower rate or fewer steps: "
+                    f"python -m posttrain --rerun {run_dir} optimizer.lr=...[/]"
                 )
         if summary.get("stopped_early"):
             self.print(shown(summary["stopped_early"]))

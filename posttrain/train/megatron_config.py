@@ -35,6 +35,7 @@ from posttrain.models.padding import hide_padding, padded_rows
 from posttrain.models.whole_parameters import draw_model
 from posttrain.peft import adapter_checks, load_adapter
 from posttrain.peft.lora_plus import LoRAPlus
+from posttrain.train.console import shown
 from posttrain.train.context import RunContext
 from posttrain.train.dataset_provider import RowsProvider
 from posttrain.train.run_batches import RunBatches
@@ -290,6 +291,7 @@ def saved_run(run: RunContext, model: MegatronModel, before_save: Callable[[], N
         load_base=partial(fully_sharded.fill, load_base),
         inputs=partial(fingerprints.inputs_of, run.splits, groups.model, groups.peft is not None),
         before_save=before_save,
+        saved=lambda step, path: run.screen.print(f"step {step}: saved in {shown(str(path))}"),
     )
 
 

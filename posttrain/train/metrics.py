@@ -81,6 +81,8 @@ class Metrics:
         self.record_rollback(first_step, kept)
         if first_step:
             self.screen.print(f"resuming after step {first_step}")
+        if first_step < last_step:
+            self.screen.print("how long it takes is known after a step: its line ends with the time left (eta)")
         self.screen.start(first_step, last_step)
 
     def record_rollback(self, first_step: int, kept: str) -> None:

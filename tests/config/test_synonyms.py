@@ -116,6 +116,11 @@ def test_names_of_transformers_and_peft_are_theirs(package, file, name):
         ("load_in_4bit=true", "there are no weights in 4 bits"),
         ("hydra/launcher=joblib", "here it is `hydra/launcher=local sweep.parallel=4`"),
         ("logger=csv,tensorboard", "several values are a list: 'logger=[csv,tensorboard]'; to try one after the other"),
+        ("trainer.steps=5", "here it is `trainer.max_steps=1000`"),
+        ("data.file=a.json", "here it is `data=alpaca data.path=my.json`"),
+        ("launch.nproc=2", "here it is `parallelism.nproc_per_node=8`"),
+        ("trainer.lr=1e-4", "did you mean `optimizer.lr`?"),
+        ("max_steps=5", "did you mean `trainer.max_steps`?"),
         ("precision=fp16", "there is no fp16; take precision=bf16"),
     ],
 )

@@ -57,7 +57,11 @@ def test_the_script_is_the_one_that_submitit_submits(tmp_path, monkeypatch, aske
     "words, said, started",
     [
         (["launch.submit=true", "launch.nnodes=2"], "#SBATCH --nodes=2", "one task on each of 2 nodes"),
-        (["hydra/launcher=slurm", "--multirun", "seed=1,2"], "#SBATCH --array=0-1%2", "of each of the 2 trials, srun"),
+        (
+            ["hydra/launcher=slurm", "--multirun", "seed=1,2"],
+            "#SBATCH --array=0-1%2",
+            "of each of the 2 trials, srun starts one task on one node; the task",
+        ),
     ],
 )
 def test_a_dry_run_shows_the_job_and_leaves_nothing(tmp_path, words, said, started):
@@ -68,6 +72,7 @@ def test_a_dry_run_shows_the_job_and_leaves_nothing(tmp_path, words, said, start
     assert f"{tmp_path}/outputs/" in done.stdout
     assert started in done.stderr and "starts 4 processes: python -m posttrain.launch.worker" in done.stderr
     assert "nothing was submitted or written" in done.stderr
+    assert "no time limit is set" in done.stderr and "python -m posttrain options hydra/launcher" in done.stderr
     assert not any(tmp_path.iterdir())
 
 

@@ -137,6 +137,7 @@ def test_a_pipe_gets_lines_without_control_characters(monkeypatch):
         screen.refresh()
     screen.stop()
     first, *steps = file.getvalue().splitlines()
+    assert steps.pop(1) == "from here a line every 10 s; each step is in metrics.jsonl"
     assert first == "what is trained" and not CONTROL.search(file.getvalue())
     assert [int(re.match(r"step (\d+)/100 ", line)[1]) for line in steps] == [*range(1, 100, 4), 100]
     assert steps[0].endswith("norm 1.27  12,345 supervised tok/s of 34,567  MFU 41%  eta 2 h 13 min")
@@ -148,6 +149,7 @@ def test_a_model_that_is_worse_than_before_is_said_to_be(after, worse):
     Screen(file).result({"val_loss_before": 3.72, "val_loss_after": after, "run_dir": "r"}, [])
     assert f"validation loss 3.7200 -> {after:.4f}" in file.getvalue()
     assert ("worse than before training" in file.getvalue()) == worse
+    assert ("python -m posttrain --rerun r optimizer.lr=" in file.getvalue()) == worse
 
 
 def test_what_a_rank_says_is_drawn_by_the_launcher(monkeypatch):

@@ -42,6 +42,10 @@ addEventListener("load", () => setTimeout(() => {
     charts: document.querySelectorAll(".chart path[d]").length,
     unnamed: document.querySelectorAll("svg:not([aria-label])").length,
   };
+  const value = document.querySelector(".tiles dd"), range = document.createRange();
+  value.firstChild.data = "1,234,567,890";
+  range.selectNode(value.firstChild);
+  found.rows = range.getClientRects().length;
   actions[act](found);
   const text = JSON.stringify(found);
   document.body.append(Object.assign(document.createElement("pre"), { id: "found", textContent: text }));

@@ -69,6 +69,7 @@ def test_the_page_of_a_sweep(sweep, tmp_path, width, scheme, ground):
     found = browse(sweep / "report.html", tmp_path, width, scheme, "sweep")
     assert found["content"] <= found["width"] == width and ground in found["ground"]
     assert found["empty"] == found["unnamed"] == 0
+    assert found["rows"] == 1  # of a tile's long number
     reason, right = found["reason"]
     assert reason.startswith("rank 0 failed: <b>the loss is NaN</b>") and right <= width
     assert found["up"] == ["2,3,1,4", "ascending", True] or found["up"] == ["3,2,1,4", "ascending", True]

@@ -30,7 +30,7 @@ COMMANDS = [
     "python -m posttrain.doctor | sed -n 2,7p",
     "python -m posttrain.preview data=alpaca data.path=alpaca.json preview.limit=1",
     "python -m posttrain.plan model=llama3_8b data=alpaca data.path=alpaca.json trainer.max_steps=500 \\\n"
-    "    plan.gpu=h100 plan.gpus=1 plan.read_data=false | head -n 25",
+    "    plan.gpu=h100 plan.gpus=1 plan.read_data=false | head -n 12",
     f"python -m posttrain {DATA_WORDS} \\\n    {SMALL} \\\n"
     "    trainer.num_generations=1 trainer.max_new_tokens=12 hydra.run.dir=outputs/alpaca",
     "python -m posttrain.generate outputs/alpaca 'Who are you?' --max-new-tokens 24",
@@ -55,6 +55,8 @@ VARYING = re.compile(
     r"|(?<=tok/s of )[\d,]+"
     r"|[\d,.]+(?:\s+[\d,.]+){2}(?=\s+finished)"  # a sweep's table: tok/s, GiB, seconds
 )
+# What is said of a phase where it takes long, which it does on a busy machine alone: `importing  10 s`.
+PHASE = re.compile(r"[a-z][a-z ,]*(?: \d+/\d+)?  (?:\d+ (?:h|min|s) ?)+")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -83,6 +85,7 @@ def shown(command: str, folder: Path) -> str:
     said = done.stdout + (done.stderr if done.returncode else "")
     said = said.replace(f"{folder.resolve()}/", "").replace(str(folder.resolve()), ".")
     lines = [f"$ {command}", *(line.rstrip() for line in said.strip("\n").splitlines())]
+    lines = [line for line in lines if not PHASE.fullmatch(line)]
     return "\n".join(lines + ([f"(exit code {done.returncode})"] if done.returncode else []))
 
 

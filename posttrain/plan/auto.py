@@ -57,9 +57,11 @@ class Choice:
             sizes.append(f"data {s.data_parallel}")
         if s.distributed_optimizer:
             sizes.append("distributed optimizer")
-        if self.computes_again:
-            sizes.append("trainer.recompute=full since nothing fits without")
         needed = self.memory.needed / GIB
+        if self.computes_again and needed <= memory_gib:
+            sizes.append("trainer.recompute=full since nothing fits without")
+        elif self.computes_again:
+            sizes.append("trainer.recompute=full")
         line = f"parallelism=auto: {', '.join(sizes)}: "
         line += f"needs {needed:.1f} of {memory_gib:.1f} GiB per GPU"
         if self.undivided > needed:

@@ -13,7 +13,7 @@ from posttrain.report.comparison import Comparison, compare
 from posttrain.report.spreadsheet import csv_text
 from posttrain.report.table import print_run, print_table
 from posttrain.report.trials import read_trials
-from posttrain.utils import rundir
+from posttrain.utils import rundir, working
 from posttrain.utils.atomic_files import write_text
 
 PAGE = "report.html"
@@ -37,6 +37,7 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     from posttrain.report.sweep_page import render_sweep
 
     trials = read_trials(directory)
+    working.phase("drawing the page")
     page = out or directory / PAGE
     if trials[0].path == directory:
         print_run(trials[0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from posttrain.report.comparison import Comparison, format_setting, setting
 from posttrain.report.scales import is_logarithmic, is_quantity
 from posttrain.report.trials import Trial
+from posttrain.utils import working
 
 FEWEST_TRIALS = 8  # below, any pattern may be chance
 LEAST_EXPLAINED = 0.25  # of the variance between trials; the forest of eight trials of pure noise may reach 0.2
@@ -42,6 +43,7 @@ def parameter_importance(comparison: Comparison) -> Importance:
         from sklearn.inspection import permutation_importance
     except ModuleNotFoundError:
         return Importance(skipped="it takes scikit-learn, which is not installed; run `uv sync --extra sweep`")
+    working.phase("computing what matters")
     columns = [encode(key, trials) for key in comparison.keys]
     rows = list(zip(*columns, strict=True))
     scores = [trial.score(comparison.metric) for trial in trials]

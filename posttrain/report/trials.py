@@ -13,8 +13,9 @@ from typing import Any, TypeGuard
 from posttrain.config import frozen, yaml_file
 from posttrain.config.trial_names import flatten
 from posttrain.errors import UserError
-from posttrain.utils import rundir
+from posttrain.utils import rundir, working
 
+READING = "reading the runs"  # a phase
 MOST_CURVES = 500  # of a run; there are some 40
 # What a run reads -> parts of the configuration that name it.
 CONFIGURED_BY = {"data": ("data.",), "template": ("template.", "model."), "weights": ("model.",)}
@@ -156,7 +157,7 @@ def read_trials(directory: Path) -> list[Trial]:
     if not run_directories:
         raise UserError(f"{directory}: no run in it (a run's directory has a config.yaml and a status.json)")
     trials = []
-    for path in run_directories:
+    for path in working.counted(run_directories, READING, len(run_directories)):
         try:
             trials.append(read_trial(path, directory))
         except UserError as error:

@@ -4,8 +4,10 @@ SIGTERM and SIGHUP (a closed terminal, a dropped connection) are to a command wh
 signals are theirs: launch/signals.py. Nothing heavy is imported here: the commands come here first.
 """
 
+import atexit
 import errno
 import functools
+import gc
 import io
 import os
 import select
@@ -89,6 +91,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapped() -> None:
         open_streams()
+        atexit.register(gc.freeze)  # or Python looks through half a million objects of torch's before it ends: seconds
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
         raise_on_signals()
         try:

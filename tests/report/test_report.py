@@ -26,6 +26,7 @@ from posttrain.report.scales import key_axis, result_axis
 from posttrain.report.sweep_page import render_sweep
 from posttrain.report.table import print_table
 from posttrain.report.trials import Trial, read_trials
+from posttrain.utils import working
 
 LOSSES = {(1e-4, 8): 0.9, (1e-4, 16): 0.7, (1e-3, 8): 0.2, (1e-3, 16): None}  # (lr, rank) -> val loss; None: failed
 HOSTILE = {"prompt": "</script><script>alert(1)</script>", "before": "no", "after": '{"a":1}', "reference": "x"}
@@ -378,6 +379,17 @@ def test_curves_are_drawn_over_steps_minutes_epochs_and_tokens_where_a_run_has_t
 def test_a_curve_in_words():
     assert describe([(0, 3.5), (10, 0.2), (20, 0.5)]) == "From 3.5 at step 0 to 0.5 at step 20; lowest 0.2 at step 10."
     assert describe([(4, 1.0)]) == "1 at step 4."
+
+
+def test_what_takes_time_is_said_meanwhile(sweep):
+    told = []
+    working.report_to(lambda *phase: told.append(phase))
+    try:
+        write_report(sweep)
+    finally:
+        working.report_to(None)
+    assert told[0][:2] == ("reading the runs", 0) and told[-2][1] == told[-2][2] == len(read_trials(sweep))
+    assert told[-1][0] == "drawing the page"
 
 
 def test_best_is_a_link_to_the_best_export_and_moves(sweep):

@@ -185,3 +185,14 @@ def test_outside_of_the_environment_the_way_in_is_said(module):
     done = subprocess.run([sys.executable, "-SE", "-m", module], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "source .venv/bin/activate" in done.stderr and "make setup" in done.stderr
     assert done.stdout == "" and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_end_of_a_command_is_no_search_for_garbage():
+    code = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() > 0))  # called after those that come later
+from posttrain.utils import stop
+stop.command(lambda: None)()
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert done.stdout == "True\n", done.stderr

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.base import Node
 
 from posttrain.config import expansion, policy, schema, secrets, targets, yaml_file
+from posttrain.config.overrides import quote_choices
 from posttrain.errors import UserError
 from posttrain.patches.elsewhere import HYDRA_GUARD
 from posttrain.patches.registry import require
@@ -80,13 +81,14 @@ class Loader(ConfigLoaderImpl):
             cfg = load(name, words, run_mode, from_shell, validate_sweep_overrides)
             return cfg, list(_others)
 
+        overrides = quote_choices(overrides, policy.SHIPPED)
         try:
             cfg, others = composed(overrides)
         except RecursionError:
             raise UserError(
                 "the configuration can't be composed: it is nested too deep, or a file includes itself"
             ) from None
-        except (KeyError, ValueError, AttributeError) as error:  # Hydra's own: `model=0`, `hydra: null`
+        except (KeyError, ValueError, AttributeError) as error:  # Hydra's own: `hydra: null`
             raise UserError(f"the configuration can't be composed: {' '.join(str(error).split())}") from error
         for key in schema.undeclared(cfg):
             raise UndeclaredKey(key)

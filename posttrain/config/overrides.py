@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -9,6 +10,7 @@ from hydra.errors import HydraException
 OPEN = ("hydra.launcher.sbatch.", "trainer.megatron.")  # groups that take any key; Hydra requires a plus to add one
 PLAIN = re.compile(r"[\w./:@%+-]*[A-Za-z./][\w./:@%+-]*", re.ASCII)
 EXPRESSIONS = ("data.where",)  # keys of texts in a grammar of their own
+NOT_A_NAME = re.compile(r"(?i)true|false|[\d.+-]*\d[\d.+-]*(e[+-]?\d+)?")  # of a file
 NOT_TEXT = re.compile(r"(?i)null|true|false|nan|inf|[\d.+-]+(e[+-]?\d+)?")
 
 
@@ -25,6 +27,24 @@ def quote_expressions(arguments: Sequence[str]) -> list[str]:
                 OverridesParser.create().parse_override(argument)
             except HydraException:
                 argument = format_override(key, value)
+        quoted.append(argument)
+    return quoted
+
+
+def quote_choices(arguments: Sequence[str], conf: Path) -> list[str]:
+    """The overrides with numbers that are given for a group in quotes, as Hydra looks for files by texts alone.
+
+    So `precision=16` is a choice that there is not, as `precision=fp16` is.
+
+    Args:
+        arguments: overrides.
+        conf: folder with a folder for each group.
+    """
+    quoted = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if NOT_A_NAME.fullmatch(value) and (conf / key).is_dir():
+            argument = f"{key}={_quote(value)}"
         quoted.append(argument)
     return quoted
 

@@ -77,13 +77,16 @@ TABLE = (
         "trainer.global_batch_size=32",
         "packed sequences of a step over all processes; accumulation follows from it and trainer.micro_batch_size",
     ),
+    _same("gbs", "trainer.global_batch_size=32"),
+    _same("mbs", "trainer.micro_batch_size=1"),
     _same("batch_size train_batch_size", BATCH, "packed sequences of a step over all processes, and of a forward pass"),
     _instead(
         "per_device_eval_batch_size eval_batch_size micro_batch_size_eval",
         "validation has the batches of training; trainer.validation_batches limits how many",
     ),
     _same(
-        "max_seq_length max_seq_len max_length cutoff_len sequence_len model_max_length context_length block_size",
+        "max_seq_length max_seq_len seq_len max_length cutoff_len sequence_len model_max_length context_length "
+        "block_size",
         "trainer.seq_length=4096",
         "tokens of a packed sequence; data.max_length limits one conversation",
     ),
@@ -103,9 +106,11 @@ TABLE = (
     _same("validation_split_percentage", "data.validation_fraction=0.05", f"0.05 is 5 per cent; {HELD_OUT}"),
     _same("eval_dataset eval_file validation_file val_file test_datasets", "data.validation_path=validation.json"),
     _same("max_eval_samples", "data.max_validation_rows=100"),
+    _same("eval_iters limit_val_batches", "trainer.validation_batches=10"),
     _same("logging_steps log_every_n_steps log_freq", "trainer.log_interval=10"),
     _same("report_to", "logger=wandb", "or csv, mlflow, tensorboard, trackio; several: logger=[wandb,csv]"),
     _same("use_wandb", "logger=wandb"),
+    _same("tensorboard_dir use_tensorboard", "logger=tensorboard"),
     _same("wandb_project", "logger=wandb logger.wandb.project=my_project"),
     _same("wandb_entity", "logger=wandb logger.wandb.entity=my_team"),
     _same("wandb_group wandb_run_group run_group", "logger=wandb logger.wandb.group=my_group"),
@@ -115,7 +120,8 @@ TABLE = (
     _same("wandb_tags", "logger=wandb logger.wandb.tags=[a,b]"),
     _same("wandb_mode", "logger=wandb logger.wandb.mode=offline"),
     _same(
-        "run_name experiment_name exp_name wandb_name wandb_run_name logger.wandb.name logger.tensorboard.name",
+        "run_name experiment_name exp_name wandb_exp_name wandb_name wandb_run_name logger.wandb.name "
+        "logger.tensorboard.name",
         "run.name=my_run",
     ),
     # Where to, saves.
@@ -157,9 +163,12 @@ TABLE = (
     _same(
         "bf16 mixed_precision torch_dtype dtype compute_dtype", "precision=bf16", "or fp32, fp8; auto is bf16 on a GPU"
     ),
-    _instead("fp16 float16 precision=fp16 precision=float16", "there is no fp16; take precision=bf16, on a CPU fp32"),
-    _same("precision=bfloat16", "precision=bf16"),
-    _same("precision=float32", "precision=fp32"),
+    _instead(
+        "fp16 float16 precision=fp16 precision=float16 precision=16 precision=16-mixed",
+        "there is no fp16; take precision=bf16, on a CPU fp32",
+    ),
+    _same("precision=bfloat16 precision=bf16-mixed precision=bf16-true", "precision=bf16"),
+    _same("precision=float32 precision=32 precision=32-true", "precision=fp32"),
     _instead(
         "attn_implementation flash_attn flash_attention use_flash_attention_2 xformers_attention",
         "nothing to set: attention is the fastest that the machine has; see python -m posttrain.doctor",
@@ -168,6 +177,12 @@ TABLE = (
         "use_liger_kernel use_liger liger_kernel use_unsloth enable_liger_kernel",
         "nothing to set: losses and LoRA layers are fused by default",
     ),
+    _instead(
+        "torch_compile compile",
+        "nothing to set: layers and losses are fused, and a step is a CUDA graph where it can be (trainer.cuda_graph)",
+    ),
+    _instead("model_type tokenizer_type", "not needed: the model's and the tokenizer's own files say it"),
+    _instead("hf_token hub_token use_auth_token", "log in with `hf auth login`, or set HF_TOKEN in the environment"),
     # LoRA.
     _same("lora_r lora_rank r", "peft.rank=16"),
     _same("lora_alpha", "peft.alpha=32"),
@@ -202,7 +217,9 @@ TABLE = (
     _same("cp_size cp", "parallelism.context_parallel_size=2", "or parallelism=cp2"),
     _same("expert_parallel_size ep_size ep", "parallelism.expert_model_parallel_size=2", "or parallelism=ep2"),
     _same(
-        "num_gpus n_gpus gpus num_processes nproc n_procs", "parallelism.nproc_per_node=8", "null: all that are visible"
+        "num_gpus n_gpus gpus devices num_processes nproc n_procs",
+        "parallelism.nproc_per_node=8",
+        "null: all that are visible",
     ),
     _same("num_nodes num_machines", "launch.nnodes=2"),
     _same("dataloader_num_workers", "trainer.num_workers=2"),
@@ -223,6 +240,7 @@ TABLE = (
     ),
     _same("mask_history", "data.train_on=last"),
     _same("data_seed", "data.seed=1234"),
+    _instead("streaming", "not needed: files of any size are read in a stream, and what is rendered of them is cached"),
     _same("random_seed manual_seed", "seed=1234"),
     # Where a run is started.
     _same(

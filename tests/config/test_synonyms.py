@@ -122,6 +122,9 @@ def test_names_of_transformers_and_peft_are_theirs(package, file, name):
         ("trainer.lr=1e-4", "did you mean `optimizer.lr`?"),
         ("max_steps=5", "did you mean `trainer.max_steps`?"),
         ("precision=fp16", "there is no fp16; take precision=bf16"),
+        ("precision=16", "`precision=16`: there is no such choice; there is no fp16; take precision=bf16"),
+        ("optimizer=0.1", "`optimizer=0.1`: there is no such choice. Choices: adam, sgd"),
+        ("model_type=llama", "`model_type`: unknown key; not needed: the model's and the tokenizer's own files say it"),
     ],
 )
 def test_their_names_are_answered_with_ours(override, expected):

@@ -1,4 +1,4 @@
-"""Megatron-Bridge's checkpoint manager, with saves that are whole or absent and loads that look before they leap."""
+"""Megatron-Bridge's checkpoint manager, with saves that are whole or absent and loads that verify the checkpoint first."""
 
 import logging
 import shutil

@@ -54,7 +54,7 @@ class Splits:
 
 @dataclass
 class TrainingData:
-    """Rows of files, encoded as the objective says. What each option means is said in conf/data/base/options.yaml."""
+    """Rows of files, encoded as the objective says. Each option is explained in conf/data/base/options.yaml."""
 
     format: Format
     path: str | Sequence[str] | None = None

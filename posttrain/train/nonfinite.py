@@ -155,7 +155,7 @@ class NonFinitePolicy:
         return []
 
     def roll_back(self, step: int, first_row: int, what: str) -> None:
-        """Leave word of which rows to leave out.
+        """Record which rows to leave out.
 
         They are the step's, and those of the step before where that is undone as well: weights that a batch has
         spoiled show in the next one's loss.

@@ -1,4 +1,4 @@
-"""Megatron-Bridge's checkpoint manager, with saves that are whole or absent and loads that verify the checkpoint first."""
+"""Megatron-Bridge's checkpoint manager: saves that are whole or absent, loads that verify the checkpoint first."""
 
 import logging
 import shutil

@@ -125,12 +125,14 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     if assumed and options.read_data and cpu_sizes.are_left(keys):
         of_cpu = cpu_sizes.choose([cfg], keys)
     shape = checks.check_settings(cfg, local, elsewhere=not here)
+    typed_recompute = cfg.trainer.recompute if cfg.parallelism.auto else None
     lines = resolve_auto(cfg, local, replace(gpu, memory_gib=cfg.parallelism.memory_gib or gpu.memory_gib))
     checks.check_parallelism(cfg, local, shape)
     if options.read_data and note is None:
         first_rows.look(cfg)
     working.phase("planning")
-    result = build_plan(cfg, checks.world_size(cfg, local), gpu, options.read_data and note is None, replan)
+    world = checks.world_size(cfg, local)
+    result = build_plan(cfg, world, gpu, options.read_data and note is None, replan, typed_recompute)
     if note is not None:
         result["data"] = {"not_counted": note}
     result["gpu"]["assumed"] = assumed

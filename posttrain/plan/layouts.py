@@ -170,7 +170,9 @@ def search(
             yield Layout(overrides(given, setting), setting, estimate_memory(setting), step_s, refusal)
 
 
-def fitting(cfg: DictConfig, given: RunSpec, gpu: Gpu, tokens: float) -> list[Layout]:
+def fitting(
+    cfg: DictConfig, given: RunSpec, gpu: Gpu, tokens: float, typed_recompute: str | None = None
+) -> list[Layout]:
     """The ways in which a run fits on as many GPUs, the fastest first: by split, recomputation and precision.
 
     Of those with weights alike, one that is slower and needs no less memory than another is left out.
@@ -180,6 +182,7 @@ def fitting(cfg: DictConfig, given: RunSpec, gpu: Gpu, tokens: float) -> list[La
         given: the run that was asked for.
         gpu: what each process runs on.
         tokens: of a step.
+        typed_recompute: see `overrides`.
     """
     if given.fsdp:  # divides the weights itself
         return []
@@ -196,19 +199,29 @@ def fitting(cfg: DictConfig, given: RunSpec, gpu: Gpu, tokens: float) -> list[La
         if layout.refusal or not layout.fits(gpu) or setting.context != given.context:  # which is asked for
             continue
         if setting.precision != "fp8" or setting.eight_bit_base:
-            layouts.append(replace(layout, overrides=overrides(given, setting)))
+            layouts.append(replace(layout, overrides=overrides(given, setting, typed_recompute)))
     return _worthwhile(layouts)
 
 
-def overrides(given: RunSpec, setting: RunSpec) -> tuple[str, ...]:
-    """What makes one run of the other, where they differ in split, recomputation and precision."""
+def overrides(given: RunSpec, setting: RunSpec, typed_recompute: str | None = None) -> tuple[str, ...]:
+    """What makes one run of the other, where they differ in split, recomputation and precision.
+
+    Args:
+        given: the run that was asked for, or what `parallelism=auto` has made of it.
+        setting: the other one.
+        typed_recompute: trainer.recompute before `parallelism=auto` has chosen, which would choose again: so the split
+            is always said; None: it has not chosen.
+    """
+    split, recompute, precision = _sizes(setting), setting.recompute, setting.precision
+    if (split, recompute, precision) == (_sizes(given), given.recompute, given.precision):
+        return ()
     changed = []
-    if _sizes(setting) != _sizes(given):
+    if typed_recompute is not None or split != _sizes(given):
         changed += _split_overrides(setting)
-    if setting.recompute != given.recompute:
-        changed.append(f"trainer.recompute={setting.recompute}")
-    if setting.precision != given.precision:
-        changed.append(f"precision={setting.precision}")
+    if recompute != (typed_recompute or given.recompute):
+        changed.append(f"trainer.recompute={recompute}")
+    if precision != given.precision:
+        changed.append(f"precision={precision}")
     return tuple(changed)
 
 

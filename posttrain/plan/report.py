@@ -29,7 +29,14 @@ Plan = dict[str, Any]
 Replan = Callable[[advice.Change], Plan | None]
 
 
-def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True, replan: Replan | None = None) -> Plan:
+def build_plan(
+    cfg: DictConfig,
+    world: int,
+    gpu: Gpu,
+    read_data: bool = True,
+    replan: Replan | None = None,
+    typed_recompute: str | None = None,
+) -> Plan:
     """Return the plan of a checked configuration.
 
     Args:
@@ -38,6 +45,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True, re
         gpu: what each of them runs on.
         read_data: count the data.
         replan: plans a change's overrides in full, None where they can't be; None: changes are estimated.
+        typed_recompute: trainer.recompute before `parallelism=auto` has chosen; None: it has not.
 
     Returns:
         JSON-able; memory in GiB per GPU, times in seconds.
@@ -88,7 +96,7 @@ def build_plan(cfg: DictConfig, world: int, gpu: Gpu, read_data: bool = True, re
         "decisions": {name: str(decision) for name, decision in setting.decisions().items()},
         "memory_gib": _in_gib(memory),
         "fits": fits,
-        "layouts": [_layout(layout) for layout in layouts.fitting(cfg, setting, gpu, tokens)],
+        "layouts": [_layout(layout) for layout in layouts.fitting(cfg, setting, gpu, tokens, typed_recompute)],
         "changes": [_change(change, gpu) for change in advice.changes(setting, gpu, tokens=tokens)],
         "cheapest_change": best,
         "data": data,

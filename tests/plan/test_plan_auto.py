@@ -11,7 +11,7 @@ from posttrain.config.composition import CONF_DIR, compose
 from posttrain.errors import UserError
 from posttrain.launch import launcher
 from posttrain.plan import auto, layouts
-from posttrain.plan.__main__ import plan
+from posttrain.plan.__main__ import estimate, plan
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.plan.speed import estimate_speed
 from posttrain.spec import checks
@@ -301,6 +301,17 @@ def test_what_fits_is_what_its_overrides_make(words, world, gpu):
         assert layout.memory.needed <= kind.memory_gib * GIB
         assert estimate_speed(made, kind, 32 * 4096).step_s == pytest.approx(layout.step_s)
         assert layout.eight_bit == (made.precision == "fp8") and (made.eight_bit_base or not layout.eight_bit)
+
+
+def test_what_is_listed_beside_a_choice_of_auto_is_what_its_overrides_make():
+    """Typed beside `parallelism=auto`, which would choose again: so each names its split."""
+    words = ["model=llama3_70b", "parallelism=auto", "plan.gpu=h100", "plan.gpus=2", "plan.read_data=false"]
+    chosen = estimate(compose(words, "plan"), words, None)
+    assert chosen["fits"] and [] in [layout["overrides"] for layout in chosen["layouts"]]
+    for layout in chosen["layouts"]:
+        made = estimate(compose([*words, *layout["overrides"]], "plan"), [*words, *layout["overrides"]], None)
+        assert made["memory_gib"]["needed"] == pytest.approx(layout["needed_gib"], abs=0.02), layout
+        assert made["speed"]["step_s"] == pytest.approx(layout["step_s"]), layout
 
 
 def test_eight_bits_and_tensor_parallelism_come_before_computing_again():

@@ -34,11 +34,12 @@ def verdict(run_dir: Path, sweep: SweepSchema) -> str | None:
     finished = [curve(path) for path in others if _state(path) == "finished"]
     if sweep.pruner == "median":
         bad = above_median(own, finished, sweep.pruner_startup_trials, sweep.pruner_warmup_steps)
-        against = f"{len(finished)} finished trials"
+        against = f"{len(finished)} finished trial{'s' * (len(finished) > 1)}"
     else:
         curves = list(map(curve, others))
         bad = not among_best(own, curves, sweep.pruner_warmup_steps or min(own))
-        against = f"{sum(max(other, default=0) >= max(own) for other in curves)} trials that have come so far"
+        as_far = sum(max(other, default=0) >= max(own) for other in curves)
+        against = f"{as_far} trial{'s' * (as_far > 1)} that came as far"
     step = max(own)
     return f"pruned after step {step}: validation loss {own[step]:.4g}, against {against}" if bad else None
 

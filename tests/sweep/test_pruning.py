@@ -115,3 +115,10 @@ def test_a_search_and_a_pruner_need_a_validation_set():
 def test_a_pruner_needs_validations():
     with pytest.raises(UserError, match=r"trainer\.validation_interval"):
         check(compose(["sweep.pruner=median", "trainer.validation_interval=null"]), 0)
+
+
+def test_one_trial_is_no_trials(tmp_path):
+    sweep = SimpleNamespace(pruner="halving", pruner_warmup_steps=0)
+    write(tmp_path / "0", {0: 9.0, 5: 1.0}, "finished")
+    write(tmp_path / "own", {0: 9.0, 5: 2.0}, "running")
+    assert verdict(tmp_path / "own", sweep).endswith("against 1 trial that came as far")

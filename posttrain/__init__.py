@@ -13,3 +13,7 @@ if sys.argv[:1] == ["-m"] and importlib.util.find_spec("hydra") is None:
         file=sys.stderr,
     )
     raise SystemExit(2)
+if sys.argv[:1] == ["-m"]:
+    from posttrain.utils import terminal
+
+    terminal.begin_module()

@@ -3,9 +3,20 @@
 import sys
 
 from posttrain import __version__
-from posttrain.utils import working
+from posttrain.utils import stop, working
 
 RUNS = ("-m", "--multirun", "--rerun", "--resume", "--config-dir", "-cd")  # options of commands that run something
+
+
+def begin_module() -> None:
+    """Say on a terminal that a command has begun, and end in one line at Ctrl-C while it imports, which takes a second.
+
+    It is for `python -m posttrain.COMMAND`; `python -m posttrain` greets, and other modules are no commands.
+    """
+    module = "".join(sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1]) if "-m" in sys.orig_argv else ""
+    if module.count(".") == 1:
+        stop.exit_on_signals()
+        working.begin("starting")
 
 
 def greet() -> None:

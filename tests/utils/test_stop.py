@@ -2,6 +2,7 @@
 
 import ast
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -83,6 +84,27 @@ def test_ctrl_c_during_the_imports_is_one_line():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 130 and done.stderr == "posttrain: stopped by SIGINT\n"
+
+
+def test_a_command_by_its_module_shows_at_once_that_it_works_and_ends_in_one_line(tmp_path):
+    """Ctrl-C comes when Hydra has been imported half."""
+    press = """
+        import importlib.abc, os, signal, sys, time
+        class Press(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path=None, target=None):
+                if name == "hydra.core":
+                    time.sleep(1)
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Press())
+    """
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(press))
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "TERM": "xterm"}
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "posttrain.preview"], stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    assert process.wait(timeout=60) == 130
+    shown = os.read(ours, 1 << 16).decode()
+    assert "starting" in shown and shown.endswith("posttrain: stopped by SIGINT\r\n") and "Traceback" not in shown
 
 
 def test_writing_to_a_terminal_that_is_gone_is_no_error():

@@ -4,6 +4,8 @@ import numpy as np
 
 from posttrain.data.store import Store
 
+NEARLY_FULL = 0.95  # of an item's tokens are none of its padding
+
 
 class PackedDataset:
     """A map-style dataset; item i is one packed sequence.
@@ -70,6 +72,15 @@ class PackedDataset:
     def most_supervised(self) -> int:
         """Supervised tokens of the packed sequence that has most of them."""
         return int(np.add.reduceat(self.store.supervised[self.order], self.starts[:-1]).max())
+
+    def is_whole(self, length: int) -> bool:
+        """Whether every item is one conversation, or one window of text, of nearly `length` tokens.
+
+        Attention without boundaries is faster then; but it computes what is padding too.
+        """
+        if np.diff(self.starts).max() > 1:
+            return False
+        return bool(self.store.lengths[self.order].mean() >= NEARLY_FULL * length)
 
     def _padded(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask of a conversation, padded to a multiple."""

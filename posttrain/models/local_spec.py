@@ -10,18 +10,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from megatron.bridge.models import gpt_provider
 from megatron.bridge.models.gpt_provider import GPTModelProvider, default_layer_spec
 from megatron.bridge.utils.import_utils import UnavailableError, UnavailableMeta
+from megatron.core.extensions.transformer_engine import TEDotProductAttention
 from megatron.core.transformer import transformer_block
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from posttrain.errors import UserError
+from posttrain.models.config_checks import WIDEST_PACKED_HEAD, check_wide_heads
 from posttrain.models.norms import SequenceParallelNorm, zero_centered_norm
 from posttrain.ops.attention import SDPAAttention
+from posttrain.ops.packed_attention import PackedAttention
 
 if TYPE_CHECKING:
     from megatron.bridge import AutoBridge
@@ -149,3 +154,19 @@ def use_local_layers(provider: GPTModelProvider) -> None:
     provider.bias_activation_fusion = False
     provider.apply_rope_fusion = False
     provider.cross_entropy_loss_fusion = False
+
+
+def choose_attention(model: list[torch.nn.Module]) -> None:
+    """Make every attention of Transformer Engine's in a model's parts a PackedAttention.
+
+    Raises:
+        UserError: wide heads with what only Transformer Engine's attention has.
+    """
+    for part in model:
+        for module in part.modules():
+            if type(module) is not TEDotProductAttention:
+                continue
+            config: TransformerConfig = module.config
+            check_wide_heads(config.kv_channels, config.context_parallel_size, config.attention_dropout)
+            module.__class__ = PackedAttention
+            module.flash = (config.kv_channels or 0) > WIDEST_PACKED_HEAD  # type: ignore[assignment]

@@ -4,6 +4,7 @@ Nothing in it waits for the device, so that a step can be captured in a CUDA gra
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,17 @@ ON_DEVICE = (
 DIVIDED = ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens_q")  # by context parallelism
 
 Report = dict[str, torch.Tensor]
+
+
+@dataclass
+class PackedRows(PackedSeqParams):
+    """Boundaries of packed sequences.
+
+    Attributes:
+        whole_rows: how many rows of equal length there are where each is one sequence; 0: boundaries are anywhere.
+    """
+
+    whole_rows: int = 0
 
 
 class TokenLoss:
@@ -76,13 +88,14 @@ class TokenLoss:
         elif self.supervised_logits_only and parallel_state.is_pipeline_last_stage():
             selection = {"output_processor": supervised_losses, "output_processor_context": batch["supervised_at"]}
             weights = batch["supervised_mask"]
-        packed = PackedSeqParams(
+        packed = PackedRows(
             qkv_format="thd",
             cu_seqlens_q=ends,
             cu_seqlens_kv=ends,
             max_seqlen_q=host["max_seqlen"],
             max_seqlen_kv=host["max_seqlen"],
             pad_between_seqs=False,  # padding is a sequence of its own; asking the device would wait for it
+            whole_rows=host["whole_rows"],
         )
         output = model(
             input_ids=batch["tokens"],

@@ -31,40 +31,24 @@ def _activate(x, FUNCTION: tl.constexpr):
 
 
 @triton.jit
-def _low_rank(left, right, row, column, here, inside, rank, along_rank, along_column, RANK: tl.constexpr):
-    """A tile of left [t, r] right [r, n]; `here` and `inside`: which rows and columns there are."""
-    nth = tl.arange(0, RANK)
-    ranks = nth < rank
-    one = tl.load(left + row[:, None] * rank + nth[None, :], here[:, None] & ranks[None, :], 0)
-    places = right + nth[:, None] * along_rank + column[None, :] * along_column
-    other = tl.load(places, ranks[:, None] & inside[None, :], 0)
-    return tl.dot(one, other, input_precision="ieee")
+def _tile(tensor, row, column, here, inside, width):
+    """A tile of [t, width]; `here` and `inside`: which rows and columns there are."""
+    return tl.load(tensor + row[:, None] * width + column[None, :], here[:, None] & inside[None, :], 0)
 
 
 @triton.jit
-def _sum(
-    values,
-    bias,
-    left,
-    right,
-    row,
-    column,
-    here,
-    inside,
-    width,
-    rank,
-    along_rank,
-    along_column,
-    BIAS: tl.constexpr,
-    RANK: tl.constexpr,
-):
-    """A tile of values [t, width] + bias + left right, without the last where RANK is 0."""
-    x = tl.load(values + row[:, None] * width + column[None, :], here[:, None] & inside[None, :], 0).to(tl.float32)
-    if BIAS:
-        x += tl.load(bias + column, inside, 0).to(tl.float32)[None, :]
-    if RANK:
-        x += _low_rank(left, right, row, column, here, inside, rank, along_rank, along_column, RANK)
-    return x
+def _left(left, row, here, rank, RANK: tl.constexpr):
+    """Rows of the left factor [t, r], padded."""
+    nth = tl.arange(0, RANK)
+    return tl.load(left + row[:, None] * rank + nth[None, :], here[:, None] & (nth < rank)[None, :], 0)
+
+
+@triton.jit
+def _right(right, column, inside, rank, along_rank, along_column, RANK: tl.constexpr):
+    """Columns of the right factor [r, n], padded."""
+    nth = tl.arange(0, RANK)
+    places = right + nth[:, None] * along_rank + column[None, :] * along_column
+    return tl.load(places, (nth < rank)[:, None] & inside[None, :], 0)
 
 
 @triton.jit
@@ -93,13 +77,27 @@ def _activation(
     both = width
     if GATED:
         both = 2 * width
-    x = _sum(values, bias, left, right, row, column, here, inside, both, rank, along_rank, along_column, BIAS, RANK)
+    second = width + column
+    # Everything is read before the first product: nothing is read ahead of the barriers that products bring with them.
+    x = _tile(values, row, column, here, inside, both).to(tl.float32)
+    if GATED:
+        up = _tile(values, row, second, here, inside, both).to(tl.float32)
+    if RANK:
+        low = _left(left, row, here, rank, RANK)
+        of_x = _right(right, column, inside, rank, along_rank, along_column, RANK)
+        if GATED:
+            of_up = _right(right, second, inside, rank, along_rank, along_column, RANK)
+    if BIAS:
+        x += tl.load(bias + column, inside, 0).to(tl.float32)[None, :]
+        if GATED:
+            up += tl.load(bias + second, inside, 0).to(tl.float32)[None, :]
+    if RANK:
+        x += tl.dot(low, of_x, input_precision="ieee")
+        if GATED:
+            up += tl.dot(low, of_up, input_precision="ieee")
     activated, _ = _activate(x, FUNCTION)
     if GATED:
-        second = width + column
-        activated *= _sum(
-            values, bias, left, right, row, second, here, inside, both, rank, along_rank, along_column, BIAS, RANK
-        )
+        activated *= up
     tl.store(out + row[:, None] * width + column[None, :], activated, here[:, None] & inside[None, :])
 
 
@@ -138,30 +136,35 @@ def _activation_backward(
     both = width
     if GATED:
         both = 2 * width
-    x = _sum(values, bias, left, right, row, column, here, inside, both, rank, along_rank, along_column, BIAS, RANK)
-    grad_out = _sum(
-        upstream,
-        bias,
-        upstream_left,
-        upstream_right,
-        row,
-        column,
-        here,
-        inside,
-        width,
-        upstream_rank,
-        upstream_along_rank,
-        upstream_along_column,
-        False,
-        UPSTREAM_RANK,
-    )
+    second = width + column
+    # As above.
+    x = _tile(values, row, column, here, inside, both).to(tl.float32)
+    grad_out = _tile(upstream, row, column, here, inside, width).to(tl.float32)
+    if GATED:
+        up = _tile(values, row, second, here, inside, both).to(tl.float32)
+    if RANK:
+        low = _left(left, row, here, rank, RANK)
+        of_x = _right(right, column, inside, rank, along_rank, along_column, RANK)
+        if GATED:
+            of_up = _right(right, second, inside, rank, along_rank, along_column, RANK)
+    if UPSTREAM_RANK:
+        upstream_low = _left(upstream_left, row, here, upstream_rank, UPSTREAM_RANK)
+        of_upstream = _right(
+            upstream_right, column, inside, upstream_rank, upstream_along_rank, upstream_along_column, UPSTREAM_RANK
+        )
+    if BIAS:
+        x += tl.load(bias + column, inside, 0).to(tl.float32)[None, :]
+        if GATED:
+            up += tl.load(bias + second, inside, 0).to(tl.float32)[None, :]
+    if RANK:
+        x += tl.dot(low, of_x, input_precision="ieee")
+        if GATED:
+            up += tl.dot(low, of_up, input_precision="ieee")
+    if UPSTREAM_RANK:
+        grad_out += tl.dot(upstream_low, of_upstream, input_precision="ieee")
     activated, slope = _activate(x, FUNCTION)
     place = gradient + row[:, None] * both + column[None, :]
     if GATED:
-        second = width + column
-        up = _sum(
-            values, bias, left, right, row, second, here, inside, both, rank, along_rank, along_column, BIAS, RANK
-        )
         tl.store(place + width, grad_out * activated, mask)
         grad_out *= up
         activated *= up

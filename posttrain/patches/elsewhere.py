@@ -122,6 +122,14 @@ CHANGES = (
         versions=CORE,
     ),
     _elsewhere(
+        "packed-attention",
+        "posttrain.models.local_spec",
+        "__class__",
+        kind=Kind.CORRECTNESS,
+        symptom="gradients of packed rows whose heads have more than 128 features are wrong by a fifth, or not finite",
+        versions=CORE,
+    ),
+    _elsewhere(
         "rates-in-proportion",
         "posttrain.train.learning_rates",
         "__class__",

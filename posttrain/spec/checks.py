@@ -17,10 +17,11 @@ from posttrain.config.instantiate import built
 from posttrain.data import checks as data_checks
 from posttrain.data.training_data import TrainingData
 from posttrain.errors import UserError
-from posttrain.models.config_checks import check_config, check_length
+from posttrain.models.config_checks import check_config, check_length, check_wide_heads
 from posttrain.models.families import (
     experts_of,
     family_of,
+    head_width_of,
     possible_families,
     score_softcap_of,
 )
@@ -302,6 +303,7 @@ def _check_shape(cfg: DictConfig, shape: Mapping[str, Any], sizes: ParallelSizes
             f"`parallelism.context_parallel_size={sizes.context}`: this model's attention scores are soft-capped, "
             "and no such attention divides a sequence over processes; use tensor or pipeline parallelism"
         )
+    check_wide_heads(head_width_of(shape), sizes.context, dropout=0.0)
     if experts_of(shape) and sizes.tensor > 1 and cfg.parallelism.sequence_parallel is False:
         raise UserError(
             "`parallelism.sequence_parallel=false`: a mixture of experts with tensor parallelism needs it; "

@@ -177,6 +177,7 @@ class Collate:
             With `length` every batch then has the same shapes, which a CUDA graph needs.
         supervised: fill the supervised positions up to this many; None: as many as there are.
         pad_blank: whether a micro-batch without a supervised token is padded to `length` as well.
+        whole: whether each row is one sequence (and padding), which attention then takes without boundaries.
     """
 
     def __init__(
@@ -188,6 +189,7 @@ class Collate:
         sequences: int | None = None,
         supervised: int | None = None,
         pad_blank: bool = True,
+        whole: bool = False,
     ) -> None:
         self.length = length
         self.pad_id = pad_id
@@ -196,13 +198,15 @@ class Collate:
         self.sequences = sequences
         self.supervised = supervised
         self.pad_blank = pad_blank
+        self.whole = whole
 
     def __call__(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         """Collate.
 
         Returns:
             tokens, labels, position_ids int64[1, t]; loss_mask float32[1, t], the weights; cu_seqlens_q int32[n + 1];
-            max_seqlen an int; supervised_at int64[k], positions with a weight, filled up with position 0;
+            max_seqlen an int; whole_rows, how many rows there are where each is one sequence, else 0;
+            supervised_at int64[k], positions with a weight, filled up with position 0;
             supervised_mask float32[1, k], their weights, 0 where filled up; normalizer int32[], the sum of all
             weights; counts.
         """
@@ -241,6 +245,7 @@ class Collate:
             "position_ids": batch["position_ids"],
             "cu_seqlens_q": ends,
             "max_seqlen": longest,
+            "whole_rows": len(rows) if self.whole and length else 0,
             "supervised_at": supervised_at,
             "supervised_mask": supervised_mask,
             "normalizer": torch.tensor(round(total), dtype=torch.int32),

@@ -29,7 +29,7 @@ from posttrain.models import fully_sharded
 from posttrain.models.config_checks import check_length
 from posttrain.models.eight_bit_layers import eight_bit_layer_spec
 from posttrain.models.hf_adapter import read_adapter
-from posttrain.models.local_spec import check_expert_names, use_local_layers
+from posttrain.models.local_spec import check_expert_names, choose_attention, use_local_layers
 from posttrain.models.mixture_layer import grouped_layer_spec
 from posttrain.models.padding import hide_padding, padded_rows
 from posttrain.models.whole_parameters import draw_model
@@ -124,12 +124,15 @@ def build_model(run: RunContext) -> MegatronModel:
     provider.vocab_size = padded_rows(vocab_size, provider.tensor_model_parallel_size)
     padded = provider.vocab_size > vocab_size
     clock = run.clock
+    transformer_engine = run.platform.transformer_engine
 
     def model_built(parts: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """A plain function: experts copy their configuration deeply, and a bound method with its object."""
         clock.mark("process groups, model")
         if padded:
             hide_padding(parts, vocab_size)
+        if transformer_engine:
+            choose_attention(parts)
         return parts
 
     provider.register_pre_wrap_hook(model_built)

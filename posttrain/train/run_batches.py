@@ -161,16 +161,16 @@ def maximum_over_all(values: list[float], world: int) -> list[float]:
 def build_collate(run: RunContext) -> Collate:
     """Return rows -> micro-batch, of one shape for all where a CUDA graph needs that."""
     size = run.spec.micro_batch
+    used = [rows for rows in (run.splits.train, run.splits.validation) if rows]
     sequences = None
     supervised = None
     if run.spec.cuda_graph:
         most_sequences = 0
         most_supervised = 0
-        for rows in (run.splits.train, run.splits.validation):
-            if rows:
-                most_sequences = max(most_sequences, int(np.diff(rows.starts).max()))
-                supervised_of_row = np.add.reduceat(rows.store.supervised[rows.order], rows.starts[:-1])
-                most_supervised = max(most_supervised, int(supervised_of_row.max()))
+        for rows in used:
+            most_sequences = max(most_sequences, int(np.diff(rows.starts).max()))
+            supervised_of_row = np.add.reduceat(rows.store.supervised[rows.order], rows.starts[:-1])
+            most_supervised = max(most_supervised, int(supervised_of_row.max()))
         sequences = round_up(size * (most_sequences + 1), SEQUENCES_MULTIPLE)
         supervised = round_up(size * most_supervised, SUPERVISED_MULTIPLE)
     return Collate(
@@ -181,6 +181,7 @@ def build_collate(run: RunContext) -> Collate:
         sequences=sequences,
         supervised=supervised,
         pad_blank=run.spec.one_shape,
+        whole=all(rows.is_whole(run.settings.seq_length) for rows in (run.splits.train, run.splits.validation) if rows),
     )
 
 

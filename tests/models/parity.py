@@ -151,6 +151,8 @@ def build(directory: Path, lora=None, gpu: bool = False, eight_bit: bool = False
         setattr(provider, name, value)
     if lora is not None:
         provider.register_pre_wrap_hook(lambda model: lora(model, training=True))
+    if gpu:
+        provider.register_pre_wrap_hook(with_chosen_attention)
     provider.finalize()
     parts = provider.provide_distributed_model(
         ddp_config=DistributedDataParallelConfig(grad_reduce_in_fp32=True), use_cpu_initialization=not gpu
@@ -167,6 +169,14 @@ def build(directory: Path, lora=None, gpu: bool = False, eight_bit: bool = False
             if getattr(module, "output_layer", None) is not None and getattr(module, "post_process", False):
                 module.output_layer.register_forward_hook(keep_logits)
     return bridge, parts, logits
+
+
+def with_chosen_attention(parts):
+    """As a run's model has it."""
+    from posttrain.models.local_spec import choose_attention
+
+    choose_attention(parts)
+    return parts
 
 
 def run(parts) -> None:

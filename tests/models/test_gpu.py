@@ -6,6 +6,12 @@ from parity import Step, adapter_logits, read_reference, train_step, write_refer
 
 pytestmark = pytest.mark.gpu
 WIDTH = 8  # heads of 64 and more
+WIDE = {  # heads of 256
+    "llama": {"head_dim": 256},
+    "gemma": {"head_dim": 256, "num_key_value_heads": 1},
+    "mistral": {"head_dim": 256, "sliding_window": 4},
+    "gpt_neox": {"num_attention_heads": 1, "hidden_size": 256},
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +57,11 @@ def test_step_in_bf16(family, gpu, tmp_path, record_property):
 @pytest.mark.parametrize(("family", "fields"), FIELDS, ids=named)
 def test_a_field_in_bf16(family, fields, gpu, tmp_path, record_property):
     compare_step(family, fields, tmp_path, record_property)
+
+
+@pytest.mark.parametrize("family", WIDE)
+def test_wide_heads_in_bf16(family, gpu, tmp_path, record_property):
+    compare_step(family, WIDE[family], tmp_path, record_property)
 
 
 def compare_step(family, fields, tmp_path, record_property):

@@ -60,6 +60,7 @@ LLAMA = ["model=llama3_8b"]
         ([*LLAMA, "parallelism=tp2", "parallelism.pipeline_model_parallel_size=3"], 6, "32 layers can't be divided"),
         ([*LLAMA, "parallelism=cp2"], 0, "Transformer Engine's, which needs GPUs"),
         (["model=gemma2_2b", "parallelism=cp2"], 2, "attention scores are soft-capped"),
+        (["model=gemma_7b", "parallelism=cp2"], 2, "heads have 256 features"),
         ([*LLAMA, "parallelism=tp2", "parallelism.fsdp=true"], 2, "is for data-parallel processes alone"),
         ([*LLAMA, "parallelism=fsdp", "checkpoint.async_save=true"], 2, "written while training waits"),
         ([*LLAMA, "parallelism=fsdp", "peft=none"], 2, "have not yet been seen to train on GPUs"),

@@ -1,9 +1,12 @@
 """Order of rows and the counts of a micro-batch."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from posttrain.data.dataset import PackedDataset
 from posttrain.errors import UserError
 from posttrain.objectives import SFT
 from posttrain.spec.epochs import Epoch
@@ -114,6 +117,22 @@ def test_a_micro_batch_of_padding_is_short_where_shapes_may_differ():
     assert collate(pad_blank=False, multiple=8)([blank])["tokens"].shape == (1, 8)
     counts = collate(pad_blank=False)([blank, blank])["counts"]
     assert (counts.tokens, counts.supervised_tokens, counts.checksum, counts.padded_tokens) == (0, 0, 0, 4)
+
+
+def stored(lengths, starts):
+    """Rows that hold the conversations of these lengths, from each of `starts` to the next."""
+    store = SimpleNamespace(lengths=np.array(lengths))
+    return PackedDataset(store, np.arange(len(lengths)), np.array(starts))
+
+
+def test_rows_of_one_sequence_each_have_no_boundaries():
+    assert stored([100, 100, 98], [0, 1, 2, 3]).is_whole(100)
+    assert not stored([100, 50, 50], [0, 1, 3]).is_whole(100)  # two share a row
+    assert not stored([100, 70, 60], [0, 1, 2, 3]).is_whole(100)  # mostly padding
+    whole = collate(whole=True)
+    assert whole([row(8), row(7)])["whole_rows"] == 2
+    assert collate()([row(8)])["whole_rows"] == 0
+    assert collate(length=None, whole=True)([row(8), row(6)])["whole_rows"] == 0  # rows of different lengths
 
 
 def test_graphs_get_batches_of_one_shape():

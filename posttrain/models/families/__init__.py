@@ -86,6 +86,18 @@ def score_softcap_of(config: Mapping[str, Any]) -> float | None:
     return softcap
 
 
+def head_width_of(config: Mapping[str, Any]) -> int | None:
+    """Features of an attention head of a model with this config.json; None: a size is missing, or it isn't known."""
+    family = family_of(config)
+    if family is None:
+        return None
+    try:
+        sizes = family.dimensions(config)
+    except ValueError:
+        return None
+    return sizes.query // sizes.heads
+
+
 def learned_positions_of(config: Mapping[str, Any]) -> int | None:
     """How many positions a model with this config.json has embeddings for; None: it has none, or isn't known."""
     family = family_of(config)

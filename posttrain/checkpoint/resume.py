@@ -39,6 +39,7 @@ HARMLESS = (
     "trainer.max_new_tokens",
     "trainer.generation_interval",
     "trainer.recompute",
+    "trainer.recompute_layers",
     "trainer.on_nonfinite",
     "trainer.max_rollbacks",
     "trainer.loss_spike_factor",

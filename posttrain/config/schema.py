@@ -157,6 +157,7 @@ class TrainerSchema:
     max_new_tokens: int = ranged(64, ge=1, le=1_048_576)
     generation_interval: int | None = ranged(None, ge=1, le=STEPS)
     recompute: str = ranged("none", choices=["none", "selective", "full"])
+    recompute_layers: int | None = ranged(None, ge=1, le=10_000)
     on_nonfinite: str = ranged("stop", choices=["stop", "skip", "rollback"])
     max_rollbacks: int = ranged(3, ge=1, le=10_000)
     loss_spike_factor: float | None = ranged(None, gt=1, le=1e9)

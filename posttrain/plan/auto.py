@@ -58,10 +58,8 @@ class Choice:
         if s.distributed_optimizer:
             sizes.append("distributed optimizer")
         needed = self.memory.needed / GIB
-        if self.computes_again and needed <= memory_gib:
-            sizes.append("trainer.recompute=full since nothing fits without")
-        elif self.computes_again:
-            sizes.append("trainer.recompute=full")
+        if self.computes_again:
+            sizes.append(self._computed_again() + (" since nothing fits without" if needed <= memory_gib else ""))
         line = f"parallelism=auto: {', '.join(sizes)}: "
         line += f"needs {needed:.1f} of {memory_gib:.1f} GiB per GPU"
         if self.undivided > needed:
@@ -71,6 +69,12 @@ class Choice:
         if self.refused:
             line += f"; a smaller split was rejected: {self.refused}"
         return line
+
+    def _computed_again(self) -> str:
+        """The overrides that have activations computed again."""
+        if self.setting.recompute_layers is None:
+            return "trainer.recompute=full"
+        return f"trainer.recompute=full trainer.recompute_layers={self.setting.recompute_layers}"
 
 
 def format_sizes(s: RunSpec) -> list[str]:
@@ -208,6 +212,9 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
             refused = _first_refusal(found, gpu)
             again = recompute != given.recompute
             fitting = [layout for layout in possible if layout.fits(gpu)]
+            if again:
+                tokens = given.global_batch * given.length
+                fitting = [layouts.with_fewest_again(layout, with_rate(gpu), tokens) for layout in fitting]
             best = min(fitting, key=lambda layout: (layout.setting.context, layout.step_s or 0.0), default=None)
             if best is not None:
                 return Choice(local, best.setting, best.memory, undivided, most, refused, again)

@@ -1,9 +1,11 @@
 """How a run may be divided over its processes: for `parallelism=auto`, and for what fits on the GPUs that there are."""
 
+import bisect
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +23,7 @@ from posttrain.utils.gpus import Gpu
 SIZES = (1, 2, 4, 8, 16)
 RECOMPUTE = ("none", "full")
 MOST_SHOWN = 4  # with weights alike
+HEADROOM = 0.03  # of a GPU's memory that is left where as few layers as possible are computed again
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ def apply(cfg: DictConfig, setting: RunSpec, local: int) -> None:
     for name, key in KEYS.items():
         cfg.parallelism[key] = getattr(setting, name)
     cfg.trainer.recompute = setting.recompute
+    cfg.trainer.recompute_layers = setting.recompute_layers
     cfg.parallelism.distributed_optimizer = setting.distributed_optimizer
     cfg.parallelism.nproc_per_node = local
     cfg.parallelism.auto = False
@@ -190,17 +194,49 @@ def fitting(
     precisions = [given.precision]
     if gpu.eight_bit and given.precision == "bf16" and replace(whole, precision="fp8").eight_bit_base:
         precisions.append("fp8")
-    pairs = itertools.product(RECOMPUTE, precisions)
-    variants = [{"recompute": recompute, "precision": precision} for recompute, precision in pairs]
+    asked = typed_recompute or given.recompute
+    variants = []
+    for recompute, precision in itertools.product(RECOMPUTE, precisions):
+        again = given.recompute_layers if recompute == asked else None
+        variants.append({"recompute": recompute, "recompute_layers": again, "precision": precision})
+    room = gpu.memory_gib * GIB
     local = given.world // int(cfg.launch.nnodes)
     layouts = []
     for layout in search(cfg, whole, gpu, local, tokens, variants):
         setting = layout.setting
         if layout.refusal or not layout.fits(gpu) or setting.context != given.context:  # which is asked for
             continue
-        if setting.precision != "fp8" or setting.eight_bit_base:
-            layouts.append(replace(layout, overrides=overrides(given, setting, typed_recompute)))
+        if setting.precision == "fp8" and not setting.eight_bit_base:
+            continue
+        if setting.recompute == "full" != asked:
+            if _fits(replace(setting, recompute=asked), room):
+                continue
+            layout = with_fewest_again(layout, gpu, tokens)
+        layouts.append(replace(layout, overrides=overrides(given, layout.setting, typed_recompute)))
     return _worthwhile(layouts)
+
+
+def _fits(setting: RunSpec, room: float) -> bool:
+    return estimate_memory(setting).needed <= room
+
+
+def with_fewest_again(layout: Layout, gpu: Gpu, tokens: float) -> Layout:
+    """The same with as few layers computed again as fit, and some room; itself if all have to be.
+
+    Args:
+        layout: one that fits, with `trainer.recompute=full`.
+        gpu: what each process runs on.
+        tokens: of a step.
+    """
+    room = gpu.memory_gib * GIB * (1 - HEADROOM)
+    most = math.ceil(max(layout.setting.stage_layers))
+    possible = [replace(layout.setting, recompute_layers=count) for count in range(1, most)]
+    fewest = bisect.bisect_left(possible, True, key=partial(_fits, room=room))
+    if fewest == len(possible):
+        return layout
+    setting = possible[fewest]
+    step_s = estimate_speed(setting, gpu, tokens).step_s
+    return replace(layout, setting=setting, memory=estimate_memory(setting), step_s=step_s)
 
 
 def overrides(given: RunSpec, setting: RunSpec, typed_recompute: str | None = None) -> tuple[str, ...]:
@@ -212,17 +248,24 @@ def overrides(given: RunSpec, setting: RunSpec, typed_recompute: str | None = No
         typed_recompute: trainer.recompute before `parallelism=auto` has chosen, which would choose again: so the split
             is always said; None: it has not chosen.
     """
-    split, recompute, precision = _sizes(setting), setting.recompute, setting.precision
-    if (split, recompute, precision) == (_sizes(given), given.recompute, given.precision):
+    if _chosen(setting) == _chosen(given):
         return ()
     changed = []
-    if typed_recompute is not None or split != _sizes(given):
+    if typed_recompute is not None or _sizes(setting) != _sizes(given):
         changed += _split_overrides(setting)
-    if recompute != (typed_recompute or given.recompute):
-        changed.append(f"trainer.recompute={recompute}")
-    if precision != given.precision:
-        changed.append(f"precision={precision}")
+    asked = typed_recompute or given.recompute
+    if setting.recompute != asked:
+        changed.append(f"trainer.recompute={setting.recompute}")
+    if setting.recompute_layers != (given.recompute_layers if asked == given.recompute else None):
+        changed.append(f"trainer.recompute_layers={setting.recompute_layers or 'null'}")
+    if setting.precision != given.precision:
+        changed.append(f"precision={setting.precision}")
     return tuple(changed)
+
+
+def _chosen(setting: RunSpec) -> tuple[object, ...]:
+    """All that `overrides` compares."""
+    return _sizes(setting), setting.recompute, setting.recompute_layers, setting.precision
 
 
 def _worthwhile(layouts: list[Layout]) -> list[Layout]:

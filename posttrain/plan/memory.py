@@ -61,12 +61,13 @@ def stage_memory(s: RunSpec, index: int) -> Memory:
     loss = activations.loss_workspace(s) if last else {}
     loss_bytes = sum(loss.values())
     backward_bytes = s.tokens * activations.backward_workspace(s) + _weight_gradients(s, first and last)
-    if s.recompute == "full":
-        backward_bytes += s.tokens * saved_bytes  # of the layer that is computed again
-        saved_bytes = saved["layer input"]
+    again = s.layers_again(index)
+    if again == layers:  # of the one that is computed again; else what the last layers kept is gone by then
+        backward_bytes += s.tokens * saved_bytes
+    kept = (layers - again) * saved_bytes + again * saved["layer input"]
     in_flight = min(s.pipeline - index, s.micro_batches)
     parts = _state(s, index)
-    parts["activations"] = s.tokens * layers * saved_bytes * in_flight
+    parts["activations"] = s.tokens * kept * in_flight
     # Either the loss is being computed, or the layer before it goes backward.
     if loss_bytes >= backward_bytes:
         parts["logits and loss"] = loss_bytes

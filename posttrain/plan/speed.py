@@ -73,9 +73,8 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     useful = model.step(tokens, squared)
     attention = useful - model.step(tokens, 0)
     products = useful - attention
-    if s.recompute == "full":  # each layer's forward pass again
-        products += 2 * (shape.products - shape.hidden * shape.vocab) * tokens
-        attention *= 4 / 3
+    products += s.share_again * 2 * (shape.products - shape.hidden * shape.vocab) * tokens
+    attention *= 1 + s.share_again / 3
     grouped = work_of_experts(s, tokens)
     rates = Rates.of(s)
     work = (products - grouped) / rates.products + attention / rates.attention + grouped / rates.experts
@@ -157,7 +156,7 @@ def work_of_experts(s: RunSpec, tokens: float) -> float:
     for linear in shape.linears:
         if linear.experts:
             weights += shape.layers * shape.chosen * linear.inputs * linear.outputs
-    passes = 3 if s.recompute == "full" else 2  # forward, again, and of the input's gradient
+    passes = 2 + s.share_again  # forward, and of the input's gradient; forward again
     return 2.0 * passes * weights * tokens
 
 
@@ -182,7 +181,7 @@ def exchange_seconds(s: RunSpec) -> float:
     layers = max(s.stage_layers)
     token = 0.0  # seconds for a token in a layer
     if s.tensor > 1:
-        passes = EXCHANGES * 1.5 if s.recompute == "full" else EXCHANGES
+        passes = EXCHANGES * (1 + s.share_again / 2)
         rate = OVERLAPPED_LINK if s.overlapped_exchanges else LINK
         token += passes * shape.hidden * s.width / rate
     if s.context > 1:  # queries, keys, values and outputs, forward and backward

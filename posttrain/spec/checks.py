@@ -139,6 +139,11 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(
             "`scheduler.lr_warmup_iters`: lr_warmup_fraction is set as well; add scheduler.lr_warmup_fraction=null"
         )
+    if t.recompute_layers is not None and t.recompute != "full":
+        raise UserError(
+            f"`trainer.recompute_layers={t.recompute_layers}`: has no effect with trainer.recompute={t.recompute}; add "
+            "trainer.recompute=full, or remove it"
+        )
     if t.max_steps is not None:
         schedule_of(cfg, t.max_steps)
     if t.loss_spike_factor is not None and t.on_nonfinite == "skip":

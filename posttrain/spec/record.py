@@ -77,6 +77,7 @@ def format_spec(spec: RunSpec) -> str:
         "epochs": spec.epochs,
         "optimizer": spec.optimizer,
         "recompute": spec.recompute,
+        "recompute_layers": spec.recompute_layers,
         "layer_and_adapter_are_one_operation": spec.one_operation,
         "decisions": decisions,
     }

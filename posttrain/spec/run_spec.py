@@ -75,7 +75,7 @@ class RunSpec(ParallelSizes):
         longest: longest conversation of a micro-batch, tokens.
         fused, recompute_norms: `peft.fused`, `peft.recompute_norms`.
         skip_prompt_logits, graph: `trainer.skip_prompt_logits`, `trainer.cuda_graph`.
-        export, verify, verify_base: as in `trainer`.
+        recompute, recompute_layers, export, verify, verify_base: as in `trainer`.
     """
 
     device: str
@@ -101,6 +101,7 @@ class RunSpec(ParallelSizes):
     length: float
     recompute: str
     optimizer: str
+    recompute_layers: int | None = None
     packing: bool = True
     supervised_share: float = 1.0
     squares: float | None = None
@@ -175,6 +176,18 @@ class RunSpec(ParallelSizes):
         if last is None:
             return [layers / self.pipeline] * self.pipeline
         return [(layers - last) / (self.pipeline - 1)] * (self.pipeline - 1) + [last]
+
+    def layers_again(self, stage: int) -> float:
+        """Layers of a pipeline stage that are computed again as a whole in the backward pass."""
+        layers = self.stage_layers[stage]
+        if self.recompute != "full":
+            return 0
+        return layers if self.recompute_layers is None else min(self.recompute_layers, layers)
+
+    @property
+    def share_again(self) -> float:
+        """Share of all layers that is computed again."""
+        return sum(map(self.layers_again, range(self.pipeline))) / self.known_shape.layers
 
     def epoch(self, rows: int) -> Epoch:
         """The steps of an epoch of `rows` packed sequences."""
@@ -454,6 +467,7 @@ def resolve_spec(
         validation_batches=trainer.validation_batches,
         length=trainer.seq_length,
         recompute=trainer.recompute,
+        recompute_layers=trainer.recompute_layers,
         optimizer=cfg.optimizer.optimizer,
         packing=bool(cfg.data.get("packing", True)),
         fused=adapter is not None and adapter.fused,

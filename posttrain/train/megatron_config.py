@@ -117,6 +117,9 @@ def build_model(run: RunContext) -> MegatronModel:
     if run.settings.recompute == "full":
         provider.recompute_method = "uniform"
         provider.recompute_num_layers = 1
+        if run.settings.recompute_layers is not None:
+            provider.recompute_method = "block"  # of a stage's layers, the first ones
+            provider.recompute_num_layers = run.settings.recompute_layers
     if run.spec.cuda_graph:
         provider.cuda_graph_impl = "full_iteration"
         provider.use_te_rng_tracker = True

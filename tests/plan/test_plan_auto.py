@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from omegaconf import OmegaConf, open_dict
@@ -320,3 +321,21 @@ def test_eight_bits_and_tensor_parallelism_come_before_computing_again():
     first, *_, last = layouts.fitting(cfg, resolve_spec(cfg, 2), find_gpu("h100"), 32 * 4096)
     assert first.overrides == ("parallelism=tp2", "precision=fp8")
     assert "trainer.recompute=full" in last.overrides and not last.eight_bit
+
+
+def test_no_more_layers_are_computed_again_than_have_to_be():
+    """70B in 8 bits with rows of 8,192 on one GPU of 141 GB: half of the layers, and faster than all."""
+    words = ["model=llama31_70b", "precision=fp8", "trainer.seq_length=8192", "trainer.global_batch_size=2"]
+    gpu, tokens = find_gpu("h200"), 2 * 8192
+    cfg = compose([*words, "data=messages"])
+    (layout,) = layouts.fitting(cfg, resolve_spec(cfg, 1), gpu, tokens)
+    count = layout.setting.recompute_layers
+    assert layout.overrides == ("trainer.recompute=full", f"trainer.recompute_layers={count}")
+    room = (1 - layouts.HEADROOM) * gpu.memory_gib * GIB
+    assert layout.memory.needed <= room
+    assert estimate_memory(replace(layout.setting, recompute_layers=count - 1)).needed > room
+    all_again = replace(layout.setting, recompute_layers=None)
+    assert layout.step_s < 0.9 * estimate_speed(all_again, gpu, tokens).step_s
+    choice = auto.choose(composed("parallelism=auto", *words), 1, gpu, True)
+    assert choice.setting.recompute_layers == count
+    assert f"trainer.recompute=full trainer.recompute_layers={count} since nothing fits without" in choice.describe(140)

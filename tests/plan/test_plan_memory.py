@@ -145,6 +145,8 @@ def test_recomputation_and_what_is_trained_change_activations():
     again = estimate_memory(setting([ONE_B, "trainer.recompute=full"]))
     assert again.parts["activations"] == 16 * plain.detail["layer"]["layer input"]
     assert again.peak < plain.peak - 2.8 * GIB
+    some = estimate_memory(setting([ONE_B, "trainer.recompute=full", "trainer.recompute_layers=4"]))
+    assert some.parts["activations"] == (3 * plain.parts["activations"] + again.parts["activations"]) / 4
     kept = estimate_memory(setting([ONE_B, "peft.recompute_norms=false"]))
     missing = {"norm before attention", "norm before MLP", "MLP activation"}
     assert kept.detail["layer"].keys() - plain.detail["layer"].keys() == missing

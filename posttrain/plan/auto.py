@@ -59,7 +59,8 @@ class Choice:
             sizes.append("distributed optimizer")
         needed = self.memory.needed / GIB
         if self.computes_again:
-            sizes.append(self._computed_again() + (" since nothing fits without" if needed <= memory_gib else ""))
+            reason = " since nothing fits without" if needed <= memory_gib else ""
+            sizes.append(self._computed_again() + reason)
         line = f"parallelism=auto: {', '.join(sizes)}: "
         line += f"needs {needed:.1f} of {memory_gib:.1f} GiB per GPU"
         if self.undivided > needed:

@@ -158,6 +158,13 @@ def test_fast_paths_have_the_losses_of_the_plain_ones(posttrain, words):
     assert fast.summary["val_loss_after"] == pytest.approx(plain.summary["val_loss_after"], rel=1e-5)
 
 
+@pytest.mark.nightly
+def test_layers_that_are_computed_again_change_nothing(posttrain, words, lora):
+    result = posttrain(*words, "trainer.recompute=full", "trainer.recompute_layers=1", "trainer.export=false")
+    assert result.code == 0, result.err + result.log()
+    assert result.losses == lora.losses
+
+
 def test_lora_plus_sets_the_pace_of_b(posttrain, words, lora):
     """The same first loss and the same A's learning rate; B, which starts at zero, moves an eighth as far."""
     result = posttrain(*words, "peft.lora_plus_ratio=0.125", "trainer.export=false")

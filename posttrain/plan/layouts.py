@@ -194,10 +194,10 @@ def fitting(
     precisions = [given.precision]
     if gpu.eight_bit and given.precision == "bf16" and replace(whole, precision="fp8").eight_bit_base:
         precisions.append("fp8")
-    asked = typed_recompute or given.recompute
+    asked, layers = _asked(given, typed_recompute)
     variants = []
     for recompute, precision in itertools.product(RECOMPUTE, precisions):
-        again = given.recompute_layers if recompute == asked else None
+        again = layers if recompute == asked else None
         variants.append({"recompute": recompute, "recompute_layers": again, "precision": precision})
     room = gpu.memory_gib * GIB
     local = given.world // int(cfg.launch.nnodes)
@@ -253,14 +253,21 @@ def overrides(given: RunSpec, setting: RunSpec, typed_recompute: str | None = No
     changed = []
     if typed_recompute is not None or _sizes(setting) != _sizes(given):
         changed += _split_overrides(setting)
-    asked = typed_recompute or given.recompute
+    asked, layers = _asked(given, typed_recompute)
     if setting.recompute != asked:
         changed.append(f"trainer.recompute={setting.recompute}")
-    if setting.recompute_layers != (given.recompute_layers if asked == given.recompute else None):
+    if setting.recompute_layers != layers:
         changed.append(f"trainer.recompute_layers={setting.recompute_layers or 'null'}")
     if setting.precision != given.precision:
         changed.append(f"precision={setting.precision}")
     return tuple(changed)
+
+
+def _asked(given: RunSpec, typed_recompute: str | None) -> tuple[str, int | None]:
+    """trainer.recompute and recompute_layers before `parallelism=auto` has chosen; see `overrides`."""
+    if typed_recompute in (None, given.recompute):
+        return given.recompute, given.recompute_layers
+    return typed_recompute, None
 
 
 def _chosen(setting: RunSpec) -> tuple[object, ...]:

@@ -20,7 +20,6 @@ posttrain: fine-tune language models on Megatron-Bridge, from a laptop CPU to a 
   python -m posttrain --multirun optimizer.lr=1e-4,2e-4 peft.rank=8,16               a grid
   python -m posttrain launch.submit=true hydra.launcher.partition=gpu hydra.launcher.time=8:00:00
     as a Slurm job (keys: posttrain options hydra/launcher); its script: hydra.launcher.dry_run=true
-  python -m posttrain recipe=llama3_8b_peft_config data=...       names: recipe=list
 
 Overrides: group=choice selects conf/group/choice.yaml, group.key=value changes one value in it.
 A list: 'logger=[csv,wandb]'. Some rows: 'data.where=lang == "en"'.

@@ -3,7 +3,9 @@
 import importlib.util
 import sys
 
-__version__ = "0.1.0"
+from posttrain.utils.version import VERSION as __version__
+
+__all__ = ["__version__"]
 
 # `python -m posttrain...` with another Python than the environment's; at this moment Python calls the program "-m".
 if sys.argv[:1] == ["-m"] and importlib.util.find_spec("hydra") is None:

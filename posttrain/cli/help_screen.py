@@ -28,8 +28,7 @@ A group's keys with default and meaning: python -m posttrain options trainer (or
 COMMANDS = "Commands: posttrain COMMAND, or python -m posttrain.COMMAND, each with --help"
 SCRIPT = "A menu, and a line for cluster scripts:   scripts/posttrain.sh"
 FOOT = """\
-Every key and value:                      python -m posttrain --cfg job
-Completion for the `posttrain` command:   eval "$(posttrain -sc install=bash)\""""
+Completion: eval "$(posttrain -sc install=bash)". Every key and value: python -m posttrain --cfg job"""
 REMARKS = {"metric": "  (of evaluate)"}  # on groups that training does not use
 # In the order of a command line; a group that isn't listed comes after them.
 ORDER = (

@@ -17,10 +17,10 @@ from collections.abc import Buffer, Callable
 from types import FrameType
 from typing import NoReturn
 
-from posttrain import __version__
 from posttrain.errors import UserError, location_error
 from posttrain.utils import limits, working
 from posttrain.utils.escape import escape_control
+from posttrain.utils.version import VERSION
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -97,7 +97,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         try:
             limits.raise_low()
             if "--version" in sys.argv[1:]:
-                print(f"posttrain {__version__}")
+                print(f"posttrain {VERSION}")
                 return
             main()
         except (UserError, OSError) as error:  # that the command has left to us

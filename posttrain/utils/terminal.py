@@ -2,8 +2,8 @@
 
 import sys
 
-from posttrain import __version__
 from posttrain.utils import stop, working
+from posttrain.utils.version import VERSION
 
 RUNS = ("-m", "--multirun", "--rerun", "--resume", "--config-dir", "-cd")  # options of commands that run something
 
@@ -24,5 +24,5 @@ def greet() -> None:
     options = [argument.partition("=")[0] for argument in sys.argv[1:] if argument.startswith("-")]
     prints = any(option not in RUNS for option in options) or {"recipe=list", "recipe.name=list"} & set(sys.argv)
     if not prints and sys.stdout is not None and sys.stdout.isatty():
-        print(f"posttrain {__version__}", flush=True)
+        print(f"posttrain {VERSION}", flush=True)
         working.begin(working.READING)

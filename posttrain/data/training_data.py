@@ -1,6 +1,5 @@
 """Files to packed sequences: the object of the config group `data`."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -193,7 +192,9 @@ class TrainingData:
                 )
         train_rows = splits.repeat_by_weight(train_rows, train.sources, np.array(weights), seed)[: self.max_train_rows]
         if not len(train_rows):
-            raise UserError(f"data.path={self.path}: nothing is left to train on: {json.dumps(counts['dropped'])}")
+            left_out = [f"{count:,} ({reason})" for reason, count in counts["dropped"].items()]
+            why = f"left out: {', '.join(left_out)}" if left_out else "there are no rows"
+            raise UserError(f"data.path={self.path}: nothing is left to train on; {why}")
         report: dict[str, Any] = {
             "unit": builder.encoder.unit,
             "row_unit": builder.encoder.row_unit,

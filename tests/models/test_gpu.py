@@ -64,12 +64,12 @@ def test_wide_heads_in_bf16(family, gpu, tmp_path, record_property):
     compare_step(family, WIDE[family], tmp_path, record_property)
 
 
-def compare_step(family, fields, tmp_path, record_property):
+def compare_step(family, fields, tmp_path, record_property, width=WIDTH):
     """Logits and gradients of a step, as near to fp32 as transformers' in bf16."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    write_reference(family, tmp_path, WIDTH, **fields)
+    write_reference(family, tmp_path, width, **fields)
     expected = read_reference(tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager").cuda()
     write_step(theirs, tmp_path / "bf16")

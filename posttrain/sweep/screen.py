@@ -169,9 +169,11 @@ class SweepScreen:
         """How long the rest takes, if it takes as long as what has run; empty where nothing is left or known."""
         if not self.seconds or not self.left:
             return []
-        usual = statistics.median(self.seconds)
+        later = self.seconds[1:]  # the first trial starts the worker, which the next ones find
+        usual = statistics.median(later or self.seconds)
         now = time.monotonic()
         seconds = usual * (self.left - len(self.running))
         for running in self.running.values():
             seconds += max(0.0, usual - (now - running.began))
-        return [f"about {format_duration(seconds / min(self.parallel, self.left))} left"]
+        about = "about" if later else "at most"
+        return [f"{about} {format_duration(seconds / min(self.parallel, self.left))} left"]

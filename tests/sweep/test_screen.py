@@ -75,7 +75,7 @@ def test_lines_of_a_sweep_in_a_file(trials, clock):
     second.value = 4.25
     clock[0] += 9.0
     screen.ended(second)
-    assert said() == ["posttrain: 2/4  lr=0.01  validation loss 4.25 (best)  30 s  about 1 min left"]
+    assert said() == ["posttrain: 2/4  lr=0.01  validation loss 4.25 (best)  30 s  at most 1 min left"]
 
     screen.started(third)
     third.error = "rank 0 was killed by SIGKILL\n  log: elsewhere"
@@ -83,7 +83,7 @@ def test_lines_of_a_sweep_in_a_file(trials, clock):
     screen.ended(third)
     failed, log = said()
     assert failed == (
-        "posttrain: 3/4  lr=0.1  rank 0 was killed by SIGKILL  best: 4.25 with lr=0.01  2 s  about 30 s left"
+        "posttrain: 3/4  lr=0.1  rank 0 was killed by SIGKILL  best: 4.25 with lr=0.01  2 s  at most 30 s left"
     )
     assert log == f"posttrain: its log: {third.directory}/logs/console.log"
 
@@ -116,4 +116,4 @@ def test_what_is_drawn_on_a_terminal(trials, clock):
         assert [re.search("lr=[0-9.]+  training", line) is not None for line in lines] == [True, True, False]
     assert "2/4  lr=0.01  training  step 4/8" in lines[0] and "eta 8 s" in lines[0]
     # 20 s of each of the running ones and the last whole, two at a time.
-    assert lines[2] == "1 of 4 trials done  best: 5.5 with lr=0.001  about 40 s left"
+    assert lines[2] == "1 of 4 trials done  best: 5.5 with lr=0.001  at most 40 s left"

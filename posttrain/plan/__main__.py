@@ -5,7 +5,7 @@
         plan.gpu=a100 plan.gpus=8 --json
 
 Parameters, memory per GPU by part, steps and tokens, expected time, whether it fits, and the
-cheapest change that would make it fit. Loads neither torch nor Megatron.
+cheapest change that would make it fit. Loads neither torch nor Megatron. Exit code 1: it doesn't fit as asked.
 """
 
 import functools

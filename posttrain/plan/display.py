@@ -38,7 +38,7 @@ def print_plan(plan: dict[str, Any], file: IO[str] | None = None) -> None:
         console.print(_layout_table(plan, console))
     elif plan["changes"]:
         console.print(_change_table(plan["changes"], console))
-    console.print(_memory_table(plan["memory_gib"]))
+    console.print(_memory_table(plan["memory_gib"], plan["fits"]))
     console.print(_run_table(plan))
     for name, decision in plan["decisions"].items():
         console.print(f"{name}: {decision}")
@@ -90,8 +90,9 @@ def _gpus(plan: dict[str, Any]) -> str:
     return line
 
 
-def _memory_table(memory: dict[str, Any]) -> Table:
-    table = Table(title="Memory per GPU, GiB", title_justify="left")
+def _memory_table(memory: dict[str, Any], fits: bool) -> Table:
+    title = "Memory per GPU, GiB" if fits else "Memory per GPU as asked, which does not fit, GiB"
+    table = Table(title=title, title_justify="left")
     table.add_column("part")
     table.add_column("GiB", justify="right")
     table.add_column("of which", style="dim")
@@ -134,10 +135,11 @@ def _run_table(plan: dict[str, Any]) -> Table:
         time = f"{speed['step_s']:.2f} s a step, {speed['tokens_per_second']:,} tokens/s, MFU {speed['mfu']:.0%}"
         if speed["total_s"] is not None:
             time += f", {format_duration(speed['total_s'])} in all"
-        table.add_row("time", time)
+        table.add_row("time" if plan["fits"] else "time as asked", time)
         table.add_row(
             "",
-            f"[dim]limited by {speed['bound']}; from rates measured on H200s; without start and validation[/]",
+            f"[dim]limited by {speed['bound']}; from rates measured on H200s; without start and validation; MFU of the "
+            "peak in bf16[/]",
         )
     return table
 
@@ -190,7 +192,7 @@ def _layout_table(plan: dict[str, Any], console: Console) -> Table:
     for layout in plan["layouts"]:
         step_s = layout["step_s"]
         table.add_row(
-            " ".join(layout["overrides"]) or "none: as planned above",
+            " ".join(layout["overrides"]) or "none: as asked",
             f"{layout['needed_gib']:.1f}",
             "" if step_s is None else f"{step_s:.2f}",
             "frozen weights in 8 bits" if layout["eight_bit_weights"] else "",

@@ -211,6 +211,7 @@ class Screen:
             for name, value in summary["profile"].items():
                 table.add_row(name, f"{value:.2f}")
             self.console.print(table)
+        directory = shown(shlex.quote(summary["run_dir"]))
         before, after = summary.get("val_loss_before"), summary.get("val_loss_after")
         if after is not None:
             line = f"validation loss [bold]{after:.4f}[/]"
@@ -218,11 +219,10 @@ class Screen:
                 line = f"validation loss {before:.4f} -> [bold]{after:.4f}[/]"
             self.print(line)
             if before is not None and after > before:
-                run_dir = shown(shlex.quote(summary["run_dir"]))
                 self.print(
                     "[yellow]that is worse than before training: the model it began with predicts the validation data "
                     "better. Use that one, or train again with a lower rate or fewer steps: "
-                    f"python -m posttrain --rerun {run_dir} optimizer.lr=...[/]"
+                    f"python -m posttrain --rerun {directory} optimizer.lr=...[/]"
                 )
         if summary.get("stopped_early"):
             self.print(shown(summary["stopped_early"]))
@@ -240,7 +240,8 @@ class Screen:
             if summary.get("exported_step") != summary.get("steps"):
                 which = f" (of step {summary['exported_step']}, which has the lowest validation loss)"
             self.print(f"export: {shown(summary['export'])}{which}")
-            self.print(f"ask it: python -m posttrain.generate {shown(shlex.quote(summary['run_dir']))} 'your question'")
+            self.print(f"ask it: python -m posttrain.generate {directory} 'your question'")
+        self.print(f"its curves as a page: python -m posttrain.report {directory}")
 
 
 def _tail(prompt: str, most: int = 240) -> str:

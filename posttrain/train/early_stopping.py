@@ -45,8 +45,8 @@ def verdict(validations: Sequence[Validation], patience: int | None, min_delta: 
     if patience is None or stale < patience:
         return None
     best = lowest(validations)
-    fall = f"by more than {min_delta:g} " if min_delta else ""
-    text = f"validation loss has not fallen {fall}for {stale} validation{'s' * (stale > 1)}"
+    margin = f" by more than {min_delta:g}" if min_delta else ""
+    text = f"no new lowest validation loss{margin} in {stale} validation{'s' * (stale > 1)}"
     if best is not None:
         text += f"; the lowest, {best[1]:.4f}, was after step {best[0]}"
     return text

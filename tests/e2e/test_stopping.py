@@ -101,7 +101,7 @@ def test_two_processes_stop_early_at_the_same_step(posttrain, words):
     losses = {line["step"]: line["val_loss"] for line in result.metrics if line["step"] and "val_loss" in line}
     best = min(losses, key=losses.__getitem__)
     assert max(losses) == best + 2 < 20
-    why = f"stopped early after step {best + 2} of 20: validation loss has not fallen for 2 validations"
+    why = f"stopped early after step {best + 2} of 20: no new lowest validation loss in 2 validations"
     assert why in result.out and f"(of step {best}, which has the lowest validation loss)" in result.out
     status = json.loads((result.run_dir / "status.json").read_text())
     assert status["state"] == "finished" and status["stopped_early"].startswith(why)

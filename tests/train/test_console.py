@@ -152,6 +152,18 @@ def test_a_model_that_is_worse_than_before_is_said_to_be(after, worse):
     assert ("python -m posttrain --rerun r optimizer.lr=" in file.getvalue()) == worse
 
 
+def test_the_end_of_a_run_says_how_to_go_on():
+    """The directory is quoted for the shell."""
+    file = io.StringIO()
+    Screen(file).result({"run_dir": "a run", "export": "a run/adapter", "steps": 2, "exported_step": 2}, [])
+    assert file.getvalue().splitlines() == [
+        "run directory: a run",
+        "export: a run/adapter",
+        "ask it: python -m posttrain.generate 'a run' 'your question'",
+        "its curves as a page: python -m posttrain.report 'a run'",
+    ]
+
+
 def test_what_a_rank_says_is_drawn_by_the_launcher(monkeypatch):
     pipe = ScreenPipe()
     monkeypatch.setenv(UI_FD, str(pipe.inherited))

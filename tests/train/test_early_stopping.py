@@ -62,7 +62,7 @@ def test_a_run_stops_and_exports_the_best(runs, name):
     assert [step for step, _ in found] == list(range(1, last + 1)) and last < 9
     assert (summary["steps"], summary["exported_step"], summary["val_loss_after"]) == (last, best, loss)
     assert summary["stopped_early"] == (
-        f"stopped early after step {last} of 9: validation loss has not fallen for 2 validations; the lowest, "
+        f"stopped early after step {last} of 9: no new lowest validation loss in 2 validations; the lowest, "
         f"{loss:.4f}, was after step {best}"
     )
     assert read(runs / "results.json")["losses"][name] == pytest.approx(loss, rel=1e-5)
@@ -108,12 +108,12 @@ def test_the_reason_names_the_best():
     assert verdict(validations[:2], 1, 0.0) is None
     assert verdict(validations, 2, 0.0) is None  # the last is lower
     assert verdict(validations, 2, 0.05) == (
-        "validation loss has not fallen by more than 0.05 for 2 validations; the lowest, 1.9800, was after step 40"
+        "no new lowest validation loss by more than 0.05 in 2 validations; the lowest, 1.9800, was after step 40"
     )
     assert verdict(validations[:3], 1, 0.0) == (
-        "validation loss has not fallen for 1 validation; the lowest, 2.0000, was after step 20"
+        "no new lowest validation loss in 1 validation; the lowest, 2.0000, was after step 20"
     )
-    assert verdict([(1, NAN), (2, NAN)], 1, 0.0) == "validation loss has not fallen for 1 validation"
+    assert verdict([(1, NAN), (2, NAN)], 1, 0.0) == "no new lowest validation loss in 1 validation"
     assert verdict([], 1, 0.0) is None
 
 

@@ -19,12 +19,14 @@ NUMBERS = {
     "tokens_per_second": "tok/s",
     "supervised_tokens_per_second": "supervised tok/s",
     "peak_memory_gib": "GiB",
-    "train_seconds": "seconds",
+    "train_seconds": "training seconds",
     "val_loss_before": "val loss before",
 }
 LARGER_IS_BETTER = ("tokens_per_second", "supervised_tokens_per_second")
 MOST_NAMED = 6  # trials that are named beside an error that they share
 MOST_KEYS = 12  # that are columns
+# Keys, or what they begin with, whose columns come first, in this order.
+FIRST = ("optimizer.lr", "peft.rank", "model", "peft", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Comparison:
         trials: best first, those that can be compared with the latest before others.
         metric: summary.json's key that ranks them.
         best: the finished trial with the smallest metric, of the latest that can be compared; None without a result.
-        keys: the swept keys, in the order of the command line.
+        keys: the swept keys, those of FIRST before others in the order of the command line.
         following: other keys that differ: what a swept group brings along.
         labels: key -> a short name that is its own.
         names: a trial's name -> without what all names begin with.
@@ -148,7 +150,7 @@ def compare(trials: list[Trial]) -> Comparison:
     keys = swept(trials)
     if any(trial.config and trial.overrides is None for trial in trials):  # made by hand: nothing says what was meant
         keys = list(dict.fromkeys([*keys, *different]))
-    keys = keys[:MOST_KEYS]
+    keys = sorted(keys, key=_place)[:MOST_KEYS]
     columns = set(keys)
     return Comparison(
         trials=ranked,
@@ -159,6 +161,14 @@ def compare(trials: list[Trial]) -> Comparison:
         labels={key: short(key, keys) for key in keys},
         names=short_names([trial.name for trial in ranked]),
     )
+
+
+def _place(key: str) -> int:
+    """Where a key's column is among others."""
+    for place, start in enumerate(FIRST):
+        if f"{key}.".startswith(f"{start}."):
+            return place
+    return len(FIRST)
 
 
 def ranking_metric(trials: list[Trial]) -> str:

@@ -1,5 +1,6 @@
 """A sweep, or a run, in a few facts: lines of the terminal, tiles of the page."""
 
+import shlex
 from dataclasses import dataclass
 
 from posttrain.report.comparison import Comparison, format_value
@@ -40,13 +41,16 @@ def facts_of_sweep(comparison: Comparison) -> list[Fact]:
     states = ", ".join(f"{count} {state}" for state, count in comparison.states.items())
     facts.append(Fact("trials", str(len(comparison.trials)), states))
     if comparison.seconds:
-        facts.append(Fact("time", format_duration(comparison.seconds), "of all trials together"))
+        facts.append(Fact("time", format_duration(comparison.seconds), "of all trials together, from start to end"))
     if comparison.gpu_hours is not None:
         facts.append(Fact("GPU-hours", f"{comparison.gpu_hours:,.2f}", "time x GPUs of each trial"))
     if comparison.tokens:
         facts.append(Fact("tokens", f"{comparison.tokens:,}", "trained on, padding aside"))
     if best is not None and best.export is not None:
         facts.append(Fact("best export", str(best.export), "linked as best"))
+    if best is not None and best.overrides:
+        again = shlex.join(["python", "-m", "posttrain", "--rerun", str(best.path)])
+        facts.append(Fact("best again", again, "KEY=VALUE behind it changes a setting"))
     return facts
 
 

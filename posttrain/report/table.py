@@ -1,5 +1,6 @@
 """A report on the terminal: a table of trials, or the facts of one run."""
 
+import re
 from dataclasses import dataclass, replace
 
 from rich.console import Console
@@ -26,8 +27,9 @@ STYLE = {
 OTHERS = "\nmade or validated with other files, ranked by themselves:"
 # Columns beside the one that ranks, as far as the terminal is wide; the page has all.
 OPTIONAL = ("train_loss", "tokens_per_second", "peak_memory_gib", "train_seconds")
-WIDEST = 18  # characters of a swept value
-WIDEST_NAME = 24  # characters of a name in a column
+WIDEST = 24  # characters of a value, or of a name, in a column
+WIDEST_HEADING = 9  # characters of a line of a heading
+KEYS_BESIDE_NAMES = 2  # that are missed more than the trials' names
 MOST_ROWS = 40
 LONGEST_ERROR = 300
 
@@ -53,23 +55,25 @@ def print_table(comparison: Comparison, console: Console | None = None) -> None:
 
 @dataclass(frozen=True)
 class Columns:
-    """What the terminal has room for beside the rank, the number that ranks and the state.
+    """What the terminal has room for beside the rank and the state.
 
     Attributes:
         named: whether the trials' names are a column.
         keys: that are columns.
-        optional: numbers beside the one that ranks.
+        losses: the number that ranks, and the training loss where a trial has no other.
+        optional: numbers beside them.
     """
 
     named: bool
     keys: tuple[str, ...]
+    losses: tuple[str, ...]
     optional: tuple[str, ...]
 
     def fewer(self) -> "Columns | None":
         """Without the one that is missed least; None: there is none."""
         if self.optional:
             return replace(self, optional=self.optional[:-1])
-        if self.named:
+        if self.named and len(self.keys) <= KEYS_BESIDE_NAMES:
             return replace(self, named=False)
         if self.keys:
             return replace(self, keys=self.keys[:-1])
@@ -78,10 +82,13 @@ class Columns:
 
 def _columns(comparison: Comparison, console: Console) -> Columns:
     """As many columns as fit."""
-    optional = tuple(name for name in OPTIONAL if name in comparison.other_numbers)
-    longest = max(map(len, comparison.names.values()), default=0)
-    named = not comparison.columns_say_names and longest <= WIDEST_NAME
-    columns = Columns(named, tuple(comparison.keys), optional)
+    losses = [comparison.metric]
+    for trial in comparison.trials:
+        if "train_loss" not in losses and _result(trial, comparison.metric) is None and trial.last("loss"):
+            losses.append("train_loss")
+    optional = [name for name in OPTIONAL if name in comparison.numbers and name not in losses]
+    keys = [key for key in comparison.keys if all(len(_value(trial, key)) <= WIDEST for trial in comparison.trials)]
+    columns = Columns(not comparison.columns_say_names, tuple(keys), tuple(losses), tuple(optional))
     while _width(_table(comparison, comparison.trials, columns), console) > console.width:
         fewer = columns.fewer()
         if fewer is None:
@@ -112,18 +119,18 @@ def _table(comparison: Comparison, trials: list[Trial], columns: Columns) -> Tab
         table.add_column("trial", no_wrap=True)
     for key in columns.keys:
         table.add_column(Text(escape_control(_broken(comparison.labels[key]))), justify="right", no_wrap=True)
-    shown = [comparison.metric, *columns.optional]
+    shown = [*columns.losses, *columns.optional]
     for name in shown:
         style = "bold" if name == comparison.metric else None
-        table.add_column(NUMBERS[name], justify="right", no_wrap=True, style=style)
+        table.add_column(_broken(NUMBERS[name]), justify="right", no_wrap=True, style=style)
     table.add_column("status", no_wrap=True)
     for trial in trials:
         number = comparison.trials.index(trial) + 1
         cells = [f"* {number}" if trial is comparison.best else str(number)]
         if columns.named:
-            cells.append(comparison.names[trial.name])
-        cells += [shorten_front(_value(trial, key), WIDEST) for key in columns.keys]
-        cells += [format_value(trial.summary.get(name)) for name in shown]
+            cells.append(shorten_front(comparison.names[trial.name], WIDEST))
+        cells += [_value(trial, key) for key in columns.keys]
+        cells += [format_value(_result(trial, name)) for name in shown]
         state = Text(escape_control(trial.state), style=STYLE.get(trial.state, ""))
         table.add_row(*(Text(escape_control(cell)) for cell in cells), state)
     return table
@@ -134,16 +141,25 @@ def _value(trial: Trial, key: str) -> str:
     return format_setting(setting(trial, key)) if trial.config else ""
 
 
+def _result(trial: Trial, name: str) -> object:
+    """A number of a trial's summary; its training loss is the last logged one as long as it has no summary."""
+    last = trial.last("loss")
+    if name == "train_loss" and not trial.summary and last is not None:
+        return last[1]
+    return trial.summary.get(name)
+
+
 def _print_what_has_no_column(comparison: Comparison, columns: Columns, console: Console) -> None:
     """The trials' names, and values of keys, as far as the table lacks or shortens them: a line each, to be copied."""
-    has_names = columns.named or comparison.columns_say_names
     lines = []
     for number, trial in enumerate(comparison.trials[:MOST_ROWS], 1):
-        parts = [] if has_names else [comparison.names[trial.name]]
+        name = comparison.names[trial.name]
+        parts = []
+        if not comparison.columns_say_names and (not columns.named or len(name) > WIDEST):
+            parts.append(name)
         for key in comparison.keys:
-            value = _value(trial, key)
-            if key not in columns.keys or len(value) > WIDEST:
-                parts.append(f"{comparison.labels[key]}={value}")
+            if key not in columns.keys:
+                parts.append(f"{comparison.labels[key]}={_value(trial, key)}")
         if parts:
             lines.append(f"{number:>3}  {'  '.join(parts)}")
     if lines:
@@ -157,14 +173,14 @@ def _width(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
-def _broken(label: str) -> str:
-    """A long label in lines that end behind an underscore: a column is as narrow as its values then."""
+def _broken(heading: str) -> str:
+    """A long heading in lines that end behind a word: a column is as narrow as its values then."""
     lines = [""]
-    for part in label.replace("_", "_ ").split(" "):
-        if lines[-1] and len(lines[-1]) + len(part) > WIDEST // 2:
+    for part in re.split(r"(?<=[_ ])", heading):
+        if lines[-1] and len(lines[-1]) + len(part) > WIDEST_HEADING:
             lines.append("")
         lines[-1] += part
-    return "\n".join(lines)
+    return "\n".join(map(str.strip, lines))
 
 
 def _print_errors(comparison: Comparison, console: Console) -> None:

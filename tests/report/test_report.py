@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import random
 import re
 import shutil
 import socket
@@ -215,8 +216,10 @@ def test_the_terminal_table_names_trials_that_no_column_tells_apart(sweep):
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     print_table(read_compared(sweep), console)
     lines = console.export_text().splitlines()
-    assert lines[0].split()[:6] == ["#", "trial", "lr", "rank", "val", "loss"]
-    assert lines[1].split()[:6] == ["*", "1", "2", "0.001", "8", "0.2"]
+    assert lines[0].split() == ["train", "training"]
+    assert lines[1].split()[:8] == ["#", "trial", "lr", "rank", "val", "loss", "loss", "tok/s"]
+    assert lines[2].split()[:7] == ["*", "1", "2", "0.001", "8", "0.2", "0.21"]
+    assert f"best again   python -m posttrain --rerun {sweep}/2  (" in "\n".join(lines)
     assert any(line.startswith("trial 4, 3: rank 0 failed: <b>the loss is NaN</b>") for line in lines)
 
 
@@ -234,9 +237,39 @@ def test_long_values_and_names_are_below_the_table_in_full(tmp_path):
         for number, path in enumerate(paths):
             (line,) = [line for line in lines if f"path={path}" in line]
             assert f"a-name-of-more-than-24-characters-{number}" in line
-            assert f"seed={number}" in line or "seed" in lines[0]
+            assert f"seed={number}" in line or "seed" in text.partition("* 1")[0]
         assert "…" not in text
-        assert ("...026/first.jsonl" in text) == (width == 100)
+        assert text.count("first.jsonl") == 1
+        assert ("...-than-24-characters-0" in text) == (width == 100)
+
+
+def test_runs_of_different_keys_are_told_apart_in_80_columns(tmp_path):
+    """What moves the weights has columns, long texts none; a run without validation has its last training loss."""
+    path = "data.path=/home/me/experiments/answers.jsonl"
+    runs = {
+        "first-try": [path, "trainer.max_steps=60", "trainer.global_batch_size=8"],
+        "higher-rate": [path, "trainer.max_steps=40", "optimizer.lr=3e-4", "data.where='len(answer) > 20'"],
+        "higher-rate-again": [path, "trainer.max_steps=40", "optimizer.lr=4e-4", "data.where='len(answer) > 20'"],
+        "more-rank": [path.replace("/me/", "/you/"), "trainer.max_steps=40", "peft.rank=32"],
+    }
+    for number, (name, overrides) in enumerate(runs.items()):
+        state = "running" if name == "more-rank" else "finished"
+        config = OmegaConf.to_container(compose(overrides), resolve=True)
+        made_runs.make_run(tmp_path / name, overrides, config, 0.5 + number, state=state, number=number)
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    comparison = read_compared(tmp_path)
+    print_table(comparison, console)
+    table, below, *_ = console.export_text().split("\n\n")
+    assert max(map(len, table.splitlines())) <= 80
+    heading = table.splitlines()[:-4]
+    assert heading[-1].split()[:4] == ["#", "trial", "lr", "rank"]
+    rows = [line.split() for line in table.splitlines()[-4:]]
+    assert [row[-1] for row in rows] == ["finished"] * 3 + ["running"]
+    assert rows[1][:3] == ["2", "higher-rate", "0.0003"] and rows[2][:3] == ["3", "higher-rate-again", "0.0004"]
+    last_loss = made_runs.curve_points(random.Random(3), 3.5, 12, 0.0)[-1]["loss"]
+    assert rows[3][:2] == ["4", "more-rank"] and rows[3][3] == "32" and f"{last_loss:.4g}" in rows[3]
+    assert "where" not in table and "answers" not in table
+    assert "2  path=/home/me/experiments/answers.jsonl  where=len(answer) > 20" in below
 
 
 def test_minutes_do_not_run_backwards(tmp_path):

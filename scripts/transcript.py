@@ -40,7 +40,7 @@ COMMANDS = [
     "python -m posttrain.convert export checkpoint=outputs/alpaca convert.out=adapter",
     "python -m posttrain.convert merge checkpoint=outputs/alpaca convert.out=merged",
     f"python -m posttrain --multirun {DATA_WORDS} \\\n    {SMALL} \\\n"
-    "    trainer.num_generations=0 optimizer.lr=1e-4,1e-3 sweep.name=alpaca | tail -n 9",
+    "    trainer.num_generations=0 optimizer.lr=1e-4,1e-3 sweep.name=alpaca | tail -n 11",
     "python -m posttrain.report outputs/sweeps/alpaca",
     "python -m posttrain recipe=list | grep llama32_1b",
     "python -m posttrain.primus qwen3_lora.yaml",
@@ -53,7 +53,7 @@ VARYING = re.compile(
     r"(?:\d[\d,.]* (?:h|min|s)\b ?)+"
     r"|\d[\d,.]*(?= ?(?:ms|%|x|[KMG]i?B|tok/s|supervised tok/s|per second|tokens/s)\b)"
     r"|(?<=tok/s of )[\d,]+"
-    r"|[\d,.]+(?:\s+[\d,.]+){2}(?=\s+finished)"  # a sweep's table: tok/s, GiB, seconds
+    r"|[\d,.]+(?:\s+[\d,.]+){2}(?=\s+finished)"  # a sweep's table: tok/s, GiB, training seconds
 )
 # What is said of a phase where it takes long, which it does on a busy machine alone: `importing  10 s`.
 PHASE = re.compile(r"[a-z][a-z ,]*(?: \d+/\d+)?  (?:\d+ (?:h|min|s) ?)+")

@@ -69,8 +69,10 @@ def settle(composed: DictConfig, gpus: int, parallel: int = 1) -> Settled:
         cfg = composed.copy()
         nodes.adopt(cfg)
         architecture = checks.check_settings(cfg, gpus)
+        setting = "torchrun --nproc-per-node" if nodes.torchrun() else None
+        count = checks.process_count(cfg, gpus, setting)
         line = auto.resolve(cfg, max(1, gpus // parallel) if gpus else 0)
-        checks.check_parallelism(cfg, gpus, architecture)
+        checks.check_parallelism(cfg, gpus, architecture, count)
         _settled[text] = Settled(cfg, line, architecture)
     return _settled[text]
 

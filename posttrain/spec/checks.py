@@ -5,7 +5,7 @@ Each check raises `UserError` naming the key, the value, and what would be right
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from posttrain.models.hf import HFModel, check_trust, plain
 from posttrain.models.hf_adapter import is_adapter, read_adapter
 from posttrain.peft import adapter_checks
 from posttrain.peft.adapters import resolve
-from posttrain.spec.parallel_sizes import KEYS, Counts, ParallelSizes, model_parallel_sizes
+from posttrain.spec.parallel_sizes import FARTHEST, KEYS, Counts, ParallelSizes, ProcessCount, model_parallel_sizes
 from posttrain.spec.run_spec import resolve_spec
 from posttrain.spec.schedule import schedule_of
 from posttrain.utils import kernel_files
@@ -53,7 +53,7 @@ def check(cfg: DictConfig, visible_gpus: int) -> Mapping[str, Any] | None:
         UserError: the first thing found wrong.
     """
     shape = check_settings(cfg, visible_gpus)
-    check_parallelism(cfg, visible_gpus, shape)
+    check_parallelism(cfg, visible_gpus, shape, process_count(cfg, visible_gpus))
     return shape
 
 
@@ -240,8 +240,17 @@ def check_peft(cfg: DictConfig, shape: Mapping[str, Any] | None) -> None:
         adapter_checks.check(read_adapter(Path(path)), built(cfg.peft), Path(path))
 
 
-def check_parallelism(cfg: DictConfig, visible_gpus: int, shape: Mapping[str, Any] | None) -> None:
-    """Batch by data-parallel size, and the model's shape, see `architecture`, by the parallel sizes."""
+def check_parallelism(
+    cfg: DictConfig, visible_gpus: int, shape: Mapping[str, Any] | None, count: ProcessCount | None = None
+) -> None:
+    """Batch by data-parallel size, and the model's shape by the parallel sizes.
+
+    Args:
+        cfg: with plain parallel sizes.
+        visible_gpus: of a machine.
+        shape: see `architecture`.
+        count: what an error says of the number of processes, see `process_count`; None: nothing, it is being searched.
+    """
     chosen, t = cfg.parallelism, cfg.trainer
     nproc = nproc_per_node(cfg, visible_gpus)
     sizes = ParallelSizes(world=nproc * cfg.launch.nnodes, **model_parallel_sizes(cfg))
@@ -265,21 +274,22 @@ def check_parallelism(cfg: DictConfig, visible_gpus: int, shape: Mapping[str, An
     if sizes.world % sizes.model_parallel:
         raise UserError(
             f"`parallelism`: {sizes.world} processes can't be divided into groups of tensor x pipeline x context = "
-            f"{sizes.tensor} x {sizes.pipeline} x {sizes.context} = {sizes.model_parallel}; change "
-            "parallelism.nproc_per_node or launch.nnodes"
+            f"{sizes.tensor} x {sizes.pipeline} x {sizes.context} = {sizes.model_parallel}{_advice(cfg, sizes, count)}"
         )
     at_once = t.micro_batch_size * sizes.data_parallel
     if t.global_batch_size % at_once:
+        nearest = max(1, round(t.global_batch_size / at_once)) * at_once
+        advice = _advice(cfg, sizes, count, f"trainer.global_batch_size={nearest}")
         raise UserError(
             f"`trainer.global_batch_size={t.global_batch_size}`: must be a multiple of micro_batch_size x "
-            f"data-parallel size = {t.micro_batch_size} x {sizes.data_parallel} = {at_once}"
+            f"data-parallel size = {t.micro_batch_size} x {sizes.data_parallel} = {at_once}{advice}"
         )
     # Experts are whole: the processes of tensor parallelism hold different ones.
     holders = sizes.world // sizes.pipeline
     if holders % sizes.expert:
         raise UserError(
             f"`parallelism.expert_model_parallel_size={sizes.expert}`: must divide data x context x tensor parallel "
-            f"size {holders}"
+            f"size {holders}{_advice(cfg, sizes, count)}"
         )
     if t.seq_length % sizes.micro_batch_multiple:
         multiple = f"tensor_model_parallel_size={sizes.tensor}"
@@ -288,6 +298,41 @@ def check_parallelism(cfg: DictConfig, visible_gpus: int, shape: Mapping[str, An
         raise UserError(f"`trainer.seq_length={t.seq_length}`: must be a multiple of {multiple}")
     if shape is not None:
         _check_shape(cfg, shape, sizes)
+
+
+def _advice(cfg: DictConfig, sizes: ParallelSizes, count: ProcessCount | None, *overrides: str) -> str:
+    """The end of an error that depends on the number of processes: where it comes from, and which settings would do.
+
+    Args:
+        cfg: with plain parallel sizes.
+        sizes: that are refused.
+        count: of processes; None: there is nothing to say.
+        overrides: that would do besides another number of processes.
+    """
+    if count is None:
+        return ""
+    nnodes = cfg.launch.nnodes
+    other = count.nearest(lambda nproc: _divisible(cfg, replace(sizes, world=nproc * nnodes)))
+    settings = list(overrides)
+    if other is not None:
+        settings.append(f"{count.key}={other}")
+    advice = "change the sizes in parallelism, or the batch"
+    if settings:
+        advice = f"{' or '.join(settings)} would do"
+    source = count.source
+    if nnodes > 1:
+        source += f", on each of launch.nnodes={nnodes}"
+    what = "1 process" if sizes.world == 1 else f"{sizes.world} processes"
+    return f" ({what}: {source}); {advice}"
+
+
+def _divisible(cfg: DictConfig, sizes: ParallelSizes) -> bool:
+    """Whether the processes can be divided by the parallel sizes, and the batch by them."""
+    if sizes.world % sizes.model_parallel or sizes.world // sizes.pipeline % sizes.expert:
+        return False
+    at_once: int = cfg.trainer.micro_batch_size * sizes.data_parallel
+    left: int = cfg.trainer.global_batch_size % at_once
+    return left == 0
 
 
 def _check_shape(cfg: DictConfig, shape: Mapping[str, Any], sizes: ParallelSizes) -> None:
@@ -383,6 +428,26 @@ def nproc_per_node(cfg: DictConfig, visible_gpus: int) -> int:
     sizes = ParallelSizes(world=1, **model_parallel_sizes(cfg))
     least = sizes.pipeline * max(sizes.tensor * sizes.context, sizes.expert)
     return max(1, least // nnodes)
+
+
+def process_count(cfg: DictConfig, visible_gpus: int, setting: str | None = None) -> ProcessCount:
+    """Where the number of processes on each machine comes from.
+
+    Args:
+        cfg: as composed.
+        visible_gpus: of a machine.
+        setting: what decides it besides the configuration, e.g. hydra.launcher.gpus_per_node; None: nothing does.
+    """
+    nproc = nproc_per_node(cfg, visible_gpus)
+    if setting:
+        return ProcessCount(nproc, setting, f"{setting}={nproc}")
+    key = "parallelism.nproc_per_node"
+    source = "as few as the sizes in parallelism need"
+    if cfg.parallelism.nproc_per_node is not None:
+        source = f"{key}={nproc}"
+    elif visible_gpus:
+        source = f"one for each of {visible_gpus} visible GPUs"
+    return ProcessCount(nproc, key, source, most=visible_gpus or FARTHEST)
 
 
 def world_size(cfg: DictConfig, visible_gpus: int) -> int:

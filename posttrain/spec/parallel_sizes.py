@@ -1,6 +1,7 @@
 """How the processes of a run divide its work and its model, and what can't be divided so."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ KEYS = {
     "context": "context_parallel_size",
     "expert": "expert_model_parallel_size",
 }
+
+FARTHEST = 64  # processes of a machine, where nothing says how many it has room for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,30 @@ class ParallelSizes:
     def micro_batch_multiple(self) -> int:
         """What a micro-batch is padded to a multiple of: tensor-parallel processes divide the tokens too."""
         return self.tensor * self.conversation_multiple
+
+
+@dataclass(frozen=True)
+class ProcessCount:
+    """How many processes each machine of a run starts, and why.
+
+    Attributes:
+        nproc: processes on each machine.
+        key: the setting of that number.
+        source: where it comes from, in words.
+        most: that is possible on a machine.
+    """
+
+    nproc: int
+    key: str
+    source: str
+    most: int = FARTHEST
+
+    def nearest(self, fits: Callable[[int], bool]) -> int | None:
+        """The largest smaller number that `fits`, else the smallest larger one; None: there is none."""
+        for nproc in itertools.chain(range(self.nproc - 1, 0, -1), range(self.nproc + 1, self.most + 1)):
+            if fits(nproc):
+                return nproc
+        return None
 
 
 def model_parallel_sizes(cfg: DictConfig) -> dict[str, int]:

@@ -81,6 +81,18 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
     cfg.launch.node_rank = 0
     cfg.launch.master_port = nodes.PORTS[0]  # the job finds its own
     shape = checks.check_settings(cfg, options.gpus_per_node, elsewhere=True)
+    given = cfg.parallelism.nproc_per_node
+    if given is not None and 0 < options.gpus_per_node < given:
+        raise UserError(
+            f"`parallelism.nproc_per_node={given}`: the job asks for hydra.launcher.gpus_per_node="
+            f"{options.gpus_per_node}; add hydra.launcher.gpus_per_node={given}"
+        )
+    setting = None
+    if given is None and options.gpus_per_node:
+        setting = "hydra.launcher.gpus_per_node"
+    count = None
+    if not cfg.parallelism.auto:
+        count = checks.process_count(cfg, options.gpus_per_node, setting)
     if cfg.parallelism.auto:
         if cfg.parallelism.memory_gib:
             auto.resolve(cfg, options.gpus_per_node)
@@ -90,7 +102,7 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
             cfg.launch.nnodes = 1
     if cfg.trainer.micro_batch_size == auto.AUTO:
         cfg.trainer.micro_batch_size = 1  # the job's node knows its GPUs' memory
-    checks.check_parallelism(cfg, options.gpus_per_node, shape)
+    checks.check_parallelism(cfg, options.gpus_per_node, shape, count)
 
 
 def require() -> None:

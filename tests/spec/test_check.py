@@ -53,7 +53,17 @@ LLAMA = ["model=llama3_8b"]
         (["model.path=./nowhere"], 0, "`model.path=./nowhere`: there is no such directory"),
         (["model.path=/nowhere"], 0, "there is no such directory"),
         (["trainer.micro_batch_size=3"], 0, "must be a multiple of micro_batch_size x data-parallel size = 3 x 1 = 3"),
-        (["trainer.global_batch_size=9"], 2, "= 1 x 2 = 2"),
+        (
+            ["trainer.global_batch_size=9"],
+            2,
+            "= 1 x 2 = 2 (2 processes: one for each of 2 visible GPUs); trainer.global_batch_size=8 or "
+            "parallelism.nproc_per_node=1 would do",
+        ),
+        (
+            [*LLAMA, "parallelism=ep2", "parallelism.nproc_per_node=3", "trainer.global_batch_size=3"],
+            4,
+            "size 3 (3 processes: parallelism.nproc_per_node=3); change the sizes in parallelism, or the batch",
+        ),
         (["parallelism=tp2"], 0, "the model's 9 attention heads can't be divided by it; possible: 1, 3, 9"),
         ([*LLAMA, "parallelism=tp2", "parallelism.nproc_per_node=3"], 0, "3 processes can't be divided"),
         ([*LLAMA, "parallelism=single", "parallelism.nproc_per_node=4"], 2, "this machine has 2 visible GPUs"),

@@ -1,6 +1,7 @@
 """What is asked of Slurm, and what is said where there is none; jobs on a real one: tests/e2e/test_slurm_cluster.py."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -81,6 +82,42 @@ def test_checked_by_what_the_nodes_have():
     slurm.check_run(compose(words), options(*words, "hydra.launcher.gpus_per_node=4"))
     with pytest.raises(UserError, match="must be a multiple"):
         slurm.check_run(compose(words), options(*words, "hydra.launcher.gpus_per_node=3"))
+
+
+@pytest.mark.parametrize(
+    "words, gpus, advice",
+    [
+        (
+            ["trainer.global_batch_size=2"],
+            8,
+            "= 1 x 8 = 8 (8 processes: hydra.launcher.gpus_per_node=8); trainer.global_batch_size=8 or "
+            "hydra.launcher.gpus_per_node=2 would do",
+        ),
+        (
+            ["trainer.global_batch_size=12", "launch.nnodes=2"],
+            4,
+            "(8 processes: hydra.launcher.gpus_per_node=4, on each of launch.nnodes=2); trainer.global_batch_size=16 "
+            "or hydra.launcher.gpus_per_node=3 would do",
+        ),
+        (
+            ["model=llama3_8b", "parallelism=tp8"],
+            1,
+            "= 8 x 1 x 1 = 8 (1 process: hydra.launcher.gpus_per_node=1); hydra.launcher.gpus_per_node=8 would do",
+        ),
+        (["parallelism.nproc_per_node=4"], 2, "add hydra.launcher.gpus_per_node=4"),
+    ],
+)
+def test_where_the_number_of_processes_comes_from(words, gpus, advice):
+    asked = options(*words, f"hydra.launcher.gpus_per_node={gpus}")
+    with pytest.raises(UserError) as error:
+        slurm.check_run(compose(words), asked)
+    assert str(error.value).endswith(advice)
+    # What is advised is accepted, each override alone.
+    for override in re.findall(r"[\w.]+=\d+(?= or | would do|$)", advice):
+        better = [*words, override]
+        launcher = better if override.startswith("hydra") else words
+        cfg = compose([word for word in better if not word.startswith("hydra")])
+        slurm.check_run(cfg, options(f"hydra.launcher.gpus_per_node={gpus}", *launcher))
 
 
 def test_submit_stands_for_the_launcher():

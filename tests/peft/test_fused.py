@@ -139,15 +139,17 @@ def test_norm_and_linear_in_one_module(fused):
 
 def test_eight_bit_weight(fused):
     """Products with a quantised weight differ from the exact ones by the rounding of both operands."""
-    module, torch = fused
+    from posttrain.ops.fp8_linear import Weight, quantise
+
+    _, torch = fused
     torch.manual_seed(0)
     weight, x, upstream = torch.randn(96, 64) * torch.rand(96, 1), torch.randn(50, 64), torch.randn(50, 96)
-    eight, scale = module.quantise(weight)
+    eight, scale = quantise(weight)
     assert eight.dtype == torch.float8_e4m3fn
     assert eight.float().abs().amax(1).eq(448).all()
     rounded = eight.float() * scale[:, None]
     assert ((rounded - weight).norm() / weight.norm()).item() < 2**-5
-    frozen = module.Weight(eight, scale)
+    frozen = Weight(eight, scale)
     for found, exact in (
         (frozen.product(x), x @ weight.t()),
         (frozen.gradient_product()(upstream, None), upstream @ weight),
@@ -157,9 +159,11 @@ def test_eight_bit_weight(fused):
 
 def test_gradient_through_eight_bits(fused):
     """As that of the rounded weight."""
+    from posttrain.ops.fp8_linear import quantise
+
     module, torch = fused
     torch.manual_seed(0)
-    eight, scale = module.quantise(torch.randn(48, 32))
+    eight, scale = quantise(torch.randn(48, 32))
     a, b = torch.randn(4, 32) / 6, torch.randn(48, 4) / 2
     x = torch.randn(20, 32, requires_grad=True)
     upstream = torch.randn(20, 48)

@@ -26,7 +26,7 @@ from posttrain.cli import command
 from posttrain.config import schema, targets
 from posttrain.config.instantiate import built
 from posttrain.convert import single_process
-from posttrain.convert.checkpoints import find
+from posttrain.convert.checkpoints import find, with_step
 from posttrain.convert.publish import check_apart, check_free
 from posttrain.errors import UserError
 from posttrain.generate import load
@@ -204,9 +204,11 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
         export(cfg, out)
     else:
         working.phase("importing")
-        from posttrain.convert.merge import merge_adapter
+        from posttrain.convert import card, merge
 
-        merge_adapter(expand_home(c.checkpoint), out, c.overwrite, c.dtype, c.license, c.base)
+        adapter = merge.find_adapter(expand_home(c.checkpoint))
+        base = merge.merge_adapter(adapter, out, c.overwrite, c.dtype, c.license, c.base)
+        print(f"merged: {card.with_step(adapter)} into {base}")
     print(f"written: {out}")
     if token:
         push.check_pushable(out, c.allow_unverified)
@@ -220,7 +222,7 @@ def push_export(c: DictConfig) -> None:
     Raises:
         UserError: no repository, no token, nothing to push, or nothing that should be.
     """
-    from posttrain.convert import push  # loads huggingface_hub
+    from posttrain.convert import card, push  # load huggingface_hub
 
     if c.checkpoint is None:
         raise UserError("`checkpoint`: has no value; give a run directory, or an export")
@@ -231,7 +233,8 @@ def push_export(c: DictConfig) -> None:
         raise UserError(f"checkpoint={path}: holds no finished export; make one: python -m posttrain.convert export")
     load.check_export(directory)
     push.check_pushable(directory, c.allow_unverified)
-    print(f"pushed: {push.upload(directory, c.repo, token, c.private)}")
+    address = push.upload(directory, c.repo, token, c.private)
+    print(f"pushed: {card.with_step(directory)} to {address}")
 
 
 def import_(cfg: DictConfig, out: Path) -> None:
@@ -249,7 +252,8 @@ def import_(cfg: DictConfig, out: Path) -> None:
 def export(cfg: DictConfig, out: Path) -> None:
     """Find the checkpoint, then start Megatron and convert."""
     c = cfg.convert
-    checkpoint = find(expand_home(c.checkpoint))
+    given = expand_home(c.checkpoint)
+    checkpoint = find(given)
     if checkpoint.peft and c.dtype:
         raise UserError(f"`convert.dtype={c.dtype}`: {checkpoint.directory} is an adapter's; give it to merge")
     working.phase("importing")
@@ -258,6 +262,7 @@ def export(cfg: DictConfig, out: Path) -> None:
         from posttrain.convert.megatron import export_checkpoint
 
         export_checkpoint(checkpoint, out, c.overwrite, c.verify, c.dtype, c.license)
+    print(f"exported: {with_step(checkpoint.directory, given)}")
 
 
 @contextlib.contextmanager

@@ -136,6 +136,17 @@ def read_facts(directory: Path) -> dict[str, Any] | None:
     return facts if are_facts(facts) else None
 
 
+def with_step(directory: Path) -> str:
+    """`RUN/adapter (step 20 of 30, which has the lowest validation loss)`, as far as training.json says it."""
+    results = (read_facts(directory) or {}).get("results", {})
+    step, steps = results.get("exported_step"), results.get("steps")
+    if not isinstance(step, int) or not isinstance(steps, int):
+        return str(directory)
+    if step == steps:
+        return f"{directory} (step {step})"
+    return f"{directory} (step {step} of {steps}, which has the lowest validation loss)"
+
+
 def plain(text: str) -> str:
     """A text from a configuration or a file, within a line of Markdown: as it is, or as code if it could be markup."""
     line = " ".join(text.split())

@@ -7,8 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain.checkpoint import directories
-from posttrain.checkpoint.progress import FILE as progress_file
+from posttrain.checkpoint import directories, progress
 from posttrain.config import frozen, targets
 from posttrain.config.instantiate import built
 from posttrain.convert.training_metadata import are_facts, collect_facts
@@ -67,6 +66,22 @@ def find(path: Path) -> Checkpoint:
     return find_in_run(newest, root.parent)
 
 
+def with_step(checkpoint: Path, given: Path) -> str:
+    """`RUN/checkpoints/iter_0000020 (step 20, the newest; step 10 has the lowest validation loss)`, for the terminal.
+
+    Args:
+        checkpoint: what `find` has found.
+        given: what it was asked for.
+    """
+    text = f"step {directories.step_of(checkpoint)}"
+    if checkpoint != given:
+        text += ", the newest"
+    best = progress.best(checkpoint.parent)
+    if best is not None and best != checkpoint:
+        text += f"; step {directories.step_of(best)} has the lowest validation loss"
+    return f"{checkpoint} ({text})"
+
+
 def find_in_run(directory: Path, run_dir: Path) -> Checkpoint:
     """The checkpoint of a run, which has its frozen configuration."""
     config = run_dir / "config.yaml"
@@ -92,12 +107,12 @@ def find_in_run(directory: Path, run_dir: Path) -> Checkpoint:
 
 def read_facts(directory: Path, run_dir: Path, cfg: DictConfig) -> dict[str, Any]:
     """What the run's files say about its training up to this checkpoint."""
-    progress = _read_own(directory, progress_file)
+    reached = _read_own(directory, progress.FILE)
     summary = _read_own(run_dir, "summary.json")
     step = directories.step_of(directory)
-    results: dict[str, Any] = {"steps": step, "exported_step": step, "val_loss_after": progress.get("val_loss")}
+    results: dict[str, Any] = {"steps": step, "exported_step": step, "val_loss_after": reached.get("val_loss")}
     for key in ("train_loss", "val_loss_before", "supervised_tokens"):
-        results[key] = progress.get(key)
+        results[key] = reached.get(key)
     try:
         found = collect_facts(cfg, results, summary.get("data"))
     except (AttributeError, KeyError, TypeError, ValueError, OmegaConfBaseException):

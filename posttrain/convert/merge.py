@@ -34,7 +34,7 @@ def merge_adapter(
     dtype: str | None = None,
     license: str | None = None,
     base_path: str | None = None,
-) -> None:
+) -> Path:
     """Write the model that the adapter makes of its base, with the adapter's tokenizer where it has one.
 
     Args:
@@ -44,6 +44,9 @@ def merge_adapter(
         dtype: of the weights, float32 or bfloat16; None: the base's.
         license: of the weights, for the model card; None: what the adapter's card says.
         base_path: directory or hub id of the base; None: what the adapter's configuration names.
+
+    Returns:
+        The directory of the base.
 
     Raises:
         UserError: there is no adapter, no base, they do not belong together, or no merged model would be the same.
@@ -74,6 +77,7 @@ def merge_adapter(
         if own:
             add_stop_tokens(scratch, turn_ends(HFModel(path=str(scratch)).load_tokenizer()), hf_config.eos_token_id)
         card.write_card(scratch, out.name, card.read_facts(adapter), license)
+    return base
 
 
 def find_adapter(path: Path) -> Path:

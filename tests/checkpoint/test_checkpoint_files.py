@@ -12,6 +12,7 @@ import pytest
 
 from posttrain.checkpoint import directories, progress
 from posttrain.checkpoint.progress import Progress
+from posttrain.convert.checkpoints import with_step
 
 # Everything by which Python changes a file system; a process is killed before each call of them in turn.
 CALLS = {
@@ -233,7 +234,10 @@ def test_the_best_is_kept_besides_the_newest(tmp_path):
         written = directories.finish(tmp_path, step)
         directories.prune(written, 1, set(), progress.best(tmp_path))
     assert [directories.step_of(path) for path in directories.checkpoints(tmp_path)] == [8, 4]
-    assert progress.best(tmp_path) == directories.directory(tmp_path, 4)
+    newest, best = (directories.directory(tmp_path, step) for step in (8, 4))
+    assert progress.best(tmp_path) == best
+    assert with_step(newest, tmp_path) == f"{newest} (step 8, the newest; step 4 has the lowest validation loss)"
+    assert with_step(best, best) == f"{best} (step 4)"
     (directories.directory(tmp_path, 4) / "__0_0.distcp").unlink()
     assert progress.best(tmp_path) is None
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from test_export import source
 
 from posttrain.config.composition import compose
@@ -10,14 +11,14 @@ from posttrain.convert.training_metadata import FILE, collect_facts
 from posttrain.peft import LoRA
 
 
-def trained(*words):
-    """Facts of a run that these words would make."""
+def trained(*words, step=10):
+    """Facts of a run of ten steps that these words would make, of which one is exported."""
     cfg = compose(["model=hf", "model.path=owner/base", "data=alpaca", "data.path=/secret/place/my.json", *words])
     report = {
         "sha256": {"data.path": ["ab12"]},
         "train": {"conversations": 1200, "tokens": 9000, "supervised_tokens": 3000, "packed_sequences": 3},
     }
-    results = {"steps": 10, "val_loss_before": 3.61, "val_loss_after": 0.37, "train_loss": None}
+    results = {"steps": 10, "exported_step": step, "val_loss_before": 3.61, "val_loss_after": 0.37, "train_loss": None}
     return collect_facts(cfg, results, report)
 
 
@@ -45,6 +46,15 @@ def test_an_adapters_card_and_the_merged_models(megatron, base, tmp_path):
     assert merged.data.library_name == "transformers" and merged.data.license == "mit"
     assert "ab12" in merged.content and "were not compared with anything" in merged.content
     assert json.loads((tmp_path / "merged" / FILE).read_text())["license"] == "mit"
+
+
+@pytest.mark.parametrize(
+    "step, said", [(10, " (step 10)"), (4, " (step 4 of 10, which has the lowest validation loss)")]
+)
+def test_the_step_of_an_export_is_said(tmp_path, step, said):
+    assert card.with_step(tmp_path) == str(tmp_path)
+    (tmp_path / FILE).write_text(json.dumps(trained(step=step)))
+    assert card.with_step(tmp_path) == f"{tmp_path}{said}"
 
 
 def test_a_base_in_the_hubs_cache_has_its_hubs_name(tmp_path):

@@ -69,10 +69,12 @@ def test_checkpoint_to_adapter_to_whole_model(lora, tiny, convert, tmp_path):
     assert {find(path).directory for path in (lora.run_dir, where, where / "iter_0000004")} == {where / "iter_0000004"}
     done = convert("export", f"checkpoint={where}", f"convert.out={tmp_path / 'again'}")
     assert done.returncode == 0, done.stderr
+    assert done.stdout == f"exported: {where / 'iter_0000004'} (step 4, the newest)\nwritten: {tmp_path / 'again'}\n"
     again, first = tensors(tmp_path / "again"), tensors(lora.run_dir / "adapter")
     assert again.keys() == first.keys() and all(again[name].equal(first[name]) for name in first)
     done = convert("merge", f"checkpoint={lora.run_dir}", f"convert.out={tmp_path / 'merged'}")
     assert done.returncode == 0, done.stderr
+    assert f"merged: {lora.run_dir / 'adapter'} (step 4) into {tiny}\n" in done.stdout
     changed = {name for name, t in tensors(tmp_path / "merged").items() if not t.equal(tensors(tiny)[name])}
     assert {name.rpartition(".layers.")[2][2:] for name in changed} == {
         "self_attn.q_proj.weight", "self_attn.v_proj.weight", "mlp.down_proj.weight",

@@ -23,6 +23,7 @@ from posttrain import patches
 from posttrain.cli import command, help_screen, rerun, run_file
 from posttrain.config import composition
 from posttrain.config.overrides import quote_expressions
+from posttrain.config.trial_names import swept_keys
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch import launcher, nodes, prestart
 from posttrain.patches.registry import versions_of
@@ -119,7 +120,9 @@ def before(cfg: DictConfig, jobs: list[dry_run.PlannedJob]) -> None:
     """
     options = slurm.options_of(cfg.hydra.launcher)
     sweeping = bool({"-m", "--multirun"} & set(sys.argv))
+    overrides = list(cfg.hydra.overrides.task)
     directory = directory_of(cfg, sweeping)
+    swept = swept_keys(cfg.hydra.overrides.task, cfg.hydra.sweeper.get("params")) if sweeping else []
     optuna.check(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
@@ -130,7 +133,7 @@ def before(cfg: DictConfig, jobs: list[dry_run.PlannedJob]) -> None:
         checks.check_trackers(cfg)
         first_rows.look(cfg)
         checks.check_hub(cfg)
-        jobs.append(dry_run.PlannedJob(options, directory, checks.nproc_per_node(cfg, options.gpus_per_node)))
+        jobs.append(dry_run.PlannedJob(options, directory, cfg, overrides, swept))
         return
     if options or cfg.launch.submit:
         raise UserError(f"{slurm.LAUNCHER}: requires launch.submit=true for one run, or with --multirun")

@@ -1,12 +1,19 @@
-"""What Slurm would be given: the batch script on standard output, what it starts on standard error."""
+"""What Slurm would be given: the batch script on standard output, what it starts and trains on standard error."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from posttrain.config.schema import SlurmSchema
+from posttrain.config.trial_names import swept_values
+from posttrain.convert.training_metadata import describe_method
+from posttrain.spec import checks
+from posttrain.spec.parallel_sizes import ParallelSizes, model_parallel_sizes
 from posttrain.sweep import log_stderr, slurm
+from posttrain.utils.escape import escape_control
 
 
 @dataclass(frozen=True)
@@ -16,12 +23,48 @@ class PlannedJob:
     Attributes:
         options: of the Slurm launcher.
         directory: of the run; of a trial its sweep's.
-        processes: that the job's task starts on each node.
+        cfg: as composed, and checked.
+        overrides: that it is composed of.
+        swept: the keys that a sweep varies.
     """
 
     options: SlurmSchema
     directory: Path
-    processes: int
+    cfg: DictConfig
+    overrides: Sequence[str]
+    swept: Collection[str]
+
+    @property
+    def processes(self) -> int:
+        """That the job's task starts on each node."""
+        return checks.nproc_per_node(self.cfg, self.options.gpus_per_node)
+
+    def training(self) -> dict[str, str]:
+        """What is trained, on what and how: a few words under a heading each."""
+        cfg, trainer = self.cfg, self.cfg.trainer
+        length = f"{trainer.epochs} epochs" if trainer.max_steps is None else f"{trainer.max_steps} steps"
+        return {
+            "model": f"{cfg.model.path}, {describe_method(cfg.peft)}",
+            "data": ", ".join(_sources(cfg.data)),
+            "training": f"{length}, each of {trainer.global_batch_size} sequences of {trainer.seq_length} tokens "
+            f"(micro_batch_size {trainer.micro_batch_size})",
+            "layout": self._layout(),
+        }
+
+    def _layout(self) -> str:
+        """Machines and processes, and what these divide."""
+        options = self.options
+        machines = _count(options.nodes, "node")
+        each = _count(options.gpus_per_node, "GPU") if options.gpus_per_node else "CPUs"
+        sizes = ParallelSizes(world=self.processes * options.nodes, **model_parallel_sizes(self.cfg))
+        if self.cfg.parallelism.auto:
+            divided = "divided as parallelism=auto finds there"
+        else:
+            divided = f"data parallel {sizes.data_parallel}"
+            for name, size in model_parallel_sizes(self.cfg).items():
+                if size > 1:
+                    divided += f", {name} {size}"
+        return f"{machines} x {each}: {_count(sizes.world, 'process', 'es')}, {divided}"
 
 
 def show(jobs: Sequence[PlannedJob]) -> None:
@@ -41,16 +84,51 @@ def show(jobs: Sequence[PlannedJob]) -> None:
         what = "the run"
         if len(alike) > 1:
             what = f"each of the {len(alike)} trials"
+        if first.swept:
             run = first.directory / "TRIAL"
         where = "one node" if options.nodes == 1 else f"each of {options.nodes} nodes"
         log_stderr(
-            f"of {what}, srun starts one task on {where}; the task starts "
-            f"{first.processes} process{'es' * (first.processes > 1)}: python -m posttrain.launch.worker "
-            f"{shlex.quote(str(run))}"
+            f"of {what}, srun starts one task on {where}; the task starts {_count(first.processes, 'process', 'es')}: "
+            f"python -m posttrain.launch.worker {shlex.quote(str(run))}"
         )
+        for line in _trained(alike):
+            log_stderr(escape_control(line))
+        log_stderr(f"run directory: {escape_control(str(run))}")
         for line in _left_to_the_cluster(options):
             log_stderr(line)
     log_stderr("dry run: nothing was submitted or written; without hydra.launcher.dry_run=true sbatch gets the script")
+
+
+def _trained(jobs: Sequence[PlannedJob]) -> Iterator[str]:
+    """What the jobs train: what they share once, then what each trial has for itself."""
+    shared = [override for override in jobs[0].overrides if all(override in job.overrides for job in jobs)]
+    yield f"overrides: {shlex.join(shared) or 'none'}"
+    by_heading: dict[str, dict[str, None]] = {}  # in the order of the trials, each text once
+    for job in jobs:
+        for heading, text in job.training().items():
+            by_heading.setdefault(heading, {})[text] = None
+    for heading, texts in by_heading.items():
+        yield f"{heading}: {' | '.join(texts)}"
+    if not jobs[0].swept:
+        return
+    for number, job in enumerate(jobs, 1):
+        values = swept_values(job.overrides, list(job.swept))
+        described = " ".join(f"{key}={value}" for key, value in values.items())
+        yield f"trial {number}: {described or 'as the search proposes, of ' + ', '.join(job.swept)}"
+
+
+def _sources(data: DictConfig) -> list[str]:
+    """The names of a run's files and data sets."""
+    nodes = [data, *(data.get("sources") or ())]
+    names: list[str] = []
+    for path in filter(None, (node.get("path") for node in nodes)):
+        names += [path] if isinstance(path, str) else path
+    return names
+
+
+def _count(number: int, what: str, plural: str = "s") -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}{plural}"
 
 
 def _left_to_the_cluster(options: SlurmSchema) -> Iterator[str]:

@@ -55,23 +55,37 @@ def test_the_script_is_the_one_that_submitit_submits(tmp_path, monkeypatch, aske
 
 
 @pytest.mark.parametrize(
-    "words, said, started",
+    "words, said, started, trained",
     [
-        (["launch.submit=true", "launch.nnodes=2"], "#SBATCH --nodes=2", "one task on each of 2 nodes"),
         (
-            ["hydra/launcher=slurm", "--multirun", "seed=1,2"],
-            "#SBATCH --array=0-1%2",
-            "of each of the 2 trials, srun starts one task on one node; the task",
+            ["launch.submit=true", "launch.nnodes=2"],
+            "#SBATCH --nodes=2",
+            "one task on each of 2 nodes",
+            ["layout: 2 nodes x 4 GPUs: 8 processes, data parallel 8\n", " trainer.global_batch_size=16\n"],
+        ),
+        (
+            ["hydra/launcher=slurm", "--multirun", "seed=1,2", "peft=lora,none"],
+            "#SBATCH --array=0-3%4",
+            "of each of the 4 trials, srun starts one task on one node; the task",
+            [
+                "model: demo:smollm2_135m, LoRA of rank 16 on all-linear | demo:smollm2_135m, all weights\n",
+                "trial 1: seed=1 peft=lora\n",
+                "trial 4: seed=2 peft=none\n",
+                "/TRIAL\n",
+            ],
         ),
     ],
 )
-def test_a_dry_run_shows_the_job_and_leaves_nothing(tmp_path, words, said, started):
+def test_a_dry_run_shows_the_job_and_leaves_nothing(tmp_path, words, said, started, trained):
     pytest.importorskip("submitit")
-    done = posttrain(tmp_path, *words, "hydra.launcher.dry_run=true", "hydra.launcher.gpus_per_node=4")
+    settings = ["hydra.launcher.dry_run=true", "hydra.launcher.gpus_per_node=4", "trainer.global_batch_size=16"]
+    done = posttrain(tmp_path, *words, *settings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("#!/bin/bash\n") and said in done.stdout and "srun --unbuffered" in done.stdout
     assert f"{tmp_path}/outputs/" in done.stdout
     assert started in done.stderr and "starts 4 processes: python -m posttrain.launch.worker" in done.stderr
+    for text in ["data: demo:sentences\n", "10 steps, each of 16 sequences of 256 tokens", *trained]:
+        assert text in done.stderr
     assert "nothing was submitted or written" in done.stderr
     assert "no time limit is set" in done.stderr and "python -m posttrain options hydra/launcher" in done.stderr
     assert not any(tmp_path.iterdir())

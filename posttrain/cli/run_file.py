@@ -59,7 +59,7 @@ def expand(arguments: list[str]) -> list[str]:
             )
         _files[key] = path
         kept.append(override)
-    return [*kept, *others]
+    return [*kept, format_override("hydra.job.name", str(path)), *others]  # as which .hydra/hydra.yaml records it
 
 
 def overrides_of(path: Path) -> Iterator[tuple[str, str]]:

@@ -79,6 +79,8 @@ def facts_of_run(trial: Trial) -> list[Fact]:
 def _settings(trial: Trial) -> list[Fact]:
     """What was trained on what, and how fast weights moved."""
     facts = []
+    if trial.file is not None:
+        facts.append(Fact("run file", trial.file))
     for name, key in SETTINGS.items():
         value = trial.config.get(key)
         if value is not None:

@@ -78,13 +78,21 @@ class Trial:
             choices[key] = text
         return choices
 
-    @cached_property
+    @property
     def groups(self) -> dict[str, Any]:
         """Group -> the file that was chosen, on the command line or by default; empty where Hydra left no record."""
-        settings: dict[str, Any] = _yaml(self.path, ".hydra/hydra.yaml", {})
-        for part in ("hydra", "runtime", "choices"):
-            settings = part_of(settings, part)
-        return settings
+        return part_of(part_of(self._hydra, "runtime"), "choices")
+
+    @property
+    def file(self) -> str | None:
+        """The YAML file that the command line named, with which the run's settings began; None: it named none."""
+        name = part_of(self._hydra, "job").get("name")
+        return name if isinstance(name, str) and name.endswith((".yaml", ".yml")) else None
+
+    @cached_property
+    def _hydra(self) -> dict[str, Any]:
+        """What Hydra recorded of the command, its overrides aside; empty where it left no record."""
+        return part_of(_yaml(self.path, ".hydra/hydra.yaml", {}), "hydra")
 
     @property
     def seconds(self) -> float:

@@ -6,6 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from posttrain.cli import command, run_file
+from posttrain.report.facts import facts_of_run
+from posttrain.report.trials import read_trial
 
 
 @pytest.fixture
@@ -55,6 +57,14 @@ def test_overrides_in_a_file(start, write):
     assert cfg["peft"]["_target_"].endswith("DoRA") and set(cfg["logger"]) == {"wandb", "tensorboard"}
     assert (cfg["data"]["path"], cfg["optimizer"]["lr"], cfg["trainer"]["epochs"]) == ("a, b.jsonl", 1e-4, 2.0)
     assert cfg["trainer"]["megatron"] == {"model": {"recompute_num_layers": 4}} and cfg["run"]["name"] is None
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_knows_the_name_of_its_file(start, write, tmp_path, named):
+    path = write(RUN)
+    start(path if named else "peft=dora", "seed=3")
+    facts = {fact.name: fact.value for fact in facts_of_run(read_trial(tmp_path / "run", tmp_path))}
+    assert facts.get("run file") == (str(path) if named else None)
 
 
 def test_the_command_line_comes_on_top(start, write):

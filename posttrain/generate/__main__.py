@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,12 @@ from posttrain.utils.escape import encodable, escape_control
 
 if TYPE_CHECKING:
     from posttrain.generate.answerer import Answerer
+
+CHAT = "a chat: an empty line ends it"
+PIPED_CHAT = (
+    "a chat: each line of standard input is its next turn, and an empty line ends it; for questions that don't follow "
+    "each other: --file"
+)
 
 
 def typed_lines() -> Iterator[str]:
@@ -189,16 +195,37 @@ def answer(args: argparse.Namespace) -> None:
     if answerer.renderer is None and args.system is not None:
         raise UserError("--system: the model's tokenizer has no chat template, so a system prompt has no place")
     if not conversations:
-        working.stop()
+        if sys.stdin.isatty():
+            working.stop()  # what is typed would be drawn over
         chat(answerer, args.system, args.template_variables, args.json)
         return
     prompts = list(map(answerer.encode, conversations))
     too_long = beyond_positions(model, prompts)
     if too_long:
         note(too_long)
-    working.phase("answering")
+    if len(prompts) == 1:
+        reply(answerer, prompts[0], conversations[0].messages[-1].content, args.json)
+        return
     for conversation, text in zip(conversations, answerer(prompts), strict=True):
         print_answer(conversation.messages[-1].content, text, args.json)
+
+
+def reply(answerer: "Answerer", prompt: Sequence[int], asked: str, as_json: bool) -> str:
+    """Answer one prompt, on a terminal as the text comes; returns the answer.
+
+    Args:
+        answerer: the model.
+        prompt: its token ids.
+        asked: see `print_answer`.
+        as_json: see `print_answer`.
+    """
+    if as_json or not sys.stdout.isatty():
+        [text] = answerer([prompt])
+        print_answer(asked, text, as_json)
+        return text
+    text = answerer.stream(prompt, lambda piece: print(escape_control(piece), end="", flush=True))
+    print()
+    return text
 
 
 def note(text: str) -> None:
@@ -215,15 +242,15 @@ def chat(answerer: "Answerer", system: str | None, template_variables: Mapping[s
         template_variables: of the chat template.
         as_json: see `print_answer`.
     """
+    note(CHAT if sys.stdin.isatty() else PIPED_CHAT)
     if answerer.renderer is None:
         note("the tokenizer has no chat template: each line is continued as a text, without those before it")
     history = [] if system is None else [Message("system", system)]
     for prompt in typed_lines():
         turns = [*history, Message("user", prompt)]
-        [text] = answerer([answerer.encode(Conversation(turns, variables=template_variables))])
+        text = reply(answerer, answerer.encode(Conversation(turns, variables=template_variables)), prompt, as_json)
         if answerer.renderer is not None:
             history = [*turns, Message("assistant", text)]
-        print_answer(prompt, text, as_json)
 
 
 def print_answer(prompt: str, text: str, as_json: bool) -> None:

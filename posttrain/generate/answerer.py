@@ -1,9 +1,9 @@
 """A loaded model that answers conversations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from posttrain.data.conversation import Conversation, RowError
 from posttrain.data.encode import Encoder, Rendered
@@ -12,9 +12,9 @@ from posttrain.data.render import Renderer
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
 from posttrain.generate.decoding import check_fits, continuations, stop_tokens
+from posttrain.generate.progress import AnswerStream, Progress
 from posttrain.generate.sampling import Sampling
 from posttrain.models.tokenizer_files import failures
-from posttrain.utils import working
 from posttrain.utils.escape import encodable
 
 OWN_TEMPLATE = ChatTemplate(require_stop=False)
@@ -40,7 +40,7 @@ class Answerer:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerFast,
         sampling: Sampling,
         batch_size: int = 8,
         template: ChatTemplate = OWN_TEMPLATE,
@@ -57,9 +57,20 @@ class Answerer:
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         """Return the text that follows each prompt of `encode`."""
+        return self._answer(prompts, Progress(self.sampling.max_new_tokens, len(prompts)))
+
+    def stream(self, prompt: Sequence[int], show: Callable[[str], None]) -> str:
+        """Return the text that follows a prompt of `encode`, whose pieces `show` gets as they come."""
+        stream = AnswerStream(self.sampling.max_new_tokens, self.tokenizer, self.stop, show)
+        [text] = self._answer([prompt], stream)
+        stream.finish(text)
+        return text
+
+    def _answer(self, prompts: Sequence[Sequence[int]], progress: Progress) -> list[str]:
         check_fits(self.model, prompts, new_tokens=1)
-        texts_of = continuations(self.model, prompts, self.stop, self.pad, self.sampling, self.batch_size)
-        answers = dict(working.counted(texts_of, "answering", len(prompts)))
+        answers = dict(
+            continuations(self.model, prompts, self.stop, self.pad, self.sampling, self.batch_size, progress)
+        )
         texts = []
         for index in range(len(prompts)):
             texts.append(self.tokenizer.decode(answers[index], skip_special_tokens=True))

@@ -19,6 +19,7 @@ from posttrain.models.families import learned_positions_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
 
 
 class RepetitionPenalty(LogitsProcessor):
@@ -149,6 +150,7 @@ def continuations(
     pad_id: int,
     sampling: Sampling,
     batch_size: int = 8,
+    streamer: "BaseStreamer | None" = None,
 ) -> Iterator[tuple[int, list[int]]]:
     """Continue every prompt, the longest first so that what doesn't fit in memory fails at once.
 
@@ -159,6 +161,7 @@ def continuations(
         pad_id: any valid id; prompts of a batch are padded on their left and the padding is masked.
         sampling: how to choose tokens.
         batch_size: prompts at once.
+        streamer: gets each batch's prompts, then its tokens as they come; see posttrain.generate.progress.
 
     Yields:
         (index of the prompt, ids of its answer).
@@ -197,6 +200,7 @@ def continuations(
                 attention_mask=mask.to(model.device),
                 generation_config=config,
                 logits_processor=processors,
+                streamer=streamer,
             )
         for row, index in enumerate(chosen):
             yield index, _until_stop(out[row, longest:].tolist(), stop)

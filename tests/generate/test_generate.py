@@ -1,6 +1,8 @@
 """Asking a model: what counts as one, what comes back, and where an answer ends."""
 
+import io
 import json
+import re
 import subprocess
 import sys
 
@@ -12,8 +14,10 @@ from posttrain.generate.__main__ import build_parser, main
 from posttrain.generate.answerer import Answerer
 from posttrain.generate.decoding import stop_tokens
 from posttrain.generate.load import export_of
+from posttrain.generate.progress import AnswerStream
 from posttrain.generate.questions import question, read_prompts
 from posttrain.generate.sampling import Sampling
+from posttrain.utils import working
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +45,60 @@ def loaded(model):
 
 def ask(answerer, *prompts):
     return answerer([answerer.encode(question(prompt)) for prompt in prompts])
+
+
+def test_a_streamed_answer_is_the_whole_one(loaded):
+    """Random weights answer with bytes that are mostly no characters: what never becomes one comes at the end."""
+    for seed in range(8):
+        answerer = Answerer(*loaded, Sampling(max_new_tokens=40, temperature=1.0, seed=seed))
+        prompt = answerer.encode(question("hello"))
+        pieces = []
+        answer = answerer.stream(prompt, pieces.append)
+        assert answerer([prompt]) == [answer] == ["".join(pieces)]
+        assert len(pieces) > 1
+
+
+def test_text_comes_as_soon_as_its_characters_are_whole(loaded):
+    """Each piece is what the tokens so far have more than those before; a character of four tokens is one piece."""
+    import torch
+
+    _, tokenizer = loaded
+    text = "  two spaces,\n\tÄpfel, 日本 and 👩 .\n"
+    ids = tokenizer(text)["input_ids"]
+    pieces = []
+    stream = AnswerStream(len(ids), tokenizer, {260}, pieces.append)
+    for token in [*ids, 260]:
+        stream.put(torch.tensor([token]))
+    assert "".join(pieces) == text and "👩" in pieces and not any("\ufffd" in piece for piece in pieces)
+
+
+def test_bytes_that_are_no_text_end_the_stream(loaded):
+    """A byte-fallback tokenizer, as Llama 2's, whose next token turns the bytes shown so far into other characters."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"a": 0, "<unk>": 257, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
+    backend = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    ids = [vocab["<0x41>"], vocab["<0xE3>"], vocab["<0x42>"], vocab["a"]]
+    pieces = []
+    stream = AnswerStream(len(ids), tokenizer, set(), pieces.append)
+    for token in ids:
+        stream.put(torch.tensor([token]))
+    text = tokenizer.decode(ids)
+    stream.finish(text)
+    assert pieces == ["A", f"\n{text}"] and text.endswith("a")
+
+
+def test_progress_is_told_in_tokens(loaded, monkeypatch):
+    told = []
+    monkeypatch.setattr(working, "phase", lambda name, done=0, total=0, unit="": told.append((done, unit)))
+    ask(Answerer(*loaded, Sampling(max_new_tokens=3), batch_size=2), "a", "b", "c")
+    assert [done for done, _ in told] == [0, 1, 2, 3] * 2
+    assert told[0][1] == "of at most 3 tokens, prompts 1 to 2 of 3"
+    assert re.fullmatch(r"of at most 3 tokens, [\d.]+ a second, prompts 3 to 3 of 3", told[-1][1])
 
 
 def test_what_is_a_model(tmp_path, model):
@@ -190,14 +248,18 @@ def test_a_chat_remembers(model, monkeypatch, capsys):
     seen = []
     encode = Answerer.encode
     monkeypatch.setattr(Answerer, "encode", lambda self, chat: seen.append(chat.messages) or encode(self, chat))
-    typed = iter(["hello", "and now?", ""])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nand now?\n\nafter the end\n"))
     monkeypatch.setattr(sys, "argv", ["generate", str(model), "--system", "s", "--max-new-tokens", "4"])
-    main()
+    try:
+        main()
+    finally:
+        working.stop()
     assert [[turn.role for turn in chat] for chat in seen] == [
         ["system", "user"], ["system", "user", "assistant", "user"],
     ]  # fmt: skip
-    assert seen[1][2].content == capsys.readouterr().out.split("\n")[0]
+    printed = capsys.readouterr()
+    assert seen[1][2].content == printed.out.split("\n")[0]
+    assert "posttrain: a chat: each line of standard input is its next turn, and an empty line ends it" in printed.err
 
 
 def test_answers_from_the_command_line(model, tmp_path):

@@ -30,7 +30,7 @@ COMMANDS = [
     "python -m posttrain.doctor | sed -n 2,7p",
     "python -m posttrain.preview data=alpaca data.path=alpaca.json preview.limit=1",
     "python -m posttrain.plan model=llama3_8b data=alpaca data.path=alpaca.json trainer.max_steps=500 \\\n"
-    "    plan.gpu=h100 plan.gpus=1 plan.read_data=false | head -n 12",
+    "    plan.gpu=h100 plan.gpus=1 plan.read_data=false | head -n 10",
     f"python -m posttrain {DATA_WORDS} \\\n    {SMALL} \\\n"
     "    trainer.num_generations=1 trainer.max_new_tokens=12 hydra.run.dir=outputs/alpaca",
     "python -m posttrain.generate outputs/alpaca 'Who are you?' --max-new-tokens 24",

@@ -28,6 +28,7 @@ from posttrain.config.instantiate import built
 from posttrain.convert import single_process
 from posttrain.convert.checkpoints import find, with_step
 from posttrain.convert.publish import check_apart, check_free
+from posttrain.convert.training_metadata import public_name
 from posttrain.errors import UserError
 from posttrain.generate import load
 from posttrain.spec import checks
@@ -208,7 +209,7 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
 
         adapter = merge.find_adapter(expand_home(c.checkpoint))
         base = merge.merge_adapter(adapter, out, c.overwrite, c.dtype, c.license, c.base)
-        print(f"merged: {card.with_step(adapter)} into {base}")
+        print(f"merged: {card.with_step(adapter)} into {public_name(str(base))}")
     print(f"written: {out}")
     if token:
         push.check_pushable(out, c.allow_unverified)

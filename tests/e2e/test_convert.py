@@ -8,6 +8,7 @@ import pytest
 from commands import ROOT, environment
 
 from posttrain.convert.checkpoints import find
+from posttrain.convert.training_metadata import public_name
 
 pytestmark = pytest.mark.nightly
 
@@ -74,7 +75,7 @@ def test_checkpoint_to_adapter_to_whole_model(lora, tiny, convert, tmp_path):
     assert again.keys() == first.keys() and all(again[name].equal(first[name]) for name in first)
     done = convert("merge", f"checkpoint={lora.run_dir}", f"convert.out={tmp_path / 'merged'}")
     assert done.returncode == 0, done.stderr
-    assert f"merged: {lora.run_dir / 'adapter'} (step 4) into {tiny}\n" in done.stdout
+    assert f"merged: {lora.run_dir / 'adapter'} (step 4) into {public_name(str(tiny))}\n" in done.stdout
     changed = {name for name, t in tensors(tmp_path / "merged").items() if not t.equal(tensors(tiny)[name])}
     assert {name.rpartition(".layers.")[2][2:] for name in changed} == {
         "self_attn.q_proj.weight", "self_attn.v_proj.weight", "mlp.down_proj.weight",

@@ -56,8 +56,9 @@ def render(template: str, data: dict[str, Any], **values: object) -> str:
 
 
 def tiles(facts: list[Fact]) -> list[Fact]:
-    """The facts that a page doesn't say elsewhere, as it says state, settings and export."""
-    return [fact for fact in facts if fact.name not in SETTINGS and not fact.name.endswith(("export", "state"))]
+    """The facts that a page doesn't say elsewhere, as it says state, settings, export and commands."""
+    elsewhere = ("state", "export", "again")
+    return [fact for fact in facts if fact.name not in SETTINGS and not fact.name.endswith(elsewhere)]
 
 
 def changed_keys(trial: Trial) -> Changes:

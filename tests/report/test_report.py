@@ -293,6 +293,7 @@ def test_page_is_whole_and_harmless(sweep):
     assert "&lt;b&gt;the loss is NaN" in text
     page = Page(path)
     assert page.links <= {None, "data:,", "report.csv", *(f"#trial:{name}" for name in "0123")}
+    assert "--rerun" not in text
     assert all(link[1:] in page.ids for link in page.links if link and link.startswith("#"))
     assert page.figures == page.captions >= 4
 

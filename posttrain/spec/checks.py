@@ -442,7 +442,7 @@ def process_count(cfg: DictConfig, visible_gpus: int, setting: str | None = None
     if setting:
         return ProcessCount(nproc, setting, f"{setting}={nproc}")
     key = "parallelism.nproc_per_node"
-    source = "as few as the sizes in parallelism need"
+    source = "on a CPU as few as the sizes in parallelism need"
     if cfg.parallelism.nproc_per_node is not None:
         source = f"{key}={nproc}"
     elif visible_gpus:

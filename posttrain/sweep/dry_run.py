@@ -55,7 +55,7 @@ class PlannedJob:
         """Machines and processes, and what these divide."""
         options = self.options
         machines = _count(options.nodes, "node")
-        each = _count(options.gpus_per_node, "GPU") if options.gpus_per_node else "CPUs"
+        each = f"x {_count(options.gpus_per_node, 'GPU')}" if options.gpus_per_node else "on CPUs"
         sizes = ParallelSizes(world=self.processes * options.nodes, **model_parallel_sizes(self.cfg))
         if self.cfg.parallelism.auto:
             divided = "divided as parallelism=auto finds there"
@@ -64,7 +64,7 @@ class PlannedJob:
             for name, size in model_parallel_sizes(self.cfg).items():
                 if size > 1:
                     divided += f", {name} {size}"
-        return f"{machines} x {each}: {_count(sizes.world, 'process', 'es')}, {divided}"
+        return f"{machines} {each}: {_count(sizes.world, 'process', 'es')}, {divided}"
 
 
 def show(jobs: Sequence[PlannedJob]) -> None:

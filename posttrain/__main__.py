@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from posttrain import patches
-from posttrain.cli import command, help_screen, rerun, run_file
+from posttrain.cli import command, help_screen, precheck, rerun, run_file
 from posttrain.config import composition
 from posttrain.config.overrides import quote_expressions
 from posttrain.config.trial_names import swept_keys
@@ -166,6 +166,11 @@ def before_jobs(jobs: Sequence[dry_run.PlannedJob]) -> None:
         return
     if any(job.options.dry_run for job in jobs):
         dry_run.show(jobs)
+        if len(jobs) == precheck.MOST_TRIALS:
+            print(
+                f"posttrain: of a larger grid these are the first {len(jobs)} trials; all are submitted",
+                file=sys.stderr,
+            )
         raise SystemExit
     slurm.require()
 

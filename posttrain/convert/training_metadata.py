@@ -121,7 +121,7 @@ def describe_method(peft: DictConfig) -> str:
 
 def describe_data(node: DictConfig, report: dict[str, Any]) -> dict[str, Any]:
     """What was trained on: names, digests of the content, counts."""
-    facts: dict[str, Any] = {"names": [_public_source(name) for name in _source_names(node)]}
+    facts: dict[str, Any] = {"names": [_public_source(name) for name in source_names(node)]}
     facts["format"] = str(node.format.get("_target_", "")).rpartition(".")[2]
     if report.get("sha256"):
         facts["sha256"] = report["sha256"]
@@ -132,13 +132,13 @@ def describe_data(node: DictConfig, report: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _source_names(node: DictConfig) -> list[str]:
+def source_names(node: DictConfig) -> list[str]:
     """What `data.path`, or `data.sources`, name."""
-    paths = [node.path]
-    if node.get("path") is None:
+    paths = [node.get("path")]
+    if paths == [None]:
         paths = [source.path for source in node.get("sources") or ()]
     names: list[str] = []
-    for path in paths:
+    for path in filter(None, paths):
         names += [path] if isinstance(path, str) else path
     return names
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from posttrain.config.schema import SlurmSchema
 from posttrain.config.trial_names import swept_values
-from posttrain.convert.training_metadata import describe_method
+from posttrain.convert.training_metadata import describe_method, source_names
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import ParallelSizes, model_parallel_sizes
 from posttrain.sweep import log_stderr, slurm
@@ -45,7 +45,7 @@ class PlannedJob:
         length = f"{trainer.epochs} epochs" if trainer.max_steps is None else f"{trainer.max_steps} steps"
         return {
             "model": f"{cfg.model.path}, {describe_method(cfg.peft)}",
-            "data": ", ".join(_sources(cfg.data)),
+            "data": ", ".join(source_names(cfg.data)),
             "training": f"{length}, each of {trainer.global_batch_size} sequences of {trainer.seq_length} tokens "
             f"(micro_batch_size {trainer.micro_batch_size})",
             "layout": self._layout(),
@@ -115,15 +115,6 @@ def _trained(jobs: Sequence[PlannedJob]) -> Iterator[str]:
         values = swept_values(job.overrides, list(job.swept))
         described = " ".join(f"{key}={value}" for key, value in values.items())
         yield f"trial {number}: {described or 'as the search proposes, of ' + ', '.join(job.swept)}"
-
-
-def _sources(data: DictConfig) -> list[str]:
-    """The names of a run's files and data sets."""
-    nodes = [data, *(data.get("sources") or ())]
-    names: list[str] = []
-    for path in filter(None, (node.get("path") for node in nodes)):
-        names += [path] if isinstance(path, str) else path
-    return names
 
 
 def _count(number: int, what: str, plural: str = "s") -> str:

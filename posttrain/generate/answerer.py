@@ -12,8 +12,8 @@ from posttrain.data.render import Renderer
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
 from posttrain.generate.decoding import check_fits, continuations, stop_tokens
-from posttrain.generate.progress import AnswerStream, Progress
 from posttrain.generate.sampling import Sampling
+from posttrain.generate.token_stream import AnswerStream, Progress
 from posttrain.models.tokenizer_files import failures
 from posttrain.utils.escape import encodable
 

@@ -161,7 +161,7 @@ def continuations(
         pad_id: any valid id; prompts of a batch are padded on their left and the padding is masked.
         sampling: how to choose tokens.
         batch_size: prompts at once.
-        streamer: gets each batch's prompts, then its tokens as they come; see posttrain.generate.progress.
+        streamer: gets each batch's prompts, then its tokens as they come; see posttrain.generate.token_stream.
 
     Yields:
         (index of the prompt, ids of its answer).

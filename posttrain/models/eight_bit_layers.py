@@ -33,7 +33,9 @@ def eight_bit_layer_spec(
         if "vp_stage" in inspect.signature(of_model).parameters:
             options["vp_stage"] = vp_stage
         spec = of_model(config, **options)
-    layers = spec.layer_specs if isinstance(spec, TransformerBlockSubmodules) else [spec]
+    layers = [spec]
+    if isinstance(spec, TransformerBlockSubmodules):
+        layers = spec.layer_specs
     for layer in layers:
         for part in (layer.submodules.self_attention, layer.submodules.mlp):
             keep_linear_in_eight_bits(submodules_of(part))
@@ -42,7 +44,9 @@ def eight_bit_layer_spec(
 
 def submodules_of(part: ModuleSpec | partial[Any]) -> Any:
     """What a part of a layer is built of, in either of core's ways to say so."""
-    return part.keywords["submodules"] if isinstance(part, partial) else part.submodules
+    if isinstance(part, partial):
+        return part.keywords["submodules"]
+    return part.submodules
 
 
 def keep_linear_in_eight_bits(submodules: Any) -> None:

@@ -59,8 +59,9 @@ class Choice:
             sizes.append("distributed optimizer")
         needed = self.memory.needed / GIB
         if self.computes_again:
-            reason = " since nothing fits without" if needed <= memory_gib else ""
-            sizes.append(self._computed_again() + reason)
+            sizes.append(self._computed_again())
+            if needed <= memory_gib:
+                sizes[-1] += " since nothing fits without"
         line = f"parallelism=auto: {', '.join(sizes)}: "
         line += f"needs {needed:.1f} of {memory_gib:.1f} GiB per GPU"
         if self.undivided > needed:

@@ -38,8 +38,11 @@ def print_plan(plan: dict[str, Any], file: IO[str] | None = None) -> None:
         console.print(_layout_table(plan, console))
     elif plan["changes"]:
         console.print(_change_table(plan["changes"], console))
-    console.print(_memory_table(plan["memory_gib"], plan["fits"]))
-    console.print(_run_table(plan))
+    as_asked = ""
+    if not plan["fits"]:
+        as_asked = " as asked"
+    console.print(_memory_table(plan["memory_gib"], f"Memory per GPU{as_asked}, GiB"))
+    console.print(_run_table(plan, f"time{as_asked}"))
     for name, decision in plan["decisions"].items():
         console.print(f"{name}: {decision}")
 
@@ -90,8 +93,7 @@ def _gpus(plan: dict[str, Any]) -> str:
     return line
 
 
-def _memory_table(memory: dict[str, Any], fits: bool) -> Table:
-    title = "Memory per GPU, GiB" if fits else "Memory per GPU as asked, which does not fit, GiB"
+def _memory_table(memory: dict[str, Any], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("part")
     table.add_column("GiB", justify="right")
@@ -115,7 +117,7 @@ def _memory_table(memory: dict[str, Any], fits: bool) -> Table:
     return table
 
 
-def _run_table(plan: dict[str, Any]) -> Table:
+def _run_table(plan: dict[str, Any], time_title: str) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("data", _data(plan["data"]))
     if plan["sizes_on_this_cpu"]:
@@ -135,7 +137,7 @@ def _run_table(plan: dict[str, Any]) -> Table:
         time = f"{speed['step_s']:.2f} s a step, {speed['tokens_per_second']:,} tokens/s, MFU {speed['mfu']:.0%}"
         if speed["total_s"] is not None:
             time += f", {format_duration(speed['total_s'])} in all"
-        table.add_row("time" if plan["fits"] else "time as asked", time)
+        table.add_row(time_title, time)
         table.add_row(
             "",
             f"[dim]limited by {speed['bound']}; from rates measured on H200s; without start and validation; MFU of the "

@@ -197,7 +197,9 @@ def fitting(
     asked, layers = _asked(given, typed_recompute)
     variants = []
     for recompute, precision in itertools.product(RECOMPUTE, precisions):
-        again = layers if recompute == asked else None
+        again = None
+        if recompute == asked:
+            again = layers
         variants.append({"recompute": recompute, "recompute_layers": again, "precision": precision})
     room = gpu.memory_gib * GIB
     local = given.world // int(cfg.launch.nnodes)

@@ -182,7 +182,9 @@ class RunSpec(ParallelSizes):
         layers = self.stage_layers[stage]
         if self.recompute != "full":
             return 0
-        return layers if self.recompute_layers is None else min(self.recompute_layers, layers)
+        if self.recompute_layers is None:
+            return layers
+        return min(self.recompute_layers, layers)
 
     @property
     def share_again(self) -> float:

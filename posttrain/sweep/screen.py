@@ -175,5 +175,7 @@ class SweepScreen:
         seconds = usual * (self.left - len(self.running))
         for running in self.running.values():
             seconds += max(0.0, usual - (now - running.began))
-        about = "about" if later else "at most"
+        about = "about"
+        if not later:
+            about = "at most"
         return [f"{about} {format_duration(seconds / min(self.parallel, self.left))} left"]

@@ -245,7 +245,7 @@ class Collate:
             "position_ids": batch["position_ids"],
             "cu_seqlens_q": ends,
             "max_seqlen": longest,
-            "whole_rows": len(rows) if self.whole and length else 0,
+            "whole_rows": len(rows) * int(self.whole and length is not None),
             "supervised_at": supervised_at,
             "supervised_mask": supervised_mask,
             "normalizer": torch.tensor(round(total), dtype=torch.int32),

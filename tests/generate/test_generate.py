@@ -14,9 +14,9 @@ from posttrain.generate.__main__ import build_parser, main
 from posttrain.generate.answerer import Answerer
 from posttrain.generate.decoding import stop_tokens
 from posttrain.generate.load import export_of
-from posttrain.generate.progress import AnswerStream
 from posttrain.generate.questions import question, read_prompts
 from posttrain.generate.sampling import Sampling
+from posttrain.generate.token_stream import AnswerStream
 from posttrain.utils import working
 
 

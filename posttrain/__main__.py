@@ -167,10 +167,7 @@ def before_jobs(jobs: Sequence[dry_run.PlannedJob]) -> None:
     if any(job.options.dry_run for job in jobs):
         dry_run.show(jobs)
         if len(jobs) == precheck.MOST_TRIALS:
-            print(
-                f"posttrain: of a larger grid these are the first {len(jobs)} trials; all are submitted",
-                file=sys.stderr,
-            )
+            print(f"posttrain: no more than {len(jobs)} trials of a grid are shown; all are submitted", file=sys.stderr)
         raise SystemExit
     slurm.require()
 

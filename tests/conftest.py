@@ -48,3 +48,26 @@ def demo_cache(tmp_path_factory) -> Path:
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     return folder / "demo-cache"  # POSTTRAIN_CACHE; two that build the same wait for each other
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory):
+    """Megatron on this process's GPU."""
+    import torch
+
+    from posttrain import patches
+
+    # Not torch.cuda: the patches for a CPU, if they are applied in this process, answer it.
+    if not torch._C._cuda_getDeviceCount() or "cpu-placement" in patches.applied():
+        pytest.skip("no GPU, or this process is patched for a CPU: run these tests alone with -m gpu")
+    patches.apply(patches.Platform.detect("cuda"))
+    from megatron.core import parallel_state, tensor_parallel
+
+    store = tmp_path_factory.mktemp("store") / "file"
+    torch.cuda.set_device(0)
+    torch.distributed.init_process_group("nccl", init_method=f"file://{store}", rank=0, world_size=1)
+    parallel_state.initialize_model_parallel(expert_tensor_parallel_size=1)
+    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    yield
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()

@@ -69,6 +69,11 @@ def check_length(config: Mapping[str, Any], length: int) -> None:
         )
 
 
+def is_wide(width: int | None) -> bool:
+    """Whether heads of `width` features are wider than WIDEST_PACKED_HEAD."""
+    return width is not None and width > WIDEST_PACKED_HEAD
+
+
 def check_wide_heads(width: int | None, context_parallel: int, dropout: float) -> None:
     """Raise a UserError where attention of wide heads would have to be Transformer Engine's.
 
@@ -77,7 +82,7 @@ def check_wide_heads(width: int | None, context_parallel: int, dropout: float) -
         context_parallel: processes that a sequence is divided over.
         dropout: of the attention's probabilities.
     """
-    if width is None or width <= WIDEST_PACKED_HEAD:
+    if not is_wide(width):
         return
     heads = f"of packed rows whose heads have {width} features (more than {WIDEST_PACKED_HEAD})"
     if context_parallel > 1:

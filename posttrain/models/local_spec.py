@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from posttrain.errors import UserError
-from posttrain.models.config_checks import WIDEST_PACKED_HEAD, check_wide_heads
+from posttrain.models.config_checks import check_wide_heads, is_wide
 from posttrain.models.norms import SequenceParallelNorm, zero_centered_norm
 from posttrain.ops.attention import SDPAAttention
 from posttrain.ops.packed_attention import PackedAttention
@@ -169,4 +169,4 @@ def choose_attention(model: list[torch.nn.Module]) -> None:
             config: TransformerConfig = module.config
             check_wide_heads(config.kv_channels, config.context_parallel_size, config.attention_dropout)
             module.__class__ = PackedAttention
-            module.flash = (config.kv_channels or 0) > WIDEST_PACKED_HEAD  # type: ignore[assignment]
+            module.flash = is_wide(config.kv_channels)  # type: ignore[assignment]

@@ -99,8 +99,7 @@ def draw_part(
     shape = list(parameter.shape)
     if split >= 0:
         shape[split] *= processes
-    dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
-    whole = torch.empty(shape, dtype=dtype, device=device or parameter.device)
+    whole = torch.empty(shape, dtype=parameter.dtype, device=device or parameter.device)
     draw(whole, seed, initialise)
     if split >= 0:
         parts = []

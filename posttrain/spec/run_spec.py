@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from posttrain.config.instantiate import built
 from posttrain.errors import UserError
+from posttrain.models.config_checks import is_wide
 from posttrain.models.families import experts_of, family_of
 from posttrain.peft.adapters import DoRA, LoRA
 from posttrain.spec.epochs import Epoch
@@ -318,6 +319,17 @@ class RunSpec(ParallelSizes):
         )
 
     @property
+    def usual_attention(self) -> Decision:
+        """Whether packed rows' attention is Transformer Engine's; see posttrain.models.local_spec.choose_attention."""
+        shape = self.known_shape
+        width = shape.query // shape.heads
+        return unless(
+            (shape.score_softcap, "scores are soft-capped: FlexAttention"),
+            (is_wide(width), f"its gradients are wrong for heads of {width} features: FlashAttention, if packed"),
+            on="as for most models",
+        )
+
+    @property
     def kv_heads(self) -> int:
         """Key and value heads of a process of tensor parallelism; 0 where they are not known."""
         if self.shape is None:
@@ -403,6 +415,8 @@ class RunSpec(ParallelSizes):
             decisions["8-bit frozen weights"] = self.eight_bit_base
         if self.tensor > 1:
             decisions["exchanges beside products"] = self.overlapped_exchanges
+        if self.shape is not None and is_wide(self.shape.query // self.shape.heads):
+            decisions["Transformer Engine's attention"] = self.usual_attention
         if self.skip_prompt_logits:
             decisions["logits of supervised tokens only"] = self.supervised_logits_only
         return decisions

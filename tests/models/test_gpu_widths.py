@@ -6,7 +6,7 @@ Kernels are chosen by sizes: what holds for the tiny models of the other files n
 import parity
 import pytest
 import torch
-from test_gpu import compare_step, gpu  # noqa: F401  (a fixture)
+from test_gpu import compare_step
 
 pytestmark = pytest.mark.gpu
 LENGTHS = (700, 1, 323)
@@ -54,7 +54,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_step_of_wide_layers(family, gpu, tmp_path, record_property, monkeypatch):  # noqa: F811
+def test_step_of_wide_layers(family, gpu, tmp_path, record_property, monkeypatch):
     generator = torch.Generator().manual_seed(2)
     total = sum(LENGTHS)
     monkeypatch.setattr(parity, "LENGTHS", LENGTHS)

@@ -17,26 +17,6 @@ WHOLE = {"packed": 0, "one row": 1, "two rows": 2}
 HEADS = [(64, 8, 8), (80, 8, 8), (128, 8, 2), (160, 4, 4), (256, 8, 8), (256, 8, 1)]  # features, heads, groups
 
 
-@pytest.fixture(scope="module")
-def gpu(tmp_path_factory):
-    """Megatron's groups on this process's GPU."""
-    from posttrain import patches
-
-    # Not torch.cuda: the patches for a CPU, if they are applied in this process, answer it.
-    if not torch._C._cuda_getDeviceCount() or "cpu-placement" in patches.applied():
-        pytest.skip("no GPU, or this process is patched for a CPU: run these tests alone with -m gpu")
-    patches.apply(patches.Platform.detect("cuda"))
-    from megatron.core import parallel_state
-
-    store = tmp_path_factory.mktemp("store") / "file"
-    torch.cuda.set_device(0)
-    torch.distributed.init_process_group("nccl", init_method=f"file://{store}", rank=0, world_size=1)
-    parallel_state.initialize_model_parallel()
-    yield
-    parallel_state.destroy_model_parallel()
-    torch.distributed.destroy_process_group()
-
-
 def defined(q, k, v, ends, window):
     """softmax(Q K^T / sqrt(d)) V of each sequence in fp32: [t, heads d]."""
     groups = q.size(1) // k.size(1)

@@ -125,3 +125,11 @@ def test_the_last_stage_has_fewer_layers_beside_the_output_layer(words, world, l
 def test_exchanges_run_beside_products_of_lora(words, reason):
     decision = spec(LLAMA, "parallelism=tp2", *words).overlapped_exchanges
     assert bool(decision) == (not reason) and reason in decision.reason
+
+
+def test_attention_that_is_not_the_usual_one_is_said():
+    wide = spec("model=gemma_7b").decisions()["Transformer Engine's attention"]
+    assert not wide and "wrong for heads of 256 features" in wide.reason
+    capped = spec("model=gemma2_9b").decisions()["Transformer Engine's attention"]
+    assert not capped and "soft-capped" in capped.reason
+    assert "Transformer Engine's attention" not in spec(LLAMA).decisions()

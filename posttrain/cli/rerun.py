@@ -19,9 +19,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.checkpoint import directories
+from posttrain.cli.run_file import JOB_NAME
 from posttrain.config import policy, yaml_file
 from posttrain.config.overrides import format_override
 from posttrain.errors import UserError
+from posttrain.report.trials import Trial
 from posttrain.utils import rundir
 from posttrain.utils.escape import escape_control
 
@@ -62,6 +64,9 @@ def expand(arguments: list[str]) -> list[str]:
             )
         kept.append(str(override.input_line))
     _check_sources(root, arguments)
+    file = _run_file(root)
+    if file is not None and JOB_NAME not in given:
+        kept.append(format_override(JOB_NAME, file))
     expanded = [*kept, *arguments]
     notes = [f"{run} again: {shlex.join(expanded)}"]
     if option == RESUME:
@@ -157,6 +162,14 @@ def _read(root: Path, name: str) -> Any:
     return yaml_file.parse_text(text, root / name)
 
 
+def _run_file(root: Path) -> str | None:
+    """The name of the YAML file with which the settings of a run began; None: there was none."""
+    name = Trial(root.name, root, {}).file
+    if name is None or "${" in name or not name.isprintable():  # anybody's text, which Hydra would look into
+        return None
+    return name
+
+
 def _parse(overrides: list[str], place: str = "") -> list[Override]:
     parser = OverridesParser.create()
     parsed = []
@@ -177,7 +190,7 @@ def _key(override: Override) -> str:
 def _check_sources(root: Path, arguments: list[str]) -> None:
     """Refuse a run of files that the overrides don't name, unless they are given again."""
     values = _read(root, SETTINGS)
-    if values is None:  # of a trial that Slurm ran
+    if values is None:  # Hydra left no record
         return
     try:
         hydra = OmegaConf.create({"file": values}).file.hydra

@@ -26,6 +26,7 @@ from posttrain.utils.user_paths import expand_home
 
 ENDINGS = (".yaml", ".yml")
 TAKE_A_VALUE = re.compile(r"-(cn|cd|cp|c|p|i|-config-\w+|-cfg|-package|-info|-rerun|-resume)")
+JOB_NAME = "hydra.job.name"  # as which .hydra/hydra.yaml records the file's name
 PLAIN_KEY = re.compile(r"[\w/@-]+(\.[\w@-]+)*")
 
 _files: dict[str, Path] = {}  # keys that a file has set in this command
@@ -59,7 +60,7 @@ def expand(arguments: list[str]) -> list[str]:
             )
         _files[key] = path
         kept.append(override)
-    return [*kept, format_override("hydra.job.name", str(path)), *others]  # as which .hydra/hydra.yaml records it
+    return [*kept, format_override(JOB_NAME, str(path)), *others]
 
 
 def overrides_of(path: Path) -> Iterator[tuple[str, str]]:

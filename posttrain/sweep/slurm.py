@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from posttrain.config import frozen, policy
 from posttrain.config.containers import as_dict
@@ -171,9 +171,7 @@ def submit(trials: list[Trial], options: SlurmSchema, folder: Path) -> dict[str,
         trial.directory.mkdir(parents=True, exist_ok=True)
         rundir.check(trial.directory)
         launcher.prepare(cfg, trial.directory)
-        rundir.make(trial.directory, ".hydra")
-        overrides = OmegaConf.to_yaml(trial.config.hydra.overrides.task)
-        rundir.write_text(trial.directory, ".hydra/overrides.yaml", overrides)
+        trial.record_command()
         rundir.write_json(trial.directory, "status.json", {"state": "queued"})
     try:
         jobs = executor.map_array(Job(options.max_requeues), [str(trial.directory.resolve()) for trial in trials])

@@ -219,6 +219,14 @@ class Trial:
         if self.error:
             self.record_failure()
 
+    def record_command(self) -> None:
+        """What Hydra records of a trial that it runs itself: the overrides, and its settings."""
+        rundir.make(self.directory, ".hydra")
+        overrides = OmegaConf.to_yaml(self.config.hydra.overrides.task)
+        rundir.write_text(self.directory, ".hydra/overrides.yaml", overrides)
+        settings = OmegaConf.to_yaml(OmegaConf.masked_copy(self.config, "hydra"))
+        rundir.write_text(self.directory, ".hydra/hydra.yaml", settings)
+
     def record_failure(self) -> None:
         """A trial that failed before or without its run's own record, in the form of such a record."""
         self.directory.mkdir(parents=True, exist_ok=True)

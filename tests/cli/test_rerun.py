@@ -9,6 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from posttrain.cli import command
+from posttrain.report.trials import read_trial
 
 
 @pytest.fixture
@@ -102,6 +103,32 @@ def test_a_file_of_overrides_comes_on_top(start, run, tmp_path):
     assert again["model"]["path"] == "demo:smollm2_135m"
 
 
+@pytest.mark.parametrize("option", ["--rerun", "--resume"])
+def test_the_name_of_the_run_file_is_kept(start, tmp_path, option):
+    file, first, again = tmp_path / "my run.yaml", tmp_path / "first", tmp_path / "again"
+    file.write_text("peft: {rank: 3}\n")
+    start(file, f"hydra.run.dir={first}")
+    assert read_trial(first, tmp_path).file == str(file)
+    (first / ".hydra" / "config.yaml").unlink()  # Hydra writes it again
+    place = [] if option == "--resume" else [f"hydra.run.dir={again}"]
+    assert start(option, first, *place)["peft"]["rank"] == 3
+    where = first if option == "--resume" else again
+    assert (where / ".hydra" / "config.yaml").is_file() and read_trial(where, tmp_path).file == str(file)
+    start("--rerun", first, "hydra.job.name=mine", f"hydra.run.dir={tmp_path}/third")
+    assert OmegaConf.load(tmp_path / "third" / ".hydra" / "hydra.yaml").hydra.job.name == "mine"
+
+
+@pytest.mark.parametrize("name", ["'${oc.env:HOME}.yaml'", '"a\\nb.yaml"', "[x.yaml]", "posttrain"])
+def test_a_name_that_is_no_file_s_is_not_taken(start, run, tmp_path, name):
+    directory, _ = run
+    settings = directory / ".hydra" / "hydra.yaml"
+    text = settings.read_text(encoding="utf-8")
+    assert text.count("    name: posttrain\n") == 1
+    settings.write_text(text.replace("    name: posttrain\n", f"    name: {name}\n"), encoding="utf-8")
+    assert start("--rerun", directory, f"hydra.run.dir={tmp_path}/again")["peft"]["rank"] == 3
+    assert OmegaConf.load(tmp_path / "again" / ".hydra" / "hydra.yaml").hydra.job.name == "posttrain"
+
+
 def test_a_run_that_was_moved(start, run, tmp_path):
     directory, config = run
     moved = tmp_path / "elsewhere" / "b"
@@ -160,7 +187,7 @@ def test_damaged_settings(start, run, settings):
     directory, _ = run
     (directory / ".hydra" / "hydra.yaml").write_text(settings)
     assert "hydra.yaml: damaged: it says which files the run was made of" in start("--rerun", directory)
-    (directory / ".hydra" / "hydra.yaml").unlink()  # as of a trial that Slurm ran
+    (directory / ".hydra" / "hydra.yaml").unlink()
     assert start("--rerun", directory, f"hydra.run.dir={directory.parent}/again")["peft"]["rank"] == 3
 
 

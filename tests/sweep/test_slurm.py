@@ -9,6 +9,7 @@ import pytest
 
 from posttrain.config.composition import compose
 from posttrain.errors import UserError
+from posttrain.report.trials import read_trial
 from posttrain.sweep import slurm
 
 
@@ -164,6 +165,24 @@ def test_a_slurm_that_does_not_answer_is_one_line(tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "Slurm doesn't answer (squeue: error: no socket); hydra.launcher.dry_run=true shows" in done.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_submitted_trial_has_the_record_of_its_command(tmp_path):
+    """With a Slurm that takes each job and loses it."""
+    pytest.importorskip("submitit")
+    (tmp_path / "bin").mkdir()
+    says = {"sbatch": "Submitted batch job 7", "squeue": "", "scontrol": "", "srun": ""}
+    for name, line in says.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho '{line}'\n", encoding="utf-8")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "my.yaml").write_text("peft: dora\n", encoding="utf-8")
+    words = ["my.yaml", "--multirun", "seed=1,2", "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=0"]
+    done = posttrain(tmp_path, *words, "hydra.sweep.dir=sweep", path=f"{tmp_path}/bin:/bin:/usr/bin")
+    assert "2 of 2 trials failed" in done.stderr, done.stderr
+    for seed in (1, 2):
+        trial = read_trial(tmp_path / "sweep" / f"seed={seed}", tmp_path)
+        assert trial.file == "my.yaml" and trial.overrides == ["peft=dora", f"seed={seed}"]
+        assert trial.groups["peft"] == "dora" and trial.groups["data"] == "demo"
 
 
 def test_what_is_told_of_a_job_in_the_queue():

@@ -23,7 +23,7 @@ from posttrain import patches
 from posttrain.cli import command, help_screen, precheck, rerun, run_file
 from posttrain.config import composition
 from posttrain.config.overrides import quote_expressions
-from posttrain.config.trial_names import swept_keys
+from posttrain.config.trial_names import swept_ranges
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch import launcher, nodes, prestart
 from posttrain.patches.registry import versions_of
@@ -122,7 +122,11 @@ def before(cfg: DictConfig, jobs: list[dry_run.PlannedJob]) -> None:
     sweeping = bool({"-m", "--multirun"} & set(sys.argv))
     overrides = list(cfg.hydra.overrides.task)
     directory = directory_of(cfg, sweeping)
-    swept = swept_keys(cfg.hydra.overrides.task, cfg.hydra.sweeper.get("params")) if sweeping else []
+    swept: dict[str, str] = {}
+    search = None
+    if sweeping:
+        swept = swept_ranges(cfg.hydra.overrides.task, cfg.hydra.sweeper.get("params"))
+        search = optuna.search_of(cfg)
     optuna.check(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
@@ -133,7 +137,7 @@ def before(cfg: DictConfig, jobs: list[dry_run.PlannedJob]) -> None:
         checks.check_trackers(cfg)
         first_rows.look(cfg)
         checks.check_hub(cfg)
-        jobs.append(dry_run.PlannedJob(options, directory, cfg, overrides, swept))
+        jobs.append(dry_run.PlannedJob(options, directory, cfg, overrides, swept, search))
         return
     if options or cfg.launch.submit:
         raise UserError(f"{slurm.LAUNCHER}: requires launch.submit=true for one run, or with --multirun")
@@ -166,7 +170,7 @@ def before_jobs(jobs: Sequence[dry_run.PlannedJob]) -> None:
         return
     if any(job.options.dry_run for job in jobs):
         dry_run.show(jobs)
-        if len(jobs) == precheck.MOST_TRIALS:
+        if len(jobs) == precheck.MOST_TRIALS and not jobs[0].search:
             print(f"posttrain: no more than {len(jobs)} trials of a grid are shown; all are submitted", file=sys.stderr)
         raise SystemExit
     slurm.require()

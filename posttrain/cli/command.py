@@ -144,6 +144,7 @@ def run(
         hydra_guard.install(config_name)
         if layered.note and os.environ.get("RANK", "0") == "0":
             print(f"posttrain: {layered.note}", file=sys.stderr)
+        set_optuna_defaults(sys.argv[1:])
         sys.argv[1:] = data_format.complete(sys.argv[1:], config_name)
         if check:
             check_ahead(lambda overrides: _compose_layered(overrides, config_name, with_hydra=True), check)
@@ -152,7 +153,6 @@ def run(
         if sized and not layered.note:
             sys.argv[1:] = cpu_sizes.complete(sys.argv[1:], config_name)
         working.phase("composing")
-        set_optuna_defaults(sys.argv[1:])
         try:
             single = not {"-m", "--multirun"} & set(sys.argv[1:])
             with_hydra = hydra.main(version_base="1.3", config_path=str(config.CONF_DIR), config_name=config_name)

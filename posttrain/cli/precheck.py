@@ -14,7 +14,7 @@ from posttrain.errors import UserError
 from posttrain.utils import working
 
 MOST_TRIALS = 64  # of a grid that are composed ahead (0.1 s each); the others are checked when their turn comes
-PLACES = ("hydra.launcher.", "hydra.run.dir=", "hydra.sweep.dir=")
+KEPT = ("hydra.launcher.", "hydra.sweeper.", "hydra.run.dir=", "hydra.sweep.dir=")  # of Hydra's own settings
 
 
 def check_ahead(compose: Callable[[list[str]], DictConfig], check: Callable[[DictConfig], None]) -> None:
@@ -32,21 +32,33 @@ def check_ahead(compose: Callable[[list[str]], DictConfig], check: Callable[[Dic
         working.phase("checking")
         check(compose([*overrides, *extra]))
         return
-    for number, trial in enumerate(trials(overrides), 1):
+    space = _space(compose, overrides, extra)
+    for number, trial in enumerate(trials([*space, *overrides]), 1):
         working.phase(f"checking trial {number}")
         try:
             check(compose([*trial, *extra]))
         except UserError as error:
-            swept = [item for item in trial if item not in overrides]
+            swept = [item for item in trial if item not in overrides]  # values of a file's space as well
             if not swept:
                 raise
             raise UserError(f"trial {' '.join(swept)}: {error}") from error
 
 
+def _space(compose: Callable[[list[str]], DictConfig], overrides: list[str], extra: list[str]) -> list[str]:
+    """What a file sweeps (`hydra.sweeper.params`), as overrides; without the keys that the command line has."""
+    working.phase("checking")
+    try:
+        params = compose([*next(trials(overrides)), *extra]).hydra.sweeper.get("params")
+    except UserError:  # it comes again of the trial itself
+        return []
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    return [f"{key}={value}" for key, value in (params or {}).items() if key not in given]
+
+
 def split_overrides(args: Namespace) -> tuple[list[str], list[str]]:
     """The overrides of a command line, and the one that says where --config-dir is.
 
-    Of Hydra's own settings those of the launcher and the places, which say where a run is to run and to write.
+    Of Hydra's own settings those of the launcher and the sweeper, and the places that a run writes to.
     """
     extra = []
     if args.config_dir:
@@ -54,7 +66,7 @@ def split_overrides(args: Namespace) -> tuple[list[str], list[str]]:
     overrides = []
     for item in args.overrides:
         plain = item.lstrip("+~")
-        if plain.startswith(PLACES) or not plain.startswith("hydra."):
+        if plain.startswith(KEPT) or not plain.startswith("hydra."):
             overrides.append(item)
     return overrides, extra
 

@@ -36,6 +36,7 @@ EMPTY = ("callbacks", "env", "job.env_set", "job.env_copy")
 LOGGING = {"version", "root", "disable_existing_loggers", "incremental"}  # without handlers nor factories
 COMMANDS = ("setup", "python")  # of a launcher: shell lines
 PATHS = ("run.dir", "sweep.dir", "sweep.subdir", "job.name", "output_subdir")
+SPACE = "hydra.sweeper.params"
 OWN_GROUPS = ("hydra/launcher/", "hydra/sweeper/")  # of Hydra's, of which there may be files besides the shipped ones
 
 
@@ -88,7 +89,9 @@ class Loader(ConfigLoaderImpl):
             raise UserError(
                 "the configuration can't be composed: it is nested too deep, or a file includes itself"
             ) from None
-        except (KeyError, ValueError, AttributeError) as error:  # Hydra's own: `hydra: null`
+        except (KeyError, ValueError, AttributeError, AssertionError) as error:  # Hydra's own: `hydra: null`
+            if any(word.lstrip("+").startswith(SPACE) for word in overrides):
+                raise UserError(f"`{SPACE}`: is a file's; here the keys themselves: --multirun seed=1,2") from error
             raise UserError(f"the configuration can't be composed: {' '.join(str(error).split())}") from error
         for key in schema.undeclared(cfg):
             raise UndeclaredKey(key)

@@ -39,11 +39,18 @@ def sweep_name(given: str | None, overrides: Sequence[str], params: Mapping[str,
 
 def swept_keys(overrides: Sequence[str], params: Mapping[str, Any] | None) -> list[str]:
     """The keys that vary, of the search space in YAML and of the command line, in alphabetical order."""
-    keys = set(map(str, params or ()))
+    return list(swept_ranges(overrides, params))
+
+
+def swept_ranges(overrides: Sequence[str], params: Mapping[str, Any] | None) -> dict[str, str]:
+    """The keys that vary, in alphabetical order -> of what, as it is written: `8,16`, `interval(1e-5,1e-3)`."""
+    ranges = {}
+    for key, value in (params or {}).items():
+        ranges[str(key)] = str(value)
     for override in _parse(overrides):
         if override.is_sweep_override():
-            keys.add(_key(override))
-    return sorted(keys)
+            ranges[_key(override)] = override.get_value_string()
+    return dict(sorted(ranges.items()))
 
 
 def trial_name(overrides: Iterable[str], swept: Sequence[str]) -> str:

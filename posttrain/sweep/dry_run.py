@@ -1,7 +1,7 @@
 """What Slurm would be given: the batch script on standard output, what it starts and trains on standard error."""
 
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from posttrain.convert.training_metadata import describe_method, source_names
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import ParallelSizes, model_parallel_sizes
 from posttrain.sweep import log_stderr, slurm
+from posttrain.sweep.optuna import Search
 from posttrain.utils.escape import escape_control
 
 
@@ -25,14 +26,16 @@ class PlannedJob:
         directory: of the run; of a trial its sweep's.
         cfg: as composed, and checked.
         overrides: that it is composed of.
-        swept: the keys that a sweep varies.
+        swept: the keys that a sweep varies -> what they take.
+        search: that proposes the trials; None: a grid, or one run.
     """
 
     options: SlurmSchema
     directory: Path
     cfg: DictConfig
     overrides: Sequence[str]
-    swept: Collection[str]
+    swept: Mapping[str, str]
+    search: Search | None = None
 
     @property
     def processes(self) -> int:
@@ -70,6 +73,8 @@ class PlannedJob:
 def show(jobs: Sequence[PlannedJob]) -> None:
     """Print the script of each job; those with the same options are one array, as `slurm.run_jobs` submits them.
 
+    Of a search the script of the trials that are proposed together.
+
     Raises:
         UserError: submitit is not installed.
     """
@@ -79,11 +84,15 @@ def show(jobs: Sequence[PlannedJob]) -> None:
     for alike in arrays.values():
         first = alike[0]
         options = first.options
-        print(slurm.script(options, first.directory / ".submitit", len(alike)), flush=True)
-        run = first.directory
+        count = len(alike)
         what = "the run"
-        if len(alike) > 1:
-            what = f"each of the {len(alike)} trials"
+        if count > 1:
+            what = f"each of the {count} trials"
+        if first.search:
+            count = first.search.at_once
+            what = "each trial"
+        print(slurm.script(options, first.directory / ".submitit", count), flush=True)
+        run = first.directory
         if first.swept:
             run = first.directory / "TRIAL"
         where = "one node" if options.nodes == 1 else f"each of {options.nodes} nodes"
@@ -109,12 +118,27 @@ def _trained(jobs: Sequence[PlannedJob]) -> Iterator[str]:
             by_heading.setdefault(heading, {})[text] = None
     for heading, texts in by_heading.items():
         yield f"{heading}: {' | '.join(texts)}"
-    if not jobs[0].swept:
-        return
-    for number, job in enumerate(jobs, 1):
-        values = swept_values(job.overrides, list(job.swept))
-        described = " ".join(f"{key}={value}" for key, value in values.items())
-        yield f"trial {number}: {described or 'as the search proposes, of ' + ', '.join(job.swept)}"
+    if jobs[0].search:
+        yield from _searched(jobs[0].search, jobs[0].swept)
+    elif jobs[0].swept:
+        for number, job in enumerate(jobs, 1):
+            values = swept_values(job.overrides, list(job.swept))
+            yield f"trial {number}: {_assignments(values)}"
+
+
+def _searched(search: Search, space: Mapping[str, str]) -> Iterator[str]:
+    """How many trials a search has, and where their values come from."""
+    together = "one at a time"
+    submitted = "a job is submitted when the one before it has ended"
+    if search.at_once > 1:
+        together = f"{search.at_once} at a time"
+        submitted = f"an array of {search.at_once} jobs is submitted when all jobs of the one before it have ended"
+    yield f"search: {_count(search.trials, 'trial')} at most, {together} (sweep.parallel): {submitted}"
+    yield f"values: {_assignments(space)}: the search proposes them, later ones from the results of earlier ones"
+
+
+def _assignments(values: Mapping[str, object]) -> str:
+    return " ".join(f"{key}={value}" for key, value in values.items())
 
 
 def _count(number: int, what: str, plural: str = "s") -> str:

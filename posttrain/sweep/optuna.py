@@ -4,6 +4,8 @@ With a fixed seed the same command proposes the same trials: what is finished is
 `hydra.sweeper.n_trials` continues from there. No database is needed for that.
 """
 
+from dataclasses import dataclass
+
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError
@@ -12,6 +14,31 @@ from omegaconf import DictConfig
 from posttrain.errors import UserError
 
 SEED = 1234
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the trials of a search come one after the other.
+
+    Attributes:
+        trials: of the whole search, at most: those that have finished already are not run again.
+        at_once: trials that are proposed together; the next ones follow from what all before them have given.
+    """
+
+    trials: int
+    at_once: int
+
+
+def search_of(cfg: DictConfig) -> Search | None:
+    """The search that a configuration asks for with its sweeper; None: a grid.
+
+    Args:
+        cfg: composed with `hydra`.
+    """
+    sweeper = cfg.hydra.sweeper
+    if "n_trials" not in sweeper:
+        return None
+    return Search(sweeper.n_trials, min(sweeper.n_jobs, sweeper.n_trials))
 
 
 def check(cfg: DictConfig) -> None:
@@ -23,8 +50,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: there is no validation set.
     """
-    searching = "n_trials" in cfg.hydra.sweeper
-    if searching and cfg.data.get("validation_path") is None and cfg.data.get("validation_fraction") is None:
+    if search_of(cfg) and cfg.data.get("validation_path") is None and cfg.data.get("validation_fraction") is None:
         raise UserError(
             "hydra/sweeper=optuna: minimises the validation loss, and there is no validation set; set "
             "data.validation_fraction or data.validation_path"

@@ -129,6 +129,8 @@ def run_jobs(trials: list[Trial], folder: Path) -> None:
         UserError: Slurm doesn't answer, or it refuses all jobs.
         KeyboardInterrupt: a signal ended the command. The jobs continue.
     """
+    if any(_options(trial).dry_run for trial in trials):
+        raise UserError("hydra.launcher.dry_run=true: shows no job of a command with --config-name")
     queue = in_queue()
     waiting: dict[str, Trial] = {}
     refused = None

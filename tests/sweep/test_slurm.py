@@ -12,6 +12,8 @@ from posttrain.errors import UserError
 from posttrain.report.trials import read_trial
 from posttrain.sweep import slurm
 
+SEARCH = ["hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(1e-5,1e-3))", "peft.rank=8,16"]
+
 
 def posttrain(folder, *words, path=None):
     """Run `python -m posttrain` in a folder, with its commands or those of `path`."""
@@ -75,15 +77,33 @@ def test_the_script_is_the_one_that_submitit_submits(tmp_path, monkeypatch, aske
                 "/TRIAL\n",
             ],
         ),
+        (
+            ["hydra/launcher=slurm", "--multirun", *SEARCH, "hydra.sweeper.n_trials=20", "sweep.parallel=3"],
+            "#SBATCH --array=0-2%3",
+            "of each trial, srun starts one task on one node; the task",
+            [
+                "LoRA of rank 8 on all-linear | demo:smollm2_135m, LoRA of rank 16 on all-linear\n",
+                "search: 20 trials at most, 3 at a time (sweep.parallel): an array of 3 jobs is submitted when all",
+                "values: optimizer.lr=tag(log,interval(1e-5,1e-3)) peft.rank=8,16: the search proposes them, later",
+            ],
+        ),
+        (
+            ["hydra/launcher=slurm", "--multirun", *SEARCH, "hydra.sweeper.n_trials=5"],
+            "#SBATCH --gpus-per-node=4",
+            "of each trial, srun starts one task on one node; the task",
+            ["search: 5 trials at most, one at a time (sweep.parallel): a job is submitted when the one before it has"],
+        ),
     ],
 )
 def test_a_dry_run_shows_the_job_and_leaves_nothing(tmp_path, words, said, started, trained):
     pytest.importorskip("submitit")
+    if "hydra/sweeper=optuna" in words:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     settings = ["hydra.launcher.dry_run=true", "hydra.launcher.gpus_per_node=4", "trainer.global_batch_size=16"]
     done = posttrain(tmp_path, *words, *settings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("#!/bin/bash\n") and said in done.stdout and "srun --unbuffered" in done.stdout
-    assert f"{tmp_path}/outputs/" in done.stdout
+    assert ("#SBATCH --array" in done.stdout) == ("array" in said) and f"{tmp_path}/outputs/" in done.stdout
     assert started in done.stderr and "starts 4 processes: python -m posttrain.launch.worker" in done.stderr
     for text in ["data: demo:sentences\n", "10 steps, each of 16 sequences of 256 tokens", *trained]:
         assert text in done.stderr
@@ -139,6 +159,30 @@ def test_submit_stands_for_the_launcher():
     assert slurm.with_launcher(["launch.submit=true"]) == ["launch.submit=true", slurm.LAUNCHER]
     assert slurm.with_launcher(["launch.submit=true", "hydra/launcher=mine"])[1:] == ["hydra/launcher=mine"]
     assert slurm.with_launcher(["seed=1"]) == ["seed=1"]
+
+
+def test_a_grid_in_a_file(tmp_path):
+    """Each of its trials is shown, and checked before one begins."""
+    pytest.importorskip("submitit")
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: 1,2,3\n      peft.rank: 4,0\n",
+        encoding="utf-8",
+    )
+    words = ["--config-dir", str(tmp_path), "experiment=mine", "--multirun"]
+    done = posttrain(tmp_path, *words, "hydra/launcher=slurm", "hydra.launcher.dry_run=true", "peft.rank=2")
+    assert "#SBATCH --array=0-2%3\n" in done.stdout, done.stderr
+    assert "of each of the 3 trials, srun" in done.stderr and "trial 3: seed=3 peft.rank=2\n" in done.stderr
+    done = posttrain(tmp_path, *words)
+    assert done.returncode == 2 and "trial seed=1 peft.rank=0: `peft.rank=0`: " in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == [file.parent]
+
+
+@pytest.mark.parametrize("space", ["+hydra.sweeper.params.seed='1,2'", "hydra.sweeper.params={seed: '1,2'}"])
+def test_a_space_on_the_command_line_is_a_file_s(tmp_path, space):
+    done = posttrain(tmp_path, "--multirun", space)
+    assert done.returncode == 2 and done.stderr.endswith("is a file's; here the keys themselves: --multirun seed=1,2\n")
 
 
 @pytest.mark.parametrize(

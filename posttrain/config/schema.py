@@ -156,7 +156,7 @@ class TrainerSchema:
     num_generations: int = ranged(3, ge=0, le=10_000)
     max_new_tokens: int = ranged(64, ge=1, le=1_048_576)
     generation_interval: int | None = ranged(None, ge=1, le=STEPS)
-    recompute: str = ranged("none", choices=["none", "selective", "full"])
+    recompute: str = ranged("auto", choices=["auto", "none", "selective", "full"])
     recompute_layers: int | None = ranged(None, ge=1, le=10_000)
     on_nonfinite: str = ranged("stop", choices=["stop", "skip", "rollback"])
     max_rollbacks: int = ranged(3, ge=1, le=10_000)

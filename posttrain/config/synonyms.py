@@ -202,7 +202,7 @@ TABLE = (
     _same(
         "gradient_checkpointing activation_checkpointing enable_activation_checkpointing",
         "trainer.recompute=full",
-        "or selective",
+        "or selective; none: not by parallelism=auto either",
     ),
     _same(
         "deepspeed deepspeed_config ds_config parallelism=deepspeed parallelism=zero2",

@@ -185,7 +185,8 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
     """Return the fastest split that fits, else the one that requires the least memory.
 
     Sequences are divided (context parallelism) no more than is needed, and activations are computed again only where
-    nothing fits otherwise. Of splits that are equally fast the least model-parallel one is taken.
+    nothing fits otherwise and trainer.recompute leaves it open. Of splits that are equally fast the least
+    model-parallel one is taken.
 
     Args:
         cfg: of the run.
@@ -204,7 +205,7 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
     # Fewer processes than GPUs only where the batch can't be divided by their number.
     for local in range(most, 0, -1):
         least = None
-        for recompute in _recomputations(given):
+        for recompute in given.recomputations:
             setting = replace(given, world=local * cfg.launch.nnodes, recompute=recompute)
             found = list(layouts.search(cfg, setting, with_rate(gpu), visible))
             possible = [layout for layout in found if not layout.refusal]
@@ -227,11 +228,6 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
         if cfg.parallelism.nproc_per_node:
             break
     raise UserError(next(iter(refusals), "`parallelism=auto`: no split of the processes is possible"))
-
-
-def _recomputations(given: RunSpec) -> tuple[str, ...]:
-    """What to try in turn of trainer.recompute: as it is, and `full` where it is the default."""
-    return ("none", "full") if given.recompute == "none" else (given.recompute,)
 
 
 def _first_refusal(found: list[layouts.Layout], gpu: Gpu) -> str:

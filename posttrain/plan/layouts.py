@@ -17,7 +17,7 @@ from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import estimate_speed
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import KEYS
-from posttrain.spec.run_spec import RunSpec
+from posttrain.spec.run_spec import RunSpec, read_recompute
 from posttrain.utils.gpus import Gpu
 
 SIZES = (1, 2, 4, 8, 16)
@@ -194,12 +194,13 @@ def fitting(
     precisions = [given.precision]
     if gpu.eight_bit and given.precision == "bf16" and replace(whole, precision="fp8").eight_bit_base:
         precisions.append("fp8")
-    asked, layers = _asked(given, typed_recompute)
+    asked = _asked(given, typed_recompute)
+    recomputations = asked.recomputations if asked.recompute == "none" else RECOMPUTE
     variants = []
-    for recompute, precision in itertools.product(RECOMPUTE, precisions):
+    for recompute, precision in itertools.product(recomputations, precisions):
         again = None
-        if recompute == asked:
-            again = layers
+        if recompute == asked.recompute:
+            again = asked.recompute_layers
         variants.append({"recompute": recompute, "recompute_layers": again, "precision": precision})
     room = gpu.memory_gib * GIB
     local = given.world // int(cfg.launch.nnodes)
@@ -210,8 +211,8 @@ def fitting(
             continue
         if setting.precision == "fp8" and not setting.eight_bit_base:
             continue
-        if setting.recompute == "full" != asked:
-            if _fits(replace(setting, recompute=asked), room):
+        if setting.recompute == "full" != asked.recompute:
+            if _fits(replace(setting, recompute=asked.recompute), room):
                 continue
             layout = with_fewest_again(layout, gpu, tokens)
         layouts.append(replace(layout, overrides=overrides(given, layout.setting, typed_recompute)))
@@ -255,21 +256,25 @@ def overrides(given: RunSpec, setting: RunSpec, typed_recompute: str | None = No
     changed = []
     if typed_recompute is not None or _sizes(setting) != _sizes(given):
         changed += _split_overrides(setting)
-    asked, layers = _asked(given, typed_recompute)
-    if setting.recompute != asked:
+    asked = _asked(given, typed_recompute)
+    if setting.recompute != asked.recompute:
         changed.append(f"trainer.recompute={setting.recompute}")
-    if setting.recompute_layers != layers:
+    if setting.recompute_layers != asked.recompute_layers:
         changed.append(f"trainer.recompute_layers={setting.recompute_layers or 'null'}")
     if setting.precision != given.precision:
         changed.append(f"precision={setting.precision}")
     return tuple(changed)
 
 
-def _asked(given: RunSpec, typed_recompute: str | None) -> tuple[str, int | None]:
-    """trainer.recompute and recompute_layers before `parallelism=auto` has chosen; see `overrides`."""
-    if typed_recompute in (None, given.recompute):
-        return given.recompute, given.recompute_layers
-    return typed_recompute, None
+def _asked(given: RunSpec, typed_recompute: str | None) -> RunSpec:
+    """The run with what is computed again as before `parallelism=auto` has chosen; see `overrides`."""
+    if typed_recompute is None:
+        return given
+    recompute, is_open = read_recompute(typed_recompute)
+    layers = None
+    if recompute == given.recompute:
+        layers = given.recompute_layers
+    return replace(given, recompute=recompute, recompute_open=is_open, recompute_layers=layers)
 
 
 def _chosen(setting: RunSpec) -> tuple[object, ...]:

@@ -228,7 +228,7 @@ def _translate_parallelism(sections: dict[str, Any], done: Translation) -> None:
     values["parallelism.distributed_optimizer"] = bool(
         optimizer["use_distributed_optimizer"] or ddp["use_distributed_optimizer"] or ddp["use_megatron_fsdp"]
     )
-    values["trainer.recompute"] = model["recompute_granularity"] or "none"
+    values["trainer.recompute"] = model["recompute_granularity"] or "auto"
     if model["recompute_granularity"] == "full":
         for key, own in (("recompute_method", "uniform"), ("recompute_num_layers", 1)):
             if model[key] not in (own, None):

@@ -76,7 +76,9 @@ class RunSpec(ParallelSizes):
         longest: longest conversation of a micro-batch, tokens.
         fused, recompute_norms: `peft.fused`, `peft.recompute_norms`.
         skip_prompt_logits, graph: `trainer.skip_prompt_logits`, `trainer.cuda_graph`.
-        recompute, recompute_layers, export, verify, verify_base: as in `trainer`.
+        recompute: none, selective or full.
+        recompute_open: whether it is left to `parallelism=auto`, by `trainer.recompute=auto`.
+        recompute_layers, export, verify, verify_base: as in `trainer`.
     """
 
     device: str
@@ -102,6 +104,7 @@ class RunSpec(ParallelSizes):
     length: float
     recompute: str
     optimizer: str
+    recompute_open: bool = False
     recompute_layers: int | None = None
     packing: bool = True
     supervised_share: float = 1.0
@@ -186,6 +189,13 @@ class RunSpec(ParallelSizes):
         if self.recompute_layers is None:
             return layers
         return min(self.recompute_layers, layers)
+
+    @property
+    def recomputations(self) -> tuple[str, ...]:
+        """The values of `recompute` that `parallelism=auto` may choose, in the order of trying."""
+        if self.recompute_open:
+            return ("none", "full")
+        return (self.recompute,)
 
     @property
     def share_again(self) -> float:
@@ -452,6 +462,7 @@ def resolve_spec(
     if adapter is not None and shape is not None:
         kind = "DoRA" if isinstance(adapter, DoRA) else "LoRA"
         adapters = Adapters.from_targets(shape, kind, adapter.rank, adapter.target_modules, transformer_engine)
+    recompute, recompute_open = read_recompute(trainer.recompute)
     sequence_parallel = sizes.sequence_parallel
     if sequence_parallel is None:  # Megatron trains experts under tensor parallelism with it only
         sequence_parallel = transformer_engine or experts > 0
@@ -482,7 +493,8 @@ def resolve_spec(
         epochs=trainer.epochs,
         validation_batches=trainer.validation_batches,
         length=trainer.seq_length,
-        recompute=trainer.recompute,
+        recompute=recompute,
+        recompute_open=recompute_open,
         recompute_layers=trainer.recompute_layers,
         optimizer=cfg.optimizer.optimizer,
         packing=bool(cfg.data.get("packing", True)),
@@ -495,6 +507,13 @@ def resolve_spec(
         verify=trainer.verify,
         verify_base=trainer.verify_base,
     )
+
+
+def read_recompute(given: str) -> tuple[str, bool]:
+    """`recompute` and `recompute_open` of a RunSpec: `trainer.recompute=auto` is none, and open to change."""
+    if given == "auto":
+        return "none", True
+    return given, False
 
 
 def divides_stages(sections: Mapping[str, Any]) -> bool:

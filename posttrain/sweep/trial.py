@@ -64,6 +64,23 @@ def name_for_inputs(sweep_dir: Path, name: str, now: dict[str, str]) -> str:
     return other
 
 
+def _decided_there(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What a trial's frozen configuration says of the keys that its machine was left to decide.
+
+    Args:
+        before: the frozen configuration, flat.
+        now: as it is composed.
+    """
+    left = []
+    if now.get("parallelism.auto"):
+        left.append("parallelism.")
+        if now.get("trainer.recompute") == "auto":
+            left.append("trainer.recompute")  # and of how many layers
+    if now.get("trainer.micro_batch_size") == "auto":
+        left.append("trainer.micro_batch_size")
+    return {key: value for key, value in before.items() if key.startswith(tuple(left))}
+
+
 @dataclass
 class Trial:
     """One point of a grid.
@@ -105,9 +122,7 @@ class Trial:
             raise UserError(f"{file}: not a configuration: its outermost level must be a mapping")
         before = flatten(frozen.unescaped(old))
         now = flatten(self.task_config())
-        if now.get("parallelism.auto"):  # the machine decided, the frozen configuration says what
-            now |= {key: value for key, value in before.items() if key.startswith("parallelism.")}
-        changed = difference(before, now)
+        changed = difference(before, now | _decided_there(before, now))
         if changed:
             raise UserError(
                 f"{self.directory}: this trial was made with other settings ({'; '.join(changed[:5])}); "

@@ -112,14 +112,14 @@ def build_model(run: RunContext) -> MegatronModel:
         provider.variable_seq_lengths = True
         provider.moe_token_dispatcher_type = "alltoall"  # Megatron refuses the other, of models without experts too
     provider.deterministic_mode = run.settings.deterministic and run.on_gpu
-    if run.settings.recompute != "none":
-        provider.recompute_granularity = run.settings.recompute
-    if run.settings.recompute == "full":
+    if run.spec.recompute != "none":
+        provider.recompute_granularity = run.spec.recompute
+    if run.spec.recompute == "full":
         provider.recompute_method = "uniform"
         provider.recompute_num_layers = 1
-        if run.settings.recompute_layers is not None:
+        if run.spec.recompute_layers is not None:
             provider.recompute_method = "block"  # of a stage's layers, the first ones
-            provider.recompute_num_layers = run.settings.recompute_layers
+            provider.recompute_num_layers = run.spec.recompute_layers
     if run.spec.cuda_graph:
         provider.cuda_graph_impl = "full_iteration"
         provider.use_te_rng_tracker = True

@@ -80,6 +80,27 @@ def test_choices(words, gpus, gib, expected):
     assert estimate_memory(resolve_spec(cfg, expected["local"])).needed <= gib * GIB
 
 
+def test_a_recompute_that_is_given_is_kept():
+    """70B on two GPUs fits with activations computed again alone, which `none` forbids, to `plan` as well."""
+    words = ["parallelism=auto", "model=llama31_70b"]
+    with pytest.raises(UserError, match=r"does not fit on 2 GPUs .*; it would with trainer\.recompute=full"):
+        auto.resolve(composed(*words, "trainer.recompute=none"), 2, 79.2, True)
+    for given in ("auto", "none", "full"):
+        cfg = composed(*words, f"trainer.recompute={given}")
+        auto.resolve(cfg, 8, 79.2, True)
+        assert sizes(cfg)["recompute"] == {"auto": "none"}.get(given, given)
+    words += ["plan.gpu=h100", "plan.gpus=2", "plan.read_data=false", "trainer.seq_length=4096"]
+    for layout in ([], ["parallelism=tp2"]):
+        plans = {}
+        for given in ("auto", "none"):
+            overrides = [*words, *layout, f"trainer.recompute={given}"]
+            plans[given] = estimate(compose(overrides, "plan"), overrides, None)
+        again = [" ".join(one["overrides"]).count("recompute=full") for one in plans["auto"]["layouts"]]
+        assert plans["auto"]["fits"] == (not layout) and sum(again) == (1 if layout else 0)
+        assert not plans["none"]["fits"]
+        assert all("precision=fp8" in one["overrides"] for one in plans["none"]["layouts"])
+
+
 @pytest.mark.parametrize(
     "words, world, kind",
     [
@@ -155,7 +176,7 @@ def test_memory_that_is_given_counts():
 def test_on_a_cpu():
     cfg = composed("parallelism=auto")
     assert auto.resolve(cfg, 0) == "parallelism=auto: on a CPU, 1 process"
-    assert sizes(cfg) == {**PLAIN, "local": 1} and not cfg.parallelism.auto
+    assert sizes(cfg) == {**PLAIN, "local": 1, "recompute": "auto"} and not cfg.parallelism.auto
     two = composed("parallelism=auto", "parallelism.pipeline_model_parallel_size=2")
     assert auto.resolve(two, 0) == "parallelism=auto: on a CPU, 2 processes"
     assert auto.resolve(composed("parallelism=tp2"), 8) is None
@@ -185,6 +206,19 @@ def test_a_finished_trial_is_found_again(tmp_path):
     assert trial.already_finished()
     with pytest.raises(UserError, match="made with other settings"):
         Trial("a", tmp_path, composed("parallelism=auto", "model=llama3_8b", "seed=5")).already_finished()
+
+
+def test_what_the_machine_decided_makes_no_other_trial(tmp_path):
+    words = ["parallelism=auto", "trainer.micro_batch_size=auto", "model=llama31_70b"]
+    cfg = composed(*words)
+    auto.resolve(cfg, 2, 79.2, True)
+    assert sizes(cfg)["recompute"] == "full" and cfg.trainer.recompute_layers and cfg.trainer.micro_batch_size == 1
+    launcher.prepare(cfg, tmp_path)
+    (tmp_path / "status.json").write_text('{"state": "finished"}')
+    assert Trial("a", tmp_path, composed(*words)).already_finished()
+    for given, old in (("trainer.recompute=none", "full"), ("trainer.micro_batch_size=2", "1")):
+        with pytest.raises(UserError, match=rf'made with other settings .*{given.partition("=")[0]}: "?{old}"? -> '):
+            Trial("a", tmp_path, composed(*words, given)).already_finished()
 
 
 def test_slurm_jobs_are_checked_by_the_memory_that_is_given():

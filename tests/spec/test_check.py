@@ -69,7 +69,7 @@ LLAMA = ["model=llama3_8b"]
         ([*LLAMA, "parallelism=single", "parallelism.nproc_per_node=4"], 2, "this machine has 2 visible GPUs"),
         ([*LLAMA, "parallelism=tp2", "parallelism.pipeline_model_parallel_size=3"], 6, "32 layers can't be divided"),
         ([*LLAMA, "parallelism=cp2"], 0, "Transformer Engine's, which needs GPUs"),
-        (["trainer.recompute_layers=3"], 0, "has no effect with trainer.recompute=none; add trainer.recompute=full"),
+        (["trainer.recompute_layers=3"], 0, "has no effect with trainer.recompute=auto; add trainer.recompute=full"),
         (["model=gemma2_2b", "parallelism=cp2"], 2, "attention scores are soft-capped"),
         (["model=gemma_7b", "parallelism=cp2"], 2, "heads have 256 features"),
         ([*LLAMA, "parallelism=tp2", "parallelism.fsdp=true"], 2, "is for data-parallel processes alone"),

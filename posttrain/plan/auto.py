@@ -5,6 +5,7 @@ that `python -m posttrain.plan` lists; where none is enough, with activations co
 sequences at once that fit then.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
@@ -35,6 +36,8 @@ class Choice:
         gpus: GPUs of each machine, of which `local` are used.
         refused: why a smaller split that fits as well was rejected; empty if there is none.
         computes_again: whether trainer.recompute=full is part of the choice, since nothing fits without it.
+        answering: of a split without sample answers the fastest that fits and has them: its overrides, and its time in
+            times of the choice's; None: there is none.
     """
 
     local: int
@@ -44,6 +47,7 @@ class Choice:
     gpus: int
     refused: str = ""
     computes_again: bool = False
+    answering: tuple[str, float] | None = None
 
     def describe(self, memory_gib: float) -> str:
         """One line about what was chosen and why.
@@ -59,7 +63,7 @@ class Choice:
             sizes.append("distributed optimizer")
         needed = self.memory.needed / GIB
         if self.computes_again:
-            sizes.append(self._computed_again())
+            sizes.append(_computed_again(s))
             if needed <= memory_gib:
                 sizes[-1] += " since nothing fits without"
         line = f"parallelism=auto: {', '.join(sizes)}: "
@@ -70,13 +74,25 @@ class Choice:
             line += f"; {self.local} of {self.gpus} GPUs used"
         if self.refused:
             line += f"; a smaller split was rejected: {self.refused}"
+        if s.answers and not s.sample_answers:
+            line += f"; {self._without_answers()}"
         return line
 
-    def _computed_again(self) -> str:
-        """The overrides that have activations computed again."""
-        if self.setting.recompute_layers is None:
-            return "trainer.recompute=full"
-        return f"trainer.recompute=full trainer.recompute_layers={self.setting.recompute_layers}"
+    def _without_answers(self) -> str:
+        """That there are no sample answers, and what would have them."""
+        s = self.setting
+        said = f"no sample answers (trainer.num_generations={s.answers}), since {s.sample_answers.reason}: "
+        if self.answering is None:
+            return f"{said}nor has any other split that fits"
+        overrides, slower = self.answering
+        return f"{said}{overrides} has them, in {slower:.2f} times the time"
+
+
+def _computed_again(setting: RunSpec) -> str:
+    """The overrides that have activations computed again."""
+    if setting.recompute_layers is None:
+        return "trainer.recompute=full"
+    return f"trainer.recompute=full trainer.recompute_layers={setting.recompute_layers}"
 
 
 def format_sizes(s: RunSpec) -> list[str]:
@@ -220,7 +236,8 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
                 fitting = [layouts.with_fewest_again(layout, with_rate(gpu), tokens) for layout in fitting]
             best = min(fitting, key=lambda layout: (layout.setting.context, layout.step_s or 0.0), default=None)
             if best is not None:
-                return Choice(local, best.setting, best.memory, undivided, most, refused, again)
+                choice = Choice(local, best.setting, best.memory, undivided, most, refused, again)
+                return replace(choice, answering=_answering(choice, best, fitting))
             smallest = min(possible, key=lambda layout: layout.memory.needed)
             least = Choice(local, smallest.setting, smallest.memory, undivided, most, refused, again)
         if least:
@@ -228,6 +245,26 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
         if cfg.parallelism.nproc_per_node:
             break
     raise UserError(next(iter(refusals), "`parallelism=auto`: no split of the processes is possible"))
+
+
+def _answering(choice: Choice, best: layouts.Layout, fitting: Sequence[layouts.Layout]) -> tuple[str, float] | None:
+    """See `Choice.answering`.
+
+    Args:
+        choice: that is made.
+        best: its layout.
+        fitting: all layouts among which it was made.
+    """
+    others = [layout for layout in fitting if layout.setting.sample_answers]
+    other = min(others, key=lambda layout: layout.step_s or 0.0, default=None)
+    if other is None or not other.step_s or not best.step_s:
+        return None
+    overrides = layouts.split_overrides(other.setting)
+    if choice.local < choice.gpus:
+        overrides.append(f"parallelism.nproc_per_node={choice.local}")
+    if choice.computes_again:
+        overrides.append(_computed_again(other.setting))
+    return " ".join(overrides), other.step_s / best.step_s
 
 
 def _first_refusal(found: list[layouts.Layout], gpu: Gpu) -> str:

@@ -255,7 +255,7 @@ def overrides(given: RunSpec, setting: RunSpec, typed_recompute: str | None = No
         return ()
     changed = []
     if typed_recompute is not None or _sizes(setting) != _sizes(given):
-        changed += _split_overrides(setting)
+        changed += split_overrides(setting)
     asked = _asked(given, typed_recompute)
     if setting.recompute != asked.recompute:
         changed.append(f"trainer.recompute={setting.recompute}")
@@ -302,7 +302,7 @@ def _sizes(setting: RunSpec) -> tuple[int, ...]:
     return (*(getattr(setting, name) for name in KEYS), int(setting.distributed_optimizer))
 
 
-def _split_overrides(setting: RunSpec) -> list[str]:
+def split_overrides(setting: RunSpec) -> list[str]:
     """The file of conf/parallelism with these sizes, else the sizes themselves."""
     for sharded in (setting.distributed_optimizer, False):
         name = _files().get(_sizes(replace(setting, distributed_optimizer=sharded)))

@@ -31,7 +31,7 @@ from posttrain.models.hf_adapter import is_adapter, read_adapter
 from posttrain.peft import adapter_checks
 from posttrain.peft.adapters import resolve
 from posttrain.spec.parallel_sizes import FARTHEST, KEYS, Counts, ParallelSizes, ProcessCount, model_parallel_sizes
-from posttrain.spec.run_spec import resolve_spec
+from posttrain.spec.run_spec import has_validation, resolve_spec
 from posttrain.spec.schedule import schedule_of
 from posttrain.utils import kernel_files
 from posttrain.utils.user_paths import expand_home
@@ -158,13 +158,6 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
     if cfg.checkpoint.async_save and not visible_gpus:
         raise UserError("`checkpoint.async_save=true`: needs a GPU, its background writer does not work on a CPU")
     check_validated(cfg)
-    p = cfg.parallelism
-    if t.generation_interval and max(p.pipeline_model_parallel_size, p.context_parallel_size) > 1:
-        raise UserError(
-            f"`trainer.generation_interval={t.generation_interval}`: needs all layers and whole sequences in one "
-            "process, not pipeline or context parallelism; leave it out, and ask the run's checkpoints: "
-            "python -m posttrain.generate"
-        )
     if t.generation_interval and not t.num_generations:
         raise UserError("`trainer.generation_interval`: trainer.num_generations=0 leaves no prompts to answer")
     if launch.node_rank >= launch.nnodes:
@@ -185,7 +178,7 @@ def check_validated(cfg: DictConfig) -> None:
     for key, value in comparing.items():
         if value is None:
             continue
-        if cfg.data.get("validation_path") is None and cfg.data.get("validation_fraction") is None:
+        if not has_validation(cfg.data):
             raise UserError(
                 f"`{key}={value}`: compares validation losses, and there is no validation set; set "
                 "data.validation_fraction or data.validation_path"
@@ -254,6 +247,12 @@ def check_parallelism(
     chosen, t = cfg.parallelism, cfg.trainer
     nproc = nproc_per_node(cfg, visible_gpus)
     sizes = ParallelSizes(world=nproc * cfg.launch.nnodes, **model_parallel_sizes(cfg))
+    if t.generation_interval and not sizes.whole_in_one:
+        raise UserError(
+            f"`trainer.generation_interval={t.generation_interval}`: needs all layers and whole sequences in one "
+            "process, not pipeline or context parallelism; leave it out, and ask the run's checkpoints: "
+            "python -m posttrain.generate"
+        )
     if not visible_gpus and sizes.context > 1:
         raise UserError(
             f"`parallelism.context_parallel_size={sizes.context}`: its attention is Transformer Engine's, which needs "

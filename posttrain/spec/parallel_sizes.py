@@ -46,6 +46,11 @@ class ParallelSizes:
         return max(1, self.world // self.model_parallel)
 
     @property
+    def whole_in_one(self) -> bool:
+        """Whether one process sees all layers and whole sequences, as answers during training need."""
+        return self.pipeline == 1 and self.context == 1
+
+    @property
     def conversation_multiple(self) -> int:
         """What a conversation is padded to a multiple of: context parallelism gives each process two pieces of it."""
         return 2 * self.context if self.context > 1 else 1

@@ -75,6 +75,7 @@ class RunSpec(ParallelSizes):
         sequences: conversations in a micro-batch.
         longest: longest conversation of a micro-batch, tokens.
         fused, recompute_norms: `peft.fused`, `peft.recompute_norms`.
+        answers: validation prompts to answer before and after training; 0 without a validation set.
         skip_prompt_logits, graph: `trainer.skip_prompt_logits`, `trainer.cuda_graph`.
         recompute: none, selective or full.
         recompute_open: whether it is left to `parallelism=auto`, by `trainer.recompute=auto`.
@@ -114,6 +115,7 @@ class RunSpec(ParallelSizes):
     fused: bool = True
     recompute_norms: bool = True
     dropout: float = 0.0
+    answers: int = 0
     skip_prompt_logits: bool = True
     graph: bool | None = None
     export: bool = True
@@ -347,6 +349,16 @@ class RunSpec(ParallelSizes):
         return self.shape.key * self.shape.heads // self.shape.query // self.tensor
 
     @property
+    def sample_answers(self) -> Decision:
+        """Whether the live model answers validation prompts (posttrain.train.samples)."""
+        return unless(
+            (not self.answers, "trainer.num_generations=0, or no validation set"),
+            (self.pipeline > 1, "no process has all layers"),
+            (self.context > 1, "no process has whole sequences"),
+            on="one process has all layers and whole sequences",
+        )
+
+    @property
     def cuda_graph(self) -> Decision:
         """Whether the forward and backward passes of a step are captured once and replayed.
 
@@ -427,6 +439,8 @@ class RunSpec(ParallelSizes):
             decisions["exchanges beside products"] = self.overlapped_exchanges
         if self.shape is not None and is_wide(self.shape.query // self.shape.heads):
             decisions["Transformer Engine's attention"] = self.usual_attention
+        if self.answers and not self.whole_in_one:
+            decisions["sample answers"] = self.sample_answers
         if self.skip_prompt_logits:
             decisions["logits of supervised tokens only"] = self.supervised_logits_only
         return decisions
@@ -501,6 +515,7 @@ def resolve_spec(
         fused=adapter is not None and adapter.fused,
         recompute_norms=adapter is not None and adapter.recompute_norms,
         dropout=adapter.dropout if adapter is not None else 0.0,
+        answers=trainer.num_generations if has_validation(cfg.data) else 0,
         skip_prompt_logits=trainer.skip_prompt_logits,
         graph=trainer.cuda_graph,
         export=bool(trainer.export),
@@ -514,6 +529,11 @@ def read_recompute(given: str) -> tuple[str, bool]:
     if given == "auto":
         return "none", True
     return given, False
+
+
+def has_validation(data: Mapping[str, Any]) -> bool:
+    """Whether rows are held out of the training, or a file has them."""
+    return data.get("validation_path") is not None or data.get("validation_fraction") is not None
 
 
 def divides_stages(sections: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig
 
 from posttrain.errors import UserError
+from posttrain.spec.run_spec import has_validation
 
 SEED = 1234
 
@@ -50,7 +51,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: there is no validation set.
     """
-    if search_of(cfg) and cfg.data.get("validation_path") is None and cfg.data.get("validation_fraction") is None:
+    if search_of(cfg) and not has_validation(cfg.data):
         raise UserError(
             "hydra/sweeper=optuna: minimises the validation loss, and there is no validation set; set "
             "data.validation_fraction or data.validation_path"

@@ -51,8 +51,8 @@ class Sampler:
         self.prompts: list[tuple[list[int], list[int]]] = []
         if not validation:
             return
-        if spec.pipeline > 1 or spec.context > 1:
-            log.info("no sample answers: generation from the live model needs all layers in each process")
+        if not spec.whole_in_one:
+            log.info("no sample answers: %s", spec.sample_answers.reason)
             return
         self.prompts = list(islice(split_answers(validation), settings.num_generations))
 

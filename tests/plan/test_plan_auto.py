@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,14 +15,14 @@ from posttrain.launch import launcher
 from posttrain.plan import auto, layouts
 from posttrain.plan.__main__ import estimate, plan
 from posttrain.plan.memory import GIB, estimate_memory
-from posttrain.plan.speed import estimate_speed
+from posttrain.plan.speed import estimate_speed, with_rate
 from posttrain.spec import checks
 from posttrain.spec.run_spec import resolve_spec
 from posttrain.sweep.job import set_launch
 from posttrain.sweep.local import shares
 from posttrain.sweep.slurm import check_run, options_of
 from posttrain.sweep.trial import Trial
-from posttrain.utils.gpus import find_gpu
+from posttrain.utils.gpus import Gpu, find_gpu
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +139,50 @@ def test_every_choice_passes_the_checks_and_is_the_same_again(model):
             continue
         checks.check(cfg, gpus)
         assert auto.resolve(again, gpus, gib, True) == line and again == cfg
+
+
+ANSWERED = ["data.validation_fraction=0.1", "trainer.num_generations=2"]
+
+
+@pytest.mark.parametrize(
+    "words, gpus, gib",
+    [
+        (["model=llama3_8b"], 2, 23.5),
+        (["model=llama3_8b", "peft=none"], 8, 79.2),
+        (["model=llama3_8b", "peft=none"], 3, 80),  # two of them are used, and layers computed again
+    ],
+)
+def test_a_split_without_sample_answers_says_so_and_what_has_them(words, gpus, gib):
+    cfg = composed("parallelism=auto", *words, *ANSWERED)
+    line = auto.resolve(cfg, gpus, gib, True)
+    made = resolve_spec(cfg, cfg.parallelism.nproc_per_node)
+    assert made.pipeline > 1 and not made.sample_answers
+    said = re.search(r"no sample answers \(trainer.num_generations=2\), since no process has all layers: (.*)", line)
+    advice = re.fullmatch(r"(.*) has them, in (\d\.\d\d) times the time", said[1])
+    other = resolve_spec(composed(*words, *ANSWERED, *advice[1].split()), made.world)
+    assert other.sample_answers and estimate_memory(other).needed <= gib * GIB
+    gpu, tokens = with_rate(Gpu("here", None, gib)), made.global_batch * made.length
+    slower = estimate_speed(other, gpu, tokens).step_s / estimate_speed(made, gpu, tokens).step_s
+    assert float(advice[2]) == pytest.approx(slower, abs=0.006)
+
+
+def test_no_word_of_sample_answers_where_there_are_none_or_nothing_has_them():
+    words = ["parallelism=auto", "model=llama3_8b"]
+    for none in ([], ["data.validation_fraction=0.1", "trainer.num_generations=0"]):
+        assert "sample answers" not in auto.resolve(composed(*words, *none), 2, 23.5, True)
+    few = composed("parallelism=auto", "trainer.seq_length=8192", "trainer.micro_batch_size=8", *ANSWERED)
+    line = auto.resolve(few, 2, 24, True)
+    assert line.endswith("since no process has whole sequences: nor has any other split that fits")
+
+
+def test_answers_during_training_are_a_reason_for_another_split():
+    words = ["parallelism=auto", "model=llama3_8b", *ANSWERED, "trainer.generation_interval=5"]
+    cfg = composed(*words)
+    line = auto.resolve(cfg, 2, 23.5, True)
+    assert sizes(cfg) == {**PLAIN, "tp": 2, "local": 2} and "sample answers" not in line
+    checks.check(cfg, 2)
+    with pytest.raises(UserError, match=r"`trainer.generation_interval=5`: needs all layers and whole sequences"):
+        auto.resolve(composed(*words, "parallelism.pipeline_model_parallel_size=2"), 2, 79.2, True)
 
 
 def test_why_less_is_not_possible():

@@ -15,6 +15,7 @@ from posttrain.evaluate.losses import compute_losses
 from posttrain.evaluate.scores import Metric
 from posttrain.evaluate.settings import sampling_of
 from posttrain.generate.decoding import beyond_positions, check_fits, continuations, stop_tokens
+from posttrain.generate.token_stream import Progress
 from posttrain.utils import working
 from posttrain.utils.cache import cache_root
 
@@ -73,16 +74,20 @@ def measure_set(
         results.supervised_tokens[index] = supervised_tokens
     seconds = {"loss": round(time.monotonic() - started, 3)}
     lines: list[dict[str, Any]] = []
+    generated: dict[str, Any] = {}
     if metric is not None:
         started = time.monotonic()
-        results.scores, lines = score_answers(model, tokenizer, conversations, options, metric, name)
+        results.scores, lines, progress = score_answers(model, tokenizer, conversations, options, metric, name)
         seconds["answers"] = round(time.monotonic() - started, 3)
+        seconds["generating"] = round(progress.seconds, 3)
+        generated = {"generated_tokens": progress.generated, "tokens_per_second": round(progress.rate, 2)}
     part = {"split": conversations.split, **summarize(range(count), results)}
     if any(conversations.categories):
         part["categories"] = summarize_groups(conversations.categories, results)
     if len(set(conversations.sources)) > 1:
         part["sources"] = summarize_groups(conversations.sources, results)
     part["tokens"] = sum(map(len, conversations.ids))
+    part |= generated
     part["rows"] = conversations.report
     part["seconds"] = seconds
     return part, lines
@@ -132,6 +137,9 @@ def pool(parts: list[dict[str, Any]]) -> dict[str, Any]:
     if scored:
         pooled["score"] = _mean(scored, "score", "answers")
         pooled["answers"] = _total(scored, "answers")
+        pooled["generated_tokens"] = _total(scored, "generated_tokens")
+        seconds = sum(part["seconds"]["generating"] for part in scored)
+        pooled["tokens_per_second"] = round(pooled["generated_tokens"] / seconds, 2) if seconds else 0.0
     return pooled
 
 
@@ -157,12 +165,12 @@ def score_answers(
     options: DictConfig,
     metric: Metric,
     name: str,
-) -> tuple[list[float | None], list[dict[str, Any]]]:
+) -> tuple[list[float | None], list[dict[str, Any]], Progress]:
     """Generate an answer in place of each conversation's last supervised span, and score it.
 
     Returns:
-        A score per conversation, None where nothing is before the supervised span, and the lines of
-        answers.jsonl. For the arguments see `measure_set`.
+        A score per conversation, None where nothing is before the supervised span; the lines of answers.jsonl; and
+        the count of the answers' tokens. For the arguments see `measure_set`.
     """
     pairs: dict[int, tuple[list[int], list[int]]] = {}
     for index, ids in enumerate(conversations.ids):
@@ -182,11 +190,12 @@ def score_answers(
     too_long = beyond_positions(model, prompts)
     if too_long:
         STDERR.print(f"posttrain: {name}: {too_long}", markup=False, soft_wrap=True)
-    generated = continuations(model, prompts, stop, _pad_token(tokenizer), sampling, options.batch_size)
+    progress = Progress(sampling.max_new_tokens, len(prompts), stop, f"{name}: answers")
+    generated = continuations(model, prompts, stop, _pad_token(tokenizer), sampling, options.batch_size, progress)
     indices = list(pairs)
     scores: list[float | None] = [None] * len(conversations.ids)
     lines = {}
-    for position, answer_ids in working.counted(generated, f"{name}: answers", len(prompts)):
+    for position, answer_ids in generated:
         index = indices[position]
         prompt, reference_ids = pairs[index]
         answer = tokenizer.decode(answer_ids, skip_special_tokens=True)
@@ -201,7 +210,7 @@ def score_answers(
             "score": scores[index],
             "stopped": len(answer_ids) < options.max_new_tokens,
         }
-    return scores, [lines[index] for index in sorted(lines)]
+    return scores, [lines[index] for index in sorted(lines)], progress
 
 
 def _pad_token(tokenizer: "PreTrainedTokenizerBase") -> int:

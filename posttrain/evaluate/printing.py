@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from posttrain.utils.durations import format_duration
+
 
 def print_result(result: dict[str, Any]) -> None:
     """Print the table of losses and scores, the rows that were left out, and lm-eval's tasks."""
@@ -19,6 +21,11 @@ def print_result(result: dict[str, Any]) -> None:
             reasons = [f"{count} {reason}" for reason, count in rows["dropped"].items()]
             dropped = ", ".join(reasons) or "none"
             console.print(f"{escape(name)}: {rows['truncated']} truncated; dropped: {escape(dropped)}")
+        if "generated_tokens" in part:
+            console.print(
+                f"{escape(name)}: {part['answers']:,} answers of {part['generated_tokens']:,} tokens in "
+                f"{format_duration(part['seconds']['generating'])}, {part['tokens_per_second']:,.1f} a second"
+            )
     if result.get("lm_eval"):
         console.print(_task_table(result["lm_eval"]))
 

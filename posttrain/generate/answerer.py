@@ -57,7 +57,7 @@ class Answerer:
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         """Return the text that follows each prompt of `encode`."""
-        return self._answer(prompts, Progress(self.sampling.max_new_tokens, len(prompts)))
+        return self._answer(prompts, Progress(self.sampling.max_new_tokens, len(prompts), self.stop))
 
     def stream(self, prompt: Sequence[int], show: Callable[[str], None]) -> str:
         """Return the text that follows a prompt of `encode`, whose pieces `show` gets as they come."""

@@ -19,37 +19,70 @@ class Progress(BaseStreamer):
     Args:
         most: tokens of an answer.
         prompts: that are to be answered, in batches.
+        stop: ids that end an answer, after which a batch's other answers may go on.
+        name: of the phase that is shown.
+
+    Attributes:
+        tokens: of the longest answer of this batch so far.
+        generated: tokens of all answers so far, with those that end them.
     """
 
-    def __init__(self, most: int, prompts: int) -> None:
+    def __init__(self, most: int, prompts: int, stop: Collection[int] = (), name: str = PHASE) -> None:
         self.most = most
         self.prompts = prompts
-        self.answered = self.batch = self.tokens = 0
+        self.stop = stop
+        self.name = name
+        self.answered = self.batch = self.tokens = self.generated = 0
+        self.going = [True] * prompts  # of this batch's answers, whether it has not ended
+        self.before = 0.0  # seconds of the batches before
         self.began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long the answers have taken so far."""
+        if not self.batch:
+            return self.before
+        return self.before + time.monotonic() - self.began
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, of all answers together; 0 before the first."""
+        seconds = self.seconds
+        if not seconds:
+            return 0.0
+        return self.generated / seconds
 
     def put(self, value: torch.Tensor) -> None:
         """Take the token ids of the prompts, [batch, length], then the next token of each, [batch]."""
         if value.dim() == 2:
             self.batch = len(value)
             self.tokens = 0
+            self.going = [True] * self.batch
             self.began = time.monotonic()
         else:
             self.tokens += 1
-        working.phase(PHASE, self.tokens, unit=self.described())
+            self.generated += sum(self.going)
+            for row, token in enumerate(value.tolist()):
+                self.going[row] = self.going[row] and token not in self.stop
+        working.phase(self.name, self.tokens, unit=self.described())
 
     def described(self) -> str:
         """The words after the number of tokens."""
         text = f"of at most {self.most:,} tokens"
-        if self.tokens:
-            text += f", {self.tokens / (time.monotonic() - self.began):.1f} a second"
         if self.prompts > 1:
             first, last = self.answered + 1, self.answered + self.batch
-            text += f", prompts {first} to {last} of {self.prompts}"
+            text += f", prompts {first:,} to {last:,} of {self.prompts:,}"
+        if self.generated and self.prompts > 1:
+            text += f", {self.generated:,} tokens in all"
+        if self.generated:
+            text += f", {self.rate:.1f} a second"
         return text
 
     def end(self) -> None:
         """The batch is answered."""
+        self.before = self.seconds
         self.answered += self.batch
+        self.batch = 0
 
 
 class AnswerStream(Progress):
@@ -69,9 +102,8 @@ class AnswerStream(Progress):
     def __init__(
         self, most: int, tokenizer: PreTrainedTokenizerFast, stop: Collection[int], show: Callable[[str], None]
     ) -> None:
-        super().__init__(most, prompts=1)
+        super().__init__(most, prompts=1, stop=stop)
         self.tokenizer = tokenizer.backend_tokenizer
-        self.stop = stop
         self.show = show
         self.decoder = DecodeStream(skip_special_tokens=True)
         self.shown = ""

@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+from posttrain.utils import working
+
 PAIRS = "data=prompt_completion"
 
 
@@ -47,12 +49,14 @@ def test_several_sets_and_rows_left_out(evaluate, tiny, questions, capsys):
     sets = ",".join(
         f'{name}:"{PAIRS} data.path={questions}/{name}.jsonl data.on_error=skip"' for name in ("a", "b")
     )  # fmt: skip
-    result = evaluate(tiny, f"evaluate.datasets={{{sets}}}")
+    result = evaluate(tiny, f"evaluate.datasets={{{sets}}}", "metric=exact_match", "evaluate.max_new_tokens=3")
     a, b = result["datasets"]["a"], result["datasets"]["b"]
     assert b["rows"]["kept"] == 5 and sum(b["rows"]["dropped"].values()) == 1 and "categories" not in b
     total = a["loss"] * a["supervised_tokens"] + b["loss"] * b["supervised_tokens"]
     pooled = total / result["all"]["supervised_tokens"]
     assert result["all"]["loss"] == pytest.approx(pooled) and result["all"]["conversations"] == 17
+    assert result["all"]["generated_tokens"] == a["generated_tokens"] + b["generated_tokens"] > 17
+    assert result["all"]["tokens_per_second"] > 0
     assert "dropped: 1" in capsys.readouterr().out
 
 
@@ -105,7 +109,7 @@ def test_scores_of_answers(evaluate, tiny, questions, monkeypatch):
     assert single["datasets"]["a"]["score"] == 0
 
 
-def test_a_model_that_answers_scores(evaluate, tiny, questions, tmp_path):
+def test_a_model_that_answers_scores(evaluate, tiny, questions, tmp_path, monkeypatch, capsys):
     """A few hundred steps of plain training on the answer that all questions have: the score goes from 0 to 1."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -130,8 +134,19 @@ def test_a_model_that_answers_scores(evaluate, tiny, questions, tmp_path):
         optimizer.step()
     model.save_pretrained(tmp_path / "trained")
     tokenizer.save_pretrained(tmp_path / "trained")
+    phases = []
+    monkeypatch.setattr(working, "phase", lambda name, done=0, total=0, unit="": phases.append((name, done, unit)))
+    capsys.readouterr()
     result = evaluate(tmp_path / "trained", *words)
-    assert result["datasets"]["same"]["score"] == 1 and all(line["stopped"] for line in result["lines"])
+    same = result["datasets"]["same"]
+    assert same["score"] == 1 and all(line["stopped"] for line in result["lines"])
+    length = len(tokenizer("so: 42<|im_end|>")["input_ids"])
+    assert same["generated_tokens"] == 4 * length
+    assert 4 * length / same["tokens_per_second"] == pytest.approx(same["seconds"]["generating"], abs=0.001)
+    assert same["seconds"]["generating"] <= same["seconds"]["answers"]
+    assert f"same: 4 answers of {4 * length} tokens in " in capsys.readouterr().out
+    _, done, unit = next(phase for phase in reversed(phases) if phase[0] == "same: answers")
+    assert done == length and unit.startswith(f"of at most 9 tokens, prompts 1 to 4 of 4, {4 * length} tokens in all, ")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -16,7 +17,7 @@ from posttrain.generate.decoding import stop_tokens
 from posttrain.generate.load import export_of
 from posttrain.generate.questions import question, read_prompts
 from posttrain.generate.sampling import Sampling
-from posttrain.generate.token_stream import AnswerStream
+from posttrain.generate.token_stream import AnswerStream, Progress
 from posttrain.utils import working
 
 
@@ -98,7 +99,32 @@ def test_progress_is_told_in_tokens(loaded, monkeypatch):
     ask(Answerer(*loaded, Sampling(max_new_tokens=3), batch_size=2), "a", "b", "c")
     assert [done for done, _ in told] == [0, 1, 2, 3] * 2
     assert told[0][1] == "of at most 3 tokens, prompts 1 to 2 of 3"
-    assert re.fullmatch(r"of at most 3 tokens, [\d.]+ a second, prompts 3 to 3 of 3", told[-1][1])
+    last = r"of at most 3 tokens, prompts 3 to 3 of 3, 9 tokens in all, ([\d,]+\.\d) a second"
+    assert re.fullmatch(last, told[-1][1])
+    ask(Answerer(*loaded, Sampling(max_new_tokens=3)), "a")
+    assert re.fullmatch(r"of at most 3 tokens, [\d.]+ a second", told[-1][1])
+
+
+def test_tokens_of_answers_that_have_ended_are_not_counted():
+    """Two batches, of two and of one prompt; 9 ends an answer, and a row that has ended is filled up with 0."""
+    import torch
+
+    began = time.monotonic()
+    progress = Progress(4, 3, stop={9})
+    assert (progress.seconds, progress.rate) == (0.0, 0.0)
+    for step in ([[5, 5], [5, 5]], [1, 9], [2, 0], [9, 0]):
+        progress.put(torch.tensor(step))
+    progress.end()
+    assert (progress.tokens, progress.generated, progress.answered) == (3, 4, 2)
+    between = progress.seconds
+    time.sleep(0.05)
+    assert progress.seconds == between
+    for step in ([[5]], [9]):
+        progress.put(torch.tensor(step))
+    progress.end()
+    assert progress.generated == 5 and progress.answered == 3
+    assert between < progress.seconds <= time.monotonic() - began - 0.05
+    assert progress.rate == pytest.approx(5 / progress.seconds)
 
 
 def test_what_is_a_model(tmp_path, model):

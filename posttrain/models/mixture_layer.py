@@ -1,8 +1,11 @@
-"""A mixture's layer whose experts are on this process and frozen: grouped products (posttrain.ops.grouped_experts).
+"""A mixture's layer whose experts are frozen: grouped products (posttrain.ops.divided_experts).
 
 Upstream's layer sorts tokens by expert and asks the device how many each expert got, so its host waits in every layer
 and its step can't be captured. Here its router and its order of calls stay; the dispatcher hands over the tokens as
-they are and where they go, and the experts do the rest. Parameters, their names and adapters are upstream's.
+they are and where they go, and the experts do the rest, the exchange of expert parallelism included. Parameters, their
+names and adapters are upstream's, and so is the reduction of gradients: of an adapter that a layer's experts share, a
+hook of upstream's sums each process's part over the processes that the experts are divided over, then its
+data-parallel reduction over those that have the same experts.
 """
 
 import dataclasses
@@ -10,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.bridge.models.gpt_provider import GPTModelProvider, default_layer_spec
 from megatron.bridge.peft.adapter_wrapper import AdapterWrapper
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -20,8 +22,9 @@ from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from megatron.core.transformer.spec_utils import ModuleSpec
 
+from posttrain.ops.divided_experts import SharedAdapter, adapted_experts, exchange_of
 from posttrain.ops.fp8_linear import EightBitWeight
-from posttrain.ops.grouped_experts import ExpertWeights, Routing, frozen_experts
+from posttrain.ops.grouped_experts import ExpertWeights
 
 
 def grouped_layer_spec(config: GPTModelProvider, eight_bit: bool = False) -> ModuleSpec:
@@ -34,41 +37,41 @@ def grouped_layer_spec(config: GPTModelProvider, eight_bit: bool = False) -> Mod
     spec = default_layer_spec(config)
     parts = spec.submodules.mlp.keywords["submodules"]
     experts = partial(GroupedExperts, **parts.experts.keywords, eight_bit=eight_bit)
-    spec.submodules.mlp = partial(LocalMixture, submodules=dataclasses.replace(parts, experts=experts))
+    spec.submodules.mlp = partial(GroupedMixture, submodules=dataclasses.replace(parts, experts=experts))
     return spec
 
 
 class WholeDispatcher(MoETokenDispatcher):
     """Gives the experts all tokens as they are, and where they go."""
 
-    routing: Routing | None = None
+    chosen: torch.Tensor | None = None
 
     def dispatch_preprocess(
         self, tokens: torch.Tensor, routing_map: torch.Tensor, probs: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [..., hidden] -> [t, hidden]; routing_map bool[t, experts]."""
         self.shape = tokens.shape
-        self.routing = Routing.from_map(routing_map, self.config.moe_router_topk)
+        self.chosen = routing_map
         return tokens.view(-1, tokens.size(-1)), probs
 
     def token_dispatch(self, hidden_states: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nothing: every expert is here."""
+        """Nothing: the experts gather what they need."""
         return hidden_states, probs
 
     def dispatch_postprocess(
         self, hidden_states: torch.Tensor, probs: torch.Tensor
-    ) -> tuple[torch.Tensor, Routing | None, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """What the experts are called with."""
-        routing = self.routing
-        self.routing = None
-        return hidden_states, routing, probs
+        chosen = self.chosen
+        self.chosen = None
+        return hidden_states, chosen, probs
 
     def combine_preprocess(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Nothing: the experts have summed up."""
         return hidden_states
 
     def token_combine(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Nothing: every expert is here."""
+        """Nothing: the experts have sent the sums back."""
         return hidden_states
 
     def combine_postprocess(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -76,8 +79,8 @@ class WholeDispatcher(MoETokenDispatcher):
         return hidden_states.view(self.shape)
 
 
-class LocalMixture(MoELayer):
-    """Megatron's mixture of experts, of which no token leaves the process."""
+class GroupedMixture(MoELayer):
+    """Megatron's mixture of experts, with experts that do the dispatcher's work."""
 
     def __init__(self, *args: Any, pg_collection: ProcessGroupCollection | None = None, **kwargs: Any) -> None:
         groups = pg_collection or get_default_pg_collection()
@@ -86,51 +89,55 @@ class LocalMixture(MoELayer):
 
 
 class GroupedExperts(TEGroupedMLP):
-    """Megatron's grouped experts, frozen, their weights views of one tensor for each matrix."""
+    """Megatron's grouped experts, frozen, their weights views of one tensor for each matrix.
+
+    Attributes:
+        exchange: between the processes that a layer's experts are divided over.
+    """
 
     def __init__(self, *args: Any, eight_bit: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.exchange = exchange_of(self.ep_group)
         for linear in (self.linear_fc1, self.linear_fc2):
             if eight_bit:
                 keep_in_eight_bits(linear)
             else:
                 stack(linear)
 
-    def forward(self, tokens: torch.Tensor, routing: Routing, probabilities: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def forward(
+        self, tokens: torch.Tensor, chosen: torch.Tensor, probabilities: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
         """[t, hidden] -> the weighted sum of each token's experts [t, hidden], and no bias.
 
         Args:
             tokens: [t, hidden].
-            routing: where they go.
-            probabilities: [t, experts].
+            chosen: bool[t, all experts], where they go.
+            probabilities: [t, all experts].
         """
-        first, second = self.linear_fc1, self.linear_fc2
-        low = b = None
-        if is_adapted(first):
-            low, b = low_product(first, tokens), first.adapter.linear_out.weight
-        both = weights_of(first), weights_of(second)
-        y, total = frozen_experts(tokens, probabilities, low, b, *both, routing, with_sum=is_adapted(second))
-        if total is not None:
-            y = y + F.linear(low_product(second, total), second.adapter.linear_out.weight)
+        both = self.linear_fc1, self.linear_fc2
+        y = adapted_experts(
+            tokens,
+            probabilities,
+            chosen,
+            self.config.moe_router_topk,
+            (weights_of(both[0]), weights_of(both[1])),
+            (adapter_of(both[0]), adapter_of(both[1])),
+            self.exchange,
+        )
         return y, None
 
 
-def is_adapted(linear: torch.nn.Module) -> bool:
-    """Whether an adapter is added to a layer."""
-    return isinstance(linear, AdapterWrapper) and linear._adapter_enabled
+def adapter_of(linear: torch.nn.Module) -> SharedAdapter | None:
+    """The adapter that is added to a layer; None: there is none, or it is disabled."""
+    if not isinstance(linear, AdapterWrapper) or not linear._adapter_enabled:
+        return None
+    adapter = linear.adapter
+    return SharedAdapter(adapter.linear_in.weight, adapter.linear_out.weight, adapter.alpha / adapter.dim)
 
 
 def base_of(linear: torch.nn.Module) -> Any:
     """The layer itself, Transformer Engine's GroupedLinear, with or without an adapter around it."""
     return linear.to_wrap if isinstance(linear, AdapterWrapper) else linear
-
-
-def low_product(linear: AdapterWrapper, x: torch.Tensor) -> torch.Tensor:
-    """LoRA's first product, scaled: [t, in] -> [t, rank]."""
-    adapter = linear.adapter
-    low = F.linear(x, adapter.linear_in.weight)
-    scale: float = adapter.alpha / adapter.dim
-    return low * scale
 
 
 def weights_of(linear: torch.nn.Module) -> ExpertWeights:

@@ -1,6 +1,7 @@
 """Triton kernels of a mixture's experts. Import it only where there is a GPU.
 
-Rows are contiguous. Arithmetic is in fp32, rounded once.
+Rows are contiguous. Arithmetic is in fp32, rounded once. Where rows may be absent (PARTIAL), of those that are nothing
+is read or written.
 """
 
 import torch
@@ -9,10 +10,14 @@ import triton.language as tl
 
 
 @triton.jit
-def _weighted_swiglu(both, added, token, weight, out, width, ADDED: tl.constexpr, BLOCK: tl.constexpr):
+def _weighted_swiglu(
+    both, added, token, weight, out, width, ADDED: tl.constexpr, PARTIAL: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
+    if PARTIAL:
+        inside &= tl.load(token + row) >= 0
     gate = tl.load(both + row * 2 * width + column, inside, 0).to(tl.float32)
     up = tl.load(both + row * 2 * width + width + column, inside, 0).to(tl.float32)
     if ADDED:
@@ -36,6 +41,7 @@ def _weighted_swiglu_backward(
     width,
     SUM: tl.constexpr,
     ADDED: tl.constexpr,
+    PARTIAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -45,6 +51,8 @@ def _weighted_swiglu_backward(
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < width
+        if PARTIAL:
+            inside &= source >= 0
         gate = tl.load(both + row * 2 * width + column, inside, 0).to(tl.float32)
         up = tl.load(both + row * 2 * width + width + column, inside, 0).to(tl.float32)
         if ADDED:
@@ -65,24 +73,49 @@ def _weighted_swiglu_backward(
 
 
 @triton.jit
-def _sum_rows(values, rows, out, width, CHOSEN: tl.constexpr, BLOCK: tl.constexpr):
+def _sum_rows(values, rows, out, width, CHOSEN: tl.constexpr, PARTIAL: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     total = tl.zeros([BLOCK], tl.float32)
     for nth in tl.static_range(CHOSEN):
         row = tl.load(rows + token * CHOSEN + nth)
-        total += tl.load(values + row * width + column, inside, 0).to(tl.float32)
+        wanted = inside
+        if PARTIAL:
+            wanted = inside & (row >= 0)
+        total += tl.load(values + row * width + column, wanted, 0).to(tl.float32)
     tl.store(out + token * width + column, total, inside)
 
 
 @triton.jit
+def _take_rows(values, source, out, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.load(source + row)
+    inside = (column < width) & (place >= 0)
+    tl.store(out + row * width + column, tl.load(values + place * width + column, inside, 0), inside)
+
+
+@triton.jit
 def _quantise_rows(
-    values, source, columns, expert, out, scales, width, GIVEN: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
+    values,
+    source,
+    columns,
+    expert,
+    present,
+    out,
+    scales,
+    width,
+    GIVEN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
+    if PARTIAL:
+        inside &= tl.load(present + row) >= 0
     place = row
     if GIVEN:
         place = tl.load(source + row)
@@ -107,7 +140,11 @@ def _transpose(values, out, rows, columns, BLOCK: tl.constexpr):
 
 
 def weighted_swiglu(
-    both: torch.Tensor, added: torch.Tensor | None, token: torch.Tensor, weight: torch.Tensor
+    both: torch.Tensor,
+    added: torch.Tensor | None,
+    token: torch.Tensor,
+    weight: torch.Tensor,
+    partial: bool = False,
 ) -> torch.Tensor:
     """As posttrain.ops.grouped_experts.weighted_swiglu."""
     rows = both.size(0)
@@ -117,7 +154,16 @@ def weighted_swiglu(
     grid = (rows, triton.cdiv(width, block))
     given = both if added is None else added.contiguous()
     _weighted_swiglu[grid](
-        both, given, token, weight, out, width, ADDED=added is not None, BLOCK=block, num_warps=_warps(block)
+        both,
+        given,
+        token,
+        weight,
+        out,
+        width,
+        ADDED=added is not None,
+        PARTIAL=partial,
+        BLOCK=block,
+        num_warps=_warps(block),
     )
     return out
 
@@ -129,6 +175,7 @@ def weighted_swiglu_backward(
     added: torch.Tensor | None,
     token: torch.Tensor,
     weight: torch.Tensor,
+    partial: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As posttrain.ops.grouped_experts.weighted_swiglu_backward."""
     rows, width = upstream.shape
@@ -147,20 +194,32 @@ def weighted_swiglu_backward(
         width,
         SUM=upstream_of_sum is not None,
         ADDED=added is not None,
+        PARTIAL=partial,
         BLOCK=block,
         num_warps=_warps(block),
     )
     return gradient, grad_weight
 
 
-def sum_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def sum_rows(values: torch.Tensor, rows: torch.Tensor, partial: bool = False) -> torch.Tensor:
     """As posttrain.ops.grouped_experts.sum_rows."""
     tokens, chosen = rows.shape
     width = values.size(1)
     out = values.new_empty(tokens, width)
     block = min(2048, triton.next_power_of_2(width))
     grid = (tokens, triton.cdiv(width, block))
-    _sum_rows[grid](values, rows, out, width, CHOSEN=chosen, BLOCK=block, num_warps=_warps(block))
+    _sum_rows[grid](values, rows, out, width, CHOSEN=chosen, PARTIAL=partial, BLOCK=block, num_warps=_warps(block))
+    return out
+
+
+def take_rows(values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """The rows int64[r] of [t, n] -> [r, n]; those whose number is negative are not written."""
+    values = values.contiguous()
+    width = values.size(1)
+    out = values.new_empty(source.size(0), width)
+    block = min(2048, triton.next_power_of_2(width))
+    grid = (source.size(0), triton.cdiv(width, block))
+    _take_rows[grid](values, source, out, width, BLOCK=block, num_warps=_warps(block))
     return out
 
 
@@ -169,6 +228,7 @@ def quantise_rows(
     source: torch.Tensor | None,
     columns: torch.Tensor | None = None,
     expert: torch.Tensor | None = None,
+    present: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As posttrain.ops.grouped_experts.quantise_rows."""
     values = values.contiguous()
@@ -182,11 +242,13 @@ def quantise_rows(
         scales if source is None else source,
         scales if columns is None else columns,
         scales if expert is None else expert,
+        scales if present is None else present,
         out,
         scales,
         width,
         GIVEN=source is not None,
         COLUMNS=columns is not None,
+        PARTIAL=present is not None,
         BLOCK=block,
         num_warps=min(32, max(4, block // 1024)),
     )

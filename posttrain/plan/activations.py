@@ -19,7 +19,7 @@ def saved_activations(s: RunSpec) -> dict[str, float]:
     stream = _residual_stream(s)
     # An adapter beside a divided layer gets the norm's output gathered.
     normed = stream if s.adapters is None else shape.hidden * n
-    inner = shape.ffn * n / split * (shape.chosen or 1)
+    inner = shape.ffn * n / split * (s.expert_rows or shape.chosen or 1)
     terms = {
         "layer input": stream,
         "norm before attention": normed * _share_kept(s, "linear_qkv"),
@@ -56,8 +56,8 @@ def saved_activations(s: RunSpec) -> dict[str, float]:
         terms["router"] = shape.experts * 3 * 4.0
     if s.grouped_experts:
         terms["MLP activation"] = terms["MLP gate"] = 0.0
-        terms["rows of experts"] = shape.chosen * (3 * 8 + 4.0)  # three numbers of 64 bits, and a weight
-        terms["sums of MLP activations"] = shape.ffn * n * s.trains("linear_fc2")
+        terms["rows of experts"] = s.expert_rows * (3 * 8 + 4.0)  # three numbers of 64 bits, and a weight
+        terms["sums of MLP activations"] = s.expert * shape.ffn * n * s.trains("linear_fc2")
     elif shape.experts:  # tokens are copied to each expert that they visit
         terms["tokens at their experts"] = shape.hidden * n * shape.chosen * s.trains("linear_fc1")
         terms["experts' weights applied"] = inner
@@ -146,10 +146,15 @@ def backward_workspace(s: RunSpec) -> float:
     and input, and the output itself where it is computed again, else less the output that was kept.
     """
     shape = s.known_shape
-    inner = shape.ffn * s.width / s.tensor * (shape.chosen or 1)
+    inner = shape.ffn * s.width / s.tensor * (s.expert_rows or shape.chosen or 1)
     tensors = 3 if shape.family.gate else 2  # the activation's inputs and output
-    if s.grouped_experts:  # the rows of all experts: of the stream's gradient, and of the first matrix's products
-        return _residual_stream(s) * (1 + shape.chosen) + 2 * inner
+    if s.grouped_experts:
+        # The rows of all experts: of the stream's gradient, and of the first matrix's products. Of expert parallelism
+        # also what was gathered, and its gradient before the processes' sum.
+        gathered = 0
+        if s.expert > 1:
+            gathered = 2 * s.expert
+        return _residual_stream(s) * (1 + gathered + s.expert_rows) + 2 * inner
     output = 1.0 if s.computed_again("linear_fc2") else -s.trains("linear_fc2")
     return _residual_stream(s) + inner * (tensors + output)
 

@@ -37,6 +37,9 @@ OVERLAPPED_LINK = 365e9
 # Times that a transformer layer's residual stream is gathered or summed over tensor parallelism: before and after
 # attention and MLP, forward and backward.
 EXCHANGES = 8
+# Times that expert parallelism gathers or sums the residual stream of a layer of grouped experts, or Megatron sends
+# each token's choices to and fro: forward and backward.
+EXPERT_EXCHANGES = 4
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class Speed:
 def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     """Estimate the time of a step with `tokens` tokens.
 
-    Counted of the communication is what the GPUs wait for: tensor and context parallelism's, over NVLink. Gradients
-    are small (adapters) or summed beside the backward pass.
+    Counted of the communication is what the GPUs wait for: tensor, context and expert parallelism's, over NVLink.
+    Gradients are small (adapters) or summed beside the backward pass. Experts are taken to get equally many tokens.
     """
     if gpu.tflops is None:
         return Speed(None, None, None, "unknown")
@@ -176,7 +179,7 @@ def imbalance(s: RunSpec) -> float:
 
 
 def exchange_seconds(s: RunSpec) -> float:
-    """Seconds of a step that a GPU waits for tensor and context parallelism's exchanges."""
+    """Seconds of a step that a GPU waits for tensor, context and expert parallelism's exchanges."""
     shape = s.known_shape
     layers = max(s.stage_layers)
     token = 0.0  # seconds for a token in a layer
@@ -186,6 +189,12 @@ def exchange_seconds(s: RunSpec) -> float:
         token += passes * shape.hidden * s.width / rate
     if s.context > 1:  # queries, keys, values and outputs, forward and backward
         token += 2 * (2 * shape.query + 2 * shape.key) * s.width / s.tensor / LINK
+    if s.expert > 1:
+        sent = shape.chosen or 1  # times that a token is in what a process gets
+        if s.grouped_experts:
+            sent = s.expert
+        passes = EXPERT_EXCHANGES * (1 + s.share_again / 2)
+        token += passes * sent * shape.hidden * s.width / s.tensor / LINK
     return s.micro_batches * layers * s.tokens * token
 
 

@@ -146,7 +146,8 @@ class RunSpec(ParallelSizes):
     @property
     def one_shape(self) -> bool:
         """Whether all micro-batches need the same number of tokens, those of padding alone included."""
-        return bool(self.cuda_graph) or (self.pipeline > 1 and not self.shapes_exchanged)
+        alike = self.expert > 1 and bool(self.grouped_experts)  # on all processes that exchange tokens
+        return alike or bool(self.cuda_graph) or (self.pipeline > 1 and not self.shapes_exchanged)
 
     @property
     def shapes_exchanged(self) -> bool:
@@ -253,6 +254,9 @@ class RunSpec(ParallelSizes):
     def grouped_experts(self) -> Decision:
         """Whether a mixture's experts are grouped products of static shapes (posttrain.models.mixture_layer).
 
+        Under expert parallelism every process gathers all tokens of its group, as many from each. Tensor parallelism
+        beside it divides a row's tokens, since a mixture has it with sequence parallelism only.
+
         Else they are upstream's, whose host asks the device how many tokens each expert gets.
         """
         adapted = self.adapters is not None and bool({"linear_fc1", "linear_fc2"} & set(self.adapters.sizes))
@@ -262,7 +266,7 @@ class RunSpec(ParallelSizes):
             (self.shape is not None and not self.shape.silu_gate, "their gate is another one than SiLU"),
             (not self.transformer_engine, "they require a GPU with Transformer Engine"),
             (self.mixture_settings, "trainer.megatron.model changes the mixture"),
-            (self.expert > 1, "expert parallelism has to know how many tokens go to each process"),
+            (self.expert > 1 and not self.packing, "data.packing=false, so processes have different numbers of tokens"),
             (not self.adapter, "all weights are trained"),
             (self.fsdp, "Megatron-FSDP divides the weights as one row of numbers"),
             (self.precision == "fp32", "grouped products are there in bf16 and 8 bits"),
@@ -270,6 +274,16 @@ class RunSpec(ParallelSizes):
             (adapted and not self._plain_lora, "their adapters are not plain LoRA"),
             on="every token's choices are sorted on the device",
         )
+
+    @property
+    def expert_rows(self) -> int:
+        """Rows of grouped experts that a process has memory for, for each of its own tokens.
+
+        Expert parallelism's processes can get all choices of their group's tokens, of each at most one for an expert.
+        """
+        if not self.grouped_experts:
+            return 0
+        return self.expert * min(self.known_shape.chosen, self.experts // self.expert)
 
     @property
     def eight_bit_base(self) -> Decision:

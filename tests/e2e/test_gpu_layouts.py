@@ -96,6 +96,7 @@ class Resumed:
 CASES = [Case("Llama", trained, layout) for trained in TRAINED for layout in DENSE]
 CASES += [Case("Llama", trained, "cp2", "text") for trained in TRAINED]
 CASES += [Case("Mixtral", trained, layout) for trained in ("lora", "all") for layout in MIXTURE]
+CASES += [Case("Mixtral", "fp8", "ep2")]
 REFUSED = [("all", "fsdp")]  # posttrain/spec/checks.py
 CASES = [case for case in CASES if (case.trained, case.layout) not in REFUSED]
 RESUMED = [

@@ -60,15 +60,15 @@ def adapters(torch):
     return [torch.randn(shape, generator=generator).mul(0.3).requires_grad_() for shape in shapes]
 
 
-def our_layer(torch, block, experts, chosen, normalised, separate=False, eight_bit=False):
-    """The same layer in Megatron: grouped products, or upstream's experts one by one."""
+def our_layer(torch, block, experts, chosen, normalised, separate=False, eight_bit=False, **sizes):
+    """The same layer in Megatron: grouped products, or upstream's experts one by one; `sizes`: how it is divided."""
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
     from megatron.core.transformer.mlp import MLPSubmodules
     from megatron.core.transformer.moe.experts import GroupedMLPSubmodules, SequentialMLP
     from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from posttrain.models.mixture_layer import GroupedExperts, LocalMixture
+    from posttrain.models.mixture_layer import GroupedExperts, GroupedMixture
 
     class Grouped(torch.nn.Module):
         """Parameters of Transformer Engine's GroupedLinear, which is not there on a CPU."""
@@ -94,6 +94,7 @@ def our_layer(torch, block, experts, chosen, normalised, separate=False, eight_b
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         use_cpu_initialization=True,
+        **sizes,
     )
     if separate:
         parts = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
@@ -101,17 +102,17 @@ def our_layer(torch, block, experts, chosen, normalised, separate=False, eight_b
     else:
         parts = GroupedMLPSubmodules(linear_fc1=Grouped, linear_fc2=Grouped)
         grouped = partial(GroupedExperts, submodules=parts, eight_bit=eight_bit)
-        layer = LocalMixture(config, MoESubmodules(experts=grouped))
+        layer = GroupedMixture(config, MoESubmodules(experts=grouped))
     with torch.no_grad():
         layer.router.weight.copy_(block.gate.weight)
-        for number in range(experts):
+        for number, whole in enumerate(layer.local_expert_indices):
             pair = layer.experts
             name = f"weight{number}"
             if separate:
                 pair = layer.experts.local_experts[number]
                 name = "weight"
-            getattr(pair.linear_fc1, name).copy_(block.experts.gate_up_proj[number])
-            getattr(pair.linear_fc2, name).copy_(block.experts.down_proj[number])
+            getattr(pair.linear_fc1, name).copy_(block.experts.gate_up_proj[whole])
+            getattr(pair.linear_fc2, name).copy_(block.experts.down_proj[whole])
     layer.experts.requires_grad_(False)
     return layer
 

@@ -1,5 +1,6 @@
 """A mixture's kernels and grouped products on a GPU: against fp64, and replayed in a CUDA graph with other routings."""
 
+import mixture_reference as reference
 import pytest
 from test_kernels import relative
 
@@ -152,3 +153,69 @@ def test_quantised_rows_and_transposed_matrices(torch):
         assert relative(eight.double() * scale[:, None].double(), exact) < 2**-5
     matrices = eight.view(3, 100, 1000)
     assert torch.equal(transpose(matrices).view(torch.int8), matrices.view(torch.int8).transpose(1, 2))
+
+
+def frozen_weights(torch, weights, eight_bit):
+    """ExpertWeights of both matrices."""
+    from posttrain.ops.grouped_experts import ExpertWeights
+
+    if eight_bit:
+        return [reference.in_eight_bits(matrix) for matrix in weights]
+    return [ExpertWeights(matrix) for matrix in weights]
+
+
+@pytest.mark.parametrize("eight_bit", [False, True])
+@pytest.mark.parametrize("count", [2, 4, 16])
+@pytest.mark.parametrize("routing", reference.ROUTINGS)
+def test_experts_of_several_processes(torch, routing, count, eight_bit):
+    """One process after another, in memory that is NaN where nobody has written, against fp64."""
+    k, _ = reference.ROUTINGS[routing]
+    probabilities, chosen = reference.choices(routing, "cuda")
+    upstream = torch.randn(reference.TOKENS, reference.HIDDEN, device="cuda").bfloat16()
+    tensors, weights = reference.layer(torch.bfloat16, "cuda")
+    frozen = frozen_weights(torch, weights, eight_bit)
+    with reference.poisoned_memory("cuda"):
+        found = reference.with_gradients(
+            lambda *inputs: reference.of_processes(count, *inputs, frozen, chosen, k), tensors, probabilities, upstream
+        )
+    tensors, weights = reference.layer(torch.float64, "cuda")
+    exact = reference.with_gradients(
+        lambda *inputs: reference.one_by_one(*inputs, weights, chosen), tensors, probabilities.double(), upstream
+    )
+    errors = [relative(one, other) for one, other in zip(found, exact, strict=True)]
+    print(errors)
+    assert max(errors) < (EIGHT_BIT * 1.5 if eight_bit else 4 * BF16)
+
+
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_several_processes_replayed_with_other_routings(torch, eight_bit):
+    """Bit by bit what is computed without a graph, each time in memory full of NaN."""
+    count = 4
+    tensors, weights = reference.layer(torch.bfloat16, "cuda")
+    frozen = frozen_weights(torch, weights, eight_bit)
+    probabilities, chosen = reference.choices("uneven", "cuda")
+    upstream = torch.randn(reference.TOKENS, reference.HIDDEN, device="cuda").bfloat16()
+
+    def compute(probabilities, chosen):
+        rows = reference.TOKENS * CHOSEN
+        poison = [torch.full((rows, 2 * reference.INNER), torch.nan, device="cuda") for _ in range(16)]
+        del poison
+        return reference.with_gradients(
+            lambda *inputs: reference.of_processes(count, *inputs, frozen, chosen, CHOSEN),
+            tensors,
+            probabilities,
+            upstream,
+        )
+
+    compute(probabilities, chosen)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        captured = compute(probabilities, chosen)
+    for routing, seed in (("uneven", 4), ("a process without a row", 5), ("all to one process", 6), ("uneven", 7)):
+        others = reference.choices(routing, "cuda", seed)
+        probabilities.copy_(others[0])
+        chosen.copy_(others[1])
+        graph.replay()
+        for one, other in zip(captured, compute(*others), strict=True):
+            assert other.isfinite().all() and torch.equal(one, other)

@@ -16,7 +16,7 @@ from posttrain.plan import advice
 from posttrain.plan.__main__ import estimate, main, plan
 from posttrain.plan.display import print_plan
 from posttrain.plan.memory import GIB, estimate_memory
-from posttrain.plan.speed import estimate_speed
+from posttrain.plan.speed import LINK, estimate_speed, exchange_seconds
 from posttrain.spec import checks
 from posttrain.spec.run_spec import resolve_spec
 from posttrain.utils import gpus
@@ -268,6 +268,25 @@ def test_mixtures_wait_for_the_host_unless_their_experts_are_grouped():
     assert waiting.tokens_per_second == pytest.approx(3_106, rel=0.05)  # measured
     assert waiting.bound == "kernel launches" and grouped.bound == "arithmetic"
     assert grouped.tokens_per_second > 3 * waiting.tokens_per_second
+
+
+def test_exchanges_of_expert_parallelism_are_counted():
+    """Each layer gathers or sums four times what the group's tokens are; Megatron sends eight copies of each."""
+    words = ["model=qwen3_30b_a3b", "trainer.seq_length=4096", "parallelism=ddp", "trainer.global_batch_size=4"]
+    upstream = ["+trainer.megatron.model.moe_permute_fusion=true"]
+    layer = 4 * 4096 * 2048 * 2 / LINK  # of one process's tokens
+    for size, more, times in ((1, [], 0), (2, [], 2), (4, [], 4), (2, upstream, 8)):
+        divided = [f"parallelism.expert_model_parallel_size={size}", "trainer.recompute=none", *more]
+        s = resolve_spec(compose([*words, *divided]), 4)
+        assert exchange_seconds(s) == pytest.approx(48 * times * layer)
+        again = replace(s, recompute="full")
+        assert exchange_seconds(again) == pytest.approx(1.5 * exchange_seconds(s))
+    h200 = gpus.find_gpu("h200")
+    whole, divided, waiting = (
+        estimate_speed(resolve_spec(compose([*words, *more]), 4), h200, 4 * 4096).tokens_per_second
+        for more in ([], ["parallelism=ep2"], ["parallelism=ep2", *upstream])
+    )
+    assert whole > divided > 3 * waiting
 
 
 def test_a_captured_step_is_planned_where_there_is_no_gpu(capsys):

@@ -112,6 +112,21 @@ def test_grouped_experts_keep_less_than_megatrons():
     assert grouped < upstream / 2
 
 
+@pytest.mark.parametrize(("model", "times"), [("qwen3_30b_a3b", [1, 2, 4]), ("mixtral_8x7b", [1, 2, 4])])
+def test_processes_of_expert_parallelism_have_room_for_all_choices_of_their_group(model, times):
+    """Of fewer experts' weights; a token's choices are 8 of 128, 2 of 8, so all of them can be on one process."""
+    divided = []
+    for size in times:
+        words = [f"model={model}", "parallelism=ddp", f"parallelism.expert_model_parallel_size={size}"]
+        divided.append(estimate_memory(setting(words, size)))
+    for memory, factor in zip(divided, times, strict=True):
+        for term in ("MLP first matrix", "rows of experts", "sums of MLP activations"):
+            assert memory.detail["layer"][term] == factor * divided[0].detail["layer"][term]
+        assert memory.detail["layer"]["layer input"] == divided[0].detail["layer"]["layer input"]
+    weights = [memory.parts["weights"] for memory in divided]
+    assert weights[0] > 1.9 * weights[1] > 3 * weights[2]
+
+
 def test_sequence_parallelism_divides_what_tensor_parallelism_does_not():
     with_it, without = (
         estimate_memory(setting([EIGHT_B, "peft=none", "parallelism=tp4", f"parallelism.sequence_parallel={on}"], 4))

@@ -24,7 +24,7 @@ def test_a_step_of_several_gpus_is_captured(layout):
         ([NINE_HEADS, "parallelism=cp2"], "3 key heads can't be divided by 2"),
         ([LLAMA, "parallelism=fsdp"], "Megatron-FSDP"),
         ([LLAMA, "precision=fp32"], "in fp32"),
-        (["model=mixtral_8x7b", "parallelism=ep2"], "how many tokens"),
+        (["model=mixtral_8x7b", "parallelism=ep2", "peft=none"], "how many tokens"),
     ],
 )
 def test_or_why_not(words, reason):
@@ -66,9 +66,18 @@ MIXTURE = "model=qwen3_30b_a3b"
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["precision=fp8"], ["parallelism=tp2"], ["peft=dora", "peft.target_modules=[linear_qkv]"]]
+    "words",
+    [
+        [],
+        ["precision=fp8"],
+        ["parallelism=tp2"],
+        ["parallelism=ep2"],
+        ["parallelism=ep2", "precision=fp8"],
+        ["parallelism=tp2", "parallelism.expert_model_parallel_size=2"],
+        ["peft=dora", "peft.target_modules=[linear_qkv]"],
+    ],
 )
-def test_frozen_experts_of_one_process_are_grouped_products_and_captured(words):
+def test_frozen_experts_are_grouped_products_and_captured(words):
     mixture = spec(MIXTURE, *words)
     assert mixture.grouped_experts and mixture.cuda_graph
     assert bool(mixture.eight_bit_base) == ("precision=fp8" in words)
@@ -78,7 +87,7 @@ def test_frozen_experts_of_one_process_are_grouped_products_and_captured(words):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["parallelism=ep2"], "expert parallelism"),
+        (["parallelism=ep2", "data=messages", "data.path=x", "data.packing=false"], "data.packing=false"),
         (["peft=none"], "all weights"),
         (["precision=fp32"], "bf16"),
         (["peft.dropout=0.1"], "plain LoRA"),
@@ -91,6 +100,29 @@ def test_or_are_upstreams_and_not_captured(words, reason):
     mixture = spec(MIXTURE, *words)
     assert not mixture.grouped_experts and not mixture.cuda_graph and not mixture.eight_bit_base
     assert reason in mixture.grouped_experts.reason and reason in mixture.cuda_graph.reason
+
+
+def test_processes_that_exchange_tokens_have_equally_many():
+    """Also where the step is not captured, of a micro-batch of padding too."""
+    divided = spec(MIXTURE, "parallelism=ep2", "trainer.cuda_graph=false")
+    assert divided.grouped_experts and divided.one_shape
+    assert not spec(MIXTURE, "parallelism=ddp", "trainer.cuda_graph=false").one_shape
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "rows"),
+    [
+        (MIXTURE, 1, 8),  # of 128 experts a token visits 8
+        (MIXTURE, 2, 16),
+        ("model=mixtral_8x7b", 4, 8),  # 2 of 8
+        ("model=mixtral_8x7b", 8, 8),  # one expert is here, which no token visits twice
+        (LLAMA, 1, 0),
+    ],
+)
+def test_rows_that_a_process_has_room_for(model, size, rows):
+    """The most that the router can choose, of all processes' tokens."""
+    words = [f"parallelism.expert_model_parallel_size={size}"] if size > 1 else []
+    assert spec(model, "parallelism=ddp", *words, world=size).expert_rows == rows
 
 
 def test_a_dense_model_has_no_such_decision():

@@ -13,6 +13,8 @@ import torch
 from megatron.bridge.peft.canonical_lora import CanonicalLoRA
 from megatron.bridge.peft.dora import DoRA
 from megatron.bridge.peft.lora import LoRA
+from megatron.bridge.peft.utils import ParallelLinearAdapter
+from megatron.core import parallel_state
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
 from posttrain.models.whole_parameters import divided_by, draw_part, whole_name
@@ -48,6 +50,19 @@ def draw(model: list[torch.nn.Module], seed: int) -> None:
                     draw_part(parameter, divided_by(name), place, uniform, device="cpu")
 
 
+def count_shared_once(model: list[torch.nn.Module]) -> None:
+    """Have Megatron's norm of the gradients count an adapter that a layer's experts share once.
+
+    Every process of expert parallelism has the whole gradient of it, and the norm is of the parameters of all of them.
+    """
+    if parallel_state.get_expert_model_parallel_rank() == 0:
+        return
+    for module in modules_of(model):
+        if isinstance(module, ParallelLinearAdapter) and module._uses_grouped_expert_sharding():
+            for parameter in module.parameters():
+                parameter.shared = True
+
+
 def uniform(whole: torch.Tensor, /, *, generator: torch.Generator) -> torch.Tensor:
     """Fill a whole A, [rank, in]."""
     bound = 1.0 / math.sqrt(whole.shape[-1])
@@ -69,6 +84,7 @@ class Seeded(Adapter):
         if training:
             parts = parts_of(adapted)
             draw(parts, self.seed)
+            count_shared_once(parts)
             if self.start:
                 self.start(parts)
         return adapted

@@ -1,7 +1,7 @@
 """One process of several that a mixture's experts are divided over: `divided_mixture_worker.py DIR RANK WORLD`.
 
 Writes DIR/RANK-WORLD.pt: for each layout and family the output and the input's gradient of this process's tokens, the
-adapters' gradients as Megatron has reduced them.
+adapters' gradients as Megatron has reduced them, and the norm of all adapters' gradients that its optimizer computes.
 """
 
 import os
@@ -55,7 +55,10 @@ def _parts(adapter):
 def step(torch, family, rank, world, sizes):
     """{name: what this process has of it}."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from test_mixture_layer import CASES, TOKENS, adapters, inputs, our_layer, reference_block
+
+    from posttrain.peft.seeded import count_shared_once
 
     case = CASES[family]
     layer = our_layer(
@@ -69,6 +72,7 @@ def step(torch, family, rank, world, sizes):
     )
     layer.requires_grad_(False)
     weights = put_adapters(torch, layer, [pair.detach() for pair in adapters(torch)])
+    count_shared_once([layer])
     data_parallel = DistributedDataParallel(layer.config, DistributedDataParallelConfig(), layer)
     own = slice(rank * TOKENS // world, (rank + 1) * TOKENS // world)
     x = inputs(torch)[own].requires_grad_()
@@ -78,7 +82,9 @@ def step(torch, family, rank, world, sizes):
     (y.sin() * of_loss).sum().backward()
     data_parallel.finish_grad_sync()
     reduced = [weight.main_grad.clone() for weight in weights]
-    return {"y": y.detach(), "x": x.grad, "adapters": reduced}
+    optimizer = get_megatron_optimizer(OptimizerConfig(optimizer="adam", lr=1e-3), [data_parallel])
+    optimizer.prepare_grads()
+    return {"y": y.detach(), "x": x.grad, "adapters": reduced, "norm": optimizer.get_grad_norm()}
 
 
 def main():

@@ -65,3 +65,4 @@ def test_equal_to_one_process(world, layout, whole, found):
     for process in processes:
         for reduced, gradient in zip(process["adapters"], grads, strict=True):
             assert close(reduced, gradient)
+        assert process["norm"] == pytest.approx(torch.stack([g.norm() for g in grads]).norm().item(), rel=1e-5)

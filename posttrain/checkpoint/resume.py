@@ -40,6 +40,7 @@ HARMLESS = (
     "trainer.generation_interval",
     "trainer.recompute",
     "trainer.recompute_layers",
+    "trainer.offload_layers",
     "trainer.on_nonfinite",
     "trainer.max_rollbacks",
     "trainer.loss_spike_factor",

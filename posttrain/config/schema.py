@@ -158,6 +158,7 @@ class TrainerSchema:
     generation_interval: int | None = ranged(None, ge=1, le=STEPS)
     recompute: str = ranged("auto", choices=["auto", "none", "selective", "full"])
     recompute_layers: int | None = ranged(None, ge=1, le=10_000)
+    offload_layers: int | None = ranged(None, ge=1, le=10_000)
     on_nonfinite: str = ranged("stop", choices=["stop", "skip", "rollback"])
     max_rollbacks: int = ranged(3, ge=1, le=10_000)
     loss_spike_factor: float | None = ranged(None, gt=1, le=1e9)

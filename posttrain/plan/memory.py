@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from posttrain.models.offloaded_layers import AWAY, SMALLEST, chosen_layers
 from posttrain.plan import activations
 from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.shape import Adapters, Linear
@@ -26,12 +27,14 @@ class Memory:
     Attributes:
         parts: what torch allocates at the peak, by part.
         outside: what the driver and NCCL take besides.
+        host: page-locked memory of the host, for activations.
         detail: what the activations of one layer and the loss consist of: bytes by term.
     """
 
     parts: dict[str, float]
     outside: float
     detail: dict[str, dict[str, float]]
+    host: float = 0.0
 
     @property
     def peak(self) -> float:
@@ -65,6 +68,8 @@ def stage_memory(s: RunSpec, index: int) -> Memory:
     if again == layers:  # of the one that is computed again; else what the last layers kept is gone by then
         backward_bytes += s.tokens * saved_bytes
     kept = (layers - again) * saved_bytes + again * saved["layer input"]
+    away, host = offloaded(s, saved)
+    kept -= away
     in_flight = min(s.pipeline - index, s.micro_batches)
     parts = _state(s, index)
     parts["activations"] = s.tokens * kept * in_flight
@@ -83,7 +88,28 @@ def stage_memory(s: RunSpec, index: int) -> Memory:
     if s.world > 1:
         outside += NCCL
     layer = {name: s.tokens * size for name, size in saved.items() if size}
-    return Memory(parts, outside, {"layer": layer, "loss": loss})
+    return Memory(parts, outside, {"layer": layer, "loss": loss}, s.tokens * host)
+
+
+def offloaded(s: RunSpec, saved: dict[str, float]) -> tuple[float, float]:
+    """Bytes per token that wait in the host's memory at a time, and that this has room for.
+
+    Args:
+        s: the run.
+        saved: of a layer, see posttrain.plan.activations.
+    """
+    if not s.offloaded_layers:
+        return 0.0, 0.0
+    layers = s.known_shape.layers
+    again = s.layers_again(0)
+    large = {name: size for name, size in saved.items() if s.tokens * size >= SMALLEST}
+    sizes = []
+    for number, is_chosen in enumerate(chosen_layers(layers, s.offloaded_layers)):
+        if is_chosen and number < again:
+            sizes.append(large.get("layer input", 0.0))
+        elif is_chosen:
+            sizes.append(sum(large.values()))
+    return sum(sizes[:-AWAY]), sum(sizes)
 
 
 def _state(s: RunSpec, index: int) -> dict[str, float]:

@@ -268,6 +268,11 @@ def check_parallelism(
             "`parallelism=fsdp peft=none`: all weights of a model's files have not yet been seen to train on GPUs as "
             "in other layouts; use parallelism=zero1, or peft=lora"
         )
+    if t.offload_layers and (sizes.pipeline > 1 or chosen.fsdp):
+        raise UserError(
+            f"`trainer.offload_layers={t.offload_layers}`: a pipeline has several micro-batches under way, and "
+            "Megatron-FSDP was not tried with it; use data, tensor or context parallelism, or trainer.recompute=full"
+        )
     if visible_gpus and nproc > visible_gpus:
         raise UserError(f"`parallelism.nproc_per_node={nproc}`: this machine has {visible_gpus} visible GPUs")
     if sizes.world % sizes.model_parallel:

@@ -78,6 +78,7 @@ def format_spec(spec: RunSpec) -> str:
         "optimizer": spec.optimizer,
         "recompute": spec.recompute,
         "recompute_layers": spec.recompute_layers,
+        "offload_layers": spec.offload_layers,
         "layer_and_adapter_are_one_operation": spec.one_operation,
         "decisions": decisions,
     }

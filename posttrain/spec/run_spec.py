@@ -79,7 +79,7 @@ class RunSpec(ParallelSizes):
         skip_prompt_logits, graph: `trainer.skip_prompt_logits`, `trainer.cuda_graph`.
         recompute: none, selective or full.
         recompute_open: whether it is left to `parallelism=auto`, by `trainer.recompute=auto`.
-        recompute_layers, export, verify, verify_base: as in `trainer`.
+        recompute_layers, offload_layers, export, verify, verify_base: as in `trainer`.
     """
 
     device: str
@@ -107,6 +107,7 @@ class RunSpec(ParallelSizes):
     optimizer: str
     recompute_open: bool = False
     recompute_layers: int | None = None
+    offload_layers: int | None = None
     packing: bool = True
     supervised_share: float = 1.0
     squares: float | None = None
@@ -204,6 +205,15 @@ class RunSpec(ParallelSizes):
     def share_again(self) -> float:
         """Share of all layers that is computed again."""
         return sum(map(self.layers_again, range(self.pipeline))) / self.known_shape.layers
+
+    @property
+    def offloaded_layers(self) -> int:
+        """Layers whose activations wait in the host's memory (posttrain.models.offloaded_activations)."""
+        if self.offload_layers is None or self.device == "cpu":  # where they are anyway
+            return 0
+        if self.shape is None:
+            return self.offload_layers
+        return min(self.offload_layers, self.shape.layers)
 
     def epoch(self, rows: int) -> Epoch:
         """The steps of an epoch of `rows` packed sequences."""
@@ -524,6 +534,7 @@ def resolve_spec(
         recompute=recompute,
         recompute_open=recompute_open,
         recompute_layers=trainer.recompute_layers,
+        offload_layers=trainer.offload_layers,
         optimizer=cfg.optimizer.optimizer,
         packing=bool(cfg.data.get("packing", True)),
         fused=adapter is not None and adapter.fused,

@@ -31,6 +31,7 @@ from posttrain.models.eight_bit_layers import eight_bit_layer_spec
 from posttrain.models.hf_adapter import read_adapter
 from posttrain.models.local_spec import check_expert_names, choose_attention, use_local_layers
 from posttrain.models.mixture_layer import grouped_layer_spec
+from posttrain.models.offloaded_activations import offload
 from posttrain.models.padding import hide_padding, padded_rows
 from posttrain.models.whole_parameters import draw_model
 from posttrain.peft import adapter_checks, load_adapter
@@ -128,6 +129,7 @@ def build_model(run: RunContext) -> MegatronModel:
     padded = provider.vocab_size > vocab_size
     clock = run.clock
     transformer_engine = run.platform.transformer_engine
+    offloaded = run.spec.offloaded_layers
 
     def model_built(parts: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """A plain function: experts copy their configuration deeply, and a bound method with its object."""
@@ -136,6 +138,8 @@ def build_model(run: RunContext) -> MegatronModel:
             hide_padding(parts, vocab_size)
         if transformer_engine:
             choose_attention(parts)
+        if offloaded:
+            offload(parts, offloaded)
         return parts
 
     provider.register_pre_wrap_hook(model_built)

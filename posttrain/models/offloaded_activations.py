@@ -141,7 +141,7 @@ class OffloadedActivations:
             return self.current, tensor if tensor.is_leaf else tensor.detach()
         whole = tensor.untyped_storage()
         storage = layer.storages.get(whole.data_ptr()) or self._send(layer, whole)
-        return self.current, Saved(storage, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
+        return self.current, Saved(storage, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def _goes(self, tensor: torch.Tensor) -> bool:
         whole = tensor.untyped_storage()

@@ -74,8 +74,8 @@ def results(tmp_path_factory) -> dict[tuple[str, str], Result]:
             "model=hf", f"model.path={model}", "objective=text", f"data.path={model / 'text.jsonl'}",
             "data.validation_fraction=0.1", "trainer.seq_length=1024", "trainer.global_batch_size=4",
             "trainer.micro_batch_size=2", f"trainer.max_steps={STEPS}", "trainer.num_generations=0",
-            "optimizer.lr=1e-4", "scheduler=constant", "scheduler.lr_warmup_fraction=0", "checkpoint.save=false", "peft=lora",
-            f"hydra.run.dir={run_dir}",
+            "optimizer.lr=1e-4", "scheduler=constant", "scheduler.lr_warmup_fraction=0", "checkpoint.save=false",
+            "peft=lora", f"hydra.run.dir={run_dir}",
         ]  # fmt: skip
         command = [sys.executable, "-m", "posttrain", *words, *WAYS[way]]
         first = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]

@@ -63,7 +63,9 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         y = before(flat) if before else flat
         product = Weight(weight, weight_scale).product
         out, low = gathered_product(division, product, y, weight.size(0), scale, a.t(), b.t())
-        ctx.save_for_backward(flat, weight, weight_scale, a, b, low)
+        ctx.save_for_backward(flat, weight, weight_scale, low)
+        # Themselves, with Megatron's sums: what hooks of saved tensors hand back is a tensor without them.
+        ctx.adapter = a, b
         ctx.scale = scale
         ctx.shape = x.shape
         ctx.before = before
@@ -75,7 +77,8 @@ class FrozenLinearWithLoRA(torch.autograd.Function):
         ctx: Context, upstream: torch.Tensor
     ) -> tuple[torch.Tensor | None, None, None, torch.Tensor, torch.Tensor, None, None, None]:
         """Gradients of x, A and B."""
-        flat, weight, weight_scale, a, b, low = ctx.saved_tensors
+        flat, weight, weight_scale, low = ctx.saved_tensors
+        a, b = ctx.adapter
         upstream = upstream.reshape(-1, upstream.size(-1))
         down = scaled_product(ctx.scale, upstream, b)
         grad_b = weight_gradient(b, upstream.t(), low)

@@ -72,7 +72,8 @@ class MLPWithLoRA(torch.autograd.Function):
         second_low = scaled_product(mlp.second_scale, activated, second_a.t())
         added = LowRank(second_low, second_b.t())
         out, own_second_low = summed_product(mlp.division, mlp.second.product, activated, x.size(-1), added)
-        ctx.save_for_backward(flat, both, low, own_second_low, a, b, second_a, second_b)
+        ctx.save_for_backward(flat, both, low, own_second_low)
+        ctx.adapters = a, b, second_a, second_b  # not saved tensors, see posttrain.ops.fused_lora
         ctx.mlp = mlp
         ctx.shape = x.shape
         return out.view(x.shape)
@@ -80,7 +81,8 @@ class MLPWithLoRA(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of x and the adapters."""
-        flat, both, low, own_second_low, a, b, second_a, second_b = ctx.saved_tensors
+        flat, both, low, own_second_low = ctx.saved_tensors
+        a, b, second_a, second_b = ctx.adapters
         mlp: FrozenMLP = ctx.mlp
         upstream = upstream.reshape(flat.shape)
         grad_second_b = weight_gradient(second_b, upstream.t(), own_second_low)

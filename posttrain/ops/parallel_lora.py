@@ -128,7 +128,8 @@ class RowParallelWithLoRA(torch.autograd.Function):
         low = scaled_product(scale, y, a.t())
         product = Weight(weight, weight_scale).product
         out, own_low = summed_product(division, product, y, weight.size(0), LowRank(low, b.t()))
-        ctx.save_for_backward(flat, weight, weight_scale, a, b, own_low)
+        ctx.save_for_backward(flat, weight, weight_scale, own_low)
+        ctx.adapter = a, b  # not saved tensors, see posttrain.ops.fused_lora
         ctx.scale = scale
         ctx.shape = x.shape
         ctx.before = before
@@ -140,7 +141,8 @@ class RowParallelWithLoRA(torch.autograd.Function):
         ctx: Context, upstream: torch.Tensor
     ) -> tuple[torch.Tensor | None, None, None, torch.Tensor, torch.Tensor, None, None, None]:
         """Gradients of x, A and B."""
-        flat, weight, weight_scale, a, b, own_low = ctx.saved_tensors
+        flat, weight, weight_scale, own_low = ctx.saved_tensors
+        a, b = ctx.adapter
         upstream = upstream.reshape(-1, upstream.size(-1))
         grad_b = weight_gradient(b, upstream.t(), own_low)
         gradient = Weight(weight, weight_scale).gradient_product()

@@ -32,9 +32,9 @@ class Step:
     gradients: dict[str, torch.Tensor]
 
 
-def write_reference(family: str, directory: Path, width: int = 1, **fields) -> None:
+def write_reference(family: str, directory: Path, width: int = 1, device: str = "cpu", **fields) -> None:
     """Write a random model, with further fields of its config, to `directory`; its logits and gradients beside it."""
-    write_step(save_random(family, directory, width=width, **fields), directory)
+    write_step(save_random(family, directory, width=width, **fields).to(device), directory)
 
 
 def write_step(model, directory: Path) -> None:

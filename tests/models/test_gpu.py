@@ -46,7 +46,7 @@ def compare_step(family, fields, tmp_path, record_property, width=WIDTH):
     import torch
     from transformers import AutoModelForCausalLM
 
-    write_reference(family, tmp_path, width, **fields)
+    write_reference(family, tmp_path, width, "cuda", **fields)
     expected = read_reference(tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager").cuda()
     write_step(theirs, tmp_path / "bf16")

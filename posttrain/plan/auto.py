@@ -5,6 +5,7 @@ that `python -m posttrain.plan` lists; where none is enough, with activations co
 sequences at once that fit then.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -35,7 +36,8 @@ class Choice:
         undivided: GiB that it requires with data parallelism alone.
         gpus: GPUs of each machine, of which `local` are used.
         refused: why a smaller split that fits as well was rejected; empty if there is none.
-        computes_again: whether trainer.recompute=full is part of the choice, since nothing fits without it.
+        saves: whether activations that are computed again or wait in the host's memory are part of the choice, since
+            nothing fits without.
         answering: of a split without sample answers the fastest that fits and has them: its overrides, and its time in
             times of the choice's; None: there is none.
     """
@@ -46,7 +48,7 @@ class Choice:
     undivided: float
     gpus: int
     refused: str = ""
-    computes_again: bool = False
+    saves: bool = False
     answering: tuple[str, float] | None = None
 
     def describe(self, memory_gib: float) -> str:
@@ -62,8 +64,10 @@ class Choice:
         if s.distributed_optimizer:
             sizes.append("distributed optimizer")
         needed = self.memory.needed / GIB
-        if self.computes_again:
-            sizes.append(_computed_again(s))
+        if self.saves:
+            sizes.append(_saving(s))
+            if self.memory.host:
+                sizes[-1] += f" ({self.memory.host / GIB:.1f} GiB of the host's memory per GPU)"
             if needed <= memory_gib:
                 sizes[-1] += " since nothing fits without"
         line = f"parallelism=auto: {', '.join(sizes)}: "
@@ -88,11 +92,16 @@ class Choice:
         return f"{said}{overrides} has them, in {slower:.2f} times the time"
 
 
-def _computed_again(setting: RunSpec) -> str:
-    """The overrides that have activations computed again."""
-    if setting.recompute_layers is None:
-        return "trainer.recompute=full"
-    return f"trainer.recompute=full trainer.recompute_layers={setting.recompute_layers}"
+def _saving(setting: RunSpec) -> str:
+    """The overrides that have activations computed again, or wait in the host's memory."""
+    overrides = []
+    if setting.recompute == "full":
+        overrides.append("trainer.recompute=full")
+    if setting.recompute_layers is not None:
+        overrides.append(f"trainer.recompute_layers={setting.recompute_layers}")
+    if setting.offload_layers is not None:
+        overrides.append(f"trainer.offload_layers={setting.offload_layers}")
+    return " ".join(overrides)
 
 
 def format_sizes(s: RunSpec) -> list[str]:
@@ -229,17 +238,19 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
             if not possible:
                 continue
             refused = _first_refusal(found, gpu)
-            again = recompute != given.recompute
-            fitting = [layout for layout in possible if layout.fits(gpu)]
-            if again:
+            saves = recompute != given.recompute
+            if saves:
                 tokens = given.global_batch * given.length
-                fitting = [layouts.with_fewest_again(layout, with_rate(gpu), tokens) for layout in fitting]
+                ways = [layouts.savings(layout, with_rate(gpu), tokens) for layout in possible]
+                fitting = list(itertools.chain.from_iterable(ways))
+            else:
+                fitting = [layout for layout in possible if layout.fits(gpu)]
             best = min(fitting, key=lambda layout: (layout.setting.context, layout.step_s or 0.0), default=None)
             if best is not None:
-                choice = Choice(local, best.setting, best.memory, undivided, most, refused, again)
+                choice = Choice(local, best.setting, best.memory, undivided, most, refused, saves)
                 return replace(choice, answering=_answering(choice, best, fitting))
             smallest = min(possible, key=lambda layout: layout.memory.needed)
-            least = Choice(local, smallest.setting, smallest.memory, undivided, most, refused, again)
+            least = Choice(local, smallest.setting, smallest.memory, undivided, most, refused, saves)
         if least:
             return least
         if cfg.parallelism.nproc_per_node:
@@ -262,8 +273,8 @@ def _answering(choice: Choice, best: layouts.Layout, fitting: Sequence[layouts.L
     overrides = layouts.split_overrides(other.setting)
     if choice.local < choice.gpus:
         overrides.append(f"parallelism.nproc_per_node={choice.local}")
-    if choice.computes_again:
-        overrides.append(_computed_again(other.setting))
+    if choice.saves:
+        overrides.append(_saving(other.setting))
     return " ".join(overrides), other.step_s / best.step_s
 
 
@@ -282,7 +293,7 @@ def _refusal(choice: Choice, gpu: Gpu) -> str:
     """The message for a run that fits in no way."""
     s = choice.setting
     sizes = ", ".join(format_sizes(s)) or "undivided"
-    if choice.computes_again:
+    if choice.saves:
         sizes += ", trainer.recompute=full"
     count = "1 GPU" if s.world == 1 else f"{s.world} GPUs"
     message = (

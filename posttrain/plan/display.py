@@ -114,6 +114,8 @@ def _memory_table(memory: dict[str, Any], title: str) -> Table:
     )
     table.add_row("outside", f"{memory['outside']:.2f}", "CUDA context, NCCL")
     table.add_row("[bold]needed[/]", f"[bold]{memory['needed']:.2f}[/]", "with 3 % of fragmentation")
+    if memory["host"]:
+        table.add_row("host", f"{memory['host']:.2f}", "of the host's memory: activations of trainer.offload_layers")
     return table
 
 
@@ -197,9 +199,19 @@ def _layout_table(plan: dict[str, Any], console: Console) -> Table:
             " ".join(layout["overrides"]) or "none: as asked",
             f"{layout['needed_gib']:.1f}",
             "" if step_s is None else f"{step_s:.2f}",
-            "frozen weights in 8 bits" if layout["eight_bit_weights"] else "",
+            _remark(layout),
         )
     return table
+
+
+def _remark(layout: dict[str, Any]) -> str:
+    """What a layout has besides its overrides."""
+    remarks = []
+    if layout["eight_bit_weights"]:
+        remarks.append("frozen weights in 8 bits")
+    if layout["host_gib"]:
+        remarks.append(f"{layout['host_gib']:.0f} GiB of the host's memory")
+    return ", ".join(remarks)
 
 
 def _kind(change: dict[str, Any]) -> str:

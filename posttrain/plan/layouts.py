@@ -23,7 +23,8 @@ from posttrain.utils.gpus import Gpu
 SIZES = (1, 2, 4, 8, 16)
 RECOMPUTE = ("none", "full")
 MOST_SHOWN = 4  # with weights alike
-HEADROOM = 0.03  # of a GPU's memory that is left where as few layers as possible are computed again
+HEADROOM = 0.03  # of a GPU's memory that is left where activations of as few layers as possible are not kept
+HOST_SHARE = 0.8  # of the host's memory that may be activations
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def apply(cfg: DictConfig, setting: RunSpec, local: int) -> None:
         cfg.parallelism[key] = getattr(setting, name)
     cfg.trainer.recompute = setting.recompute
     cfg.trainer.recompute_layers = setting.recompute_layers
+    cfg.trainer.offload_layers = setting.offload_layers
     cfg.parallelism.distributed_optimizer = setting.distributed_optimizer
     cfg.parallelism.nproc_per_node = local
     cfg.parallelism.auto = False
@@ -190,11 +192,11 @@ def fitting(
     """
     if given.fsdp:  # divides the weights itself
         return []
-    whole = replace(given, tensor=1, pipeline=1, expert=1, distributed_optimizer=False)
+    asked = _asked(given, typed_recompute)
+    whole = replace(asked, tensor=1, pipeline=1, expert=1, distributed_optimizer=False)
     precisions = [given.precision]
     if gpu.eight_bit and given.precision == "bf16" and replace(whole, precision="fp8").eight_bit_base:
         precisions.append("fp8")
-    asked = _asked(given, typed_recompute)
     recomputations = asked.recomputations if asked.recompute == "none" else RECOMPUTE
     variants = []
     for recompute, precision in itertools.product(recomputations, precisions):
@@ -207,39 +209,63 @@ def fitting(
     layouts = []
     for layout in search(cfg, whole, gpu, local, tokens, variants):
         setting = layout.setting
-        if layout.refusal or not layout.fits(gpu) or setting.context != given.context:  # which is asked for
+        if layout.refusal or setting.context != given.context:  # which is asked for
             continue
         if setting.precision == "fp8" and not setting.eight_bit_base:
             continue
         if setting.recompute == "full" != asked.recompute:
             if _fits(replace(setting, recompute=asked.recompute), room):
                 continue
-            layout = with_fewest_again(layout, gpu, tokens)
-        layouts.append(replace(layout, overrides=overrides(given, layout.setting, typed_recompute)))
-    return _worthwhile(layouts)
+            layouts += savings(layout, gpu, tokens)
+        elif layout.fits(gpu):
+            layouts.append(layout)
+    named = [replace(layout, overrides=overrides(given, layout.setting, typed_recompute)) for layout in layouts]
+    return _worthwhile(named)
 
 
 def _fits(setting: RunSpec, room: float) -> bool:
     return estimate_memory(setting).needed <= room
 
 
-def with_fewest_again(layout: Layout, gpu: Gpu, tokens: float) -> Layout:
-    """The same with as few layers computed again as fit, and some room; itself if all have to be.
+def savings(layout: Layout, gpu: Gpu, tokens: float) -> list[Layout]:
+    """The ways in which a split fits whose activations are not all kept.
+
+    As few layers as fit, with some room, are computed again, or wait in the host's memory; where computing all of them
+    again isn't enough, also what that keeps waits there.
 
     Args:
-        layout: one that fits, with `trainer.recompute=full`.
+        layout: the split with `trainer.recompute=full`.
         gpu: what each process runs on.
         tokens: of a step.
     """
+    full = layout.setting
+    most = math.ceil(max(full.stage_layers))
+    again = [replace(full, recompute_layers=count) for count in range(1, most)]
+    kept = replace(full, recompute="none", recompute_layers=None)
+    away = both = []
+    if kept.can_offload and full.offload_layers is None:
+        away = [replace(kept, offload_layers=count) for count in range(1, most + 1)]
+        both = [replace(full, offload_layers=count) for count in range(1, most + 1)]
+    fewest = [_first_that_fits(possible, gpu) for possible in (again, away)]
+    if fewest[0] is None:
+        fewest.append(full if layout.fits(gpu) else _first_that_fits(both, gpu))
+    found = []
+    for setting in filter(None, fewest):
+        step_s = estimate_speed(setting, gpu, tokens).step_s
+        found.append(replace(layout, setting=setting, memory=estimate_memory(setting), step_s=step_s))
+    return found
+
+
+def _first_that_fits(possible: list[RunSpec], gpu: Gpu) -> RunSpec | None:
+    """The first of settings that require less and less of a GPU's memory which fits, with some room."""
     room = gpu.memory_gib * GIB * (1 - HEADROOM)
-    most = math.ceil(max(layout.setting.stage_layers))
-    possible = [replace(layout.setting, recompute_layers=count) for count in range(1, most)]
-    fewest = bisect.bisect_left(possible, True, key=partial(_fits, room=room))
-    if fewest == len(possible):
-        return layout
-    setting = possible[fewest]
-    step_s = estimate_speed(setting, gpu, tokens).step_s
-    return replace(layout, setting=setting, memory=estimate_memory(setting), step_s=step_s)
+    first = bisect.bisect_left(possible, True, key=partial(_fits, room=room))
+    if first == len(possible):
+        return None
+    host = estimate_memory(possible[first]).host
+    if gpu.host_gib is not None and host > HOST_SHARE * gpu.host_gib * GIB:
+        return None
+    return possible[first]
 
 
 def overrides(given: RunSpec, setting: RunSpec, typed_recompute: str | None = None) -> tuple[str, ...]:
@@ -261,6 +287,8 @@ def overrides(given: RunSpec, setting: RunSpec, typed_recompute: str | None = No
         changed.append(f"trainer.recompute={setting.recompute}")
     if setting.recompute_layers != asked.recompute_layers:
         changed.append(f"trainer.recompute_layers={setting.recompute_layers or 'null'}")
+    if setting.offload_layers != asked.offload_layers:
+        changed.append(f"trainer.offload_layers={setting.offload_layers or 'null'}")
     if setting.precision != given.precision:
         changed.append(f"precision={setting.precision}")
     return tuple(changed)
@@ -274,12 +302,13 @@ def _asked(given: RunSpec, typed_recompute: str | None) -> RunSpec:
     layers = None
     if recompute == given.recompute:
         layers = given.recompute_layers
-    return replace(given, recompute=recompute, recompute_open=is_open, recompute_layers=layers)
+    away = None if is_open else given.offload_layers
+    return replace(given, recompute=recompute, recompute_open=is_open, recompute_layers=layers, offload_layers=away)
 
 
 def _chosen(setting: RunSpec) -> tuple[object, ...]:
     """All that `overrides` compares."""
-    return _sizes(setting), setting.recompute, setting.recompute_layers, setting.precision
+    return _sizes(setting), setting.recompute, setting.recompute_layers, setting.offload_layers, setting.precision
 
 
 def _worthwhile(layouts: list[Layout]) -> list[Layout]:

@@ -183,6 +183,7 @@ def _in_gib(memory: Memory) -> dict[str, Any]:
         "peak": round(memory.peak / GIB, 2),
         "outside": round(memory.outside / GIB, 2),
         "needed": round(memory.needed / GIB, 2),
+        "host": round(memory.host / GIB, 2),
         "detail": detail,
     }
 
@@ -232,6 +233,7 @@ def _layout(layout: layouts.Layout) -> dict[str, Any]:
         "overrides": list(layout.overrides),
         "eight_bit_weights": layout.eight_bit,
         "needed_gib": round(layout.memory.needed / GIB, 2),
+        "host_gib": round(layout.memory.host / GIB, 1),
         "step_s": None if layout.step_s is None else round(layout.step_s, 4),
     }
 

@@ -36,8 +36,6 @@ WAITING_S = 0.0275
 LINK = 285e9
 # The same beside products, over the time that it adds to them: Llama 3 8B, two H200s, bf16 and fp8.
 OVERLAPPED_LINK = 365e9
-# Bytes a second between a GPU and page-locked memory of its host, either way: an H200's PCIe of the fifth generation.
-HOST_LINK = 53e9
 # Times that a transformer layer's residual stream is gathered or summed over tensor parallelism: before and after
 # attention and MLP, forward and backward.
 EXCHANGES = 8
@@ -92,7 +90,7 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     bound = "kernel launches"
     if arithmetic >= launches:
         bound = "arithmetic"
-    arithmetic += offload_seconds(s, arithmetic)
+    arithmetic += offload_seconds(s, gpu, arithmetic)
     seconds = (max(arithmetic * imbalance(s), launches) + exchange_seconds(s)) * bubble(s)
     return Speed(useful / peak / seconds, seconds, tokens / seconds, bound)
 
@@ -203,18 +201,19 @@ def exchange_seconds(s: RunSpec) -> float:
     return s.micro_batches * layers * s.tokens * token
 
 
-def offload_seconds(s: RunSpec, arithmetic: float) -> float:
+def offload_seconds(s: RunSpec, gpu: Gpu, arithmetic: float) -> float:
     """Seconds of a step that copies of activations to the host and back take longer than what they run beside.
 
     Args:
         s: the run.
+        gpu: what it runs on.
         arithmetic: seconds of a step without them.
     """
     _, copied = offloaded(s, saved_activations(s))
     if not copied:
         return 0.0
     passes = (2 if s.adapters is not None else 3) + s.share_again  # of which one is forward
-    copy = s.micro_batches * s.tokens * copied / HOST_LINK
+    copy = s.micro_batches * s.tokens * copied / gpu.host_link
     forward = arithmetic / passes
     return max(0.0, copy - forward) + max(0.0, copy - (arithmetic - forward))
 

@@ -207,6 +207,11 @@ class RunSpec(ParallelSizes):
         return sum(map(self.layers_again, range(self.pipeline))) / self.known_shape.layers
 
     @property
+    def can_offload(self) -> bool:
+        """Whether activations can wait in the host's memory: one micro-batch at a time, layers that stay whole."""
+        return self.device == "cuda" and self.pipeline == 1 and not self.fsdp
+
+    @property
     def offloaded_layers(self) -> int:
         """Layers whose activations wait in the host's memory (posttrain.models.offloaded_activations)."""
         if self.offload_layers is None or self.device == "cpu":  # where they are anyway

@@ -5,8 +5,10 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import psutil
 
 from posttrain.errors import UserError
 from posttrain.utils.suggest import nearest
@@ -31,6 +33,7 @@ KNOWN = {
     "A6000": (155.0, 47.4, 0.77),
     "RTX 4090": (165.0, 23.5, 1.0),
 }
+HOST_LINK = 53e9  # of Hopper and newer
 EIGHT_BIT = ("H100", "H200", "H20", "H800", "GH200", "B200")  # Hopper and newer
 
 
@@ -43,12 +46,19 @@ class Gpu:
         tflops: dense bf16 TFLOP/s by the data sheet; None where unknown.
         memory_gib: GiB that a process can have.
         bandwidth: TB/s of its memory; None where unknown.
+        host_gib: memory of its machine that is there for each GPU; None where unknown.
     """
 
     name: str
     tflops: float | None
     memory_gib: float
     bandwidth: float | None = None
+    host_gib: float | None = None
+
+    @property
+    def host_link(self) -> float:
+        """Bytes a second to and from page-locked memory of its machine: an H200's by PCIe 5, older ones' half of it."""
+        return HOST_LINK if self.eight_bit else HOST_LINK / 2
 
     @property
     def eight_bit(self) -> bool:
@@ -113,7 +123,12 @@ def detect_gpus() -> list[Gpu]:
 
     None where that is not installed or fails.
     """
-    return parse_listing(_query_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    listing = _query_gpus()
+    gpus = parse_listing(listing, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if gpus:
+        host_gib = psutil.virtual_memory().total / 2**30 / len(listing.splitlines())
+        gpus = [replace(gpu, host_gib=host_gib) for gpu in gpus]
+    return gpus
 
 
 @functools.cache  # a grid asks for each of its trials

@@ -81,6 +81,11 @@ def test_choices(words, gpus, gib, expected):
     assert estimate_memory(resolve_spec(cfg, expected["local"])).needed <= gib * GIB
 
 
+def keeps_all(setting) -> bool:
+    """Whether no activations are computed again or wait in the host's memory."""
+    return setting.recompute == "none" and setting.offload_layers is None
+
+
 def test_a_recompute_that_is_given_is_kept():
     """70B on two GPUs fits with activations computed again alone, which `none` forbids, to `plan` as well."""
     words = ["parallelism=auto", "model=llama31_70b"]
@@ -96,8 +101,8 @@ def test_a_recompute_that_is_given_is_kept():
         for given in ("auto", "none"):
             overrides = [*words, *layout, f"trainer.recompute={given}"]
             plans[given] = estimate(compose(overrides, "plan"), overrides, None)
-        again = [" ".join(one["overrides"]).count("recompute=full") for one in plans["auto"]["layouts"]]
-        assert plans["auto"]["fits"] == (not layout) and sum(again) == (1 if layout else 0)
+        saving = [one for one in plans["auto"]["layouts"] if "_layers=" in " ".join(one["overrides"])]
+        assert plans["auto"]["fits"] == (not layout) and len(saving) == (1 if layout else 0)
         assert not plans["none"]["fits"]
         assert all("precision=fp8" in one["overrides"] for one in plans["none"]["layouts"])
 
@@ -120,9 +125,9 @@ def test_it_is_the_fastest_that_plan_lists(words, world, kind):
     given = resolve_spec(plain, world, True)
     listed = layouts.fitting(plain, given, gpu, given.global_batch * given.length)
     listed = [layout for layout in listed if not layout.eight_bit]
-    keeping = [layout for layout in listed if layout.setting.recompute == "none"]
+    keeping = [layout for layout in listed if keeps_all(layout.setting)]
     first = (keeping or listed)[0]
-    assert choice.setting.recompute == first.setting.recompute and choice.computes_again == (not keeping)
+    assert choice.setting.recompute == first.setting.recompute and choice.saves == (not keeping)
     tokens = given.global_batch * given.length
     assert estimate_speed(choice.setting, gpu, tokens).step_s == pytest.approx(first.step_s)
 
@@ -399,13 +404,39 @@ def test_eight_bits_and_tensor_parallelism_come_before_computing_again():
     cfg = compose(["model=llama3_70b", "trainer.seq_length=4096", "trainer.global_batch_size=32", "data=messages"])
     first, *_, last = layouts.fitting(cfg, resolve_spec(cfg, 2), find_gpu("h100"), 32 * 4096)
     assert first.overrides == ("parallelism=tp2", "precision=fp8")
-    assert "trainer.recompute=full" in last.overrides and not last.eight_bit
+    assert not keeps_all(last.setting) and not last.eight_bit
+
+
+LONG_70B = ["model=llama31_70b", "precision=fp8", "trainer.seq_length=8192", "trainer.global_batch_size=2"]
+
+
+def test_activations_go_to_the_host_where_that_is_faster():
+    """No more layers' than have to; and where all are computed again and that isn't enough, what that keeps."""
+    gpu, tokens = find_gpu("h200"), 2 * 8192
+    cfg = compose([*LONG_70B, "data=messages"])
+    given = resolve_spec(cfg, 1)
+    first, *_ = layouts.fitting(cfg, given, gpu, tokens)
+    count = first.setting.offload_layers
+    assert first.overrides == (f"trainer.offload_layers={count}",)
+    room = (1 - layouts.HEADROOM) * gpu.memory_gib * GIB
+    assert first.memory.needed <= room < estimate_memory(replace(given, offload_layers=count - 1)).needed
+    assert first.step_s == pytest.approx(estimate_speed(given, gpu, tokens).step_s)  # beside the products
+    choice = auto.choose(composed("parallelism=auto", *LONG_70B), 1, gpu, True)
+    assert choice.setting.offload_layers == count
+    said = f"trainer.offload_layers={count} ({first.memory.host / GIB:.1f} GiB of the host's memory per GPU)"
+    assert f"{said} since nothing fits without" in choice.describe(140)
+    choice = auto.choose(composed("parallelism=auto", *LONG_70B, "trainer.recompute=full"), 1, find_gpu("h100"), True)
+    assert choice.memory.needed > 79.2 * GIB  # as is asked for
+    short = [*LONG_70B, "trainer.seq_length=4096"]
+    choice = auto.choose(composed("parallelism=auto", *short), 1, find_gpu("h100"), True)
+    assert choice.memory.needed < 79.2 * GIB
+    assert choice.setting.recompute == "full" and choice.setting.offload_layers
 
 
 def test_no_more_layers_are_computed_again_than_have_to_be():
     """70B in 8 bits with rows of 8,192 on one GPU of 141 GB: half of the layers, and faster than all."""
-    words = ["model=llama31_70b", "precision=fp8", "trainer.seq_length=8192", "trainer.global_batch_size=2"]
-    gpu, tokens = find_gpu("h200"), 2 * 8192
+    words, tokens = LONG_70B, 2 * 8192
+    gpu = replace(find_gpu("h200"), host_gib=64.0)  # has no room for activations
     cfg = compose([*words, "data=messages"])
     (layout,) = layouts.fitting(cfg, resolve_spec(cfg, 1), gpu, tokens)
     count = layout.setting.recompute_layers

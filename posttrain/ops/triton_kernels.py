@@ -67,10 +67,10 @@ def _store_gradient(first, column, label, log_sum, width, softcap, CAPPED: tl.co
 
 @triton.jit
 def _cross_entropy(
-    logits, labels, losses, width, softcap, CAPPED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr
+    logits, labels, losses, stride, width, softcap, CAPPED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
-    first = logits + row * width
+    first = logits + row * stride
     label = tl.load(labels + row)
     largest, total = _log_sum(first, width, softcap, CAPPED, BLOCK)
     log_sum = largest + tl.log(total)
@@ -83,10 +83,19 @@ def _cross_entropy(
 
 @triton.jit
 def _log_sum_parts(
-    logits, labels, largest_out, total_out, target_out, width, softcap, CAPPED: tl.constexpr, BLOCK: tl.constexpr
+    logits,
+    labels,
+    largest_out,
+    total_out,
+    target_out,
+    stride,
+    width,
+    softcap,
+    CAPPED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    first = logits + row * width
+    first = logits + row * stride
     label = tl.load(labels + row)
     largest, total = _log_sum(first, width, softcap, CAPPED, BLOCK)
     here = (label >= 0) & (label < width)
@@ -97,10 +106,10 @@ def _log_sum_parts(
 
 
 @triton.jit
-def _log_sum_gradient(logits, labels, log_sums, width, softcap, CAPPED: tl.constexpr, BLOCK: tl.constexpr):
+def _log_sum_gradient(logits, labels, log_sums, stride, width, softcap, CAPPED: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    first = logits + row * width
+    first = logits + row * stride
     _store_gradient(first, column, tl.load(labels + row), tl.load(log_sums + row), width, softcap, CAPPED)
 
 
@@ -110,7 +119,7 @@ def log_sum_parts(
     """What a part of the vocabulary contributes to a cross entropy.
 
     Args:
-        logits: [k, v], of the part.
+        logits: [k, v], of the part; rows of any stride.
         labels: int64[k], counted from the part's first token; negative or v and more: the label is in another part.
         softcap: what logits are squashed to first.
 
@@ -125,6 +134,7 @@ def log_sum_parts(
         largest,
         total,
         target,
+        logits.stride(0),
         width,
         softcap or 0.0,
         CAPPED=softcap is not None,
@@ -139,9 +149,17 @@ def log_sum_gradient_(
 ) -> None:
     """Overwrite a part's logits [k, v] with the gradient of the cross entropy whose log-sums are float32[k]."""
     rows, width = logits.shape
-    grid = (rows, triton.cdiv(width, 4096))
-    capped = softcap is not None
-    _log_sum_gradient[grid](logits, labels, log_sums, width, softcap or 0.0, CAPPED=capped, BLOCK=4096, num_warps=8)
+    _log_sum_gradient[(rows, triton.cdiv(width, 4096))](
+        logits,
+        labels,
+        log_sums,
+        logits.stride(0),
+        width,
+        softcap or 0.0,
+        CAPPED=softcap is not None,
+        BLOCK=4096,
+        num_warps=8,
+    )
 
 
 def cross_entropy_(
@@ -150,7 +168,7 @@ def cross_entropy_(
     """Compute cross entropies in place, without waiting for the device.
 
     Args:
-        logits: [k, v]; with `gradient` overwritten with d loss / d logits.
+        logits: [k, v], rows of any stride; with `gradient` overwritten with d loss / d logits.
         labels: int64[k].
         losses: float32[k], filled.
         gradient: whether the gradient is needed.
@@ -161,6 +179,7 @@ def cross_entropy_(
         logits,
         labels,
         losses,
+        logits.stride(0),
         width,
         softcap or 0.0,
         CAPPED=softcap is not None,

@@ -55,7 +55,7 @@ def test_chunked_loss_of_a_frozen_layer(torch, softcap):
     torch.manual_seed(0)
     rows = LOGIT_ROWS + 300  # the last chunk is not full
     hidden = torch.randn(rows, 256, device="cuda")
-    weight, labels = 0.05 * torch.randn(5000, 256, device="cuda"), torch.randint(0, 5000, (rows,), device="cuda")
+    weight, labels = 0.05 * torch.randn(5001, 256, device="cuda"), torch.randint(0, 5001, (rows,), device="cuda")
     upstream = torch.rand(rows, device="cuda")
     exact = hidden.clone().requires_grad_()
     logits = exact @ weight.t()

@@ -205,6 +205,11 @@ TABLE = (
         "or selective; none: not by parallelism=auto either",
     ),
     _same(
+        "activation_offloading activation_offload enable_activation_offloading cpu_offloading_num_layers",
+        "trainer.offload_layers=16",
+        "of how many layers; parallelism=auto finds it",
+    ),
+    _same(
         "deepspeed deepspeed_config ds_config parallelism=deepspeed parallelism=zero2",
         "parallelism=zero1",
         "divides the optimizer's state; fsdp, tp2, pp2 and others divide the weights",

@@ -12,7 +12,7 @@ from posttrain.utils.gpus import Gpu
 # Shares of a GPU's peak rate, and of its memory's bandwidth, that a captured step reaches: LoRA in bf16, an H200.
 PRODUCTS = 0.66
 # Of attention by features of a head, forward and backward together, whole rows of 4,096.
-ATTENTION = {64: 0.21, 128: 0.326, 256: 0.295}
+ATTENTION = {64: 0.29, 128: 0.326, 256: 0.295}
 # How much more of the rate longer rows reach.
 LONG = {4096: 1.0, 32768: 1.4}
 # The same of soft-capped attention (posttrain.ops.capped_attention), heads of 256.

@@ -8,7 +8,6 @@ entropy (Hsu et al. 2024, arXiv:2410.10989). Liger's kernel isn't used: importin
 PEFT and scikit-learn, which takes as long as everything else of a start.
 """
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,21 +50,20 @@ def supervised_losses(
     weight = cast(torch.Tensor, output_layer.weight if output_weight is None else output_weight)
     bias = cast("torch.Tensor | None", getattr(output_layer, "bias", None))
     softcap: float | None = getattr(config, "final_logit_softcapping", None)
+    tokens = cast(int, getattr(output_layer, "own_tokens", weight.size(0)))  # see posttrain.models.padding
     labels = labels.index_select(1, context)
     group = cast("dist.ProcessGroup | None", getattr(output_layer, "tp_group", None))
     if group is not None and group.size() > 1:
         hidden_states = whole_hidden(hidden_states, config.sequence_parallel)
         hidden = hidden_states.index_select(0, context)
-        rows = cast(int, getattr(output_layer, "own_tokens", weight.size(0)))
         first = group.rank() * weight.size(0)
-        own_bias = None if bias is None else bias[:rows]
         own_labels = labels[0] - first
-        losses = DividedLinearCrossEntropy.apply(hidden.squeeze(1), weight[:rows], own_bias, own_labels, group, softcap)
+        losses = DividedLinearCrossEntropy.apply(hidden.squeeze(1), weight, bias, own_labels, group, softcap, tokens)
         return cast(torch.Tensor, losses)[None]
     hidden = hidden_states.index_select(0, context)
     if hidden.is_cuda and not weight.requires_grad and bias is None:
         run_pre_hooks(output_layer)
-        return FrozenLinearCrossEntropy.apply(hidden.squeeze(1), weight, labels[0], softcap)[None]
+        return FrozenLinearCrossEntropy.apply(hidden.squeeze(1), weight, labels[0], softcap, tokens)[None]
     logits, _ = output_layer(hidden, weight=output_weight)
     return compute_language_model_loss(labels, logits)
 
@@ -79,7 +77,6 @@ def run_pre_hooks(module: torch.nn.Module) -> None:
             hook(module, ())
 
 
-ROW_STEP = 64  # numbers, so that rows of any format begin at multiples of 128 bytes
 type Context = Any  # of torch.autograd.Function, which takes whatever attributes it is given
 
 
@@ -93,8 +90,18 @@ class FrozenLinearCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         labels: torch.Tensor,
         softcap: float | None,
+        tokens: int,
     ) -> torch.Tensor:
-        """Return losses float32[k] of hidden [k, h], weight [v, h], labels int64[k]; logits are squashed to softcap."""
+        """Return losses float32[k].
+
+        Args:
+            ctx: torch's.
+            hidden: [k, h].
+            weight: [v, h].
+            labels: int64[k].
+            softcap: what logits are squashed to.
+            tokens: rows of the weight that are tokens'.
+        """
         from posttrain.ops.triton_kernels import cross_entropy_
 
         losses = torch.empty(hidden.size(0), dtype=torch.float32, device=hidden.device)
@@ -103,20 +110,21 @@ class FrozenLinearCrossEntropy(torch.autograd.Function):
             gradient = torch.empty_like(hidden)
         for start in range(0, hidden.size(0), LOGIT_ROWS):
             rows = slice(start, start + LOGIT_ROWS)
-            logits = logits_of(hidden[rows], weight)
+            logits = hidden[rows] @ weight.t()
             # Afterwards the logits hold their own gradient.
-            cross_entropy_(logits, labels[rows], losses[rows], gradient is not None, softcap)
+            cross_entropy_(logits[:, :tokens], labels[rows], losses[rows], gradient is not None, softcap)
             if gradient is not None:
+                logits[:, tokens:].zero_()
                 torch.mm(logits, weight, out=gradient[rows])
             del logits  # before the next chunk's are made
         ctx.save_for_backward(gradient)
         return losses
 
     @staticmethod
-    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         """Scale each row with its own upstream gradient."""
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, None].to(gradient.dtype), None, None, None
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None
 
 
 class DividedLinearCrossEntropy(torch.autograd.Function):
@@ -131,6 +139,7 @@ class DividedLinearCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         group: dist.ProcessGroup,
         softcap: float | None,
+        tokens: int,
     ) -> torch.Tensor:
         """Return losses float32[k], of the whole vocabulary.
 
@@ -142,6 +151,7 @@ class DividedLinearCrossEntropy(torch.autograd.Function):
             labels: int64[k], counted from the first token of this part.
             group: the processes.
             softcap: what logits are squashed to.
+            tokens: rows of the weight that are tokens'.
         """
         losses = torch.empty(hidden.size(0), dtype=torch.float32, device=hidden.device)
         gradient: torch.Tensor | None = None
@@ -149,10 +159,11 @@ class DividedLinearCrossEntropy(torch.autograd.Function):
             gradient = torch.empty_like(hidden)
         for start in range(0, hidden.size(0), LOGIT_ROWS):
             rows = slice(start, start + LOGIT_ROWS)
-            logits = logits_of(hidden[rows], weight)
+            logits = hidden[rows] @ weight.t()
             if bias is not None:
                 logits += bias
-            largest, total, target = log_sum_parts(logits, labels[rows], softcap)
+            own = logits[:, :tokens]
+            largest, total, target = log_sum_parts(own, labels[rows], softcap)
             most = largest.clone()
             dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
             sums = torch.stack([total * (largest - most).exp(), target])
@@ -160,17 +171,18 @@ class DividedLinearCrossEntropy(torch.autograd.Function):
             log_sums = most + sums[0].log()
             losses[rows] = log_sums - sums[1]
             if gradient is not None:
-                log_sum_gradient_(logits, labels[rows], log_sums, softcap)
+                log_sum_gradient_(own, labels[rows], log_sums, softcap)
+                logits[:, tokens:].zero_()
                 torch.mm(logits, weight, out=gradient[rows])
             del logits  # before the next chunk's are made
         ctx.save_for_backward(gradient)
         return losses
 
     @staticmethod
-    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None]:
+    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None, None]:
         """Scale each row with its own upstream gradient."""
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None, None
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None, None, None
 
 
 def whole_hidden(hidden: torch.Tensor, sequence_parallel: bool) -> torch.Tensor:
@@ -180,16 +192,6 @@ def whole_hidden(hidden: torch.Tensor, sequence_parallel: bool) -> torch.Tensor:
     if sequence_parallel:
         return mappings.gather_from_sequence_parallel_region(hidden)
     return mappings.copy_to_tensor_model_parallel_region(hidden)
-
-
-def logits_of(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """hidden weight^T, [k, v], in rows that begin at multiples of ROW_STEP numbers.
-
-    A GPU's products with rows of other lengths are several times slower, and a vocabulary is odd with one token more.
-    """
-    vocabulary = weight.size(0)
-    room = hidden.new_empty(hidden.size(0), math.ceil(vocabulary / ROW_STEP) * ROW_STEP)
-    return torch.mm(hidden, weight.t(), out=room[:, :vocabulary])
 
 
 def log_sum_parts(

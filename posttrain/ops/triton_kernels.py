@@ -33,22 +33,24 @@ def _transpose(values, out, rows, columns, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _logits(first, column, width, softcap, CAPPED: tl.constexpr):
-    """A row's logits in `column`, soft-capped: softcap tanh(logit / softcap); -inf beyond the row."""
-    x = tl.load(first + column, column < width, float("-inf")).to(tl.float32)
+def _logits(first, column, stride, width, softcap, CAPPED: tl.constexpr):
+    """A row's logits in `column`, soft-capped: softcap tanh(logit / softcap); -inf beyond the row.
+
+    Whole rows are read, up to the next one: several numbers at once, where the stride is a multiple of 16.
+    """
+    x = tl.load(first + column, column < stride, 0.0).to(tl.float32)
     if CAPPED:
         x = softcap * (2.0 * tl.sigmoid(x * (2.0 / softcap)) - 1.0)
-        x = tl.where(column < width, x, float("-inf"))
-    return x
+    return tl.where(column < width, x, float("-inf"))
 
 
 @triton.jit
-def _log_sum(first, width, softcap, CAPPED: tl.constexpr, BLOCK: tl.constexpr):
+def _log_sum(first, stride, width, softcap, CAPPED: tl.constexpr, BLOCK: tl.constexpr):
     """A row's largest logit, and the sum of exp(logit - largest)."""
     largest = float("-inf")
     total = 0.0
     for start in range(0, width, BLOCK):
-        x = _logits(first, start + tl.arange(0, BLOCK), width, softcap, CAPPED)
+        x = _logits(first, start + tl.arange(0, BLOCK), stride, width, softcap, CAPPED)
         larger = tl.maximum(largest, tl.max(x, 0))
         total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger), 0)
         largest = larger
@@ -56,13 +58,13 @@ def _log_sum(first, width, softcap, CAPPED: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _store_gradient(first, column, label, log_sum, width, softcap, CAPPED: tl.constexpr):
+def _store_gradient(first, column, label, log_sum, stride, width, softcap, CAPPED: tl.constexpr):
     """Overwrite a row's logits in `column` with the gradient of its cross entropy."""
-    x = _logits(first, column, width, softcap, CAPPED)
+    x = _logits(first, column, stride, width, softcap, CAPPED)
     gradient = tl.exp(x - log_sum) - tl.where(column == label, 1.0, 0.0)
     if CAPPED:
         gradient *= 1.0 - (x / softcap) * (x / softcap)
-    tl.store(first + column, gradient, column < width)
+    tl.store(first + column, tl.where(column < width, gradient, 0.0), column < stride)
 
 
 @triton.jit
@@ -72,13 +74,13 @@ def _cross_entropy(
     row = tl.program_id(0).to(tl.int64)
     first = logits + row * stride
     label = tl.load(labels + row)
-    largest, total = _log_sum(first, width, softcap, CAPPED, BLOCK)
+    largest, total = _log_sum(first, stride, width, softcap, CAPPED, BLOCK)
     log_sum = largest + tl.log(total)
-    tl.store(losses + row, log_sum - _logits(first, label, width, softcap, CAPPED))
+    tl.store(losses + row, log_sum - _logits(first, label, stride, width, softcap, CAPPED))
     if GRADIENT:
         tl.debug_barrier()  # the label's logit is overwritten below
         for start in range(0, width, BLOCK):
-            _store_gradient(first, start + tl.arange(0, BLOCK), label, log_sum, width, softcap, CAPPED)
+            _store_gradient(first, start + tl.arange(0, BLOCK), label, log_sum, stride, width, softcap, CAPPED)
 
 
 @triton.jit
@@ -97,11 +99,11 @@ def _log_sum_parts(
     row = tl.program_id(0).to(tl.int64)
     first = logits + row * stride
     label = tl.load(labels + row)
-    largest, total = _log_sum(first, width, softcap, CAPPED, BLOCK)
+    largest, total = _log_sum(first, stride, width, softcap, CAPPED, BLOCK)
     here = (label >= 0) & (label < width)
     tl.store(largest_out + row, largest)
     tl.store(total_out + row, total)
-    target = _logits(first, tl.where(here, label, 0), width, softcap, CAPPED)
+    target = _logits(first, tl.where(here, label, 0), stride, width, softcap, CAPPED)
     tl.store(target_out + row, tl.where(here, target, 0.0))
 
 
@@ -110,7 +112,7 @@ def _log_sum_gradient(logits, labels, log_sums, stride, width, softcap, CAPPED: 
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     first = logits + row * stride
-    _store_gradient(first, column, tl.load(labels + row), tl.load(log_sums + row), width, softcap, CAPPED)
+    _store_gradient(first, column, tl.load(labels + row), tl.load(log_sums + row), stride, width, softcap, CAPPED)
 
 
 def log_sum_parts(
@@ -119,7 +121,7 @@ def log_sum_parts(
     """What a part of the vocabulary contributes to a cross entropy.
 
     Args:
-        logits: [k, v], of the part; rows of any stride.
+        logits: [k, v], of the part; perhaps the first columns of a tensor.
         labels: int64[k], counted from the part's first token; negative or v and more: the label is in another part.
         softcap: what logits are squashed to first.
 
@@ -147,7 +149,14 @@ def log_sum_parts(
 def log_sum_gradient_(
     logits: torch.Tensor, labels: torch.Tensor, log_sums: torch.Tensor, softcap: float | None = None
 ) -> None:
-    """Overwrite a part's logits [k, v] with the gradient of the cross entropy whose log-sums are float32[k]."""
+    """Overwrite a part's logits with the gradient of a cross entropy.
+
+    Args:
+        logits: [k, v]; where they are the first columns of a tensor, its others are lost.
+        labels: int64[k], see `log_sum_parts`.
+        log_sums: float32[k], of the whole vocabulary.
+        softcap: what logits are squashed to.
+    """
     rows, width = logits.shape
     _log_sum_gradient[(rows, triton.cdiv(width, 4096))](
         logits,
@@ -168,7 +177,8 @@ def cross_entropy_(
     """Compute cross entropies in place, without waiting for the device.
 
     Args:
-        logits: [k, v], rows of any stride; with `gradient` overwritten with d loss / d logits.
+        logits: [k, v], perhaps the first columns of a tensor; with `gradient` overwritten with d loss / d logits, the
+            tensor's other columns are lost.
         labels: int64[k].
         losses: float32[k], filled.
         gradient: whether the gradient is needed.

@@ -19,5 +19,6 @@ def test_equal_parts_and_no_row_short(tensor):
     assert {50257, 32000, 151936} <= SIZES
     for vocabulary in SIZES | {size + 1 for size in SIZES}:
         rows = padded_rows(vocabulary, tensor)
-        assert rows % tensor == 0
-        assert vocabulary <= rows < vocabulary + tensor
+        assert rows % tensor == 0 and rows // tensor % 8 == 0
+        assert vocabulary <= rows < vocabulary + 16 * tensor
+        assert rows == vocabulary or vocabulary % (8 * tensor)

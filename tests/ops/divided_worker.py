@@ -133,6 +133,11 @@ def layer(rank, before, inputs_divided, divided, device):
     return [tensor.cpu() for tensor in (y.detach(), x.grad, a.grad, b.grad)]
 
 
+def filled_up(rows):
+    """Rows, and three more that are no tokens'."""
+    return torch.cat([rows, torch.full_like(rows[:1], 3.0).expand(3, *rows.shape[1:])])
+
+
 def losses(rank):
     """[losses, gradient of the input] of this process for each of HEADS."""
     from posttrain.ops import linear_cross_entropy
@@ -144,9 +149,10 @@ def losses(rank):
     results = {}
     for biased, softcap in HEADS:
         hidden, weight, bias, labels, upstream = output_layer()
-        bias = bias[own] if biased else None
+        bias = filled_up(bias[own]) if biased else None
+        tokens = len(weight[own])
         operation = linear_cross_entropy.DividedLinearCrossEntropy
-        found = operation.apply(hidden, weight[own], bias, labels - rank * rows, group, softcap)
+        found = operation.apply(hidden, filled_up(weight[own]), bias, labels - rank * rows, group, softcap, tokens)
         (found * upstream).sum().backward()
         results[biased, softcap] = [found.detach(), hidden.grad]
     return results

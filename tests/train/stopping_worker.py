@@ -125,7 +125,7 @@ def main() -> None:
     # Saved by the step, by the clock (after every step) and at each lowest loss.
     saves = ("trainer.max_steps=9", "checkpoint.save_interval=3", "checkpoint.save_interval_minutes=1e-6")
     stop = (*saves, "trainer.early_stopping.patience=2", "trainer.export=best")
-    patient = (*saves, "trainer.early_stopping.patience=4", "trainer.export=false")
+    patient = (*saves, "trainer.early_stopping.patience=8", "trainer.export=false")
     runs = {"stopped": stop, "resumed": patient}
     if "--all" in sys.argv:
         runs |= {"undisturbed": patient, "full": (*stop, "peft=none", "optimizer.lr=0.3")}

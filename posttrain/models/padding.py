@@ -6,10 +6,16 @@ With rows or columns of an odd number a product of the output layer takes six ti
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.transformer.module import MegatronModule
+
+from posttrain.models.vocabulary import is_vocabulary
+
+if TYPE_CHECKING:
+    from megatron.bridge import AutoBridge
 
 SUITABLE = 8  # 16-bit numbers that a product reads at once
 STEP = 16  # of vocabularies that are not suitable
@@ -26,6 +32,26 @@ def padded_rows(vocabulary: int, tensor: int) -> int:
     if part % SUITABLE:
         part = math.ceil(part / STEP) * STEP
     return part * tensor
+
+
+def fill_up_as_read(bridge: "AutoBridge", rows: int) -> None:
+    """Have the files' embedding and output matrices filled up with zeros, as upstream does for several processes.
+
+    Args:
+        bridge: to a directory of files.
+        rows: of the model's matrices.
+    """
+    source = bridge.hf_pretrained.state.source
+    load = source.load_tensors
+
+    def load_filled_up(names: list[str]) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = load(names)
+        for name in filter(is_vocabulary, tensors):
+            tensor = tensors[name]
+            tensors[name] = torch.cat([tensor, tensor.new_zeros(rows - tensor.size(0), *tensor.shape[1:])])
+        return tensors
+
+    source.load_tensors = load_filled_up
 
 
 def hide_padding(parts: list[MegatronModule], vocabulary: int) -> None:

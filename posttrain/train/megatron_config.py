@@ -32,7 +32,7 @@ from posttrain.models.hf_adapter import read_adapter
 from posttrain.models.local_spec import check_expert_names, choose_attention, use_local_layers
 from posttrain.models.mixture_layer import grouped_layer_spec
 from posttrain.models.offloaded_activations import offload
-from posttrain.models.padding import hide_padding, padded_rows
+from posttrain.models.padding import fill_up_as_read, hide_padding, padded_rows
 from posttrain.models.whole_parameters import draw_model
 from posttrain.peft import adapter_checks, load_adapter
 from posttrain.peft.lora_plus import LoRAPlus
@@ -127,6 +127,8 @@ def build_model(run: RunContext) -> MegatronModel:
     vocab_size = provider.vocab_size
     provider.vocab_size = padded_rows(vocab_size, provider.tensor_model_parallel_size)
     padded = provider.vocab_size > vocab_size
+    if padded and not groups.model.random_init:
+        fill_up_as_read(bridge, provider.vocab_size)
     clock = run.clock
     transformer_engine = run.platform.transformer_engine
     offloaded = run.spec.offloaded_layers

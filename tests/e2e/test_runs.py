@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny_model
 from omegaconf import OmegaConf
 
 
@@ -93,6 +94,8 @@ def test_full_model_is_what_was_trained(full, tiny):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(full.run_dir / "hf", dtype=torch.float32)
+    for matrix in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert len(matrix.weight) == tiny_model.ROWS  # nothing of what Megatron's is filled up with
     assert hf_loss(model, full, tiny) == pytest.approx(full.summary["val_loss_after"], rel=1e-4)
     assert full.summary["val_loss_after"] < full.summary["val_loss_before"]
 

@@ -7,7 +7,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))  # the small tokenizer
 
 
-def write(directory: Path, rows: int = 288) -> Path:
+ROWS = 291  # odd, so that Megatron fills the embedding up
+
+
+def write(directory: Path, rows: int = ROWS) -> Path:
     """A Llama of 4 layers with random weights, its tokenizer, and data.jsonl of 60 short conversations.
 
     Args:

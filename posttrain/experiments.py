@@ -13,7 +13,7 @@ from posttrain.config.composition import CONF_DIR, compose
 from posttrain.errors import UserError
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.plan.speed import estimate_speed
-from posttrain.spec.run_spec import resolve_spec
+from posttrain.spec.resolve import resolve_spec
 from posttrain.utils import gpus, stop
 from posttrain.utils.stop import fail
 from posttrain.utils.suggest import nearest

@@ -18,7 +18,8 @@ from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import with_rate
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import KEYS
-from posttrain.spec.run_spec import RunSpec, resolve_spec
+from posttrain.spec.resolve import resolve_spec
+from posttrain.spec.run_spec import RunSpec
 from posttrain.utils import gpus
 from posttrain.utils.gpus import Gpu
 

@@ -17,7 +17,8 @@ from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import estimate_speed
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import KEYS
-from posttrain.spec.run_spec import RunSpec, read_recompute
+from posttrain.spec.resolve import read_recompute
+from posttrain.spec.run_spec import RunSpec
 from posttrain.utils.gpus import Gpu
 
 SIZES = (1, 2, 4, 8, 16)

@@ -13,7 +13,8 @@ from posttrain.plan.data_stats import DataStats, estimate_data
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import Speed, estimate_speed
 from posttrain.spec.epochs import Epoch
-from posttrain.spec.run_spec import RunSpec, resolve_spec
+from posttrain.spec.resolve import resolve_spec
+from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.schedule import schedule_of
 from posttrain.utils.gpus import Gpu
 

@@ -31,7 +31,7 @@ from posttrain.models.hf_adapter import is_adapter, read_adapter
 from posttrain.peft import adapter_checks
 from posttrain.peft.adapters import resolve
 from posttrain.spec.parallel_sizes import FARTHEST, KEYS, Counts, ParallelSizes, ProcessCount, model_parallel_sizes
-from posttrain.spec.run_spec import has_validation, resolve_spec
+from posttrain.spec.resolve import has_validation, resolve_spec
 from posttrain.spec.schedule import schedule_of
 from posttrain.utils import kernel_files
 from posttrain.utils.user_paths import expand_home

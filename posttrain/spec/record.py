@@ -9,7 +9,8 @@ from posttrain import patches
 from posttrain.config import frozen
 from posttrain.errors import UserError
 from posttrain.spec import checks
-from posttrain.spec.run_spec import RunSpec, resolve_spec
+from posttrain.spec.resolve import resolve_spec
+from posttrain.spec.run_spec import RunSpec
 
 FILE = "spec.yaml"
 HEADER = """\

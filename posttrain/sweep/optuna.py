@@ -12,7 +12,7 @@ from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig
 
 from posttrain.errors import UserError
-from posttrain.spec.run_spec import has_validation
+from posttrain.spec.resolve import has_validation
 
 SEED = 1234
 

@@ -16,7 +16,8 @@ from posttrain.config.schema import TrainerSchema
 from posttrain.data.sealed import Used
 from posttrain.errors import Pruned, UserError
 from posttrain.patches import Platform
-from posttrain.spec.run_spec import RunSpec, resolve_spec
+from posttrain.spec.resolve import resolve_spec
+from posttrain.spec.run_spec import RunSpec
 from posttrain.train import megatron_config, out_of_memory
 from posttrain.train.callbacks import RunCallback
 from posttrain.train.console import RankScreen

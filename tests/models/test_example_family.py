@@ -14,7 +14,7 @@ from posttrain.models import families
 from posttrain.models.shapes import check_directory
 from posttrain.peft.adapters import resolve
 from posttrain.spec import checks
-from posttrain.spec.run_spec import resolve_spec
+from posttrain.spec.resolve import resolve_spec
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 STARCODER = {**LLAMA, "sliding_window": 5, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"}

@@ -9,7 +9,7 @@ import yaml
 from posttrain.config.composition import compose
 from posttrain.plan.memory import estimate_memory
 from posttrain.plan.speed import estimate_speed
-from posttrain.spec.run_spec import resolve_spec
+from posttrain.spec.resolve import resolve_spec
 from posttrain.utils import gpus
 
 ROWS = yaml.safe_load((Path(__file__).resolve().parents[2] / "bench" / "scaling.yaml").read_text())

@@ -17,7 +17,7 @@ from posttrain.plan.__main__ import estimate, plan
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.plan.speed import estimate_speed, with_rate
 from posttrain.spec import checks
-from posttrain.spec.run_spec import resolve_spec
+from posttrain.spec.resolve import resolve_spec
 from posttrain.sweep.job import set_launch
 from posttrain.sweep.local import shares
 from posttrain.sweep.slurm import check_run, options_of

@@ -18,7 +18,7 @@ from posttrain.plan.display import print_plan
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.plan.speed import LINK, estimate_speed, exchange_seconds
 from posttrain.spec import checks
-from posttrain.spec.run_spec import resolve_spec
+from posttrain.spec.resolve import resolve_spec
 from posttrain.utils import gpus
 
 GPU = gpus.find_gpu("h100")

@@ -6,7 +6,7 @@ import pytest
 
 from posttrain.config.composition import compose
 from posttrain.plan.memory import GIB, estimate_memory, stage_memory
-from posttrain.spec.run_spec import resolve_spec
+from posttrain.spec.resolve import resolve_spec
 
 ONE_B, EIGHT_B = "model=llama32_1b", "model=llama3_8b"
 PACKED = ["data=prompt_completion", "data.path=x", "trainer.seq_length=4096"]

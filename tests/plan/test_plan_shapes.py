@@ -5,7 +5,7 @@ import pytest
 from posttrain.config.composition import CONF_DIR, compose
 from posttrain.errors import UserError
 from posttrain.spec.checks import architecture
-from posttrain.spec.run_spec import resolve_spec
+from posttrain.spec.resolve import resolve_spec
 from posttrain.spec.shape import Adapters, Shape, config_of
 
 # One of each family; published ones are compared with transformers' in tests/models/test_model_configs.py.

@@ -3,7 +3,7 @@
 import pytest
 
 from posttrain.config.composition import compose
-from posttrain.spec.run_spec import resolve_spec
+from posttrain.spec.resolve import resolve_spec
 
 LLAMA = "model=llama3_8b"  # 8 key heads
 NINE_HEADS = "model=smollm2_135m"  # 9, and 3 key heads

@@ -7,7 +7,7 @@ import torch
 
 from posttrain.config.composition import compose
 from posttrain.plan.memory import GIB, estimate_memory
-from posttrain.spec.run_spec import resolve_spec
+from posttrain.spec.resolve import resolve_spec
 from posttrain.train import out_of_memory
 from posttrain.utils.gpus import Gpu, visible_gpus
 

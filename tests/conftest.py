@@ -51,6 +51,16 @@ def demo_cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def selected(request) -> list[dict]:
+    """The parameters of the tests of this module that are going to run, of which one process does all the work."""
+    chosen = []
+    for item in request.session.items:
+        if item.module is request.module and hasattr(item, "callspec") and not item.get_closest_marker("skip"):
+            chosen.append(item.callspec.params)
+    return chosen
+
+
+@pytest.fixture(scope="module")
 def gpu(tmp_path_factory):
     """Megatron on this process's GPU."""
     import torch

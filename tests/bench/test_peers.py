@@ -39,7 +39,8 @@ def measure(row: str, out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("row", "gpus"), [("8b_hf", 1), pytest.param("8b_hf_fsdp2", 2, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize(("row", "gpus"), [("8b_hf", 1), ("8b_hf_fsdp2", 2)])
 def test_speed_is_that_of_the_median_step(row, gpus, tmp_path):
     cells = measure(row, tmp_path / "out")
     ranks = [json.loads((tmp_path / "out" / row / f"rank{rank}.json").read_text()) for rank in range(gpus)]

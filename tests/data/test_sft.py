@@ -148,7 +148,10 @@ def test_the_cache_is_used_until_something_changes(tokenizer, tmp_path, monkeypa
     )
 
 
-SPAWN = multiprocessing.get_context("spawn")  # a fork of this process would lack the threads that its locks wait for
+# A fork of this process would lack the threads that its locks wait for. The server of the forks has none, and imports
+# once what takes seconds.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["transformers.tokenization_utils_tokenizers", "torch"])
 
 
 def _build_in_process(tmp_path, path, queue, may_build):
@@ -158,8 +161,8 @@ def _build_in_process(tmp_path, path, queue, may_build):
 
 def test_one_process_builds_and_the_others_wait(tmp_path):
     path = write(tmp_path / "a.jsonl", pairs(3000))
-    queue = SPAWN.Queue()
-    workers = [SPAWN.Process(target=_build_in_process, args=(tmp_path, path, queue, rank == 0)) for rank in range(3)]
+    queue = FORKS.Queue()
+    workers = [FORKS.Process(target=_build_in_process, args=(tmp_path, path, queue, rank == 0)) for rank in range(3)]
     for worker in workers:
         worker.start()
     results = [queue.get(timeout=120) for _ in workers]
@@ -172,8 +175,8 @@ def test_one_process_builds_and_the_others_wait(tmp_path):
 
 def test_killed_in_the_middle_leaves_nothing_that_is_taken_for_data(tokenizer, tmp_path):
     path = write(tmp_path / "a.jsonl", pairs(40_000))
-    queue = SPAWN.Queue()
-    worker = SPAWN.Process(target=_build_in_process, args=(tmp_path, path, queue, True))
+    queue = FORKS.Queue()
+    worker = FORKS.Process(target=_build_in_process, args=(tmp_path, path, queue, True))
     worker.start()
     folder = tmp_path / "cache" / "data"
     deadline = time.monotonic() + 60

@@ -4,7 +4,36 @@ import json
 
 import pytest
 import tiny_model
+import yaml
+from commands import Result
 from omegaconf import OmegaConf
+
+LORA = {"target_modules": ["q_proj", "v_proj", "down_proj"]}
+LAYOUTS = ("pp2", "tp2", "zero1", "fsdp", "ddp")
+
+
+def variant(groups: dict[str, object] | None = None, **settings: object) -> dict[str, object]:
+    """A file of the group `experiment`: other choices of groups, and keys below them."""
+    chosen = [{f"override /{group}": choice} for group, choice in (groups or {}).items()]
+    return {"defaults": chosen, **settings}
+
+
+VARIANTS = {
+    "accumulation": variant({"peft": "none"}, trainer={"micro_batch_size": 4, "export": False}),
+    "lora_plus": variant(trainer={"export": False}, peft={**LORA, "lora_plus_ratio": 0.125}),
+    "recomputed": variant(trainer={"recompute": "full", "recompute_layers": 1, "export": False}, peft=LORA),
+    "fast": variant(trainer={"export": False}),
+    "plain": variant(trainer={"export": False, "skip_prompt_logits": False}, peft={"fused": False}),
+    "tracked": variant(
+        {"logger": ["wandb", "tensorboard"]},
+        model={"random_init": True},
+        logger={"wandb": {"mode": "offline"}},
+        peft=LORA,
+    ),
+}
+for layout in LAYOUTS:
+    two = {"nproc_per_node": 2}
+    VARIANTS[layout] = variant({"parallelism": layout}, parallelism=two, trainer={"validation_interval": 2}, peft=LORA)
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +52,23 @@ def full(posttrain, words):
     result = posttrain(*plain, "peft=none", "launch.prestart=true")
     assert result.code == 0, result.err + result.log()
     return result
+
+
+@pytest.fixture(scope="module")
+def trials(posttrain, words, selected, tmp_path_factory):
+    """The variants that tests ask for, by name: trials of one sweep, of which one process does the imports."""
+    folder = tmp_path_factory.mktemp("variants")
+    (folder / "experiment").mkdir()
+    names = sorted({name for params in selected for name in params.get("names", "").split()})
+    for name in names:
+        content = f"# @package _global_\n{yaml.safe_dump(VARIANTS[name], sort_keys=False)}"
+        (folder / "experiment" / f"{name}.yaml").write_text(content, encoding="utf-8")
+    shared = [word for word in words if not word.startswith("peft")]
+    swept = f"experiment=choice({','.join(names)})"
+    command = ["--config-dir", str(folder), "--multirun", swept, *shared, f"hydra.sweep.dir={folder / 'sweep'}"]
+    result = posttrain(*command, timeout=900)
+    assert result.code == 0, result.err
+    return {name: Result(0, result.out, result.err, folder / "sweep" / f"experiment={name}") for name in names}
 
 
 def test_what_a_run_leaves_behind(lora):
@@ -129,49 +175,43 @@ def hf_loss(model, result, tiny):
     return total / count
 
 
-NIGHTLY_LAYOUTS = [pytest.param(layout, marks=pytest.mark.nightly) for layout in ("ddp", "tp2")]
-
-
-@pytest.mark.parametrize("layout", ["pp2", "zero1", "fsdp", *NIGHTLY_LAYOUTS])
-def test_two_processes_have_the_losses_of_one(posttrain, words, lora, layout):
+@pytest.mark.parametrize("names", [*LAYOUTS[:-1], pytest.param(LAYOUTS[-1], marks=pytest.mark.nightly)])
+def test_two_processes_have_the_losses_of_one(trials, lora, names):
     """Same global batches, so the same losses up to the order of fp32 sums: 1e-5 relative."""
-    result = posttrain(*words, f"parallelism={layout}", "parallelism.nproc_per_node=2", "trainer.validation_interval=2")
-    assert result.code == 0, result.err + result.log()
+    result = trials[names]
     assert result.losses == pytest.approx(lora.losses, rel=1e-5)
     assert result.summary["val_loss_after"] == pytest.approx(lora.summary["val_loss_after"], rel=1e-5)
     assert result.summary["supervised_tokens"] == lora.summary["supervised_tokens"]
+    report = json.loads((result.run_dir / "adapter" / "verification.json").read_text())
+    assert report["logits"]["checked"] and report["logits"]["difference"] <= report["logits"]["tolerance"] == 1e-4
+    assert report["tensors"]["against"] == "the base's matrices"
 
 
-def test_accumulation_and_packing_do_not_change_the_loss(posttrain, words, full):
+@pytest.mark.parametrize("names", ["accumulation"])
+def test_accumulation_and_packing_do_not_change_the_loss(trials, full, names):
     """A micro-batch of 4 is the sum of four of 1."""
-    plain = [word for word in words if not word.startswith("peft")]
-    result = posttrain(*plain, "peft=none", "trainer.micro_batch_size=4", "trainer.export=false")
-    assert result.code == 0, result.err + result.log()
-    assert result.losses == pytest.approx(full.losses, rel=1e-5)
+    assert trials[names].losses == pytest.approx(full.losses, rel=1e-5)
 
 
 @pytest.mark.nightly
-def test_fast_paths_have_the_losses_of_the_plain_ones(posttrain, words):
+@pytest.mark.parametrize("names", ["fast plain"])
+def test_fast_paths_have_the_losses_of_the_plain_ones(trials, names):
     """Fused adapters and logits of supervised tokens alone, against Megatron-Bridge's own way."""
-    words = [word for word in words if not word.startswith("peft")]
-    fast = posttrain(*words, "trainer.export=false")
-    plain = posttrain(*words, "trainer.export=false", "peft.fused=false", "trainer.skip_prompt_logits=false")
-    assert fast.code == plain.code == 0, fast.log() + plain.log()
+    fast, plain = (trials[name] for name in names.split())
     assert fast.losses == pytest.approx(plain.losses, rel=1e-5)
     assert fast.summary["val_loss_after"] == pytest.approx(plain.summary["val_loss_after"], rel=1e-5)
 
 
 @pytest.mark.nightly
-def test_layers_that_are_computed_again_change_nothing(posttrain, words, lora):
-    result = posttrain(*words, "trainer.recompute=full", "trainer.recompute_layers=1", "trainer.export=false")
-    assert result.code == 0, result.err + result.log()
-    assert result.losses == lora.losses
+@pytest.mark.parametrize("names", ["recomputed"])
+def test_layers_that_are_computed_again_change_nothing(trials, lora, names):
+    assert trials[names].losses == lora.losses
 
 
-def test_lora_plus_sets_the_pace_of_b(posttrain, words, lora):
+@pytest.mark.parametrize("names", ["lora_plus"])
+def test_lora_plus_sets_the_pace_of_b(trials, lora, names):
     """The same first loss and the same A's learning rate; B, which starts at zero, moves an eighth as far."""
-    result = posttrain(*words, "peft.lora_plus_ratio=0.125", "trainer.export=false")
-    assert result.code == 0, result.err + result.log()
+    result = trials[names]
     rates = [[line["lr"] for line in run.metrics if "loss" in line] for run in (result, lora)]
     assert rates[0] == rates[1]
     assert result.losses[0] == pytest.approx(lora.losses[0], rel=1e-6)
@@ -179,13 +219,12 @@ def test_lora_plus_sets_the_pace_of_b(posttrain, words, lora):
     assert 0 < moved[0] < 0.95 * moved[1], moved
 
 
-def test_random_weights_and_trackers(posttrain, words):
+@pytest.mark.parametrize("names", ["tracked"])
+def test_random_weights_and_trackers(trials, names):
     """model.random_init, an offline Weights & Biases run and TensorBoard events."""
-    result = posttrain(*words, "model.random_init=true", "logger=[wandb,tensorboard]", "logger.wandb.mode=offline",
-                       "trainer.max_steps=2")  # fmt: skip
-    assert result.code == 0, result.err + result.log()
-    assert list((result.run_dir / "tensorboard").glob("events.*"))
-    runs = list((result.run_dir / "wandb").glob("offline-run-*/run-*.wandb"))
+    run_dir = trials[names].run_dir
+    assert list((run_dir / "tensorboard").glob("events.*"))
+    runs = list((run_dir / "wandb").glob("offline-run-*/run-*.wandb"))
     assert runs and runs[0].stat().st_size > 1000
 
 
@@ -200,10 +239,10 @@ def test_mistakes_found_in_the_worker_are_users_errors_too(posttrain, words):
 
 
 def test_default_run_learns(posttrain, demo_cache):
-    """`python -m posttrain` on real weights, shortened to three steps of half the size."""
+    """`python -m posttrain` on real weights, shortened to three steps of a quarter of the size."""
     pytest.importorskip("gguf")
-    words = ["trainer.max_steps=3", "trainer.global_batch_size=4", "trainer.num_generations=1"]
-    words += ["data.max_validation_rows=12"]
+    words = ["trainer.max_steps=3", "trainer.global_batch_size=2", "data.max_validation_rows=6"]
+    words += ["trainer.num_generations=1", "trainer.max_new_tokens=8"]
     result = posttrain(*words, cache=demo_cache)
     assert result.code == 0, result.err + result.log()
     assert result.summary["val_loss_after"] < 0.8 * result.summary["val_loss_before"]

@@ -50,7 +50,7 @@ def ask(answerer, *prompts):
 
 def test_a_streamed_answer_is_the_whole_one(loaded):
     """Random weights answer with bytes that are mostly no characters: what never becomes one comes at the end."""
-    for seed in range(8):
+    for seed in range(4):
         answerer = Answerer(*loaded, Sampling(max_new_tokens=40, temperature=1.0, seed=seed))
         prompt = answerer.encode(question("hello"))
         pieces = []

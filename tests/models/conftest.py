@@ -24,13 +24,3 @@ def megatron(tmp_path_factory):
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel()
     tensor_parallel.model_parallel_cuda_manual_seed(1)
-
-
-@pytest.fixture(scope="module")
-def selected(request) -> list[dict]:
-    """The parameters of the tests of this module that are going to run, of which one process does all the work."""
-    chosen = []
-    for item in request.session.items:
-        if item.module is request.module and hasattr(item, "callspec") and not item.get_closest_marker("skip"):
-            chosen.append(item.callspec.params)
-    return chosen

@@ -14,7 +14,8 @@ from divided_mixture_worker import FAMILIES, LAYOUTS
 from test_mixture_layer import CASES, adapt, adapters, gradients, inputs, our_layer, reference_block
 
 HERE = Path(__file__).parent
-PARAMS = [(world, layout) for world in LAYOUTS for layout in LAYOUTS[world]]
+PARAMS = [(2, layout) for layout in LAYOUTS[2]]
+PARAMS += [pytest.param(4, layout, marks=pytest.mark.nightly) for layout in LAYOUTS[4]]
 
 
 @pytest.fixture(scope="module")

@@ -138,6 +138,7 @@ def test_every_text_family_is_found():
     assert len(found) > 50 and not [module for module in found.values() if ".conversion." in module]
 
 
+@pytest.mark.nightly  # ten seconds of torch.compile's imports
 def test_a_fusion_inside_a_fusion_is_one_graph():
     """On a GPU, where functions are compiled when first called: one that calls another must still be traced whole."""
     code = """

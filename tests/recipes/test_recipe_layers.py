@@ -125,7 +125,23 @@ def gpus(recipe: str) -> int:
     return int(re.search(r"_(\d+)gpu_", recipe)[1])
 
 
-@pytest.mark.parametrize("name", [name for name in TEXT if FAMILIES.match(name) and name not in UNUSABLE])
+def ours() -> list:
+    """The recipes of our families; nightly but for the smallest and the largest of each family and method."""
+    alike: dict[str, list[str]] = {}
+    for name in TEXT:
+        if FAMILIES.match(name) and name not in UNUSABLE:
+            family = re.match(r"[a-z]+\d+", name)[0]
+            alike.setdefault(f"{family} {'_sft_' in name} {'_a' in name}", []).append(name)
+    params = []
+    for names in alike.values():
+        shown = min(names, key=gpus), max(names, key=gpus)
+        for name in names:
+            marks = [] if name in shown else [pytest.mark.nightly]
+            params.append(pytest.param(name, marks=marks))
+    return params
+
+
+@pytest.mark.parametrize("name", ours())
 def test_every_recipe_of_our_families_passes_the_checks(cached, name):
     local = min(8, gpus(name))
     cfg = compose([f"recipe.name={name}", f"launch.nnodes={gpus(name) // local}", "launch.master_port=20000"])

@@ -53,7 +53,7 @@ def read_alone(file):
     return said, float(mebibytes)
 
 
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("nested", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_one_large_text_for_many_rows(nested, tmp_path):
     """Within a row's limit, a few rows at a time; beyond it, refused by name."""
     for size, expected in ((60 << 20, "read 8"), (MAX_ROW, "row 0: longer than 64 MiB")):

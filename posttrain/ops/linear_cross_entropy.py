@@ -68,6 +68,38 @@ def supervised_losses(
     return compute_language_model_loss(labels, logits)
 
 
+def token_logits(
+    *,
+    hidden_states: torch.Tensor,
+    output_layer: torch.nn.Module,
+    output_weight: torch.Tensor | None,
+    context: int,
+    config: "TransformerConfig",
+    **unused: object,
+) -> torch.Tensor:
+    """Return the logits of one position; an output processor of Megatron's GPTModel under tensor parallelism.
+
+    Args:
+        hidden_states: [t, 1, h] of the last layer, [t/n, 1, h] with sequence parallelism.
+        output_layer: the model's vocabulary projection.
+        output_weight: [v/n, h], the embedding where it is shared, else None.
+        context: the position.
+        config: the model's configuration.
+
+    Returns:
+        [v], not soft-capped; the lowest number for what is no token.
+    """
+    from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
+
+    weight = cast(torch.Tensor, output_layer.weight if output_weight is None else output_weight)
+    bias = cast("torch.Tensor | None", getattr(output_layer, "bias", None))
+    hidden = whole_hidden(hidden_states, config.sequence_parallel)[context, 0]
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    tokens = cast(int, getattr(output_layer, "own_tokens", weight.size(0)))  # see posttrain.models.padding
+    logits[tokens:] = torch.finfo(logits.dtype).min
+    return cast(torch.Tensor, gather_from_tensor_model_parallel_region(logits))
+
+
 def run_pre_hooks(module: torch.nn.Module) -> None:
     """Do what comes before a module's forward pass: Megatron-FSDP gathers there the weight that is read without it."""
     for number, hook in module._forward_pre_hooks.items():

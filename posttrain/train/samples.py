@@ -1,18 +1,22 @@
 """Answers of the live model to validation prompts, before, during and after training."""
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
-from megatron.core.utils import get_attr_wrapped_model, unwrap_model
+from megatron.core.utils import get_attr_wrapped_model, get_model_config, unwrap_model
 
 from posttrain.config.schema import TrainerSchema
+from posttrain.ops.linear_cross_entropy import token_logits
 from posttrain.spec.run_spec import RunSpec
 from posttrain.utils import working
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from posttrain.data.dataset import PackedDataset
 
 SAMPLING = "sampling"  # a phase
+WHOLE_ROW = 64  # tokens in whose multiples a text is computed without a cache: few shapes, equal parts
 log = logging.getLogger(__name__)
 
 
@@ -99,7 +104,7 @@ def split_answers(rows: "PackedDataset") -> Iterator[tuple[list[int], list[int]]
 
 @torch.no_grad()
 def greedy(model: torch.nn.Module, prompt: list[int], stop: set[int], max_new_tokens: int) -> list[int]:
-    """The most likely continuation of one prompt, with Megatron's key-value cache.
+    """The most likely continuation of one prompt; a collective call.
 
     Args:
         model: a Megatron GPT model, wrapped or not; one pipeline stage.
@@ -108,28 +113,71 @@ def greedy(model: torch.nn.Module, prompt: list[int], stop: set[int], max_new_to
         max_new_tokens: most tokens to return.
     """
     plain = unwrap_model(model)
-    rows = get_attr_wrapped_model(plain, "vocab_size")
     was_training = plain.training
     plain.eval()
-    context = StaticInferenceContext(max_batch_size=1, max_sequence_length=len(prompt) + max_new_tokens)
+    next_logits: Callable[[list[int]], torch.Tensor] = partial(_whole_row_logits, plain)
+    if not get_model_config(plain).sequence_parallel:
+        next_logits = Cached(plain, len(prompt) + max_new_tokens)
     found: list[int] = []
-    step, position = prompt, 0
     try:
         while len(found) < max_new_tokens:
-            ids = torch.tensor([step], device="cuda")
-            positions = torch.arange(position, position + len(step), device="cuda")[None]
-            logits = plain(ids, positions, None, inference_context=context, runtime_gather_output=True)
-            if logits.size(-1) * parallel_state.get_tensor_model_parallel_world_size() == rows:
-                logits = gather_from_tensor_model_parallel_region(logits)
-            likeliest = logits[0, -1].argmax()
+            likeliest = next_logits([*prompt, *found]).argmax()
             torch.distributed.broadcast(likeliest, src=0)  # or one that stops earlier leaves the others waiting
             token = int(likeliest)
             if token in stop:
                 break
             found.append(token)
-            context.increment_sequence_len_offset(len(step))
-            position += len(step)
-            step = [token]
     finally:
         plain.train(was_training)
     return found
+
+
+class Cached:
+    """Logits of the token after a text that grows by a token at a time, with Megatron's key-value cache.
+
+    Args:
+        model: not wrapped.
+        longest: tokens of the text in the end.
+    """
+
+    def __init__(self, model: torch.nn.Module, longest: int) -> None:
+        self.model = model
+        self.rows = get_attr_wrapped_model(model, "vocab_size")
+        self.context = StaticInferenceContext(max_batch_size=1, max_sequence_length=longest)
+        self.seen = 0
+
+    def __call__(self, text: list[int]) -> torch.Tensor:
+        """float[vocabulary as padded], of all token ids so far."""
+        ids = torch.tensor([text[self.seen :]], device="cuda")
+        positions = torch.arange(self.seen, len(text), device="cuda")[None]
+        logits = self.model(ids, positions, None, inference_context=self.context, runtime_gather_output=True)
+        if logits.size(-1) * parallel_state.get_tensor_model_parallel_world_size() == self.rows:
+            logits = gather_from_tensor_model_parallel_region(logits)
+        self.context.increment_sequence_len_offset(len(text) - self.seen)
+        self.seen = len(text)
+        return cast(torch.Tensor, logits[0, -1])
+
+
+def _whole_row_logits(model: torch.nn.Module, text: list[int]) -> torch.Tensor:
+    """float[vocabulary as padded] of the token after `text`, all of which is computed, as in training.
+
+    Sequence parallelism divides a row's tokens; the one token that a cache leaves can't be divided.
+    """
+    last = len(text) - 1
+    length = math.ceil(len(text) / WHOLE_ROW) * WHOLE_ROW
+    row = torch.tensor([text + text[-1:] * (length - len(text))], device="cuda")  # no token sees a later one
+    ends = torch.tensor([0, length], dtype=torch.int32, device="cuda")
+    packed = PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=length, max_seqlen_kv=length
+    )
+    return cast(
+        torch.Tensor,
+        model(
+            row,
+            torch.arange(length, device="cuda").clamp(max=last)[None],  # learned ones end
+            None,
+            packed_seq_params=packed,
+            output_processor=token_logits,
+            output_processor_context=last,
+        ),
+    )

@@ -90,3 +90,17 @@ def test_an_embedding_that_grows_and_is_divided(posttrain, tiny, tmp_path):
     assert json.loads((hf / "config.json").read_text())["vocab_size"] == 271
     report = json.loads((hf / "verification.json").read_text())
     assert report["logits"]["checked"] and report["base"]["checked"] and report["tokenizer"]["tokens"] == 271
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Mixtral"])
+def test_sample_answers_of_divided_rows(kind, posttrain, tiny, tmp_path):
+    """With sequence parallelism, a mixture's by itself: the one token that a cache leaves can't be divided."""
+    words = save(tmp_path / "model", tiny, kind, **SMALL, vocab_size=291)
+    words += ["trainer.num_generations=2", "trainer.max_new_tokens=8", "trainer.max_steps=2", "optimizer.lr=1e-2"]
+    answers = []
+    for layout in ([], ["parallelism=tp2", "parallelism.sequence_parallel=true"]):
+        result = posttrain(*words, *layout)
+        assert result.code == 0, result.err + result.log()
+        answers.append(json.loads((result.run_dir / "samples.json").read_text(encoding="utf-8")))
+    assert answers[0] == answers[1]
+    assert all(answer["before"] and answer["after"] for answer in answers[0])

@@ -26,6 +26,7 @@ from posttrain.errors import UserError
 from posttrain.models.families import position_limit_of
 from posttrain.plan import auto
 from posttrain.plan.advice import Change
+from posttrain.plan.layouts import TypedSavings
 from posttrain.plan.report import Plan, Replan, build_plan
 from posttrain.spec import checks, first_rows
 from posttrain.utils import gpus, stop, working
@@ -125,14 +126,16 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     if assumed and options.read_data and cpu_sizes.are_left(keys):
         of_cpu = cpu_sizes.choose([cfg], keys)
     shape = checks.check_settings(cfg, local, elsewhere=not here)
-    typed_recompute = cfg.trainer.recompute if cfg.parallelism.auto else None
+    typed = None
+    if cfg.parallelism.auto:
+        typed = TypedSavings(cfg.trainer.recompute, cfg.trainer.offload_layers)
     lines = resolve_auto(cfg, local, replace(gpu, memory_gib=cfg.parallelism.memory_gib or gpu.memory_gib))
     checks.check_parallelism(cfg, local, shape)
     if options.read_data and note is None:
         first_rows.look(cfg)
     working.phase("planning")
     world = checks.world_size(cfg, local)
-    result = build_plan(cfg, world, gpu, options.read_data and note is None, replan, typed_recompute)
+    result = build_plan(cfg, world, gpu, options.read_data and note is None, replan, typed)
     if note is not None:
         result["data"] = {"not_counted": note}
     result["gpu"]["assumed"] = assumed

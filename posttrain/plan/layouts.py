@@ -29,6 +29,18 @@ HOST_SHARE = 0.8  # of the host's memory that may be activations
 
 
 @dataclass(frozen=True)
+class TypedSavings:
+    """What was typed of how activations are kept, before `parallelism=auto` has chosen.
+
+    Attributes:
+        recompute, offload_layers: as in `trainer`.
+    """
+
+    recompute: str
+    offload_layers: int | None
+
+
+@dataclass(frozen=True)
 class Layout:
     """The same training in another way on the same GPUs.
 
@@ -178,7 +190,7 @@ def search(
 
 
 def fitting(
-    cfg: DictConfig, given: RunSpec, gpu: Gpu, tokens: float, typed_recompute: str | None = None
+    cfg: DictConfig, given: RunSpec, gpu: Gpu, tokens: float, typed: TypedSavings | None = None
 ) -> list[Layout]:
     """The ways in which a run fits on as many GPUs, the fastest first: by split, recomputation and precision.
 
@@ -189,11 +201,11 @@ def fitting(
         given: the run that was asked for.
         gpu: what each process runs on.
         tokens: of a step.
-        typed_recompute: see `overrides`.
+        typed: see `overrides`.
     """
     if given.fsdp:  # divides the weights itself
         return []
-    asked = _asked(given, typed_recompute)
+    asked = _asked(given, typed)
     whole = replace(asked, tensor=1, pipeline=1, expert=1, distributed_optimizer=False)
     precisions = [given.precision]
     if gpu.eight_bit and given.precision == "bf16" and replace(whole, precision="fp8").eight_bit_base:
@@ -220,7 +232,7 @@ def fitting(
             layouts += savings(layout, gpu, tokens)
         elif layout.fits(gpu):
             layouts.append(layout)
-    named = [replace(layout, overrides=overrides(given, layout.setting, typed_recompute)) for layout in layouts]
+    named = [replace(layout, overrides=overrides(given, layout.setting, typed)) for layout in layouts]
     return _worthwhile(named)
 
 
@@ -269,21 +281,21 @@ def _first_that_fits(possible: list[RunSpec], gpu: Gpu) -> RunSpec | None:
     return possible[first]
 
 
-def overrides(given: RunSpec, setting: RunSpec, typed_recompute: str | None = None) -> tuple[str, ...]:
+def overrides(given: RunSpec, setting: RunSpec, typed: TypedSavings | None = None) -> tuple[str, ...]:
     """What makes one run of the other, where they differ in split, recomputation and precision.
 
     Args:
         given: the run that was asked for, or what `parallelism=auto` has made of it.
         setting: the other one.
-        typed_recompute: trainer.recompute before `parallelism=auto` has chosen, which would choose again: so the split
-            is always said; None: it has not chosen.
+        typed: what `parallelism=auto` has chosen from, and would again: so the split is always said; None: it has not
+            chosen.
     """
     if _chosen(setting) == _chosen(given):
         return ()
     changed = []
-    if typed_recompute is not None or _sizes(setting) != _sizes(given):
+    if typed is not None or _sizes(setting) != _sizes(given):
         changed += split_overrides(setting)
-    asked = _asked(given, typed_recompute)
+    asked = _asked(given, typed)
     if setting.recompute != asked.recompute:
         changed.append(f"trainer.recompute={setting.recompute}")
     if setting.recompute_layers != asked.recompute_layers:
@@ -295,16 +307,21 @@ def overrides(given: RunSpec, setting: RunSpec, typed_recompute: str | None = No
     return tuple(changed)
 
 
-def _asked(given: RunSpec, typed_recompute: str | None) -> RunSpec:
-    """The run with what is computed again as before `parallelism=auto` has chosen; see `overrides`."""
-    if typed_recompute is None:
+def _asked(given: RunSpec, typed: TypedSavings | None) -> RunSpec:
+    """The run with the activations that it keeps as before `parallelism=auto` has chosen; see `overrides`."""
+    if typed is None:
         return given
-    recompute, is_open = read_recompute(typed_recompute)
+    recompute, is_open = read_recompute(typed.recompute)
     layers = None
     if recompute == given.recompute:
         layers = given.recompute_layers
-    away = None if is_open else given.offload_layers
-    return replace(given, recompute=recompute, recompute_open=is_open, recompute_layers=layers, offload_layers=away)
+    return replace(
+        given,
+        recompute=recompute,
+        recompute_open=is_open,
+        recompute_layers=layers,
+        offload_layers=typed.offload_layers,
+    )
 
 
 def _chosen(setting: RunSpec) -> tuple[object, ...]:

@@ -36,7 +36,7 @@ def build_plan(
     gpu: Gpu,
     read_data: bool = True,
     replan: Replan | None = None,
-    typed_recompute: str | None = None,
+    typed: layouts.TypedSavings | None = None,
 ) -> Plan:
     """Return the plan of a checked configuration.
 
@@ -46,7 +46,7 @@ def build_plan(
         gpu: what each of them runs on.
         read_data: count the data.
         replan: plans a change's overrides in full, None where they can't be; None: changes are estimated.
-        typed_recompute: trainer.recompute before `parallelism=auto` has chosen; None: it has not.
+        typed: what `parallelism=auto` has chosen from; None: it has not chosen.
 
     Returns:
         JSON-able; memory in GiB per GPU, times in seconds.
@@ -97,7 +97,7 @@ def build_plan(
         "decisions": {name: str(decision) for name, decision in setting.decisions().items()},
         "memory_gib": _in_gib(memory),
         "fits": fits,
-        "layouts": [_layout(layout) for layout in layouts.fitting(cfg, setting, gpu, tokens, typed_recompute)],
+        "layouts": [_layout(layout) for layout in layouts.fitting(cfg, setting, gpu, tokens, typed)],
         "changes": [_change(change, gpu) for change in advice.changes(setting, gpu, tokens=tokens)],
         "cheapest_change": best,
         "data": data,

@@ -76,6 +76,8 @@ def _decided_there(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any
         left.append("parallelism.")
         if now.get("trainer.recompute") == "auto":
             left.append("trainer.recompute")  # and of how many layers
+            if now.get("trainer.offload_layers") is None:
+                left.append("trainer.offload_layers")
     if now.get("trainer.micro_batch_size") == "auto":
         left.append("trainer.micro_batch_size")
     return {key: value for key, value in before.items() if key.startswith(tuple(left))}

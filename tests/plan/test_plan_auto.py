@@ -271,6 +271,20 @@ def test_what_the_machine_decided_makes_no_other_trial(tmp_path):
             Trial("a", tmp_path, composed(*words, given)).already_finished()
 
 
+def test_layers_that_the_machine_chose_to_offload_make_no_other_trial(tmp_path):
+    words = ["parallelism=auto", *LONG_70B]
+    cfg = composed(*words)
+    auto.resolve(cfg, 1, 165.0, True)
+    count = cfg.trainer.offload_layers
+    assert count
+    launcher.prepare(cfg, tmp_path)
+    (tmp_path / "status.json").write_text('{"state": "finished"}')
+    assert Trial("a", tmp_path, composed(*words)).already_finished()
+    for given in (f"trainer.offload_layers={count + 1}", "trainer.recompute=none"):
+        with pytest.raises(UserError, match=r"made with other settings \(trainer.offload_layers: "):
+            Trial("a", tmp_path, composed(*words, given)).already_finished()
+
+
 def test_slurm_jobs_are_checked_by_the_memory_that_is_given():
     words = ["model=llama3_8b", "parallelism=auto", "hydra.launcher.gpus_per_node=2"]
 
@@ -388,9 +402,17 @@ def test_what_fits_is_what_its_overrides_make(words, world, gpu):
         assert layout.eight_bit == (made.precision == "fp8") and (made.eight_bit_base or not layout.eight_bit)
 
 
-def test_what_is_listed_beside_a_choice_of_auto_is_what_its_overrides_make():
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["model=llama3_70b"],
+        ["model=llama3_8b", "trainer.offload_layers=8"],
+        ["model=llama3_8b", "trainer.offload_layers=8", "trainer.seq_length=32768"],
+    ],
+)
+def test_what_is_listed_beside_a_choice_of_auto_is_what_its_overrides_make(more):
     """Typed beside `parallelism=auto`, which would choose again: so each names its split."""
-    words = ["model=llama3_70b", "parallelism=auto", "plan.gpu=h100", "plan.gpus=2", "plan.read_data=false"]
+    words = [*more, "parallelism=auto", "plan.gpu=h100", "plan.gpus=2", "plan.read_data=false"]
     chosen = estimate(compose(words, "plan"), words, None)
     assert chosen["fits"] and [] in [layout["overrides"] for layout in chosen["layouts"]]
     for layout in chosen["layouts"]:

@@ -46,7 +46,7 @@ ROWS = {
     "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
     "messages": {"messages": MESSAGES},
     "oasst": {"prompt": {"role": "prompter", "text": "a", "replies": [{"role": "assistant", "text": "b"}]}},
-    "prompt_completion": {"prompt": "a", "completion": "b", "question": "a", "answer": "b"},
+    "prompt_completion": {"prompt": "a", "completion": "b", "question": "a", "answer": "b", "reply": "b"},
     "custom": {"title": "t", "question": "a", "reply": "b", "answer": "b"},
     "tickets": {
         "subject": "s",
@@ -84,7 +84,7 @@ def commands():
 
 def split(words):
     """The words of a command, without remarks, pipes and what stands for more."""
-    words = re.split(r"\s+#|\s\||;|\s{3,}", words)[0]
+    words = re.split(r"\s+#|\s\||;|\s{3,}|\s{2}\(", words)[0]
     return [word for word in shlex.split(words.replace("<TAB>", "")) if word != "..."]
 
 
@@ -174,9 +174,14 @@ def try_command(module, words, folder):
         if not (place / "data").is_dir() or place == CONF_DIR:  # one that another command writes
             return
         overrides.append(f"hydra.searchpath=[file://{place}]")
-    for word in words:
+    for before, word in zip(["", *words], words, strict=False):
         key, given, value = word.partition("=")
-        if not given or key.startswith("[") or key.partition(".")[0] in NOT_COMPOSED:
+        if (
+            not given
+            or before in ("--rerun", "--resume")
+            or key.startswith("[")
+            or key.partition(".")[0] in NOT_COMPOSED
+        ):
             continue
         if key == "checkpoint":  # as convert reads it
             key = "convert.checkpoint"

@@ -29,6 +29,15 @@ MODELS = {
         "num_key_value_heads": 1,
         "head_dim": 256,
     },
+    "qwen2": {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4},
+    "qwen3": {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+    "gpt_neox": {"hidden_size": 6144, "intermediate_size": 24576, "num_attention_heads": 64},
     "gemma2": {
         "hidden_size": 3584,
         "intermediate_size": 14336,
@@ -41,15 +50,6 @@ MODELS = {
         "sliding_window": 256,
         "num_hidden_layers": 2,
     },
-    "qwen2": {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4},
-    "qwen3": {
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
-    "gpt_neox": {"hidden_size": 6144, "intermediate_size": 24576, "num_attention_heads": 64},
 }
 
 

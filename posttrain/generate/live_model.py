@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from posttrain.errors import UserError
 from posttrain.models import HFModel
+from posttrain.models.families import score_softcap_of
 from posttrain.models.headers import own_file, read_optional_json
 from posttrain.models.hf_adapter import read_adapter
 from posttrain.peft.attach import attach_adapter
@@ -64,12 +65,17 @@ def load_model(
     ignored = unapplied(fields)
     if ignored:
         print(f"posttrain: not applied, of {holder / GENERATION}: {', '.join(ignored)}", file=sys.stderr, flush=True)
-    ends = fields.get("eos_token_id", source.hf_config().eos_token_id)
+    config = source.hf_config()
+    ends = fields.get("eos_token_id", config.eos_token_id)
+    attention = None
+    if score_softcap_of(config.to_dict()) is not None:
+        attention = "eager"  # the only one that has the cap: transformers' usual one leaves it out in silence
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base,
             dtype=getattr(torch, dtype or usual),
             generation_config=GenerationConfig(eos_token_id=ends),
+            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
         )

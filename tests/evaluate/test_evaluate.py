@@ -228,3 +228,25 @@ def test_exact_match():
     some = ExactMatch(extract=r"\d*")
     assert some("7 apples", "7") == 1 and some("7 apples", "8 apples") == 0 and some("none", "none") == 0
     assert ExactMatch(extract="A: (\\d+)|B")("A: 7, B", "A: 7") == 1
+
+
+def test_soft_capped_attention(tmp_path):
+    """Gemma 2's scores: as transformers' eager attention has them; its usual one leaves the cap out."""
+    import torch
+    from families import save_random
+    from tiny_tokenizer import byte_tokenizer
+    from transformers import AutoModelForCausalLM
+
+    from posttrain.generate.live_model import load_model
+
+    save_random("gemma2", tmp_path, vocab_size=288)
+    byte_tokenizer().save_pretrained(tmp_path)
+    tokens = torch.arange(40)[None]
+    logits = {}
+    for attention in ("eager", "sdpa"):
+        reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation=attention)
+        logits[attention] = reference.eval()(tokens).logits
+    model, _ = load_model(tmp_path, "float32")
+    found = model(tokens.to(model.device)).logits.cpu()
+    torch.testing.assert_close(found, logits["eager"], rtol=1e-4, atol=1e-4)
+    assert (found - logits["sdpa"]).abs().max() > 1e-2

@@ -54,7 +54,7 @@ class Layer:
     """What a chosen layer keeps.
 
     Attributes:
-        storages: by the address that they have on the device, as long as they are there.
+        storages: of this forward pass, by the address that they have on the device, as long as they are there.
         hosts: page-locked memory of the layer's storages in their order, from step to step.
         done: the last copy, on the stream of copies.
     """
@@ -68,7 +68,8 @@ class OffloadedActivations:
     """Takes away what the chosen layers of a block save for their backward passes, and brings it back in time.
 
     Layers are chosen by `chosen_layers`. Weights, what the block is given for all its layers, and small tensors stay.
-    One micro-batch after the other: no second forward pass before the first one's backward pass.
+    One micro-batch after the other: the next forward pass takes the place of what the one before has saved, whose
+    backward pass is refused then.
     """
 
     def __init__(self, block: TransformerBlock, count: int, smallest: int = SMALLEST) -> None:
@@ -83,6 +84,7 @@ class OffloadedActivations:
         self.smallest = smallest
         self.layers = [Layer() if chosen else None for chosen in chosen_layers(len(block.layers), count)]
         self.under_way: deque[Layer] = deque()
+        self.passes = 0  # forward passes
         self.stay: set[int] = set()  # addresses of storages
         self.current = 0
         self.hooks: saved_tensors_hooks | None = None
@@ -103,6 +105,7 @@ class OffloadedActivations:
         tensors = [*block.parameters(), *block.buffers(), *args[1:], *given]
         self.stay = {t.untyped_storage().data_ptr() for t in tensors if isinstance(t, torch.Tensor)}
         self.under_way.clear()
+        self.passes += 1
         for layer in filter(None, self.layers):
             layer.storages.clear()
             layer.done = None
@@ -133,15 +136,16 @@ class OffloadedActivations:
         for storage in layer.storages.values():
             storage.here = None
 
-    def _pack(self, tensor: torch.Tensor) -> tuple[int, torch.Tensor | Saved]:
+    def _pack(self, tensor: torch.Tensor) -> tuple[int, int, torch.Tensor | Saved]:
         """What autograd keeps in the place of a tensor."""
         layer = self.layers[self.current]
         if layer is None or not self._goes(tensor):
             # Itself only where that makes no circle of references: weights, with what is attached to them.
-            return self.current, tensor if tensor.is_leaf else tensor.detach()
+            return self.passes, self.current, tensor if tensor.is_leaf else tensor.detach()
         whole = tensor.untyped_storage()
         storage = layer.storages.get(whole.data_ptr()) or self._send(layer, whole)
-        return self.current, Saved(storage, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+        view = Saved(storage, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+        return self.passes, self.current, view
 
     def _goes(self, tensor: torch.Tensor) -> bool:
         whole = tensor.untyped_storage()
@@ -187,9 +191,14 @@ class OffloadedActivations:
         if self.device.type == "cuda":
             torch.cuda.check_error(runtime().cudaHostUnregister(host.data_ptr()))
 
-    def _unpack(self, packed: tuple[int, torch.Tensor | Saved]) -> torch.Tensor:
+    def _unpack(self, packed: tuple[int, int, torch.Tensor | Saved]) -> torch.Tensor:
         """The tensor, in the backward pass of its layer; the next layer's are sent for meanwhile."""
-        number, saved = packed
+        made_in, number, saved = packed
+        if made_in != self.passes:
+            raise UserError(
+                f"`trainer.offload_layers={self.count}`: the objective runs the model a second time before the first "
+                "one's backward pass, and there is room for one alone; remove it, or use trainer.recompute=full"
+            )
         for later in filter(None, self.layers[number + 1 :]):
             later.storages.clear()
         own = self.layers[number]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from parity import build, run, write_reference
 
+from posttrain.errors import UserError
 from posttrain.models.offloaded_layers import AWAY, chosen_layers
 
 LAYERS = 7
@@ -81,3 +82,24 @@ def test_nothing_leaves_without_gradients(megatron, tmp_path):
     with torch.no_grad():
         parity.forward_step(iter([None]), parts[0])
     assert not any(layer.hosts for layer in offloaded.layers)
+
+
+def test_two_forward_passes_before_the_backward_pass_are_refused(megatron, tmp_path):
+    """The second one takes the first one's place; a third one alone is as if they had not been."""
+    from posttrain.models.offloaded_activations import OffloadedActivations
+
+    write_reference("llama", tmp_path, num_hidden_layers=3)
+    _, parts, _ = build(tmp_path)
+    run(parts)
+    expected = gradients(parts)
+    OffloadedActivations(block_of(parts), 3, smallest=1)
+    losses = []
+    for _ in range(2):
+        output, _ = parity.forward_step(iter([None]), parts[0])
+        losses.append(output.sum())
+    with pytest.raises(UserError, match=r"trainer.offload_layers=3.*a second time"):
+        sum(losses).backward()
+    run(parts)
+    found = gradients(parts)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name

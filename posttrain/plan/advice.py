@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain.peft import LoRA
-from posttrain.plan.memory import GIB, Memory, estimate_memory
+from posttrain.plan.memory import GIB, Memory, estimate_memory, host_fits
 from posttrain.plan.speed import estimate_speed, with_rate
 from posttrain.spec.parallel_sizes import Counts
 from posttrain.spec.run_spec import RunSpec
@@ -56,8 +56,8 @@ class Change:
         return KINDS.index(self.kind), self.setting.world, self.slower
 
     def fits(self, gpu: Gpu) -> bool:
-        """Whether the GPU has the memory."""
-        return self.memory.needed <= gpu.memory_gib * GIB
+        """Whether the GPU has the memory, and its machine what is kept there."""
+        return self.memory.needed <= gpu.memory_gib * GIB and host_fits(self.memory, gpu)
 
 
 def edits(s: RunSpec, gpu: Gpu) -> Iterator[list[Edit]]:
@@ -70,6 +70,9 @@ def edits(s: RunSpec, gpu: Gpu) -> Iterator[list[Edit]]:
     yield smaller
     if s.recompute != "full":
         yield [Edit("speed", "trainer.recompute=full", {"recompute": "full"})]
+    elif s.can_offload and s.offload_layers is None:  # what that keeps
+        layers = s.known_shape.layers
+        yield [Edit("speed", f"trainer.offload_layers={layers}", {"offload_layers": layers})]
     if s.data_parallel * s.context > 1 and not s.distributed_optimizer and not s.fsdp:
         override = "parallelism.distributed_optimizer=true"
         yield [Edit("speed", override, {"distributed_optimizer": True})]

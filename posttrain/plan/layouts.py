@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain.config import yaml_file
 from posttrain.config.policy import SHIPPED
 from posttrain.errors import UserError
-from posttrain.plan.memory import GIB, Memory, estimate_memory
+from posttrain.plan.memory import GIB, Memory, estimate_memory, host_fits
 from posttrain.plan.speed import estimate_speed
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import KEYS
@@ -25,7 +25,6 @@ SIZES = (1, 2, 4, 8, 16)
 RECOMPUTE = ("none", "full")
 MOST_SHOWN = 4  # with weights alike
 HEADROOM = 0.03  # of a GPU's memory that is left where activations of as few layers as possible are not kept
-HOST_SHARE = 0.8  # of the host's memory that may be activations
 
 
 @dataclass(frozen=True)
@@ -275,8 +274,7 @@ def _first_that_fits(possible: list[RunSpec], gpu: Gpu) -> RunSpec | None:
     first = bisect.bisect_left(possible, True, key=partial(_fits, room=room))
     if first == len(possible):
         return None
-    host = estimate_memory(possible[first]).host
-    if gpu.host_gib is not None and host > HOST_SHARE * gpu.host_gib * GIB:
+    if not host_fits(estimate_memory(possible[first]), gpu):
         return None
     return possible[first]
 

@@ -6,6 +6,7 @@ from posttrain.models.offloaded_layers import AWAY, SMALLEST, chosen_layers
 from posttrain.plan import activations
 from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.shape import Adapters, Linear
+from posttrain.utils.gpus import Gpu
 
 GIB = 2**30
 # In torch's allocator: workspaces of 32 MiB, cuBLAS' and Transformer Engine's.
@@ -16,6 +17,7 @@ GRAPH = 0.14 * GIB
 # Outside of torch's allocator: the driver and the kernels, and NCCL's buffers.
 CONTEXT = 0.55 * GIB
 NCCL = 1.0 * GIB
+HOST_SHARE = 0.8  # of the host's memory that may be activations
 FRAGMENTATION = 0.03  # of the allocator
 OPTIMIZER_STATE = {"adam": 8, "sgd": 4}  # bytes of moments per trained parameter
 
@@ -52,6 +54,11 @@ def estimate_memory(s: RunSpec) -> Memory:
     first = stage_memory(s, 0)
     last = stage_memory(s, s.pipeline - 1)
     return last if last.needed > first.needed else first
+
+
+def host_fits(memory: Memory, gpu: Gpu) -> bool:
+    """Whether the GPU's machine has the memory for its activations, as far as that is known."""
+    return gpu.host_gib is None or memory.host <= HOST_SHARE * gpu.host_gib * GIB
 
 
 def stage_memory(s: RunSpec, index: int) -> Memory:

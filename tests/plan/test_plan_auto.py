@@ -449,6 +449,7 @@ def test_activations_go_to_the_host_where_that_is_faster():
     assert f"{said} since nothing fits without" in choice.describe(140)
     choice = auto.choose(composed("parallelism=auto", *LONG_70B, "trainer.recompute=full"), 1, find_gpu("h100"), True)
     assert choice.memory.needed > 79.2 * GIB  # as is asked for
+    assert auto.advice.cheapest(choice.setting, find_gpu("h100")).overrides == ("trainer.offload_layers=80",)
     short = [*LONG_70B, "trainer.seq_length=4096"]
     choice = auto.choose(composed("parallelism=auto", *short), 1, find_gpu("h100"), True)
     assert choice.memory.needed < 79.2 * GIB

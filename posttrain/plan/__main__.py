@@ -211,7 +211,7 @@ def resolve_auto(cfg: DictConfig, local: int, gpu: gpus.Gpu) -> list[str]:
         auto.apply_choice(cfg, choice)
     if choose_batch:
         world = checks.world_size(cfg, local)
-        lines.append(auto.fill_memory(cfg, world, gpu.memory_gib, transformer_engine=True))
+        lines.append(auto.fill_memory(cfg, world, gpu, transformer_engine=True))
     return lines
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from posttrain.errors import UserError
 from posttrain.patches import Platform
 from posttrain.plan import advice, layouts
-from posttrain.plan.memory import GIB, Memory, estimate_memory
+from posttrain.plan.memory import GIB, Memory, estimate_memory, host_fits
 from posttrain.plan.speed import with_rate
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import KEYS
@@ -151,9 +151,9 @@ def resolve(
         raise UserError("`parallelism.memory_gib`: nvidia-smi doesn't report how much memory the GPUs have; set it")
     if transformer_engine is None:
         transformer_engine = Platform.detect("cuda").transformer_engine
+    gpu = replace(gpu or Gpu("here", None, memory_gib), memory_gib=memory_gib)
     lines = []
     if choose_split:
-        gpu = replace(gpu or Gpu("here", None, memory_gib), memory_gib=memory_gib)
         choice = choose(cfg, visible, gpu, transformer_engine)
         if choice.memory.needed > memory_gib * GIB:
             raise UserError(_refusal(choice, gpu))
@@ -161,7 +161,7 @@ def resolve(
         lines.append(choice.describe(memory_gib))
     if choose_batch:
         world = checks.world_size(cfg, visible)
-        lines.append(fill_memory(cfg, world, memory_gib, transformer_engine))
+        lines.append(fill_memory(cfg, world, gpu, transformer_engine))
     return "\n".join(lines)
 
 
@@ -178,13 +178,13 @@ def _resolve_on_cpu(cfg: DictConfig, choose_split: bool, choose_batch: bool) -> 
     return "\n".join(lines)
 
 
-def fill_memory(cfg: DictConfig, world: int, memory_gib: float, transformer_engine: bool) -> str:
+def fill_memory(cfg: DictConfig, world: int, gpu: Gpu, transformer_engine: bool) -> str:
     """Set the largest micro-batch size in `cfg` that fits, 1 where none does.
 
     Args:
         cfg: with plain parallel sizes; changed in place.
         world: processes over all machines.
-        memory_gib: of one GPU.
+        gpu: each of them.
         transformer_engine: whether the run has it.
 
     Returns:
@@ -195,11 +195,12 @@ def fill_memory(cfg: DictConfig, world: int, memory_gib: float, transformer_engi
     for size in range(max(sequences, 1), 0, -1):
         if sequences % size and size > 1:
             continue
-        needed = estimate_memory(replace(given, micro_batch=size)).needed / GIB
-        if needed <= memory_gib:
+        memory = estimate_memory(replace(given, micro_batch=size))
+        needed = memory.needed / GIB
+        if needed <= gpu.memory_gib and host_fits(memory, gpu):
             break
     cfg.trainer.micro_batch_size = size
-    return f"trainer.micro_batch_size=auto: {size}: needs {needed:.1f} of {memory_gib:.1f} GiB per GPU"
+    return f"trainer.micro_batch_size=auto: {size}: needs {needed:.1f} of {gpu.memory_gib:.1f} GiB per GPU"
 
 
 def apply_choice(cfg: DictConfig, choice: Choice) -> None:

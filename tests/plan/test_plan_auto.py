@@ -365,6 +365,19 @@ def test_other_micro_batch_sizes(value, said):
         checks.check(composed(f"trainer.micro_batch_size={value}"), 0)
 
 
+def test_micro_batches_leave_room_in_the_hosts_memory():
+    """Activations that wait there fill it before the GPU's."""
+    words = ["model=llama3_8b", "trainer.offload_layers=32", "trainer.global_batch_size=64", "trainer.seq_length=4096"]
+    sizes = []
+    for host_gib in (None, 200.0):
+        cfg = composed(*words)
+        auto.fill_memory(cfg, 1, replace(find_gpu("h200"), host_gib=host_gib), True)
+        sizes.append(cfg.trainer.micro_batch_size)
+    most, fewer = sizes
+    host = estimate_memory(resolve_spec(cfg, 1)).host / GIB
+    assert fewer < most and host <= 160 < 2 * host
+
+
 def test_plan_says_how_many_fit(capsys):
     cfg = compose(
         ["data=prompt_completion", "data.path=rows.jsonl", "model=llama32_1b", "trainer.micro_batch_size=auto",

@@ -87,6 +87,7 @@ class OffloadedActivations:
         self.passes = 0  # forward passes
         self.stay: set[int] = set()  # addresses of storages
         self.current = 0
+        self.copies: Any = None  # a stream, of the device that the model will be on
         self.hooks: saved_tensors_hooks | None = None
         block.register_forward_pre_hook(self._enter, with_kwargs=True)
         block.register_forward_hook(self._leave, always_call=True)
@@ -99,7 +100,7 @@ class OffloadedActivations:
             return
         self.device = next(block.parameters()).device
         self.streams = torch.get_device_module(self.device)
-        if not hasattr(self, "copies"):
+        if self.copies is None:
             self.copies = self.streams.Stream()
         given = [value for name, value in kwargs.items() if name != "hidden_states"]
         tensors = [*block.parameters(), *block.buffers(), *args[1:], *given]

@@ -106,6 +106,14 @@ CHANGES = (
         versions=BRIDGE,
     ),
     _elsewhere(
+        "filled-up-vocabulary",
+        "posttrain.models.padding",
+        "load_tensors",
+        kind=Kind.CORRECTNESS,
+        symptom="a filled-up vocabulary cannot be read by one process: upstream fills it up for several alone",
+        versions=BRIDGE,
+    ),
+    _elsewhere(
         "fused-mlp",
         "posttrain.ops.fused_mlp",
         "__class__",

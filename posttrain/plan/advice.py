@@ -70,7 +70,7 @@ def edits(s: RunSpec, gpu: Gpu) -> Iterator[list[Edit]]:
     yield smaller
     if s.recompute != "full":
         yield [Edit("speed", "trainer.recompute=full", {"recompute": "full"})]
-    elif s.can_offload and s.offload_layers is None:  # what that keeps
+    elif s.offload and s.offload_layers is None:  # what that keeps
         layers = s.known_shape.layers
         yield [Edit("speed", f"trainer.offload_layers={layers}", {"offload_layers": layers})]
     if s.data_parallel * s.context > 1 and not s.distributed_optimizer and not s.fsdp:

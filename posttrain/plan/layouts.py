@@ -144,6 +144,7 @@ def check(cfg: DictConfig, setting: RunSpec, local: int, visible: int, architect
     """
     apply(cfg, setting, local)
     checks.check_parallelism(cfg, visible, architecture)
+    setting.check()
 
 
 def part_of(cfg: DictConfig) -> DictConfig:
@@ -255,7 +256,7 @@ def savings(layout: Layout, gpu: Gpu, tokens: float) -> list[Layout]:
     again = [replace(full, recompute_layers=count) for count in range(1, most)]
     kept = replace(full, recompute="none", recompute_layers=None)
     away = both = []
-    if kept.can_offload and full.offload_layers is None:
+    if kept.offload and full.offload_layers is None:
         away = [replace(kept, offload_layers=count) for count in range(1, most + 1)]
         both = [replace(full, offload_layers=count) for count in range(1, most + 1)]
     fewest = [_first_that_fits(possible, gpu) for possible in (again, away)]

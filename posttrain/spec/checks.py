@@ -82,7 +82,7 @@ def check_settings(cfg: DictConfig, visible_gpus: int, elsewhere: bool = False) 
     platform = patches.Platform.with_gpus(visible_gpus)
     if elsewhere and visible_gpus:
         platform = patches.Platform("cuda", transformer_engine=True)
-    check_captured(cfg, world_size(cfg, visible_gpus), platform, shape)
+    check_spec(cfg, world_size(cfg, visible_gpus), platform, shape)
     return shape
 
 
@@ -192,9 +192,9 @@ def check_validated(cfg: DictConfig) -> None:
         )
 
 
-def check_captured(cfg: DictConfig, world: int, platform: patches.Platform, shape: Mapping[str, Any] | None) -> None:
-    """Where steps have to be captured in a CUDA graph, they can be."""
-    if cfg.trainer.cuda_graph:
+def check_spec(cfg: DictConfig, world: int, platform: patches.Platform, shape: Mapping[str, Any] | None) -> None:
+    """What was asked for and depends on the whole run can be done: a captured step, activations on the host."""
+    if cfg.trainer.cuda_graph or cfg.trainer.offload_layers:
         resolve_spec(cfg, world, platform.transformer_engine, platform.device, shape or {}).check()
 
 
@@ -267,11 +267,6 @@ def check_parallelism(
         raise UserError(
             "`parallelism=fsdp peft=none`: all weights of a model's files have not yet been seen to train on GPUs as "
             "in other layouts; use parallelism=zero1, or peft=lora"
-        )
-    if t.offload_layers and (sizes.pipeline > 1 or chosen.fsdp):
-        raise UserError(
-            f"`trainer.offload_layers={t.offload_layers}`: a pipeline has several micro-batches under way, and "
-            "Megatron-FSDP was not tried with it; use data, tensor or context parallelism, or trainer.recompute=full"
         )
     if visible_gpus and nproc > visible_gpus:
         raise UserError(f"`parallelism.nproc_per_node={nproc}`: this machine has {visible_gpus} visible GPUs")

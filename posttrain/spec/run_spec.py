@@ -200,18 +200,26 @@ class RunSpec(ParallelSizes):
         return sum(map(self.layers_again, range(self.pipeline))) / self.known_shape.layers
 
     @property
-    def can_offload(self) -> bool:
-        """Whether activations can wait in the host's memory: one micro-batch at a time, layers that stay whole."""
-        return self.device == "cuda" and self.pipeline == 1 and not self.fsdp
+    def offload(self) -> Decision:
+        """Whether activations can wait in the host's memory (posttrain.models.offloaded_activations).
+
+        Transformer Engine's layers add a weight's gradient to Megatron's sum, which hooks of saved tensors can hide.
+        """
+        return unless(
+            (self.device == "cpu", "they are there anyway"),
+            (self.pipeline > 1, "a pipeline has several micro-batches under way"),
+            (self.fsdp, "Megatron-FSDP was not tried with it"),
+            (self.shape is None, "the model's layers are not known here"),
+            (not self.one_operation, "only plain LoRA as one operation with its layer was compared with it"),
+            on="copied beside the products",
+        )
 
     @property
     def offloaded_layers(self) -> int:
-        """Layers whose activations wait in the host's memory (posttrain.models.offloaded_activations)."""
-        if self.offload_layers is None or self.device == "cpu":  # where they are anyway
+        """Layers whose activations wait in the host's memory."""
+        if self.offload_layers is None or not self.offload:
             return 0
-        if self.shape is None:
-            return self.offload_layers
-        return min(self.offload_layers, self.shape.layers)
+        return min(self.offload_layers, self.known_shape.layers)
 
     def epoch(self, rows: int) -> Epoch:
         """The steps of an epoch of `rows` packed sequences."""
@@ -438,8 +446,14 @@ class RunSpec(ParallelSizes):
         """Refuse what was asked for and can't be done.
 
         Raises:
-            UserError: `trainer.cuda_graph=true` where a step can't be captured.
+            UserError: `trainer.cuda_graph=true` where a step can't be captured, `trainer.offload_layers` on a GPU where
+                activations can't be offloaded.
         """
+        if self.offload_layers and self.device == "cuda" and not self.offload:
+            raise UserError(
+                f"`trainer.offload_layers={self.offload_layers}`: activations can't wait in the host's memory: "
+                f"{self.offload.reason}; remove it, or use trainer.recompute=full"
+            )
         if self.graph and not self.cuda_graph:
             raise UserError(f"`trainer.cuda_graph=true`: a step can't be captured: {self.cuda_graph.reason}")
 
@@ -453,6 +467,8 @@ class RunSpec(ParallelSizes):
     def decisions(self) -> dict[str, Decision]:
         """What a user may want to know the reason of, by name; on a GPU."""
         decisions = {"CUDA graph": self.cuda_graph, "base check": self.base_check}
+        if self.offload_layers:
+            decisions["activations in the host's memory"] = self.offload
         if self.experts:
             decisions["experts as grouped products"] = self.grouped_experts
         if self.precision == "fp8":

@@ -102,6 +102,16 @@ def test_routing(torch):
     assert torch.equal(token[routing.rows], torch.arange(TOKENS, device="cuda")[:, None].expand(-1, CHOSEN))
 
 
+def capture(torch, compute, *inputs):
+    """A CUDA graph of `compute` on these inputs, and the results that a replay fills."""
+    compute(*inputs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        captured = compute(*inputs)
+    return graph, captured
+
+
 def test_replayed_with_other_routings(torch):
     """Bit by bit what is computed without a graph; and the same each time."""
     from posttrain.ops.grouped_experts import ExpertWeights, Routing, frozen_experts
@@ -120,11 +130,7 @@ def test_replayed_with_other_routings(torch):
             upstream,
         )
 
-    compute(probabilities, chosen)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        captured = compute(probabilities, chosen)
+    graph, captured = capture(torch, compute, probabilities, chosen)
     for seed in (4, 5, 6):
         others = choices(torch, seed)
         assert not torch.equal(others[1].sum(0), chosen.sum(0))
@@ -207,11 +213,7 @@ def test_several_processes_replayed_with_other_routings(torch, eight_bit):
             upstream,
         )
 
-    compute(probabilities, chosen)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        captured = compute(probabilities, chosen)
+    graph, captured = capture(torch, compute, probabilities, chosen)
     for routing, seed in (("uneven", 4), ("a process without a row", 5), ("all to one process", 6), ("uneven", 7)):
         others = reference.choices(routing, "cuda", seed)
         probabilities.copy_(others[0])

@@ -2,6 +2,8 @@
 
 POSTTRAIN_LAYOUTS=layouts.jsonl pytest -m gpu tests/e2e/test_gpu_layouts.py
 python scripts/layout_table.py layouts.jsonl
+
+Of several files, as of tests that were run in parts, what a later one has counts.
 """
 
 import json
@@ -15,21 +17,35 @@ TRAINED = {"lora": "LoRA", "dora": "DoRA", "canonical": "canonical LoRA", "all":
 
 def table(rows: list[dict]) -> str:
     """A line for each model and layout: how far its losses are from one GPU's, by what is trained."""
-    lines = {}
+    lines: dict[tuple[str, str, int], dict[str, dict]] = {}
     for row in rows:
-        captured, cells = lines.setdefault((row["model"], row["layout"]), (row["captured"], {}))
-        cells[row["trained"]] = "fails" if row["off"] is None else f"{row['off']:.0e}"
-    text = f"| model | layout | step captured | {' | '.join(TRAINED.values())} |\n"
-    text += "|---|---|---|" + "---|" * len(TRAINED) + "\n"
-    for (model, layout), (captured, cells) in lines.items():
-        values = [cells.get(trained, "") for trained in TRAINED]
-        text += f"| {model} | `{layout}` | {'yes' if captured else 'no'} | {' | '.join(values)} |\n"
+        layout = ", ".join(f"`{word}`" for word in [row["layout"], *row["more"]])
+        lines.setdefault((row["model"], layout, row["processes"]), {})[row["trained"]] = row
+    text = f"| model | layout | processes | step captured | {' | '.join(TRAINED.values())} |\n"
+    text += "|---|---|---|---|" + "---|" * len(TRAINED) + "\n"
+    for (model, layout, processes), found in lines.items():
+        captured = "no"
+        if found.get("lora", next(iter(found.values())))["captured"]:
+            captured = "yes"
+        values = [cell(found.get(trained)) for trained in TRAINED]
+        text += f"| {model} | {layout} | {processes} | {captured} | {' | '.join(values)} |\n"
     return text
+
+
+def cell(row: dict | None) -> str:
+    """The largest difference of a loss; empty: not run."""
+    if row is None:
+        return ""
+    if row["off"] is None:
+        return "fails"
+    return f"{row['off']:.0e}"
 
 
 def main() -> None:
     """Replace the table."""
-    rows = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
+    rows = []
+    for path in sys.argv[1:]:
+        rows += [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(before + BEGIN + table(rows) + END + after)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from posttrain.plan.activations import saved_activations
 from posttrain.plan.flops import ModelFlops
-from posttrain.plan.memory import offloaded
+from posttrain.plan.memory import offloaded, parameters
 from posttrain.spec.run_spec import RunSpec
 from posttrain.utils.gpus import Gpu
 
@@ -36,6 +36,11 @@ WAITING_S = 0.0275
 LINK = 285e9
 # The same beside products, over the time that it adds to them: Llama 3 8B, two H200s, bf16 and fp8.
 OVERLAPPED_LINK = 365e9
+# What of the gathers and sums of Megatron-FSDP, at NCCL's rate, a step waits for: Llama 3 8B, all weights, two H200s.
+FULLY_SHARDED_WAIT = 0.36
+# Bytes a second of expert parallelism's gathers and sums, with its small sums of adapters and the wait for the process
+# that more tokens have chosen: Qwen3-30B-A3B, two H200s.
+EXPERT_LINK = 142e9
 # Times that a transformer layer's residual stream is gathered or summed over tensor parallelism: before and after
 # attention and MLP, forward and backward.
 EXCHANGES = 8
@@ -64,8 +69,9 @@ class Speed:
 def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     """Estimate the time of a step with `tokens` tokens.
 
-    Counted of the communication is what the GPUs wait for: tensor, context and expert parallelism's, over NVLink.
-    Gradients are small (adapters) or summed beside the backward pass. Experts are taken to get equally many tokens.
+    Counted of the communication is what the GPUs wait for: tensor, context and expert parallelism's and
+    Megatron-FSDP's, over NVLink. Gradients are small (adapters) or summed beside the backward pass. Experts are taken
+    to get equally many tokens.
     """
     if gpu.tflops is None:
         return Speed(None, None, None, "unknown")
@@ -182,7 +188,7 @@ def imbalance(s: RunSpec) -> float:
 
 
 def exchange_seconds(s: RunSpec) -> float:
-    """Seconds of a step that a GPU waits for tensor, context and expert parallelism's exchanges."""
+    """Seconds of a step that a GPU waits for tensor, context and expert parallelism's exchanges, or Megatron-FSDP's."""
     shape = s.known_shape
     layers = max(s.stage_layers)
     token = 0.0  # seconds for a token in a layer
@@ -197,8 +203,17 @@ def exchange_seconds(s: RunSpec) -> float:
         if s.grouped_experts:
             sent = s.expert
         passes = EXPERT_EXCHANGES * (1 + s.share_again / 2)
-        token += passes * sent * shape.hidden * s.width / s.tensor / LINK
-    return s.micro_batches * layers * s.tokens * token
+        token += passes * sent * shape.hidden * s.width / s.tensor / EXPERT_LINK
+    return s.micro_batches * (layers * s.tokens * token + fully_sharded_seconds(s))
+
+
+def fully_sharded_seconds(s: RunSpec) -> float:
+    """Seconds of a micro-batch that a GPU waits for Megatron-FSDP: weights forward and backward, sums of gradients."""
+    if not s.fsdp:
+        return 0.0
+    weights, trained, expert_weights, expert_trained = parameters(s, 0)
+    moved = 2 * s.width * (weights + expert_weights) + 4 * (trained + expert_trained)
+    return FULLY_SHARDED_WAIT * moved / LINK
 
 
 def offload_seconds(s: RunSpec, gpu: Gpu, arithmetic: float) -> float:

@@ -263,10 +263,10 @@ def check_parallelism(
             "`parallelism.fsdp`: is for data-parallel processes alone; set tensor_model_parallel_size, "
             "pipeline_model_parallel_size, context_parallel_size and expert_model_parallel_size of parallelism to 1"
         )
-    if visible_gpus and chosen.fsdp and cfg.peft._target_ is None and not cfg.model.random_init:
+    if chosen.fsdp and cfg.peft._target_ is not None and cfg.precision.name == "fp8":
         raise UserError(
-            "`parallelism=fsdp peft=none`: all weights of a model's files have not yet been seen to train on GPUs as "
-            "in other layouts; use parallelism=zero1, or peft=lora"
+            "`precision=fp8 parallelism=fsdp`: Megatron-FSDP can't divide frozen weights in 8 bits; use "
+            "precision=bf16, or parallelism=ddp, whose 8-bit weights take half the memory"
         )
     if visible_gpus and nproc > visible_gpus:
         raise UserError(f"`parallelism.nproc_per_node={nproc}`: this machine has {visible_gpus} visible GPUs")

@@ -1,18 +1,19 @@
-"""Layouts on GPUs: what is trained is what one GPU trains. `pytest -m gpu tests/e2e/test_gpu_layouts.py -s`, two GPUs.
+"""Layouts on GPUs: what is trained is what one GPU trains. `pytest -m gpu tests/e2e/test_gpu_layouts.py -s`.
 
 Small models whose heads are as wide as kernels of GPUs want them, 20 steps from the same weights. Every case is a
-command of its own; those of a pair of GPUs run a few at a time. The figures are printed as rows of a table, and written
-to the file that POSTTRAIN_LAYOUTS names (scripts/layout_table.py puts it into docs/parallelism.md).
+command of its own; a few run at a time. Where there are fewer GPUs than a case has processes, each process is a machine
+of a run on several, and they share the GPUs: NCCL then talks over sockets, slowly. The figures are printed as rows of a
+table, and written to the file that POSTTRAIN_LAYOUTS names (scripts/layout_table.py puts it into docs/parallelism.md).
 """
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +22,18 @@ import pytest
 import tiny_model
 from commands import Result, environment
 
+from posttrain.launch.nodes import reserve_port
 from posttrain.utils.gpus import visible_gpus
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(visible_gpus() < 2, reason="needs two GPUs"),
+    pytest.mark.skipif(visible_gpus() < 1, reason="needs a GPU"),
 ]
 
-AT_ONCE = 8  # commands on a pair of GPUs; each spends most of its time starting
+AT_ONCE = 8  # commands on as many GPUs as one has processes; each spends most of its time starting
+SHARED_AT_ONCE = 4  # on GPUs that processes share
 STEPS = 20
 LOSSES = 1e-3  # in bf16, whose rounding depends on the order of sums
 # Each process rounds its half of an adapter's sum, or scales its half of a row to 8 bits, by itself.
@@ -43,6 +46,10 @@ TRAINED = {
     "fp8": ["peft=lora", "precision=fp8"],
 }
 DATA = {"messages": ["data=messages"], "text": ["objective=text"]}
+DIVIDED = {
+    "cp4": ["parallelism=cp2", "parallelism.context_parallel_size=4"],
+    "ep4": ["parallelism=ep2", "parallelism.expert_model_parallel_size=4"],
+}  # others are options of `parallelism`
 RATES = {"all": 1e-5}  # Adam's steps are of one size, so all weights move far, and differences with them
 DENSE = ["ddp", "zero1", "fsdp", "tp2", "pp2"]
 MIXTURE = ["ddp", "fsdp", "tp2", "ep2"]
@@ -50,7 +57,7 @@ MIXTURE = ["ddp", "fsdp", "tp2", "ep2"]
 
 @dataclass(frozen=True)
 class Case:
-    """A run: of a model, what is trained of it, how it is divided, on what.
+    """A run: of a model, what is trained of it, how it is divided, on what, with which more overrides.
 
     Context parallelism pads conversations to its multiple and so packs others together; documents of such lengths are
     packed alike.
@@ -60,14 +67,17 @@ class Case:
     trained: str
     layout: str
     data: str = "messages"
+    processes: int = 2
+    more: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.trained}-{self.layout}-{self.data}"
+        words = [self.model, self.trained, self.layout, self.data, str(self.processes), *self.more]
+        return "-".join(words).replace("=", "_")
 
     @property
     def alone(self) -> "Case":
-        return Case(self.model, self.trained, "single", self.data)
+        return Case(self.model, self.trained, "single", self.data, 1)
 
 
 @dataclass(frozen=True)
@@ -90,15 +100,23 @@ class Resumed:
 
     @property
     def alone(self) -> Case:
-        return Case(self.model, self.trained, "single")
+        return Case(self.model, self.trained, "single", processes=1)
 
 
 CASES = [Case("Llama", trained, layout) for trained in TRAINED for layout in DENSE]
 CASES += [Case("Llama", trained, "cp2", "text") for trained in TRAINED]
 CASES += [Case("Mixtral", trained, layout) for trained in ("lora", "all") for layout in MIXTURE]
 CASES += [Case("Mixtral", "fp8", "ep2")]
-REFUSED = [("all", "fsdp")]  # posttrain/spec/checks.py
-CASES = [case for case in CASES if (case.trained, case.layout) not in REFUSED]
+CASES += [
+    Case("Llama", "lora", "tp2", more=("trainer.num_generations=2",)),
+    Case("Llama", "lora", "tp2", more=("trainer.offload_layers=2",)),
+    Case("Llama", "lora", "cp2", "text", more=("trainer.offload_layers=2",)),
+]
+CASES += [Case("Llama", "lora", layout, processes=4) for layout in (*DENSE, "tp4", "tp2_pp2")]
+CASES += [Case("Llama", "lora", layout, "text", processes=4) for layout in ("cp2", "cp4")]
+CASES += [Case("Llama", "fp8", "tp4", processes=4)]
+CASES += [Case("Llama", "all", layout, processes=4) for layout in ("zero1", "fsdp", "tp2_pp2")]
+CASES += [Case("Mixtral", "lora", layout, processes=4) for layout in ("ep2", "ep4")]
 RESUMED = [
     Resumed("Llama", "lora", "tp2", "ddp"),
     Resumed("Llama", "lora", "pp2", "tp2"),
@@ -125,8 +143,8 @@ def write_model(directory: Path, kind: str) -> None:
     (directory / "messages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (directory / "text.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     config = {
-        "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 288, "max_position_embeddings": 512, "bos_token_id": None,
+        "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "head_dim": 64,
+        "num_key_value_heads": 4, "vocab_size": 288, "max_position_embeddings": 512, "bos_token_id": None,
         "tie_word_embeddings": False,
     }  # fmt: skip
     if kind == "Mixtral":
@@ -137,7 +155,7 @@ def write_model(directory: Path, kind: str) -> None:
 
 
 class Bench:
-    """Runs commands on pairs of GPUs, some at a time.
+    """Runs commands on the visible GPUs, some at a time.
 
     Args:
         directory: of models and runs.
@@ -146,53 +164,76 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(visible_gpus())))
-        numbers = visible.split(",")
-        pairs = [",".join(numbers[i : i + 2]) for i in range(0, len(numbers) - 1, 2)]
-        self.pools = {pair: ThreadPoolExecutor(AT_ONCE) for pair in pairs}
-        self.started = 0
-
-    def submit[T](self, run: Callable[..., T], *arguments: object) -> Future[T]:
-        """Call `run` soon, with these arguments and a pair of GPUs."""
-        pair = list(self.pools)[self.started % len(self.pools)]
-        self.started += 1
-        return self.pools[pair].submit(run, *arguments, pair)
+        self.gpus = visible.split(",")
+        pairs = len(self.gpus) // 2
+        self.pool = ThreadPoolExecutor(pairs * AT_ONCE or SHARED_AT_ONCE)
+        self.numbers = itertools.count()
 
     def directory_of(self, name: str) -> Path:
         return self.directory / "runs" / name
 
-    def run_case(self, case: Case, pair: str) -> Result:
-        return self.run(case, case.name, pair)
+    def run_case(self, case: Case) -> Result:
+        return self.run(case, case.name)
 
-    def run_resumed(self, resumed: Resumed, pair: str) -> tuple[Result, Result]:
+    def run_resumed(self, resumed: Resumed) -> tuple[Result, Result]:
         """Run the first part and the whole."""
         first, then = (Case(resumed.model, resumed.trained, layout) for layout in (resumed.first, resumed.then))
         saved = ["checkpoint.save=true", "checkpoint.save_interval=5"]
         if resumed.killed:
             threading.Thread(target=kill_after_save, args=[self.directory_of(resumed.name)], daemon=True).start()
-            half = self.run(first, resumed.name, pair, *saved)
+            half = self.run(first, resumed.name, *saved)
         else:
-            half = self.run(
-                first, resumed.name, pair, *saved, "trainer.export=false", f"trainer.max_steps={STEPS // 2}"
-            )
-        return half, self.run(then, resumed.name, pair, *saved)
+            half = self.run(first, resumed.name, *saved, "trainer.export=false", f"trainer.max_steps={STEPS // 2}")
+        return half, self.run(then, resumed.name, *saved)
 
-    def run(self, case: Case, name: str, pair: str, *overrides: str) -> Result:
+    def run(self, case: Case, name: str, *overrides: str) -> Result:
         """Run a case to its end."""
         model = self.directory / case.model
         run_dir = self.directory_of(name)
-        processes = 1 if case.layout == "single" else 2
-        command = [
-            sys.executable, "-m", "posttrain", "model=hf", f"model.path={model}", *DATA[case.data],
+        processes = 1 if case.layout == "single" else case.processes
+        words = [
+            "model=hf", f"model.path={model}", *DATA[case.data],
             f"data.path={model / case.data}.jsonl", "data.validation_fraction=0.1", "trainer.seq_length=256",
             "trainer.global_batch_size=8", f"trainer.max_steps={STEPS}", "trainer.num_generations=0",
             f"optimizer.lr={RATES.get(case.trained, 1e-4)}", "scheduler=constant", "scheduler.lr_warmup_fraction=0",
-            "checkpoint.save=false", *TRAINED[case.trained],
-            f"parallelism={case.layout}", f"parallelism.nproc_per_node={processes}", *overrides,
-            f"hydra.run.dir={run_dir}",
+            "checkpoint.save=false", *TRAINED[case.trained], *DIVIDED.get(case.layout, [f"parallelism={case.layout}"]),
+            *case.more, *overrides, f"hydra.run.dir={run_dir}",
         ]  # fmt: skip
-        env = environment(self.directory / "cache") | {"CUDA_VISIBLE_DEVICES": pair}
-        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=self.directory, timeout=400)
-        return Result(done.returncode, done.stdout, done.stderr, run_dir)
+        with reserve_port() as held:
+            machines = self.machines(processes, held.getsockname()[1])
+            first, *others = [self.start([*words, *added], env) for added, env in machines]
+            out, err = first.communicate(timeout=600)
+            for other in others:
+                err += other.communicate(timeout=60)[1]
+        return Result(first.returncode, out, err, run_dir)
+
+    def machines(self, processes: int, port: int) -> list[tuple[list[str], dict[str, str]]]:
+        """Overrides and variables of the command of each machine, emulated or this one."""
+        number = next(self.numbers)
+        groups = len(self.gpus) // processes
+        if groups:
+            first = number % groups * processes
+            gpus = ",".join(self.gpus[first : first + processes])
+            return [([f"parallelism.nproc_per_node={processes}"], {"CUDA_VISIBLE_DEVICES": gpus})]
+        machines = []
+        for rank in range(processes):
+            overrides = [f"launch.nnodes={processes}", f"launch.node_rank={rank}", f"launch.master_port={port}"]
+            gpu = self.gpus[rank % len(self.gpus)]
+            # NCCL refuses two processes on a GPU of what it takes for one host.
+            env = {"CUDA_VISIBLE_DEVICES": gpu, "NCCL_HOSTID": str(rank), "NCCL_SOCKET_IFNAME": "lo"}
+            machines.append(([*overrides, "parallelism.nproc_per_node=1"], env))
+        return machines
+
+    def start(self, words: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
+        """Start a command."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "posttrain", *words],
+            env=environment(self.directory / "cache") | env,
+            cwd=self.directory,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +259,8 @@ def results(bench, request) -> dict[str, Result | tuple[Result, Result]]:
     """Every run of the tests that were asked for, and what it is compared with, by its name."""
     cases, resumed = selected(request, "case"), selected(request, "resumed")
     alone = sorted({run.alone for run in [*cases, *resumed]}, key=str)
-    futures = {run.name: bench.submit(bench.run_resumed, run) for run in resumed}
-    futures |= {run.name: bench.submit(bench.run_case, run) for run in [*alone, *cases]}
+    futures = {run.name: bench.pool.submit(bench.run_resumed, run) for run in resumed}
+    futures |= {run.name: bench.pool.submit(bench.run_case, run) for run in [*alone, *cases]}
     done = {name: future.result() for name, future in futures.items()}
     write_table(done, cases)
     return done
@@ -252,8 +293,8 @@ def write_table(done: dict[str, Result], cases: list[Case]) -> None:
         if result.code == 0 and alone.code == 0:
             off = difference(result, alone)
         captured = "CUDA graph: on" in result.out + result.log()
-        rows.append({"model": case.model, "trained": case.trained, "layout": case.layout, "off": off,
-                     "captured": captured})  # fmt: skip
+        rows.append({"model": case.model, "trained": case.trained, "layout": case.layout, "processes": case.processes,
+                     "more": case.more, "off": off, "captured": captured})  # fmt: skip
         print(rows[-1])
     if path := os.environ.get("POSTTRAIN_LAYOUTS"):
         Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""Planned against measured tok/s: one H200, LoRA rank 16 on all linear layers, full rows of 4,096 tokens."""
+"""Planned against measured tok/s: one or two H200s, LoRA rank 16 on all linear layers, full rows of 4,096 tokens."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +28,11 @@ MEASURED = {  # per GPU: bench/README.md, docs/scaling.md
     "8b_offload": 15_894,
     "8b_32k": 8_926,
     "8b_32k_cp2": 8_289,
+    "8b_64k_offload": 6_075,
+    "8b_64k_cp2_offload": 5_648,
     "3b_full": 23_138,
-    "8b_full_zero1": 10_749,
+    "8b_full_zero1": 10_905,
+    "8b_full_fsdp": 9_305,
     "70b_fp8": 3_033,
     "70b_fp8_8k": 1_985,
     "70b_fp8_8k_some": 2_312,
@@ -45,6 +48,7 @@ MEASURED = {  # per GPU: bench/README.md, docs/scaling.md
     "neox_20b": 6_578,
     "qwen3_30b_a3b": 21_386,
     "qwen3_30b_a3b_fp8": 22_242,
+    "qwen3_30b_a3b_ep2": 17_238,
     "mixtral_8x7b": 9_054,
     "mixtral_8x7b_fp8": 11_432,
 }

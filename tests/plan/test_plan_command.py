@@ -16,7 +16,7 @@ from posttrain.plan import advice
 from posttrain.plan.__main__ import estimate, main, plan
 from posttrain.plan.display import print_plan
 from posttrain.plan.memory import GIB, estimate_memory
-from posttrain.plan.speed import LINK, estimate_speed, exchange_seconds
+from posttrain.plan.speed import EXPERT_LINK, estimate_speed, exchange_seconds
 from posttrain.spec import checks
 from posttrain.spec.resolve import resolve_spec
 from posttrain.utils import gpus
@@ -274,7 +274,7 @@ def test_exchanges_of_expert_parallelism_are_counted():
     """Each layer gathers or sums four times what the group's tokens are; Megatron sends eight copies of each."""
     words = ["model=qwen3_30b_a3b", "trainer.seq_length=4096", "parallelism=ddp", "trainer.global_batch_size=4"]
     upstream = ["+trainer.megatron.model.moe_permute_fusion=true"]
-    layer = 4 * 4096 * 2048 * 2 / LINK  # of one process's tokens
+    layer = 4 * 4096 * 2048 * 2 / EXPERT_LINK  # of one process's tokens
     for size, more, times in ((1, [], 0), (2, [], 2), (4, [], 4), (2, upstream, 8)):
         divided = [f"parallelism.expert_model_parallel_size={size}", "trainer.recompute=none", *more]
         s = resolve_spec(compose([*words, *divided]), 4)

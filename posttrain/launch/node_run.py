@@ -79,6 +79,7 @@ class NodeRun:
     def _start(self) -> None:
         for rank, local_rank in zip(self.ranks, self.local_ranks, strict=True):
             self._start_rank(rank, local_rank)
+        prestart.end_unused()
         if self.drawing:
             self.screen.phase("importing")
         if self.signals:
@@ -88,7 +89,7 @@ class NodeRun:
         """Start one rank; rank 0 says through an inherited descriptor what is drawn on the terminal."""
         env = self._environment(rank, local_rank)
         log_name = f"logs/rank{rank}.log"
-        if local_rank == 0 and self._use_prestarted(rank, env, log_name):
+        if self._use_prestarted(rank, local_rank, env, log_name):
             return
         monitor = Monitor(rank)
         self.monitors.append(monitor)
@@ -127,19 +128,20 @@ class NodeRun:
             STARTED: repr(boot_clock.process_start()),
         }
 
-    def _use_prestarted(self, rank: int, env: dict[str, str], log: str) -> bool:
-        """Whether a pre-started process became this rank; its environment is a lone rank's without special needs."""
-        prestarted = prestart.take()
+    def _use_prestarted(self, rank: int, local_rank: int, env: dict[str, str], log: str) -> bool:
+        """Whether a pre-started process became this rank; its environment is that of a run without special needs."""
+        prestarted = prestart.take(local_rank)
         if prestarted is None:
             return False
-        shares_cores = not self.gpus and self.local_size > 1
-        fits = not (shares_cores or self.cfg.trainer.deterministic or self.cfg.parallelism.fsdp)
+        other_cores = not self.gpus and self.local_size != prestarted.local_size
+        fits = not (other_cores or self.cfg.trainer.deterministic or self.cfg.parallelism.fsdp)
         if not fits or not prestarted.assign(rank, self.run_dir, log, env):
             prestarted.end()
             return False
         self.processes.append(prestarted.process)
         self.monitors.append(prestarted.monitor)
-        self.drawing = prestarted.drawing
+        if prestarted.drawing:
+            self.drawing = prestarted.drawing
         return True
 
     def wait(self) -> None:

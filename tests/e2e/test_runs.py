@@ -1,11 +1,12 @@
 """Runs from the command line: what they leave behind, and that it is what was trained."""
 
 import json
+import signal
 
 import pytest
 import tiny_model
 import yaml
-from commands import Result
+from commands import Result, finish
 from omegaconf import OmegaConf
 
 LORA = {"target_modules": ["q_proj", "v_proj", "down_proj"]}
@@ -98,6 +99,18 @@ def test_a_prestarted_rank_is_a_rank(full, lora):
     assert "patches: imports" in full.log() and "Warning" not in full.out + full.err
     total = sum(full.summary["startup_s"].values())
     assert full.summary["time_to_first_step_s"] == pytest.approx(total, abs=0.1)
+
+
+def test_each_rank_of_a_machine_is_prestarted(started):
+    import psutil
+
+    process, run_dir = started("launch.prestart=true", "parallelism.nproc_per_node=2")
+    ranks = psutil.Process(process.pid).children()
+    assert [rank.cmdline()[1:] for rank in ranks] == 2 * [["-m", "posttrain.launch.worker"]]  # without a run
+    process.send_signal(signal.SIGTERM)
+    result = finish(process, run_dir)
+    assert result.code == 128 + signal.SIGTERM, result.err
+    assert "patches: imports" in result.log(0) and "patches: imports" in result.log(1)
 
 
 def test_a_prestarted_rank_ends_with_a_mistaken_command(posttrain):

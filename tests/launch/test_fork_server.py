@@ -3,6 +3,7 @@
 The server is the real one without imports; instead of training a rank runs a few lines.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -97,6 +98,12 @@ def test_ranks_that_follow_each_other_start_alike(tmp_path, server, monkeypatch)
     assert len(fork_server._servers) == 1
 
 
+def wait_for_end(pid):
+    """Until there is no process of that number."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).wait(timeout=60)
+
+
 def test_signals_and_ends(tmp_path, server):
     fork_server.ensure(server)
     process = start(tmp_path, server, 1)
@@ -109,7 +116,7 @@ def test_signals_and_ends(tmp_path, server):
     while abandoned.pid is None:
         abandoned.poll()
     abandoned.connection.close()  # as the kernel does when the launcher dies
-    psutil.Process(abandoned.pid).wait(timeout=60)
+    wait_for_end(abandoned.pid)
 
     orphan = start(tmp_path, server, 1)
     while orphan.pid is None:
@@ -117,7 +124,7 @@ def test_signals_and_ends(tmp_path, server):
     (first,) = fork_server._servers
     first.process.kill()
     assert ended(orphan) == -signal.SIGKILL
-    psutil.wait_procs([psutil.Process(orphan.pid)] if psutil.pid_exists(orphan.pid) else [], timeout=60)
+    wait_for_end(orphan.pid)
     assert start(tmp_path, server) is None
     first.process.wait()
     fork_server.ensure(server)

@@ -1,24 +1,29 @@
-"""Which command lines start a rank before they are composed."""
+"""Which command lines start ranks before they are composed, and how many."""
 
 import pytest
 
-from posttrain.launch.prestart import is_wanted
+from posttrain.launch.prestart import ranks_wanted
 
 
 @pytest.mark.parametrize(
     ("words", "gpus", "expected"),
     [
-        ([], 1, True),
-        ([], 0, False),
-        (["model=llama3_8b", "peft=lora"], 8, True),
-        (["launch.prestart=true"], 0, True),
-        (["launch.prestart=true", "launch.prestart=null"], 0, False),
-        (["launch.prestart=false"], 1, False),
-        (["--multirun", "optimizer.lr=1e-4,2e-4"], 1, False),
-        (["--cfg", "job"], 1, False),
-        (["launch.submit=true"], 1, False),
-        (["hydra/launcher=slurm"], 1, False),
+        ([], 1, 1),
+        ([], 0, 0),
+        (["model=llama3_8b", "peft=lora"], 8, 8),
+        (["launch.prestart=true"], 0, 1),
+        (["launch.prestart=true", "launch.prestart=null"], 0, 0),
+        (["launch.prestart=false"], 1, 0),
+        (["launch.prestart=true", "parallelism.nproc_per_node=2"], 0, 2),
+        (["parallelism=single"], 8, 1),
+        (["parallelism=tp2", "parallelism.nproc_per_node=2"], 8, 2),
+        (["parallelism.nproc_per_node=9"], 8, 8),
+        (["parallelism.nproc_per_node=null"], 8, 8),
+        (["--multirun", "optimizer.lr=1e-4,2e-4"], 1, 0),
+        (["--cfg", "job"], 1, 0),
+        (["launch.submit=true"], 1, 0),
+        (["hydra/launcher=slurm"], 1, 0),
     ],
 )
 def test_one_run_here(words, gpus, expected):
-    assert is_wanted(words, gpus) is expected
+    assert ranks_wanted(words, gpus) == expected

@@ -40,6 +40,7 @@ class Work:
         experts: LoRA of a mixture is on its experts too; False: on attention alone.
         autocast: adapters in fp32 under autocast, as the Trainer does with bf16=True; False: adapters in bf16.
         cuda_graph: Megatron-Core's graph of each layer.
+        block_compile: Unsloth compiles each layer whole, its default.
     """
 
     architecture: dict[str, Any]
@@ -59,6 +60,7 @@ class Work:
     experts: bool = True
     autocast: bool = True
     cuda_graph: bool = False
+    block_compile: bool = True
 
     @property
     def accumulation(self) -> int:

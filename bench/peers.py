@@ -87,6 +87,8 @@ def job_of(name: str, peer: str, work: Work, given: argparse.Namespace) -> Job:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={work.gpus}"]
     command = [sys.executable, *launch, str(HERE / f"peer_{peer}.py"), str(file)]
     environment = {"UNSLOTH_COMPILE_LOCATION": str(directory / "compiled")}
+    if not work.block_compile:
+        environment["UNSLOTH_BLOCK_COMPILE"] = "0"
     if peer == "unsloth" and given.unsloth:
         environment["PYTHONPATH"] = str(given.unsloth)  # and nothing of what the others import
     return Job(name, command, work.gpus, given.out / f"{name}.log", environment)

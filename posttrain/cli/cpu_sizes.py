@@ -22,8 +22,8 @@ from posttrain.data.checks import check as check_data
 from posttrain.data.training_data import TrainingData
 from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
-from posttrain.plan import auto
 from posttrain.spec import checks, first_rows
+from posttrain.spec.resolve import AUTO
 from posttrain.utils import working
 from posttrain.utils.cache import cache_root
 from posttrain.utils.gpus import visible_gpus
@@ -98,7 +98,7 @@ def choose(configurations: Iterable[DictConfig], keys: Collection[str]) -> list[
     added = [f"{LENGTH}={length}"]
     if BATCH not in keys and cfg.trainer.global_batch_size == default(BATCH):
         at_once = checks.world_size(cfg, 0)
-        if cfg.trainer.micro_batch_size != auto.AUTO:  # which is 1 on a CPU
+        if cfg.trainer.micro_batch_size != AUTO:  # which is 1 on a CPU
             at_once *= int(cfg.trainer.micro_batch_size)
         added.append(f"{BATCH}={-(-max(1, STEP_TOKENS // length) // at_once) * at_once}")
     return added

@@ -29,6 +29,7 @@ from posttrain.plan.advice import Change
 from posttrain.plan.layouts import TypedSavings
 from posttrain.plan.report import Plan, Replan, build_plan
 from posttrain.spec import checks, first_rows
+from posttrain.spec.resolve import AUTO
 from posttrain.utils import gpus, stop, working
 
 # What conf/data/demo.yaml sets of the trainer, of which memory, steps and time depend.
@@ -201,7 +202,7 @@ def resolve_auto(cfg: DictConfig, local: int, gpu: gpus.Gpu) -> list[str]:
         Lines about what was chosen.
     """
     choose_split = cfg.parallelism.auto
-    choose_batch = cfg.trainer.micro_batch_size == auto.AUTO
+    choose_batch = cfg.trainer.micro_batch_size == AUTO
     lines = []
     if choose_batch:
         cfg.trainer.micro_batch_size = 1

@@ -18,12 +18,10 @@ from posttrain.plan.memory import GIB, Memory, estimate_memory, host_fits
 from posttrain.plan.speed import with_rate
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import KEYS
-from posttrain.spec.resolve import resolve_spec
+from posttrain.spec.resolve import AUTO, resolve_spec
 from posttrain.spec.run_spec import RunSpec
 from posttrain.utils import gpus
 from posttrain.utils.gpus import Gpu
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -193,9 +191,11 @@ def fill_memory(cfg: DictConfig, world: int, gpu: Gpu, transformer_engine: bool)
     given = resolve_spec(cfg, world, transformer_engine)
     sequences = given.global_batch // given.data_parallel  # of a process and step
     for size in range(max(sequences, 1), 0, -1):
-        if sequences % size and size > 1:
+        setting = replace(given, micro_batch=size)
+        uncaptured = bool(setting.graph) and not setting.cuda_graph  # which it has to be
+        if size > 1 and (sequences % size or uncaptured):
             continue
-        memory = estimate_memory(replace(given, micro_batch=size))
+        memory = estimate_memory(setting)
         needed = memory.needed / GIB
         if needed <= gpu.memory_gib and host_fits(memory, gpu):
             break

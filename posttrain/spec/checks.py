@@ -31,7 +31,7 @@ from posttrain.models.hf_adapter import is_adapter, read_adapter
 from posttrain.peft import adapter_checks
 from posttrain.peft.adapters import resolve
 from posttrain.spec.parallel_sizes import FARTHEST, KEYS, Counts, ParallelSizes, ProcessCount, model_parallel_sizes
-from posttrain.spec.resolve import has_validation, resolve_spec
+from posttrain.spec.resolve import AUTO, has_validation, resolve_spec
 from posttrain.spec.schedule import schedule_of
 from posttrain.utils import kernel_files
 from posttrain.utils.user_paths import expand_home
@@ -195,6 +195,9 @@ def check_validated(cfg: DictConfig) -> None:
 def check_spec(cfg: DictConfig, world: int, platform: patches.Platform, shape: Mapping[str, Any] | None) -> None:
     """What was asked for and depends on the whole run can be done: a captured step, activations on the host."""
     if cfg.trainer.cuda_graph or cfg.trainer.offload_layers:
+        if cfg.trainer.micro_batch_size == AUTO:
+            cfg = cfg.copy()
+            cfg.trainer.micro_batch_size = 1  # the least that it becomes
         resolve_spec(cfg, world, platform.transformer_engine, platform.device, shape or {}).check()
 
 

@@ -12,6 +12,8 @@ from posttrain.spec.parallel_sizes import model_parallel_sizes
 from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.shape import Adapters, Shape, config_of
 
+AUTO = "auto"  # leaves a value to posttrain.plan.auto
+
 
 def resolve_spec(
     cfg: DictConfig,
@@ -94,7 +96,7 @@ def resolve_spec(
 
 def read_recompute(given: str) -> tuple[str, bool]:
     """`recompute` and `recompute_open` of a RunSpec: `trainer.recompute=auto` is none, and open to change."""
-    if given == "auto":
+    if given == AUTO:
         return "none", True
     return given, False
 

@@ -20,6 +20,7 @@ from posttrain.errors import UserError
 from posttrain.launch import launcher, nodes
 from posttrain.plan import auto
 from posttrain.spec import checks
+from posttrain.spec.resolve import AUTO
 from posttrain.sweep import log_stderr
 from posttrain.sweep.job import AGAIN, SAVE, Job
 from posttrain.sweep.trial import Trial
@@ -100,7 +101,7 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
             cfg.parallelism.auto = False
             cfg.parallelism.nproc_per_node = 1
             cfg.launch.nnodes = 1
-    if cfg.trainer.micro_batch_size == auto.AUTO:
+    if cfg.trainer.micro_batch_size == AUTO:
         cfg.trainer.micro_batch_size = 1  # the job's node knows its GPUs' memory
     checks.check_parallelism(cfg, options.gpus_per_node, shape, count)
 

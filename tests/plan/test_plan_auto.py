@@ -378,6 +378,16 @@ def test_micro_batches_leave_room_in_the_hosts_memory():
     assert fewer < most and host <= 160 < 2 * host
 
 
+def test_micro_batches_stay_such_that_the_step_can_be_captured():
+    """Of more than one row the stages of a pipeline tell each other the shape."""
+    words = ["model=llama32_1b", "parallelism=pp2", "trainer.micro_batch_size=auto", "plan.gpu=h200", "plan.gpus=2"]
+    words += ["plan.read_data=false", "data=prompt_completion", "data.path=rows.jsonl"]
+    for graph, said in (("null", "32: "), ("true", "1: ")):
+        overrides = [*words, f"trainer.cuda_graph={graph}"]
+        planned = estimate(compose(overrides, "plan"), overrides, None)
+        assert planned["auto"].startswith(f"trainer.micro_batch_size=auto: {said}"), planned["auto"]
+
+
 def test_plan_says_how_many_fit(capsys):
     cfg = compose(
         ["data=prompt_completion", "data.path=rows.jsonl", "model=llama32_1b", "trainer.micro_batch_size=auto",

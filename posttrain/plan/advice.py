@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain.peft import LoRA
-from posttrain.plan.memory import GIB, Memory, estimate_memory, host_fits
+from posttrain.plan.memory import Memory, estimate_memory
 from posttrain.plan.speed import estimate_speed, with_rate
 from posttrain.spec.parallel_sizes import Counts
 from posttrain.spec.run_spec import RunSpec
@@ -57,7 +57,7 @@ class Change:
 
     def fits(self, gpu: Gpu) -> bool:
         """Whether the GPU has the memory, and its machine what is kept there."""
-        return self.memory.needed <= gpu.memory_gib * GIB and host_fits(self.memory, gpu)
+        return self.memory.fits(gpu)
 
 
 def edits(s: RunSpec, gpu: Gpu) -> Iterator[list[Edit]]:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from posttrain.errors import UserError
 from posttrain.patches import Platform
 from posttrain.plan import advice, layouts
-from posttrain.plan.memory import GIB, Memory, estimate_memory, host_fits
+from posttrain.plan.memory import GIB, Memory, estimate_memory, host_room
 from posttrain.plan.speed import with_rate
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import KEYS
@@ -153,7 +153,7 @@ def resolve(
     lines = []
     if choose_split:
         choice = choose(cfg, visible, gpu, transformer_engine)
-        if choice.memory.needed > memory_gib * GIB:
+        if not choice.memory.fits(gpu):
             raise UserError(_refusal(choice, gpu))
         apply_choice(cfg, choice)
         lines.append(choice.describe(memory_gib))
@@ -196,10 +196,10 @@ def fill_memory(cfg: DictConfig, world: int, gpu: Gpu, transformer_engine: bool)
         if size > 1 and (sequences % size or uncaptured):
             continue
         memory = estimate_memory(setting)
-        needed = memory.needed / GIB
-        if needed <= gpu.memory_gib and host_fits(memory, gpu):
+        if memory.fits(gpu):
             break
     cfg.trainer.micro_batch_size = size
+    needed = memory.needed / GIB
     return f"trainer.micro_batch_size=auto: {size}: needs {needed:.1f} of {gpu.memory_gib:.1f} GiB per GPU"
 
 
@@ -302,6 +302,11 @@ def _refusal(choice: Choice, gpu: Gpu) -> str:
         f"`parallelism=auto`: the run does not fit on {count} of {gpu.memory_gib:.1f} GiB: "
         f"it needs {choice.memory.needed / GIB:.1f} GiB on each ({sizes})"
     )
+    if not choice.memory.fits_host(gpu):
+        message += (
+            f", and {choice.memory.host / GIB:.1f} GiB of the host's memory for the activations of each, "
+            f"which may have {host_room(gpu):.1f}"
+        )
     best = advice.cheapest(s, gpu)
     if best is None:
         return message

@@ -62,7 +62,11 @@ def _verdict(plan: dict[str, Any]) -> Iterator[str]:
             name = plan["gpu"]["name"]
             yield f"[yellow]on an assumed {name}, not on this machine, which has no GPU[/]: a CPU is far slower"
         return
-    yield f"[bold red]does not fit[/]: needs {needed:.1f} GiB, {available:g} GiB available"
+    line = f"[bold red]does not fit[/]: needs {needed:.1f} GiB, {available:g} GiB available"
+    host, room = plan["memory_gib"]["host"], plan["gpu"]["host_room_gib"]
+    if room is not None and host > room:
+        line += f"; of the host's memory {host:.1f} GiB for each GPU's activations, which may have {room:.1f}"
+    yield line
     best = plan["cheapest_change"]
     if plan["layouts"]:
         fastest = plan["layouts"][0]

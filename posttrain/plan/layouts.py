@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain.config import yaml_file
 from posttrain.config.policy import SHIPPED
 from posttrain.errors import UserError
-from posttrain.plan.memory import GIB, Memory, estimate_memory, host_fits
+from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import estimate_speed
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import KEYS
@@ -44,22 +44,22 @@ class Layout:
     """The same training in another way on the same GPUs.
 
     Attributes:
-        overrides: that make it of the run that was asked for; none: it is that run.
         setting: the run.
         memory: of its fullest GPU.
         step_s: seconds of a step; None: the GPU's rate is not known.
         refusal: why the model can't be divided so; empty: it can.
+        overrides: of `fitting`, that make it of the run that was asked for; none: it is that run.
     """
 
-    overrides: tuple[str, ...]
     setting: RunSpec
     memory: Memory
     step_s: float | None
     refusal: str = ""
+    overrides: tuple[str, ...] = ()
 
     def fits(self, gpu: Gpu) -> bool:
-        """Whether the GPU has the memory."""
-        return self.memory.needed <= gpu.memory_gib * GIB
+        """Whether the GPU has the memory, and its machine what is kept there."""
+        return self.memory.fits(gpu)
 
     @property
     def cost(self) -> tuple[float, bool, float]:
@@ -186,7 +186,7 @@ def search(
             step_s = None
             if not refusal:
                 step_s = estimate_speed(setting, gpu, tokens).step_s
-            yield Layout(overrides(given, setting), setting, estimate_memory(setting), step_s, refusal)
+            yield Layout(setting, estimate_memory(setting), step_s, refusal)
 
 
 def fitting(
@@ -226,7 +226,7 @@ def fitting(
             continue
         if setting.precision == "fp8" and not setting.eight_bit_base:
             continue
-        if setting.recompute == "full" != asked.recompute:
+        if setting.recompute == "full" and asked.recompute != "full":
             if _fits(replace(setting, recompute=asked.recompute), room):
                 continue
             layouts += savings(layout, gpu, tokens)
@@ -275,9 +275,7 @@ def _first_that_fits(possible: list[RunSpec], gpu: Gpu) -> RunSpec | None:
     first = bisect.bisect_left(possible, True, key=partial(_fits, room=room))
     if first == len(possible):
         return None
-    if not host_fits(estimate_memory(possible[first]), gpu):
-        return None
-    return possible[first]
+    return possible[first] if estimate_memory(possible[first]).fits_host(gpu) else None
 
 
 def overrides(given: RunSpec, setting: RunSpec, typed: TypedSavings | None = None) -> tuple[str, ...]:

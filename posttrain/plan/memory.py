@@ -48,6 +48,15 @@ class Memory:
         """The memory that the GPU requires."""
         return self.peak * (1 + FRAGMENTATION) + self.outside
 
+    def fits(self, gpu: Gpu) -> bool:
+        """Whether the GPU has the memory, and its machine what is kept there."""
+        return self.needed <= gpu.memory_gib * GIB and self.fits_host(gpu)
+
+    def fits_host(self, gpu: Gpu) -> bool:
+        """Whether the GPU's machine has the memory for its activations, as far as that is known."""
+        room = host_room(gpu)
+        return room is None or self.host <= room * GIB
+
 
 def estimate_memory(s: RunSpec) -> Memory:
     """Return the memory of the fullest pipeline stage, the first or the last."""
@@ -56,9 +65,11 @@ def estimate_memory(s: RunSpec) -> Memory:
     return last if last.needed > first.needed else first
 
 
-def host_fits(memory: Memory, gpu: Gpu) -> bool:
-    """Whether the GPU's machine has the memory for its activations, as far as that is known."""
-    return gpu.host_gib is None or memory.host <= HOST_SHARE * gpu.host_gib * GIB
+def host_room(gpu: Gpu) -> float | None:
+    """GiB of the host's memory that one GPU's activations may take; None: not known."""
+    if gpu.host_gib is None:
+        return None
+    return HOST_SHARE * gpu.host_gib
 
 
 def stage_memory(s: RunSpec, index: int) -> Memory:

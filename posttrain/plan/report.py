@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from posttrain.errors import UserError
 from posttrain.plan import advice, layouts
 from posttrain.plan.data_stats import DataStats, estimate_data
-from posttrain.plan.memory import GIB, Memory, estimate_memory
+from posttrain.plan.memory import GIB, Memory, estimate_memory, host_room
 from posttrain.plan.speed import Speed, estimate_speed
 from posttrain.spec.epochs import Epoch
 from posttrain.spec.resolve import resolve_spec
@@ -73,7 +73,7 @@ def build_plan(
     total = None
     if steps:
         total = round(row * (epoch.trained(steps) if epoch else steps * batch))
-    fits = memory.needed <= gpu.memory_gib * GIB
+    fits = memory.fits(gpu)
     speed = _speed(estimate_speed(setting, gpu, tokens), total)
     best = None
     if not fits:
@@ -86,6 +86,7 @@ def build_plan(
             "count": world,
             "memory_gib": round(gpu.memory_gib, 1),
             "bf16_tflops": gpu.tflops,
+            "host_room_gib": host_room(gpu),
         },
         "layout": {
             "tensor": setting.tensor,

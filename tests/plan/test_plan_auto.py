@@ -14,7 +14,9 @@ from posttrain.errors import UserError
 from posttrain.launch import launcher
 from posttrain.plan import auto, layouts
 from posttrain.plan.__main__ import estimate, plan
+from posttrain.plan.display import print_plan
 from posttrain.plan.memory import GIB, estimate_memory
+from posttrain.plan.report import build_plan
 from posttrain.plan.speed import estimate_speed, with_rate
 from posttrain.spec import checks
 from posttrain.spec.resolve import resolve_spec
@@ -386,6 +388,26 @@ def test_micro_batches_stay_such_that_the_step_can_be_captured():
         overrides = [*words, f"trainer.cuda_graph={graph}"]
         planned = estimate(compose(overrides, "plan"), overrides, None)
         assert planned["auto"].startswith(f"trainer.micro_batch_size=auto: {said}"), planned["auto"]
+
+
+def test_activations_that_the_host_has_no_room_for_do_not_fit(capsys):
+    """Also where trainer.offload_layers is given: for the plan, what it lists, and parallelism=auto."""
+    words = ["model=llama3_8b", "trainer.offload_layers=32", "trainer.recompute=none", "trainer.micro_batch_size=4"]
+    cfg = composed(*words)
+    roomy = replace(find_gpu("h200"), host_gib=200.0)
+    host = estimate_memory(resolve_spec(cfg, 1)).host / GIB
+    small = replace(roomy, host_gib=host)  # of which a part is the system's
+    asked, tight = (build_plan(cfg, 1, gpu, read_data=False) for gpu in (roomy, small))
+    assert asked["fits"] and not tight["fits"]
+    as_asked = [[layout["overrides"] for layout in plan["layouts"]].count([]) for plan in (asked, tight)]
+    assert as_asked == [1, 0]
+    assert tight["cheapest_change"]["fits"]
+    print_plan(tight | {"auto": None, "sizes_on_this_cpu": []} | {"gpu": tight["gpu"] | {"assumed": False}})
+    assert f"of the host's memory {host:.1f} GiB" in " ".join(capsys.readouterr().out.split())
+    for gpu in (roomy, small):
+        choice = auto.choose(composed(*words, "parallelism=auto"), 1, gpu, True)
+        assert choice.memory.fits(gpu) == (gpu is roomy)
+    assert f"{host:.1f} GiB of the host's memory" in auto._refusal(choice, small)
 
 
 def test_plan_says_how_many_fit(capsys):

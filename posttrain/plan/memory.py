@@ -97,7 +97,7 @@ def stage_memory(s: RunSpec, index: int) -> Memory:
     else:
         parts["backward pass"] = backward_bytes
     parts["workspace"] = WORKSPACE
-    whole = s.width * sum(parameters(s, index)[::2])
+    whole = s.width * parameters(s, index).all
     if s.fsdp and whole > sum(parts.values()):
         parts["the whole model, before it is divided"] = whole - sum(parts.values())
     if s.cuda_graph:
@@ -132,7 +132,7 @@ def offloaded(s: RunSpec, saved: dict[str, float]) -> tuple[float, float]:
 
 def _state(s: RunSpec, index: int) -> dict[str, float]:
     """Bytes of weights, gradients and optimizer of a GPU of the pipeline stage `index`."""
-    weights, trained, expert_weights, expert_trained = parameters(s, index)
+    counts = parameters(s, index)
     shards = s.data_parallel * s.context
     divided = experts_divided = 1
     if s.distributed_optimizer:
@@ -142,15 +142,15 @@ def _state(s: RunSpec, index: int) -> dict[str, float]:
     if s.width == 2 or s.fsdp:
         state += 4  # fp32 copies of 16-bit weights; Megatron-FSDP copies others too
     parts = {
-        "weights": _bytes_of_weights(s, weights + expert_weights, s.stage_layers[index]),
-        "gradients": 4.0 * (trained + expert_trained),  # summed in fp32
-        "optimizer": state * (trained / divided + expert_trained / experts_divided),
+        "weights": _bytes_of_weights(s, counts.all, s.stage_layers[index]),
+        "gradients": 4.0 * counts.all_trained,  # summed in fp32
+        "optimizer": state * (counts.trained / divided + counts.experts_trained / experts_divided),
     }
     if s.fsdp:  # divided as well; two layers are gathered at a time, embedding and output layer once
         shape = s.known_shape
         matrix = shape.vocab * shape.hidden
         ends = matrix if shape.tied else 2 * matrix
-        layer = (weights + expert_weights - ends) / shape.layers
+        layer = (counts.all - ends) / shape.layers
         parts["weights"] = parts["weights"] / shards + s.width * (2 * layer + ends)
         parts["gradients"] /= shards
         if s.adapters is None:
@@ -158,12 +158,33 @@ def _state(s: RunSpec, index: int) -> dict[str, float]:
     return parts
 
 
-def parameters(s: RunSpec, index: int) -> tuple[float, float, float, float]:
-    """Count the parameters of one GPU of the pipeline stage `index`.
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of one GPU.
 
-    Returns:
-        All and trained ones outside of experts, all and trained ones of experts.
+    Attributes:
+        dense, trained: outside of experts, with adapters that a layer's experts share; and which of them are trained.
+        experts, experts_trained: of experts.
     """
+
+    dense: float
+    trained: float
+    experts: float
+    experts_trained: float
+
+    @property
+    def all(self) -> float:
+        """Trained or not."""
+        return self.dense + self.experts
+
+    @property
+    def all_trained(self) -> float:
+        """Of experts or not."""
+        return self.trained + self.experts_trained
+
+
+def parameters(s: RunSpec, index: int) -> Parameters:
+    """Count the parameters of one GPU of the pipeline stage `index`."""
     shape = s.known_shape
     layers = s.stage_layers[index]
     dense = experts = 0.0  # of a layer
@@ -182,9 +203,9 @@ def parameters(s: RunSpec, index: int) -> tuple[float, float, float, float]:
         if not (shape.tied and s.pipeline == 1):
             weights += embedding
     if s.adapters is None:
-        return weights, weights, expert_weights, expert_weights
+        return Parameters(weights, weights, expert_weights, expert_weights)
     trained, expert_trained = _adapter_parameters(s, s.adapters, layers / shape.layers)
-    return weights + trained + expert_trained, trained, expert_weights, expert_trained
+    return Parameters(weights + trained, trained, expert_weights + expert_trained, expert_trained)
 
 
 def _adapter_parameters(s: RunSpec, adapters: Adapters, share: float) -> tuple[float, float]:
@@ -192,12 +213,13 @@ def _adapter_parameters(s: RunSpec, adapters: Adapters, share: float) -> tuple[f
     trained = expert_trained = 0.0
     for linear in s.known_shape.linears:
         layers, size = adapters.sizes.get(linear.name, (0, 0))
-        count = layers * share * size / s.tensor
-        shared_size = adapters.rank * (linear.inputs + linear.outputs)
-        if linear.experts and size > shared_size:  # an adapter for each expert
-            expert_trained += count / s.expert
-        else:
+        count = layers * share * size
+        if not linear.experts:
+            trained += count / s.tensor
+        elif adapters.grouped:  # on each process whole
             trained += count
+        else:
+            expert_trained += count / s.expert
     return trained, expert_trained
 
 

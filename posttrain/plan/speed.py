@@ -57,7 +57,7 @@ class Speed:
         mfu: useful operations over the peak rate.
         step_s: seconds of a step; None where the GPU's rate is not known.
         tokens_per_second: of all GPUs together.
-        bound: what limits it: "arithmetic" or "kernel launches".
+        bound: what limits it: "arithmetic" or "kernel launches", or "unknown" as the rate is.
     """
 
     mfu: float | None
@@ -211,8 +211,8 @@ def fully_sharded_seconds(s: RunSpec) -> float:
     """Seconds of a micro-batch that a GPU waits for Megatron-FSDP: weights forward and backward, sums of gradients."""
     if not s.fsdp:
         return 0.0
-    weights, trained, expert_weights, expert_trained = parameters(s, 0)
-    moved = 2 * s.width * (weights + expert_weights) + 4 * (trained + expert_trained)
+    counts = parameters(s, 0)
+    moved = 2 * s.width * counts.all + 4 * counts.all_trained
     return FULLY_SHARDED_WAIT * moved / LINK
 
 

@@ -215,12 +215,14 @@ class Adapters:
         rank: of the products.
         sizes: linear layer -> (layers that have it adapted, trained parameters of one adapted layer).
         canonical: one adapter for each of Hugging Face's matrices rather than Megatron's.
+        grouped: one adapter for all experts of a layer rather than one for each.
     """
 
     kind: str
     rank: int
     sizes: Mapping[str, tuple[int, int]]
     canonical: bool
+    grouped: bool
 
     @classmethod
     def from_targets(
@@ -258,7 +260,7 @@ class Adapters:
                 sizes[linear.name] = adapted, trained
         if not sizes:
             raise UserError(f"peft.target_modules={targets}: no layer of this model has such a name")
-        return cls(kind, rank, sizes, canonical)
+        return cls(kind, rank, sizes, canonical, grouped)
 
     @property
     def parameters(self) -> int:

@@ -103,6 +103,18 @@ def test_experts_are_whole_under_tensor_parallelism_and_half_in_8_bits():
     assert eight_bit == pytest.approx(one / 2, rel=0.02)
 
 
+def test_an_adapter_that_experts_share_is_whole_under_tensor_parallelism():
+    words = ["model=mixtral_8x7b"]
+    sizes = setting(words).adapters.sizes
+    attention = 32 * (sizes["linear_qkv"][1] + sizes["linear_proj"][1])
+    experts = 32 * 16 * (4096 + 2 * 14336 + 14336 + 4096)
+    assert setting(words).adapters.parameters == attention + experts
+    for layout, world in (("tp2", 2), ("ep8", 8)):
+        divided = attention / (2 if layout == "tp2" else 1)
+        found = estimate_memory(setting([*words, f"parallelism={layout}"], world))
+        assert found.parts["gradients"] == 4 * (divided + experts)
+
+
 def test_grouped_experts_keep_less_than_megatrons():
     words = ["model=qwen3_30b_a3b"]
     grouped = estimate_memory(setting(words)).parts["activations"]

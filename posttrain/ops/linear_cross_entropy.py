@@ -229,7 +229,10 @@ def whole_hidden(hidden: torch.Tensor, sequence_parallel: bool) -> torch.Tensor:
 def log_sum_parts(
     logits: torch.Tensor, labels: torch.Tensor, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a part of the vocabulary contributes; see posttrain.ops.triton_kernels."""
+    """What a part of the vocabulary contributes, which may have no token; see posttrain.ops.triton_kernels."""
+    if not logits.size(1):
+        nothing = torch.zeros(logits.size(0), dtype=torch.float32, device=logits.device)
+        return torch.full_like(nothing, -torch.inf), nothing, nothing
     if logits.is_cuda:
         from posttrain.ops import triton_kernels
 
@@ -245,6 +248,8 @@ def log_sum_gradient_(
     logits: torch.Tensor, labels: torch.Tensor, log_sums: torch.Tensor, softcap: float | None
 ) -> None:
     """Overwrite a part's logits with their gradient; see posttrain.ops.triton_kernels."""
+    if not logits.size(1):
+        return
     if logits.is_cuda:
         from posttrain.ops import triton_kernels
 

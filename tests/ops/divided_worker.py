@@ -15,7 +15,8 @@ SCALE = 0.7
 TOKENS, WIDTH, RANK, OUTPUTS = 6, 8, 4, 12
 VOCABULARY = 21  # the second part has a row less
 LAYERS = (("nothing", False), ("rms", False), ("nothing", True), ("silu", True))
-HEADS = ((False, None), (True, None), (True, 1.5))  # a bias, a soft cap
+# A bias, a soft cap, and how many of the processes have tokens, not only rows that fill up.
+HEADS = ((False, None, 2), (True, None, 2), (True, 1.5, 2), (True, 1.5, 1))
 DIVIDED = ("outputs", "tokens", "tokens, beside products")
 CASES = [(*layer, divided) for layer, divided in itertools.product(LAYERS, DIVIDED)]
 INNER = 10  # of the MLP, between its layers
@@ -135,7 +136,7 @@ def layer(rank, before, inputs_divided, divided, device):
 
 def filled_up(rows):
     """Rows, and three more that are no tokens'."""
-    return torch.cat([rows, torch.full_like(rows[:1], 3.0).expand(3, *rows.shape[1:])])
+    return torch.cat([rows, rows.new_full((3, *rows.shape[1:]), 3.0)])
 
 
 def losses(rank):
@@ -144,17 +145,17 @@ def losses(rank):
 
     linear_cross_entropy.LOGIT_ROWS = 4  # several chunks, the last not full
     group = torch.distributed.group.WORLD
-    rows = -(-VOCABULARY // SIZE)
-    own = slice(rank * rows, (rank + 1) * rows)
     results = {}
-    for biased, softcap in HEADS:
+    for biased, softcap, holders in HEADS:
+        rows = -(-VOCABULARY // holders)
+        own = slice(rank * rows, (rank + 1) * rows)
         hidden, weight, bias, labels, upstream = output_layer()
         bias = filled_up(bias[own]) if biased else None
         tokens = len(weight[own])
         operation = linear_cross_entropy.DividedLinearCrossEntropy
         found = operation.apply(hidden, filled_up(weight[own]), bias, labels - rank * rows, group, softcap, tokens)
         (found * upstream).sum().backward()
-        results[biased, softcap] = [found.detach(), hidden.grad]
+        results[biased, softcap, holders] = [found.detach(), hidden.grad]
     return results
 
 

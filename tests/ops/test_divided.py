@@ -128,8 +128,8 @@ def test_mlp(divided, kind, found):
     assert_same(whole, plain_mlp(), kind)
 
 
-@pytest.mark.parametrize(("biased", "softcap"), HEADS)
-def test_losses(biased, softcap, found):
+@pytest.mark.parametrize(("biased", "softcap", "holders"), HEADS)
+def test_losses(biased, softcap, holders, found):
     hidden, weight, bias, labels, upstream = output_layer()
     logits = hidden @ weight.t()
     if biased:
@@ -138,7 +138,7 @@ def test_losses(biased, softcap, found):
         logits = softcap * (logits / softcap).tanh()
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     (losses * upstream).sum().backward()
-    parts = [process["losses"][biased, softcap] for process in found("cpu")]
+    parts = [process["losses"][biased, softcap, holders] for process in found("cpu")]
     for own, _ in parts:
         torch.testing.assert_close(own, losses.detach())
     torch.testing.assert_close(sum(gradient for _, gradient in parts), hidden.grad)

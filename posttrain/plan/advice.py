@@ -103,7 +103,7 @@ def _lora_fields(s: RunSpec) -> dict[str, Any]:
 def _tensor_edits(s: RunSpec) -> Iterator[Edit]:
     """Larger tensor-parallel sizes, with more GPUs where there are too few."""
     shape = s.known_shape
-    counts = Counts(heads=shape.heads, groups=shape.key * shape.heads // shape.query)
+    counts = Counts(heads=shape.heads, groups=shape.groups)
     for size in (2, 4, 8):
         divided = replace(s, tensor=size)
         if size <= s.tensor or any(counts.undivided(divided)) or s.length % divided.micro_batch_multiple:

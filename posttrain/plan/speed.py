@@ -119,7 +119,7 @@ class Rates:
         """Those of the kernels that the run uses."""
         shape = s.known_shape
         products = PRODUCTS
-        attention = interpolate(ATTENTION, shape.query // shape.heads) * interpolate(LONG, s.squares or s.length)
+        attention = interpolate(ATTENTION, shape.head_width) * interpolate(LONG, s.squares or s.length)
         experts = interpolate(EXPERTS, shape.ffn)
         if shape.score_softcap:
             attention = CAPPED_ATTENTION

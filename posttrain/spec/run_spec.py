@@ -60,14 +60,17 @@ class RunSpec(ParallelSizes):
         every_layer_fused: each linear layer of a dense model is one operation with its adapter.
         precision: bf16, fp32 or fp8.
         sequence_parallel: where there is tensor parallelism, activations between matrices are divided as well.
-        overlap: as in `parallelism`.
+        overlap, distributed_optimizer, fsdp: as in `parallelism`.
+        micro_batch, global_batch: sequences.
         max_steps, epochs, validation_batches: as in `trainer`.
+        optimizer: adam or sgd.
+        packing: as in `data`.
         length: tokens of a packed sequence; unpacked, of the rows of the largest micro-batch on average.
         supervised_share: of the tokens, at most in any micro-batch.
         squares: mean over tokens of the length of the conversation they are in.
         sequences: conversations in a micro-batch.
         longest: longest conversation of a micro-batch, tokens.
-        fused, recompute_norms: `peft.fused`, `peft.recompute_norms`.
+        fused, recompute_norms, dropout: as in `peft`.
         answers: validation prompts to answer before and after training; 0 without a validation set.
         skip_prompt_logits, graph: `trainer.skip_prompt_logits`, `trainer.cuda_graph`.
         recompute: none, selective or full.
@@ -364,7 +367,7 @@ class RunSpec(ParallelSizes):
     def usual_attention(self) -> Decision:
         """Whether packed rows' attention is Transformer Engine's; see posttrain.models.local_spec.choose_attention."""
         shape = self.known_shape
-        width = shape.query // shape.heads
+        width = shape.head_width
         return unless(
             (shape.score_softcap, "scores are soft-capped: FlexAttention"),
             (is_wide(width), f"its gradients are wrong for heads of {width} features: FlashAttention, if packed"),
@@ -376,7 +379,7 @@ class RunSpec(ParallelSizes):
         """Key and value heads of a process of tensor parallelism; 0 where they are not known."""
         if self.shape is None:
             return 0
-        return self.shape.key * self.shape.heads // self.shape.query // self.tensor
+        return self.shape.groups // self.tensor
 
     @property
     def sample_answers(self) -> Decision:
@@ -475,7 +478,7 @@ class RunSpec(ParallelSizes):
             decisions["8-bit frozen weights"] = self.eight_bit_base
         if self.tensor > 1:
             decisions["exchanges beside products"] = self.overlapped_exchanges
-        if self.shape is not None and is_wide(self.shape.query // self.shape.heads):
+        if self.shape is not None and is_wide(self.shape.head_width):
             decisions["Transformer Engine's attention"] = self.usual_attention
         if self.answers and not self.whole_in_one:
             decisions["sample answers"] = self.sample_answers

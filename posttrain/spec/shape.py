@@ -129,6 +129,16 @@ class Shape:
         )
 
     @property
+    def head_width(self) -> int:
+        """Features of an attention head."""
+        return self.query // self.heads
+
+    @property
+    def groups(self) -> int:
+        """Key-value heads."""
+        return self.key * self.heads // self.query
+
+    @property
     def silu_gate(self) -> bool:
         """Whether the MLP is SwiGLU."""
         return self.family.gate is not None and self.activation in SILU
@@ -164,7 +174,7 @@ class Shape:
         router = self.experts * self.hidden
         others = self.family.norms * self.norm + router
         if self.family.qk_norm:
-            others += 2 * (self.query // self.heads)
+            others += 2 * self.head_width
         return others
 
     @property

@@ -114,14 +114,14 @@ class GroupedExperts(TEGroupedMLP):
             chosen: bool[t, all experts], where they go.
             probabilities: [t, all experts].
         """
-        both = self.linear_fc1, self.linear_fc2
+        first, second = self.linear_fc1, self.linear_fc2
         y = adapted_experts(
             tokens,
             probabilities,
             chosen,
             self.config.moe_router_topk,
-            (weights_of(both[0]), weights_of(both[1])),
-            (adapter_of(both[0]), adapter_of(both[1])),
+            (weights_of(first), weights_of(second)),
+            (adapter_of(first), adapter_of(second)),
             self.exchange,
         )
         return y, None

@@ -73,7 +73,7 @@ class OffloadedActivations:
     """
 
     def __init__(self, block: TransformerBlock, count: int, smallest: int = SMALLEST) -> None:
-        """Hang itself on a block.
+        """Register hooks on a block.
 
         Args:
             block: of all layers.
@@ -86,7 +86,7 @@ class OffloadedActivations:
         self.under_way: deque[Layer] = deque()
         self.passes = 0  # forward passes
         self.stay: set[int] = set()  # addresses of storages
-        self.current = 0
+        self.current = 0  # the layer that computes
         self.copies: Any = None  # a stream, of the device that the model will be on
         self.hooks: saved_tensors_hooks | None = None
         block.register_forward_pre_hook(self._enter, with_kwargs=True)
@@ -106,6 +106,7 @@ class OffloadedActivations:
         tensors = [*block.parameters(), *block.buffers(), *args[1:], *given]
         self.stay = {t.untyped_storage().data_ptr() for t in tensors if isinstance(t, torch.Tensor)}
         self.under_way.clear()
+        self.current = 0  # also of what is saved before the first layer
         self.passes += 1
         for layer in filter(None, self.layers):
             layer.storages.clear()

@@ -69,7 +69,7 @@ def hide_padding(parts: list[MegatronModule], vocabulary: int) -> None:
                 rows = module.vocab_size // parallel_state.get_tensor_model_parallel_world_size()
                 first = rows * parallel_state.get_tensor_model_parallel_rank()
                 own = min(rows, max(0, vocabulary - first))
-                module.output_layer.own_tokens = own  # for who uses its weight alone
+                module.output_layer.own_tokens = own  # for code that uses its weight alone
                 module.output_layer.register_forward_hook(_mask_rows(rows, own, vocabulary))
 
 

@@ -1,4 +1,4 @@
-"""The matrices with a row for each token: which they are, and how they grow where the tokenizer has more tokens."""
+"""The matrices with a row for each token: which ones they are, and how they grow for a tokenizer with more tokens."""
 
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,12 @@ SEED = 0
 
 
 def is_embedding(name: str) -> bool:
-    """Whether a tensor of this name is the matrix of the tokens that come in."""
+    """Whether a tensor of this name is the embedding of the input's tokens."""
     return any(f".{name}".endswith(f".{family.embedding}") for family in families())
 
 
 def is_output(name: str) -> bool:
-    """Whether a tensor of this name is the matrix of the tokens that go out."""
+    """Whether a tensor of this name is the output layer's matrix."""
     return any(f".{name}".endswith(f".{family.output_layer}") for family in families())
 
 

@@ -24,7 +24,7 @@ class Initialise(Protocol):
 
 
 DRAWN_AT_ONCE = 1 << 26  # numbers; the embedding of a 70B is 4 GB in fp32, beside a model that fills the GPU
-WIDTH_OUT = ("linear_proj.weight", "linear_fc2.weight")  # into the residual stream: Megatron scales them by depth
+INTO_RESIDUAL = ("linear_proj.weight", "linear_fc2.weight")  # which Megatron scales by depth
 
 
 def draw_model(model: list[torch.nn.Module], seed: int) -> None:
@@ -50,7 +50,7 @@ def _draw_layer(layer: BaseTransformerLayer, seed: int) -> None:
         if parameter.dim() < 2:
             continue
         initialise = config.init_method
-        if any(matrix in name for matrix in WIDTH_OUT):
+        if any(matrix in name for matrix in INTO_RESIDUAL):
             initialise = config.output_layer_init_method
         whole = whole_name(name, config.num_moe_experts)
         gated = config.gated_linear_unit and "linear_fc1.weight" in name

@@ -1,7 +1,7 @@
 """Triton kernels of a mixture's experts. Import it only where there is a GPU.
 
-Rows are contiguous. Arithmetic is in fp32, rounded once. Where rows may be absent (PARTIAL), of those that are nothing
-is read or written.
+Rows are contiguous. Arithmetic is in fp32, rounded once. Where rows may be absent (PARTIAL), nothing is read of those
+that are, and of a result with one number for each row (scales, gradients of weights) alone anything is written.
 """
 
 import torch

@@ -32,7 +32,7 @@ from posttrain.spec import checks, first_rows
 from posttrain.spec.resolve import AUTO
 from posttrain.utils import gpus, stop, working
 
-# What conf/data/demo.yaml sets of the trainer, of which memory, steps and time depend.
+# What conf/data/demo.yaml sets of the trainer, on which memory, steps and time depend.
 OF_DEMO = ("seq_length", "global_batch_size", "micro_batch_size", "max_steps")
 
 

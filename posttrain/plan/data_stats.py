@@ -74,7 +74,7 @@ class DataStats:
             supervised: int[n], how many of them are supervised.
             starts: int[rows + 1]; sequence i holds the conversations starts[i] to starts[i + 1].
             cfg: of the run.
-            scale: there are as many times more conversations.
+            scale: how many times more conversations there are.
         """
         trainer = cfg.trainer
         # The sequences of each micro-batch, as posttrain.train.batches.TrainOrder gives them to one

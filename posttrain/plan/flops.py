@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from posttrain.spec.shape import Shape
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelFlops:
     """A model's operations.
 

@@ -130,7 +130,7 @@ def apply(cfg: DictConfig, setting: RunSpec, local: int) -> None:
 
 
 def check(cfg: DictConfig, setting: RunSpec, local: int, visible: int, architecture: Mapping[str, Any] | None) -> None:
-    """See that a model can be divided in a way.
+    """Check that a model can be divided in a way.
 
     Args:
         cfg: what `part_of` returns; changed in place.
@@ -255,7 +255,8 @@ def savings(layout: Layout, gpu: Gpu, tokens: float) -> list[Layout]:
     most = math.ceil(max(full.stage_layers))
     again = [replace(full, recompute_layers=count) for count in range(1, most)]
     kept = replace(full, recompute="none", recompute_layers=None)
-    away = both = []
+    away: list[RunSpec] = []
+    both: list[RunSpec] = []
     if kept.offload and full.offload_layers is None:
         away = [replace(kept, offload_layers=count) for count in range(1, most + 1)]
         both = [replace(full, offload_layers=count) for count in range(1, most + 1)]

@@ -65,7 +65,8 @@ def check_settings(cfg: DictConfig, visible_gpus: int, elsewhere: bool = False) 
         visible_gpus: of a machine.
         elsewhere: whether that is another machine, on which Transformer Engine is expected.
     """
-    patches.check(patches.Platform.with_gpus(visible_gpus))
+    platform = patches.Platform.with_gpus(visible_gpus)
+    patches.check(platform)
     check_keys(cfg)
     targets.check(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -79,7 +80,6 @@ def check_settings(cfg: DictConfig, visible_gpus: int, elsewhere: bool = False) 
     shape = architecture(cfg.model)
     check_peft(cfg, shape)
     check_trainer(cfg, visible_gpus)
-    platform = patches.Platform.with_gpus(visible_gpus)
     if elsewhere and visible_gpus:
         platform = patches.Platform("cuda", transformer_engine=True)
     check_spec(cfg, world_size(cfg, visible_gpus), platform, shape)
@@ -87,13 +87,13 @@ def check_settings(cfg: DictConfig, visible_gpus: int, elsewhere: bool = False) 
 
 
 def check_trackers(cfg: DictConfig) -> None:
-    """What a tracker can say of itself before a run: there is no account."""
+    """Let each tracker refuse before a run what it can know, such as that there is no account."""
     for name, tracker in cfg.logger.items():
         built(tracker, f"logger.{name}").check()
 
 
 def check_hub(cfg: DictConfig) -> None:
-    """What the run will want of a hub is there for this user; asked of it, within seconds."""
+    """Ask the hub, within seconds, whether what the run needs of it is there for this user."""
     model, data = built(cfg.model), built(cfg.data)
     if isinstance(model, HFModel):
         model.check_hub()

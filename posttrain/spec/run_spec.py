@@ -209,7 +209,7 @@ class RunSpec(ParallelSizes):
         Transformer Engine's layers add a weight's gradient to Megatron's sum, which hooks of saved tensors can hide.
         """
         return unless(
-            (self.device == "cpu", "they are there anyway"),
+            (self.device == "cpu", "they are in it anyway"),
             (self.pipeline > 1, "a pipeline has several micro-batches under way"),
             (self.fsdp, "Megatron-FSDP was not tried with it"),
             (self.shape is None, "the model's layers are not known here"),
@@ -282,13 +282,13 @@ class RunSpec(ParallelSizes):
         return unless(
             (not self.experts, "the model has none"),
             (self.shape is None, "this family's are not known here"),
-            (self.shape is not None and not self.shape.silu_gate, "their gate is another one than SiLU"),
+            (self.shape is not None and not self.shape.silu_gate, "their gate is not SiLU"),
             (not self.transformer_engine, "they require a GPU with Transformer Engine"),
             (self.mixture_settings, "trainer.megatron.model changes the mixture"),
             (self.expert > 1 and not self.packing, "data.packing=false, so processes have different numbers of tokens"),
             (not self.adapter, "all weights are trained"),
             (self.fsdp, "Megatron-FSDP divides the weights as one row of numbers"),
-            (self.precision == "fp32", "grouped products are there in bf16 and 8 bits"),
+            (self.precision == "fp32", "grouped products exist in bf16 and 8 bits alone"),
             (self.precision == "fp8" and not self.every_layer_fused, "not every linear layer has a plain adapter"),
             (adapted and not self._plain_lora, "their adapters are not plain LoRA"),
             on="every token's choices are sorted on the device",

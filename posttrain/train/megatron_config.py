@@ -164,7 +164,7 @@ def build_adapter(run: RunContext, bridge: "AutoBridge") -> "PEFT | None":
     peft.seed = run.config.seed
     peft.overlap = bool(run.spec.overlapped_exchanges)
     # A layer that is run again in the backward pass can't share tensors of the pass before it.
-    peft.gather_at_once = run.settings.recompute != "full"
+    peft.gather_at_once = run.spec.recompute != "full"
     if directory:
         adapter_checks.check(read_adapter(directory), adapter, directory)
         peft.start = lambda parts: load_adapter.load(bridge, parts, directory)
@@ -229,11 +229,10 @@ def build_container(
 
 def mixed_precision(run: RunContext) -> "MixedPrecisionConfig | None":
     """The number formats of the group `precision`; None for fp32."""
-    name = run.groups.precision.resolve(run.platform.device)
-    if name == "fp32":
+    if run.spec.precision == "fp32":
         return None
     # Where the products in 8 bits are those of ops/fp8_linear.py, everything around them is bf16.
-    if name == "fp8" and not run.spec.eight_bit_base:
+    if run.spec.precision == "fp8" and not run.spec.eight_bit_base:
         return get_mixed_precision_config("bf16_with_fp8_current_scaling_mixed")
     return get_mixed_precision_config("bf16_mixed")
 

@@ -121,7 +121,7 @@ def visible_gpus() -> int:
 def detect_gpus() -> list[Gpu]:
     """Return the GPUs that a process started here would see, by nvidia-smi.
 
-    None where that is not installed or fails.
+    Empty where that is not installed or fails.
     """
     listing = _query_gpus()
     gpus = parse_listing(listing, os.environ.get("CUDA_VISIBLE_DEVICES"))

@@ -6,6 +6,7 @@ sequences at once that fit then.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from posttrain.errors import UserError
 from posttrain.patches import Platform
 from posttrain.plan import advice, layouts
 from posttrain.plan.memory import GIB, Memory, estimate_memory, host_room
-from posttrain.plan.speed import with_rate
+from posttrain.plan.speed import estimate_speed, with_rate
 from posttrain.spec import checks
 from posttrain.spec.parallel_sizes import KEYS
 from posttrain.spec.resolve import AUTO, resolve_spec
@@ -177,7 +178,9 @@ def _resolve_on_cpu(cfg: DictConfig, choose_split: bool, choose_batch: bool) -> 
 
 
 def fill_memory(cfg: DictConfig, world: int, gpu: Gpu, transformer_engine: bool) -> str:
-    """Set the largest micro-batch size in `cfg` that fits, 1 where none does.
+    """Set the largest micro-batch size in `cfg` that fits, 1 where none does; in a pipeline the fastest that fits.
+
+    A pipeline's stages wait for the first and the last micro-batch, so that few large ones can take twice the time.
 
     Args:
         cfg: with plain parallel sizes; changed in place.
@@ -187,20 +190,35 @@ def fill_memory(cfg: DictConfig, world: int, gpu: Gpu, transformer_engine: bool)
 
     Returns:
         A line about the size.
+
+    Raises:
+        UserError: what was asked for can't be done, whatever the size.
     """
     given = resolve_spec(cfg, world, transformer_engine)
+    given.check()
     sequences = given.global_batch // given.data_parallel  # of a process and step
+    tokens = given.global_batch * given.length
+    chosen, needed = given, estimate_memory(given).needed
+    fastest = math.inf
     for size in range(max(sequences, 1), 0, -1):
         setting = replace(given, micro_batch=size)
         uncaptured = bool(setting.graph) and not setting.cuda_graph  # which it has to be
         if size > 1 and (sequences % size or uncaptured):
             continue
         memory = estimate_memory(setting)
-        if memory.fits(gpu):
+        if not memory.fits(gpu):
+            continue
+        step_s = estimate_speed(setting, with_rate(gpu), tokens).step_s or 0.0
+        if step_s < fastest:
+            chosen, needed, fastest = setting, memory.needed, step_s
+        if given.pipeline == 1:
             break
-    cfg.trainer.micro_batch_size = size
-    needed = memory.needed / GIB
-    return f"trainer.micro_batch_size=auto: {size}: needs {needed:.1f} of {gpu.memory_gib:.1f} GiB per GPU"
+    cfg.trainer.micro_batch_size = chosen.micro_batch
+    line = f"trainer.micro_batch_size=auto: {chosen.micro_batch}: "
+    line += f"needs {needed / GIB:.1f} of {gpu.memory_gib:.1f} GiB per GPU"
+    if given.pipeline > 1:
+        line += ", the fastest that fits in a pipeline"
+    return line
 
 
 def apply_choice(cfg: DictConfig, choice: Choice) -> None:

@@ -130,13 +130,14 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     typed = None
     if cfg.parallelism.auto:
         typed = TypedSavings(cfg.trainer.recompute, cfg.trainer.offload_layers)
+    chosen_micro_batch = cfg.trainer.micro_batch_size == auto.AUTO
     lines = resolve_auto(cfg, local, replace(gpu, memory_gib=cfg.parallelism.memory_gib or gpu.memory_gib))
     checks.check_parallelism(cfg, local, shape)
     if options.read_data and note is None:
         first_rows.look(cfg)
     working.phase("planning")
     world = checks.world_size(cfg, local)
-    result = build_plan(cfg, world, gpu, options.read_data and note is None, replan, typed)
+    result = build_plan(cfg, world, gpu, options.read_data and note is None, replan, typed, chosen_micro_batch)
     if note is not None:
         result["data"] = {"not_counted": note}
     result["gpu"]["assumed"] = assumed

@@ -190,7 +190,12 @@ def search(
 
 
 def fitting(
-    cfg: DictConfig, given: RunSpec, gpu: Gpu, tokens: float, typed: TypedSavings | None = None
+    cfg: DictConfig,
+    given: RunSpec,
+    gpu: Gpu,
+    tokens: float,
+    typed: TypedSavings | None = None,
+    chosen_micro_batch: bool = False,
 ) -> list[Layout]:
     """The ways in which a run fits on as many GPUs, the fastest first: by split, recomputation and precision.
 
@@ -202,6 +207,8 @@ def fitting(
         gpu: what each process runs on.
         tokens: of a step.
         typed: see `overrides`.
+        chosen_micro_batch: whether `trainer.micro_batch_size=auto` has chosen that of `given`. Beside another split it
+            would choose another, so it is said.
     """
     if given.fsdp:  # divides the weights itself
         return []
@@ -232,7 +239,12 @@ def fitting(
             layouts += savings(layout, gpu, tokens)
         elif layout.fits(gpu):
             layouts.append(layout)
-    named = [replace(layout, overrides=overrides(given, layout.setting, typed)) for layout in layouts]
+    named = []
+    for layout in layouts:
+        words = overrides(given, layout.setting, typed)
+        if words and chosen_micro_batch:
+            words += (f"trainer.micro_batch_size={given.micro_batch}",)
+        named.append(replace(layout, overrides=words))
     return _worthwhile(named)
 
 

@@ -37,6 +37,7 @@ def build_plan(
     read_data: bool = True,
     replan: Replan | None = None,
     typed: layouts.TypedSavings | None = None,
+    chosen_micro_batch: bool = False,
 ) -> Plan:
     """Return the plan of a checked configuration.
 
@@ -47,6 +48,7 @@ def build_plan(
         read_data: count the data.
         replan: plans a change's overrides in full, None where they can't be; None: changes are estimated.
         typed: what `parallelism=auto` has chosen from; None: it has not chosen.
+        chosen_micro_batch: whether `trainer.micro_batch_size=auto` has chosen.
 
     Returns:
         JSON-able; memory in GiB per GPU, times in seconds.
@@ -75,6 +77,7 @@ def build_plan(
         total = round(row * (epoch.trained(steps) if epoch else steps * batch))
     fits = memory.fits(gpu)
     speed = _speed(estimate_speed(setting, gpu, tokens), total)
+    others = layouts.fitting(cfg, setting, gpu, tokens, typed, chosen_micro_batch)
     best = None
     if not fits:
         best = _cheapest(advice.fitting(setting, gpu, tokens), gpu, speed, replan)
@@ -98,7 +101,7 @@ def build_plan(
         "decisions": {name: str(decision) for name, decision in setting.decisions().items()},
         "memory_gib": _in_gib(memory),
         "fits": fits,
-        "layouts": [_layout(layout) for layout in layouts.fitting(cfg, setting, gpu, tokens, typed)],
+        "layouts": [_layout(layout) for layout in others],
         "changes": [_change(change, gpu) for change in advice.changes(setting, gpu, tokens=tokens)],
         "cheapest_change": best,
         "data": data,

@@ -472,14 +472,17 @@ def test_what_fits_is_what_its_overrides_make(words, world, gpu):
 @pytest.mark.parametrize(
     "more",
     [
-        ["model=llama3_70b"],
-        ["model=llama3_8b", "trainer.offload_layers=8"],
-        ["model=llama3_8b", "trainer.offload_layers=8", "trainer.seq_length=32768"],
+        ["model=llama3_70b", "parallelism=auto"],
+        ["model=llama3_8b", "trainer.offload_layers=8", "parallelism=auto"],
+        ["model=llama3_8b", "trainer.offload_layers=8", "trainer.seq_length=32768", "parallelism=auto"],
+        ["model=llama3_8b", "trainer.micro_batch_size=auto", "parallelism=auto"],
+        ["model=llama3_8b", "trainer.micro_batch_size=auto"],
+        ["model=llama3_8b", "trainer.micro_batch_size=auto", "parallelism=pp2"],
     ],
 )
 def test_what_is_listed_beside_a_choice_of_auto_is_what_its_overrides_make(more):
-    """Typed beside `parallelism=auto`, which would choose again: so each names its split."""
-    words = [*more, "parallelism=auto", "plan.gpu=h100", "plan.gpus=2", "plan.read_data=false"]
+    """Typed beside what would choose again: so each names its split and its micro-batch size."""
+    words = [*more, "plan.gpu=h100", "plan.gpus=2", "plan.read_data=false"]
     chosen = estimate(compose(words, "plan"), words, None)
     assert chosen["fits"] and [] in [layout["overrides"] for layout in chosen["layouts"]]
     for layout in chosen["layouts"]:

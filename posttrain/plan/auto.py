@@ -275,6 +275,10 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
             return least
         if cfg.parallelism.nproc_per_node:
             break
+    if not refusals:  # no split has the sizes that are given
+        part = layouts.part_of(cfg)
+        part.parallelism.nproc_per_node = most
+        checks.check_parallelism(part, visible, checks.architecture(cfg.model))
     raise UserError(next(iter(refusals), "`parallelism=auto`: no split of the processes is possible"))
 
 

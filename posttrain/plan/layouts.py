@@ -79,11 +79,15 @@ def splits(given: RunSpec) -> Iterator[RunSpec]:
     context parallelism, which divides no weights; experts and the optimizer's state are divided
     where that is required.
     """
-    contexts = SIZES if given.transformer_engine else (1,)
-    experts = SIZES if given.experts else (1,)
+    tensors = {*SIZES, given.tensor}
+    pipelines = {*SIZES, given.pipeline}
+    contexts = {*SIZES, given.context} if given.transformer_engine else {1}
+    experts = {*SIZES, given.expert} if given.experts else {1}
     sharding = (True,) if given.distributed_optimizer else (False, True)
     possible = []
-    for tensor, pipeline, context, expert, sharded in itertools.product(SIZES, SIZES, contexts, experts, sharding):
+    for tensor, pipeline, context, expert, sharded in itertools.product(
+        tensors, pipelines, contexts, experts, sharding
+    ):
         if tensor < given.tensor or pipeline < given.pipeline:
             continue
         if context < given.context or expert < given.expert:
@@ -149,7 +153,7 @@ def check(cfg: DictConfig, setting: RunSpec, local: int, visible: int, architect
 
 def part_of(cfg: DictConfig) -> DictConfig:
     """A copy of what decides whether a split is possible."""
-    return OmegaConf.masked_copy(cfg, ["model", "trainer", "parallelism", "launch"])
+    return OmegaConf.masked_copy(cfg, ["model", "trainer", "parallelism", "launch", "peft", "precision"])
 
 
 def search(

@@ -153,6 +153,11 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         )
     if cfg.optimizer.min_lr > cfg.optimizer.lr:
         raise UserError(f"`optimizer.min_lr={cfg.optimizer.min_lr}`: above optimizer.lr={cfg.optimizer.lr}")
+    if cfg.parallelism.auto and cfg.parallelism.fsdp:
+        raise UserError(
+            "`parallelism=auto parallelism.fsdp=true`: Megatron-FSDP is for data-parallel processes alone, so "
+            "nothing is left to choose; use parallelism=fsdp"
+        )
     if cfg.checkpoint.async_save and cfg.parallelism.fsdp:
         raise UserError("`checkpoint.async_save=true`: Megatron-FSDP's checkpoints are written while training waits")
     if cfg.checkpoint.async_save and not visible_gpus:
@@ -193,12 +198,18 @@ def check_validated(cfg: DictConfig) -> None:
 
 
 def check_spec(cfg: DictConfig, world: int, platform: patches.Platform, shape: Mapping[str, Any] | None) -> None:
-    """What was asked for and depends on the whole run can be done: a captured step, activations on the host."""
+    """What was asked for and depends on the whole run can be done: a captured step, activations on the host.
+
+    Of a model whose architecture is unknown yet, on a hub, the run itself says the latter.
+    """
     if cfg.trainer.cuda_graph or cfg.trainer.offload_layers:
         if cfg.trainer.micro_batch_size == AUTO:
             cfg = cfg.copy()
             cfg.trainer.micro_batch_size = 1  # the least that it becomes
-        resolve_spec(cfg, world, platform.transformer_engine, platform.device, shape or {}).check()
+        spec = resolve_spec(cfg, world, platform.transformer_engine, platform.device, shape or {})
+        if shape is None:
+            spec = replace(spec, offload_layers=None)
+        spec.check()
 
 
 def check_model(cfg: DictConfig) -> None:

@@ -209,6 +209,29 @@ def test_sizes_that_are_given_are_the_least():
     assert fewer.parallelism.nproc_per_node == 4
 
 
+def test_a_size_that_is_given_needs_no_power_of_two():
+    """SmolLM2 135M has nine heads, three groups of keys and 30 layers."""
+    for size in ("tensor", "pipeline"):
+        cfg = composed("parallelism=auto", "trainer.seq_length=3072", f"parallelism.{size}_model_parallel_size=3")
+        assert f"{size} 3" in auto.resolve(cfg, 3, 79.2, True)
+        checks.check(cfg, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["parallelism.expert_model_parallel_size=2"], "expert_model_parallel_size=2`: this model has no experts"),
+        (["parallelism.tensor_model_parallel_size=32"], "4 processes can't be divided into groups"),
+        (["parallelism.fsdp=true"], "nothing is left to choose; use parallelism=fsdp"),
+    ],
+)
+def test_sizes_that_no_split_has(words, said):
+    cfg = composed("parallelism=auto", "model=llama3_8b", *words)
+    with pytest.raises(UserError, match=re.escape(said)):
+        checks.check_settings(cfg, 4)
+        auto.resolve(cfg, 4, 79.2, True)
+
+
 def test_refused_with_the_cheapest_change():
     words = ["parallelism=auto", "model=llama3_8b", "trainer.recompute=selective"]
     with pytest.raises(UserError, match=r"does not fit on 1 GPU of 23\.5 GiB: it needs .* it would with trainer\.rec"):

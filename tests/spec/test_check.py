@@ -98,6 +98,16 @@ def test_refused(words, gpus, expected):
     assert expected in str(error.value)
 
 
+def test_a_model_on_a_hub_may_have_activations_that_can_wait_on_the_host(monkeypatch):
+    """Its architecture isn't known yet; what can be known to be wrong is said all the same."""
+    gpu = checks.patches.Platform("cuda", transformer_engine=True)
+    monkeypatch.setattr(checks.patches.Platform, "with_gpus", lambda visible: gpu)
+    words = ["model=hf", "model.path=somebody/something", "trainer.offload_layers=2"]
+    checks.check_settings(compose(words), 1)
+    with pytest.raises(UserError, match="attention in fp32"):
+        checks.check_settings(compose([*words, "trainer.cuda_graph=true", "precision=fp32"]), 1)
+
+
 def test_missing_value_is_named():
     cfg = compose()
     OmegaConf.update(cfg, "optimizer.lr", "???")

@@ -15,15 +15,19 @@ from megatron.bridge.training.checkpointing import (
     DefaultCheckpointManager,
     _generate_model_state_dict,
     apply_peft_adapter_filter_to_state_dict,
+    get_rng_state,
     is_empty_async_queue,
     preprocess_fsdp_dtensor_state_dict,
 )
 from megatron.bridge.training.config import CheckpointConfig
 from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.utils import unwrap_model
 from omegaconf import DictConfig
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_in_place
 
 from posttrain.checkpoint import Checkpoint, directories, pickles, progress, resume
@@ -208,6 +212,8 @@ class Manager(DefaultCheckpointManager):
         now = from_first_rank(lambda: self.inputs)
         inputs.check(self.run.progress.inputs, now, found)
         with pickles.reading(found):
+            if config.ckpt_format == "torch_dist":
+                config.load_rng = has_random_state(found)
             return super().load(ctx)
 
     def _publish(self) -> None:
@@ -241,6 +247,19 @@ def from_first_rank[T](compute: Callable[[], T]) -> T:
         box = [compute()]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def has_random_state(checkpoint: Path) -> bool:
+    """Whether a checkpoint of the format torch_dist has the state of this process's random generators.
+
+    With expert parallelism Megatron-Bridge saves that of every process, else that of one data-parallel process, under
+    other names. So it is there only where both runs have as many such processes, or neither has expert parallelism.
+    """
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    wanted = get_rng_state(data_parallel_random_init=False, pg_collection=groups)
+    assert isinstance(wanted, ShardedObject)
+    saved = FileSystemReader(checkpoint).read_metadata()
+    return wanted.unique_key in saved.state_dict_metadata
 
 
 def load_weights(parts: list[torch.nn.Module], peft: "PEFT | None", checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ from posttrain.patches.cpu import expert_splits
 from posttrain.patches.cpu import fsdp_over_gloo
 from posttrain.patches.correctness import async_writer
 from posttrain.patches.correctness import distributed_optimizer
+from posttrain.patches.correctness import expert_optimizer
 from posttrain.patches.correctness import base_weights
 from posttrain.patches.correctness import missing_weights
 from posttrain.patches.correctness import megatron_fsdp as fsdp_checkpoints

@@ -130,7 +130,7 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     typed = None
     if cfg.parallelism.auto:
         typed = TypedSavings(cfg.trainer.recompute, cfg.trainer.offload_layers)
-    chosen_micro_batch = cfg.trainer.micro_batch_size == auto.AUTO
+    chosen_micro_batch = cfg.trainer.micro_batch_size == AUTO
     lines = resolve_auto(cfg, local, replace(gpu, memory_gib=cfg.parallelism.memory_gib or gpu.memory_gib))
     checks.check_parallelism(cfg, local, shape)
     if options.read_data and note is None:

@@ -49,6 +49,29 @@ def test_on_a_cpu(kind, layouts, posttrain, tiny, tmp_path):
         assert losses(posttrain, *words, *divided) == pytest.approx(alone, rel=1e-5), layout
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_mixture_resumes_with_other_expert_parallel_sizes(precision, posttrain, tiny, tmp_path):
+    """Divided experts have an optimizer of their own, and random states of every process."""
+    words = [word for word in save(tmp_path / "model", tiny, "Mixtral", **SMALL) if word != "checkpoint.save=false"]
+    words.append(f"precision={precision}")
+    sizes = {
+        "one": [],
+        "ep2": ["parallelism=ep2"],
+        "ep4": ["parallelism=ep2", "parallelism.expert_model_parallel_size=4"],
+    }
+    whole = losses(posttrain, *words)
+    changes = [("one", "ep2"), ("ep2", "one"), ("ep2", "ep4")]
+    for before, after in changes[: 3 if precision == "fp32" else 2]:
+        run_dir = tmp_path / f"{before}-{after}"
+        half = posttrain(*words, *sizes[before], "trainer.max_steps=2", run_dir=run_dir)
+        assert half.code == 0, half.err + half.log()
+        resumed = posttrain(*words, *sizes[after], run_dir=run_dir)
+        assert resumed.code == 0, resumed.err + resumed.log()
+        assert "resuming after step 2" in resumed.out
+        found = [*resumed.losses, resumed.summary["val_loss_after"]]
+        assert found == pytest.approx(whole, rel=1e-5 if precision == "fp32" else 2e-3), (before, after)
+
+
 def test_master_weights_start_from_rounded_ones(posttrain, tiny, tmp_path):
     """A file in fp32, trained in bf16: steps of 1e-5 change a weight of 0.02 after some of them in every layout."""
     words = save(tmp_path / "model", tiny, "Llama", hidden_size=256, intermediate_size=512)

@@ -16,6 +16,7 @@ from posttrain.patches.elsewhere import CHANGES
 
 STARTUP = {"imports", "no-dynamo", "transformers-imports", "compile-helpers", "results-queue", "packed-rope"}
 CORRECTNESS = {"async-writer", "base-weights", "missing-weights", "fsdp-parameter-names", "fsdp-empty-shards"}
+CORRECTNESS |= {"optimizer-of-experts"}
 CPU = {"cpu-cuda-queries", "cpu-placement", "cpu-rng", "cpu-expert-splits", "cpu-megatron-fsdp"}
 
 

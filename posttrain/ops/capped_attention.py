@@ -44,6 +44,24 @@ def _of_any_tensor(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
 
 
+def _keep_output(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    ctx.save_for_backward(output)
+
+
+def _gradient(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
+    (output,) = ctx.saved_tensors
+    return upstream * (1 - output * output)
+
+
+# Not an autograd.Function, whose kernels Inductor compiles again in every process (AOTAutogradCache).
+approximate_tanh.register_autograd(_gradient, setup_context=_keep_output)
+
+
+@approximate_tanh.register_vmap
+def _of_every_score(info: object, dims: tuple[int | None], x: torch.Tensor) -> tuple[torch.Tensor, int | None]:
+    return approximate_tanh(x), dims[0]
+
+
 @register_lowering(torch.ops.posttrain.approximate_tanh)
 def _as_one_instruction(x: object) -> object:
     instruction = "tanh.approx.f32 $0, $1;"
@@ -57,31 +75,6 @@ def _as_one_instruction(x: object) -> object:
             pack=1,
         )
     )(x)
-
-
-class ApproximateTanh(torch.autograd.Function):
-    """approximate_tanh with its gradient, for scores in fp32."""
-
-    @staticmethod
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        """Return tanh(x)."""
-        return approximate_tanh(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        """Keep the output."""
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
-        """tanh' = 1 - tanh^2."""
-        (output,) = ctx.saved_tensors
-        return upstream * (1 - output * output)
-
-    @staticmethod
-    def vmap(info: object, dims: tuple[int | None], x: torch.Tensor) -> tuple[torch.Tensor, int | None]:
-        """Over every score, where FlexAttention isn't compiled."""
-        return approximate_tanh(x), dims[0]
 
 
 def build_block_mask(first: torch.Tensor) -> BlockMask:
@@ -181,7 +174,7 @@ def _attend(
 ) -> torch.Tensor:
     tanh = torch.tanh
     if query.is_cuda and query.element_size() == 2:  # whose rounding is coarser than the approximation
-        tanh = ApproximateTanh.apply
+        tanh = approximate_tanh
 
     def cap(
         score: torch.Tensor, batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, column: torch.Tensor

@@ -108,6 +108,15 @@ def test_output_and_gradients_are_those_of_transformers(way, row, window, ops, b
         torch.testing.assert_close(gradient, right, rtol=1e-4, atol=2e-5)
 
 
+def test_the_cap_of_16_bit_scores_has_tanhs_gradient_score_by_score(ops):
+    _, capped = ops
+    scores = torch.linspace(-4, 4, 50).reshape(5, 10).requires_grad_()
+    by_score = torch.vmap(torch.vmap(capped.approximate_tanh))
+    (found,) = torch.autograd.grad(by_score(scores).sum(), scores)
+    (expected,) = torch.autograd.grad(torch.tanh(scores).sum(), scores)
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_document_does_not_see_its_neighbours(ops):
     attention, _ = ops
     ends, total = ROWS["short ones"]

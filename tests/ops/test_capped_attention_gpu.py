@@ -66,6 +66,21 @@ def test_output_and_gradients(window, attention):
         assert relative(ours, right) < 1.5 * relative(eager, right) + 1e-3, name
 
 
+def test_later_processes_find_what_is_compiled(attention, tmp_path, monkeypatch):
+    """What is traced is of operations that torch's cache knows."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    layer = capped_layer(attention, 256, None, SCALE)
+    for found in ("autograd_cache_miss", "autograd_cache_hit"):  # as in a process after the first one
+        torch._dynamo.reset()
+        counters.clear()
+        step(lambda states: layer(*states, packed_seq_params=row_of(ENDS, "cuda")), random_states(torch.bfloat16))
+        assert counters["aot_autograd"][found] == 1
+        assert not counters["aot_autograd"]["autograd_cache_bypass"]
+
+
 def test_captured_step_follows_the_boundaries(attention):
     """Replayed with other boundaries in the same place, it does what the plain step does with these."""
     layers = [capped_layer(attention, 256, window, SCALE) for window in (None, 200)]

@@ -3,17 +3,15 @@
 Beside data parallelism and tensor parallelism too, which divides the tokens.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from divided_mixture_worker import FAMILIES, LAYOUTS
+from ranks import run_ranks
 from test_mixture_layer import CASES, adapt, adapters, gradients, inputs, our_layer, reference_block
 
-HERE = Path(__file__).parent
+WORKER = Path(__file__).with_name("divided_mixture_worker.py")
 PARAMS = [(2, layout) for layout in LAYOUTS[2]]
 PARAMS += [pytest.param(4, layout, marks=pytest.mark.nightly) for layout in LAYOUTS[4]]
 
@@ -29,15 +27,7 @@ def run(world, folder):
     """Each process's results; they run once."""
     files = [folder / f"{rank}-{world}.pt" for rank in range(world)]
     if not files[0].exists():
-        path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-        env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "ignore", str(HERE / "divided_mixture_worker.py"), str(folder)]
-        processes = [subprocess.Popen([*command, str(rank), str(world)], env=env) for rank in range(world)]
-        try:
-            assert [process.wait(300) for process in processes] == [0] * world
-        finally:
-            for process in processes:
-                process.kill()
+        run_ranks(WORKER, [[str(folder), str(rank), str(world)] for rank in range(world)], folder)
     return [torch.load(file) for file in files]
 
 

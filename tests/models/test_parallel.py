@@ -4,10 +4,6 @@ One pair of processes goes through all of it.
 """
 
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,10 +11,11 @@ import torch
 from families import FAMILIES
 from parallel_worker import LAYOUTS, applies
 from parity import merged_logits, peft_logits, write_reference
+from ranks import run_ranks
 
 pytestmark = pytest.mark.nightly
 
-HERE = Path(__file__).parent
+WORKER = Path(__file__).with_name("parallel_worker.py")
 CASES = [(layout, family) for layout in LAYOUTS for family in FAMILIES if applies(layout, family)]
 EVERY_RUN = [("tp2_sp", "llama"), ("ep2", "mixtral")]
 PARAMS = [pytest.param(*case, marks=[pytest.mark.every_run] if case in EVERY_RUN else []) for case in CASES]
@@ -36,27 +33,7 @@ def results(directory, selected) -> list[dict[str, dict[str, float]]]:
     cases = sorted({f"{params['layout']}/{params['family']}" for params in selected})
     for family in sorted({params["family"] for params in selected}):
         write_reference(family, directory / family)
-    path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    logs = [(directory / f"log.{rank}").open("w") for rank in range(2)]
-    command = [sys.executable, "-W", "ignore", str(HERE / "parallel_worker.py"), str(directory)]
-    ranks = [
-        subprocess.Popen([*command, str(rank), *cases], env=environment, stdout=log, stderr=subprocess.STDOUT)
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        until = time.monotonic() + 300
-        while time.monotonic() < until and all(rank.poll() is None for rank in ranks):
-            time.sleep(0.2)
-        # One that failed leaves the other waiting.
-        codes = [rank.wait(timeout=1 if any(rank.poll() for rank in ranks) else 30) for rank in ranks]
-    except subprocess.TimeoutExpired:
-        codes = [rank.poll() for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    if codes != [0, 0]:
-        pytest.fail("\n".join(Path(log.name).read_text()[-2000:] for log in logs))
+    run_ranks(WORKER, [[str(directory), str(rank), *cases] for rank in range(2)], directory)
     return [json.loads((directory / f"results.{rank}.json").read_text()) for rank in range(2)]
 
 

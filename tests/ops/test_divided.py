@@ -1,14 +1,13 @@
 """A layer with its LoRA, and the output layer's loss, divided over two processes: values and gradients of the whole."""
 
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 
 import divided_worker as worker
 import pytest
 import torch
 from divided_worker import CASES, DIVIDED, HEADS, OUTPUTS, SCALE, SIZE, operation, output_layer, whole_layer, whole_mlp
+from ranks import run_ranks
 
 from posttrain.utils.gpus import visible_gpus
 
@@ -29,10 +28,7 @@ def run(kind, folder):
     """Each of two processes' results; they run once."""
     files = [folder / f"{rank}-{kind}.pt" for rank in range(SIZE)]
     if not files[0].exists():
-        command = [sys.executable, "-W", "ignore", str(WORKER)]
-        processes = [subprocess.Popen([*command, str(rank), str(folder), kind]) for rank in range(SIZE)]
-        for process in processes:
-            assert process.wait(300) == 0
+        run_ranks(WORKER, [[str(rank), str(folder), kind] for rank in range(SIZE)], folder)
     return [torch.load(file) for file in files]
 
 

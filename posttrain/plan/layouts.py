@@ -72,26 +72,28 @@ class Layout:
         return self.setting.precision == "fp8"
 
 
-def splits(given: RunSpec) -> Iterator[RunSpec]:
-    """Yield every split of the processes, the least model-parallel first.
+def splits(given: RunSpec, asked: RunSpec) -> Iterator[RunSpec]:
+    """Yield every split of the processes into powers of two and what is asked for, the least model-parallel first.
 
     Of equally many: tensor before pipeline parallelism, which fills and empties; both before
     context parallelism, which divides no weights; experts and the optimizer's state are divided
     where that is required.
+
+    Args:
+        given: the run, with the least sizes.
+        asked: the run with the sizes that were asked for.
     """
-    tensors = {*SIZES, given.tensor}
-    pipelines = {*SIZES, given.pipeline}
-    contexts = {*SIZES, given.context} if given.transformer_engine else {1}
-    experts = {*SIZES, given.expert} if given.experts else {1}
+
+    def sizes(name: str) -> list[int]:
+        possible = {getattr(given, name), getattr(asked, name), *SIZES}
+        return sorted(size for size in possible if size >= getattr(given, name))
+
+    contexts = [size for size in sizes("context") if size == 1 or given.transformer_engine]
+    experts = [size for size in sizes("expert") if size == 1 or given.experts]
     sharding = (True,) if given.distributed_optimizer else (False, True)
+    several = itertools.product(sizes("tensor"), sizes("pipeline"), contexts, experts, sharding)
     possible = []
-    for tensor, pipeline, context, expert, sharded in itertools.product(
-        tensors, pipelines, contexts, experts, sharding
-    ):
-        if tensor < given.tensor or pipeline < given.pipeline:
-            continue
-        if context < given.context or expert < given.expert:
-            continue
+    for tensor, pipeline, context, expert, sharded in several:
         groups, rest = divmod(given.world, tensor * pipeline * context)
         if rest or not groups or groups * context % expert:
             continue
@@ -163,6 +165,7 @@ def search(
     visible: int,
     tokens: float | None = None,
     variants: Iterable[dict[str, Any]] = ({},),
+    asked: RunSpec | None = None,
 ) -> Iterator[Layout]:
     """Every way to divide a run over its processes, in the order of `splits`, and those that aren't possible too.
 
@@ -173,13 +176,14 @@ def search(
         visible: GPUs of each machine.
         tokens: of a step; None: full sequences.
         variants: fields of RunSpec, with the values that each split is tried with.
+        asked: the run with the sizes that were asked for; None: these are the least.
     """
     part = part_of(cfg)
     architecture = checks.architecture(cfg.model)
     local = given.world // int(cfg.launch.nnodes)
     if tokens is None:
         tokens = given.global_batch * given.length
-    for split in splits(given):
+    for split in splits(given, asked or given):
         refusal = ""
         try:
             check(part, split, local, visible, architecture)
@@ -231,7 +235,7 @@ def fitting(
     room = gpu.memory_gib * GIB
     local = given.world // int(cfg.launch.nnodes)
     layouts = []
-    for layout in search(cfg, whole, gpu, local, tokens, variants):
+    for layout in search(cfg, whole, gpu, local, tokens, variants, asked):
         setting = layout.setting
         if layout.refusal or setting.context != given.context:  # which is asked for
             continue

@@ -225,7 +225,9 @@ def fitting(
     precisions = [given.precision]
     if gpu.eight_bit and given.precision == "bf16" and replace(whole, precision="fp8").eight_bit_base:
         precisions.append("fp8")
-    recomputations = asked.recomputations if asked.recompute == "none" else RECOMPUTE
+    recomputations = asked.recomputations
+    if asked.recompute != "none":
+        recomputations = tuple(dict.fromkeys((asked.recompute, *RECOMPUTE)))
     variants = []
     for recompute, precision in itertools.product(recomputations, precisions):
         again = None

@@ -232,6 +232,14 @@ def test_sizes_that_no_split_has(words, said):
         auto.resolve(cfg, 4, 79.2, True)
 
 
+@pytest.mark.parametrize("recompute", ["auto", "none", "selective", "full"])
+def test_what_is_asked_for_is_listed_where_it_fits(recompute):
+    cfg = composed("model=llama32_1b", f"trainer.recompute={recompute}")
+    given = resolve_spec(cfg, 1)
+    listed = layouts.fitting(cfg, given, find_gpu("h200"), given.global_batch * given.length)
+    assert () in [layout.overrides for layout in listed]
+
+
 def test_refused_with_the_cheapest_change():
     words = ["parallelism=auto", "model=llama3_8b", "trainer.recompute=selective"]
     with pytest.raises(UserError, match=r"does not fit on 1 GPU of 23\.5 GiB: it needs .* it would with trainer\.rec"):

@@ -69,7 +69,7 @@ class Layout:
     @property
     def eight_bit(self) -> bool:
         """Whether its frozen weights are kept in 8 bits."""
-        return self.setting.precision == "fp8"
+        return bool(self.setting.eight_bit_base)
 
 
 def splits(given: RunSpec, asked: RunSpec) -> Iterator[RunSpec]:
@@ -241,7 +241,7 @@ def fitting(
         setting = layout.setting
         if layout.refusal or setting.context != given.context:  # which is asked for
             continue
-        if setting.precision == "fp8" and not setting.eight_bit_base:
+        if setting.precision != given.precision and not setting.eight_bit_base:
             continue
         if setting.recompute == "full" and asked.recompute != "full":
             if _fits(replace(setting, recompute=asked.recompute), room):

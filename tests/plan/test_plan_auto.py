@@ -232,9 +232,17 @@ def test_sizes_that_no_split_has(words, said):
         auto.resolve(cfg, 4, 79.2, True)
 
 
-@pytest.mark.parametrize("recompute", ["auto", "none", "selective", "full"])
-def test_what_is_asked_for_is_listed_where_it_fits(recompute):
-    cfg = composed("model=llama32_1b", f"trainer.recompute={recompute}")
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([f"trainer.recompute={recompute}"] for recompute in ("auto", "none", "selective", "full")),
+        ["precision=fp8"],
+        ["precision=fp8", "peft.dropout=0.1"],  # Transformer Engine's
+        ["precision=fp32"],
+    ],
+)
+def test_what_is_asked_for_is_listed_where_it_fits(words):
+    cfg = composed("model=llama32_1b", *words)
     given = resolve_spec(cfg, 1)
     listed = layouts.fitting(cfg, given, find_gpu("h200"), given.global_batch * given.length)
     assert () in [layout.overrides for layout in listed]

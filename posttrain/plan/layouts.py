@@ -23,7 +23,7 @@ from posttrain.utils.gpus import Gpu
 
 SIZES = (1, 2, 4, 8, 16)
 RECOMPUTE = ("none", "full")
-MOST_SHOWN = 4  # with weights alike
+MOST_SHOWN = 4  # with weights alike, beside what was asked for
 HEADROOM = 0.03  # of a GPU's memory that is left where activations of as few layers as possible are not kept
 
 
@@ -361,6 +361,7 @@ def _worthwhile(layouts: list[Layout]) -> list[Layout]:
                 least = min(least, layout.memory.needed)
                 alike.append(layout)
         kept += alike[:MOST_SHOWN]
+        kept += [layout for layout in alike[MOST_SHOWN:] if not layout.overrides]
     return sorted(kept, key=lambda layout: layout.cost)
 
 

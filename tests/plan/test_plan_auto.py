@@ -239,11 +239,12 @@ def test_sizes_that_no_split_has(words, said):
         ["precision=fp8"],
         ["precision=fp8", "peft.dropout=0.1"],  # Transformer Engine's
         ["precision=fp32"],
+        ["parallelism=tp2", "parallelism.pipeline_model_parallel_size=4"],  # slower than four others
     ],
 )
 def test_what_is_asked_for_is_listed_where_it_fits(words):
     cfg = composed("model=llama32_1b", *words)
-    given = resolve_spec(cfg, 1)
+    given = resolve_spec(cfg, 16 if "parallelism=tp2" in words else 1)
     listed = layouts.fitting(cfg, given, find_gpu("h200"), given.global_batch * given.length)
     assert () in [layout.overrides for layout in listed]
 

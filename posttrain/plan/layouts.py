@@ -97,7 +97,7 @@ def splits(given: RunSpec, asked: RunSpec) -> Iterator[RunSpec]:
         groups, rest = divmod(given.world, tensor * pipeline * context)
         if rest or not groups or groups * context % expert:
             continue
-        if sharded and groups * context == 1:
+        if sharded and groups * context == 1 and not asked.distributed_optimizer:
             continue
         # Without Transformer Engine Megatron can't load its sharded optimizer's checkpoints.
         if sharded and not given.transformer_engine and not given.distributed_optimizer:

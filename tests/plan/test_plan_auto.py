@@ -232,6 +232,12 @@ def test_sizes_that_no_split_has(words, said):
         auto.resolve(cfg, 4, 79.2, True)
 
 
+def test_a_distributed_optimizer_that_is_given_is_kept_on_one_gpu():
+    alone = composed("parallelism=auto", "parallelism.distributed_optimizer=true")
+    auto.resolve(alone, 1, 79.2, True)
+    assert sizes(alone) == {**PLAIN, "zero1": True, "local": 1}
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -239,6 +245,7 @@ def test_sizes_that_no_split_has(words, said):
         ["precision=fp8"],
         ["precision=fp8", "peft.dropout=0.1"],  # Transformer Engine's
         ["precision=fp32"],
+        ["parallelism=zero1"],  # of one process
         ["parallelism=tp2", "parallelism.pipeline_model_parallel_size=4"],  # slower than four others
     ],
 )

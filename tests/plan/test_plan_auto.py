@@ -247,11 +247,13 @@ def test_a_distributed_optimizer_that_is_given_is_kept_on_one_gpu():
         ["precision=fp32"],
         ["parallelism=zero1"],  # of one process
         ["parallelism=tp2", "parallelism.pipeline_model_parallel_size=4"],  # slower than four others
+        ["parallelism.pipeline_model_parallel_size=3", "model=smollm2_135m", "trainer.global_batch_size=12"],
     ],
 )
 def test_what_is_asked_for_is_listed_where_it_fits(words):
     cfg = composed("model=llama32_1b", *words)
-    given = resolve_spec(cfg, 16 if "parallelism=tp2" in words else 1)
+    pipeline = cfg.parallelism.pipeline_model_parallel_size
+    given = resolve_spec(cfg, {1: 1, 3: 3, 4: 16}[pipeline])
     listed = layouts.fitting(cfg, given, find_gpu("h200"), given.global_batch * given.length)
     assert () in [layout.overrides for layout in listed]
 

@@ -60,8 +60,8 @@ class Change:
         return self.memory.fits(gpu)
 
 
-def edits(s: RunSpec, gpu: Gpu) -> Iterator[list[Edit]]:
-    """Yield lists of alternatives; a combination takes one of each list at most."""
+def edits(s: RunSpec, gpu: Gpu, chosen_split: bool = False) -> Iterator[list[Edit]]:
+    """Yield lists of alternatives; a combination takes one of each list at most. For the arguments see `changes`."""
     smaller = []
     for size in (8, 4, 2, 1):
         if size < s.micro_batch and s.micro_batch % size == 0:
@@ -73,11 +73,12 @@ def edits(s: RunSpec, gpu: Gpu) -> Iterator[list[Edit]]:
     elif s.offload and s.offload_layers is None:  # what that keeps
         layers = s.known_shape.layers
         yield [Edit("speed", f"trainer.offload_layers={layers}", {"offload_layers": layers})]
-    if s.data_parallel * s.context > 1 and not s.distributed_optimizer and not s.fsdp:
+    divisible = s.optimizer == "adam" and not s.distributed_optimizer and not s.fsdp
+    if s.data_parallel * s.context > 1 and divisible:
         override = "parallelism.distributed_optimizer=true"
         yield [Edit("speed", override, {"distributed_optimizer": True})]
     if not s.fsdp:  # which divides over data-parallel processes alone
-        yield list(_tensor_edits(s))
+        yield list(_tensor_edits(s, chosen_split))
     if s.packing and s.length >= 1024:
         half = int(s.length) // 2
         yield [Edit("data", f"trainer.seq_length={half}", {"length": half})]
@@ -100,7 +101,7 @@ def _lora_fields(s: RunSpec) -> dict[str, Any]:
     }
 
 
-def _tensor_edits(s: RunSpec) -> Iterator[Edit]:
+def _tensor_edits(s: RunSpec, chosen_split: bool) -> Iterator[Edit]:
     """Larger tensor-parallel sizes, with more GPUs where there are too few."""
     shape = s.known_shape
     counts = Counts(heads=shape.heads, groups=shape.groups)
@@ -111,12 +112,14 @@ def _tensor_edits(s: RunSpec) -> Iterator[Edit]:
         world = max(s.world, divided.model_parallel)
         kind = "speed" if world == s.world and world % divided.model_parallel == 0 else "gpus"
         override = f"parallelism.tensor_model_parallel_size={size}"
-        if s.pipeline * s.context * s.expert == 1 and not s.distributed_optimizer:
+        if not chosen_split and s.pipeline * s.context * s.expert == 1 and not s.distributed_optimizer:
             override = f"parallelism=tp{size}"
         yield Edit(kind, override, {"tensor": size, "world": world})
 
 
-def changes(s: RunSpec, gpu: Gpu, together: int = 1, tokens: float | None = None) -> list[Change]:
+def changes(
+    s: RunSpec, gpu: Gpu, together: int = 1, tokens: float | None = None, chosen_split: bool = False
+) -> list[Change]:
     """Return every possible combination of `together` changes, the cheapest first.
 
     Args:
@@ -124,13 +127,15 @@ def changes(s: RunSpec, gpu: Gpu, together: int = 1, tokens: float | None = None
         gpu: what it runs on.
         together: how many changes.
         tokens: of a step; None: full sequences.
+        chosen_split: whether `parallelism=auto` has chosen the split and what is computed again. Beside a change it
+            would choose again, from a given size on; another file of `parallelism` would take it away.
     """
     possible = []
     if tokens is None:
         tokens = s.global_batch * s.length
     gpu = with_rate(gpu)
     before = estimate_speed(s, gpu, tokens).step_s
-    for lists in itertools.combinations(list(edits(s, gpu)), together):
+    for lists in itertools.combinations(list(edits(s, gpu, chosen_split)), together):
         for chosen in itertools.product(*lists):
             change = _apply(s, gpu, chosen, tokens, before)
             if change is not None:
@@ -166,7 +171,7 @@ def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], tokens: float, before
     return Change(overrides, worst, changed, estimate_memory(changed), slower)
 
 
-def fitting(s: RunSpec, gpu: Gpu, tokens: float | None = None) -> list[Change]:
+def fitting(s: RunSpec, gpu: Gpu, tokens: float | None = None, chosen_split: bool = False) -> list[Change]:
     """Return the combinations of up to three changes with which the run fits, the cheapest first.
 
     The same training is preferred to a different one, the same number of GPUs to more, then what is
@@ -174,12 +179,12 @@ def fitting(s: RunSpec, gpu: Gpu, tokens: float | None = None) -> list[Change]:
     """
     found = []
     for together in (1, 2, 3):
-        for change in changes(s, gpu, together, tokens):
+        for change in changes(s, gpu, together, tokens, chosen_split):
             if change.fits(gpu):
                 found.append(change)
     return sorted(found, key=lambda change: (*change.cost, len(change.overrides)))
 
 
-def cheapest(s: RunSpec, gpu: Gpu) -> Change | None:
+def cheapest(s: RunSpec, gpu: Gpu, chosen_split: bool = False) -> Change | None:
     """Return the first of `fitting`, or None."""
-    return next(iter(fitting(s, gpu)), None)
+    return next(iter(fitting(s, gpu, chosen_split=chosen_split)), None)

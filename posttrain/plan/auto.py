@@ -329,7 +329,7 @@ def _refusal(choice: Choice, gpu: Gpu) -> str:
             f", and {choice.memory.host / GIB:.1f} GiB of the host's memory for the activations of each, "
             f"which may have {host_room(gpu):.1f}"
         )
-    best = advice.cheapest(s, gpu)
+    best = advice.cheapest(s, gpu, chosen_split=True)
     if best is None:
         return message
     message += f"; it would with {' '.join(best.overrides)}"

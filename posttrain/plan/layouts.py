@@ -90,7 +90,9 @@ def splits(given: RunSpec, asked: RunSpec) -> Iterator[RunSpec]:
 
     contexts = [size for size in sizes("context") if size == 1 or given.transformer_engine]
     experts = [size for size in sizes("expert") if size == 1 or given.experts]
-    sharding = (True,) if given.distributed_optimizer else (False, True)
+    sharding = [True]
+    if not given.distributed_optimizer:
+        sharding = [False, True] if given.optimizer == "adam" else [False]
     several = itertools.product(sizes("tensor"), sizes("pipeline"), contexts, experts, sharding)
     possible = []
     for tensor, pipeline, context, expert, sharded in several:
@@ -155,7 +157,7 @@ def check(cfg: DictConfig, setting: RunSpec, local: int, visible: int, architect
 
 def part_of(cfg: DictConfig) -> DictConfig:
     """A copy of what decides whether a split is possible."""
-    return OmegaConf.masked_copy(cfg, ["model", "trainer", "parallelism", "launch", "peft", "precision"])
+    return OmegaConf.masked_copy(cfg, ["model", "trainer", "parallelism", "launch", "peft", "precision", "optimizer"])
 
 
 def search(

@@ -78,9 +78,10 @@ def build_plan(
     fits = memory.fits(gpu)
     speed = _speed(estimate_speed(setting, gpu, tokens), total)
     others = layouts.fitting(cfg, setting, gpu, tokens, typed, chosen_micro_batch)
+    single = advice.changes(setting, gpu, tokens=tokens, chosen_split=typed is not None)
     best = None
     if not fits:
-        best = _cheapest(advice.fitting(setting, gpu, tokens), gpu, speed, replan)
+        best = _cheapest(advice.fitting(setting, gpu, tokens, typed is not None), gpu, speed, replan)
     return {
         "model": str(cfg.model.path),
         "parameters": _parameters(setting),
@@ -102,7 +103,7 @@ def build_plan(
         "memory_gib": _in_gib(memory),
         "fits": fits,
         "layouts": [_layout(layout) for layout in others],
-        "changes": [_change(change, gpu) for change in advice.changes(setting, gpu, tokens=tokens)],
+        "changes": [_change(change, gpu) for change in single],
         "cheapest_change": best,
         "data": data,
         "steps": steps,

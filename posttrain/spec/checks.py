@@ -282,6 +282,11 @@ def check_parallelism(
             "`precision=fp8 parallelism=fsdp`: Megatron-FSDP can't divide frozen weights in 8 bits; use "
             "precision=bf16, or parallelism=ddp, whose 8-bit weights take half the memory"
         )
+    if (chosen.distributed_optimizer or chosen.fsdp) and cfg.optimizer.optimizer != "adam":
+        raise UserError(
+            f"`optimizer.optimizer={cfg.optimizer.optimizer}`: Megatron divides Adam's state alone over processes; use "
+            "optimizer=adam, or a layout without parallelism.distributed_optimizer and parallelism.fsdp"
+        )
     if visible_gpus and nproc > visible_gpus:
         raise UserError(f"`parallelism.nproc_per_node={nproc}`: this machine has {visible_gpus} visible GPUs")
     if sizes.world % sizes.model_parallel:

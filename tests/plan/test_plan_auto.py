@@ -540,6 +540,38 @@ def test_what_is_listed_beside_a_choice_of_auto_is_what_its_overrides_make(more)
         assert made["speed"]["step_s"] == pytest.approx(layout["step_s"]), layout
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=llama31_70b", "peft=dora", "plan.gpu=4090", "plan.gpus=4"],
+        ["model=llama31_70b", "peft=none", "plan.gpu=h100", "plan.gpus=1"],
+    ],
+)
+def test_a_change_beside_auto_fits_when_it_is_typed(words):
+    """Another file of `parallelism` would take away `auto`, and with it what is computed again."""
+    words = [*words, "parallelism=auto", "plan.read_data=false"]
+    asked = estimate(compose(words, "plan"), words, None)
+    changes = [change for change in [*asked["changes"], asked["cheapest_change"]] if change["fits"]]
+    assert not asked["fits"] and changes
+    for change in changes:
+        typed = [*words, *change["overrides"], f"plan.gpus={change['gpus']}"]
+        assert estimate(compose(typed, "plan"), typed, None)["fits"], change
+
+
+def test_only_adams_state_is_divided():
+    words = ["model=llama3_8b", "peft=none"]
+    divided = []
+    for optimizer in ("adam", "sgd"):
+        cfg = composed("parallelism=auto", *words, f"optimizer={optimizer}")
+        auto.resolve(cfg, 4, 139.8, True)
+        checks.check(cfg, 4)
+        divided.append(cfg.parallelism.distributed_optimizer)
+    assert divided == [True, False]
+    plain = resolve_spec(composed("parallelism=ddp", *words, "optimizer=sgd"), 4)
+    for change in auto.advice.changes(plain, find_gpu("h100")):
+        assert "parallelism.distributed_optimizer=true" not in change.overrides
+
+
 def test_eight_bits_and_tensor_parallelism_come_before_computing_again():
     """70B on two GPUs of 80 GB: what divides the weights and keeps them in 8 bits needs no second forward pass."""
     cfg = compose(["model=llama3_70b", "trainer.seq_length=4096", "trainer.global_batch_size=32", "data=messages"])

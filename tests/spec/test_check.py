@@ -78,6 +78,8 @@ LLAMA = ["model=llama3_8b"]
         ([*LLAMA, "parallelism=tp2", "parallelism.fsdp=true"], 2, "is for data-parallel processes alone"),
         ([*LLAMA, "parallelism=fsdp", "checkpoint.async_save=true"], 2, "written while training waits"),
         ([*LLAMA, "parallelism=fsdp", "precision=fp8"], 2, "can't divide frozen weights in 8 bits"),
+        ([*LLAMA, "parallelism=zero1", "optimizer=sgd"], 2, "Megatron divides Adam's state alone"),
+        ([*LLAMA, "parallelism=fsdp", "optimizer=sgd"], 2, "Megatron divides Adam's state alone"),
         ([*LLAMA, "parallelism=ep2"], 2, "this model has no experts"),
         ([*LLAMA, "parallelism=tp8", "trainer.seq_length=100"], 8, "must be a multiple of tensor_model_parallel_size"),
         (["checkpoint.async_save=true"], 0, "needs a GPU"),

@@ -162,6 +162,8 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError("`checkpoint.async_save=true`: Megatron-FSDP's checkpoints are written while training waits")
     if cfg.checkpoint.async_save and not visible_gpus:
         raise UserError("`checkpoint.async_save=true`: needs a GPU, its background writer does not work on a CPU")
+    if cfg.precision.name == "fp8" and not visible_gpus:
+        raise UserError("`precision=fp8`: needs a Hopper or newer GPU, and there is none here; use precision=auto")
     check_validated(cfg)
     if t.generation_interval and not t.num_generations:
         raise UserError("`trainer.generation_interval`: trainer.num_generations=0 leaves no prompts to answer")

@@ -19,6 +19,7 @@ LLAMA = ["model=llama3_8b"]
     [
         (["trainer.max_steps=0"], 0, "`trainer.max_steps=0`: must be at least 1"),
         (["peft.dropout=1.0"], 0, "`peft.dropout=1.0`: must be less than 1"),
+        (["precision=fp8"], 0, "`precision=fp8`: needs a Hopper or newer GPU, and there is none here"),
         (["precision.name=fp9"], 0, "must be one of auto, fp32, bf16, fp8"),
         (
             ["checkpoint.keep_best=true", "trainer.validation_interval=null"],

@@ -101,9 +101,6 @@ def splits(given: RunSpec, asked: RunSpec) -> Iterator[RunSpec]:
             continue
         if sharded and groups * context == 1 and not asked.distributed_optimizer:
             continue
-        # Without Transformer Engine Megatron can't load its sharded optimizer's checkpoints.
-        if sharded and not given.transformer_engine and not given.distributed_optimizer:
-            continue
         rank = (tensor * pipeline * context, pipeline * context, context, expert, sharded)
         setting = replace(
             given,

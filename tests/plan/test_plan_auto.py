@@ -284,10 +284,10 @@ def test_on_a_cpu():
     assert auto.resolve(composed("parallelism=tp2"), 8) is None
 
 
-def test_without_transformer_engine_nothing_that_needs_it():
+def test_without_transformer_engine_no_context_parallelism():
     cfg = composed("parallelism=auto", "model=llama3_8b", "peft=none")
     auto.resolve(cfg, 8, 139.8, False)
-    assert not cfg.parallelism.distributed_optimizer and cfg.parallelism.context_parallel_size == 1
+    assert cfg.parallelism.context_parallel_size == 1 and cfg.parallelism.distributed_optimizer
 
 
 def test_a_trial_with_its_share_of_the_gpus():

@@ -7,7 +7,6 @@ sequences at once that fit then.
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
@@ -24,6 +23,8 @@ from posttrain.spec.run_spec import RunSpec
 from posttrain.utils import gpus
 from posttrain.utils.gpus import Gpu
 
+WORTH = 0.97  # of a step's time: what saving activations must come to, since page-locking memory prolongs the start
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -36,8 +37,9 @@ class Choice:
         undivided: GiB that it requires with data parallelism alone.
         gpus: GPUs of each machine, of which `local` are used.
         refused: why a smaller split that fits as well was rejected; empty if there is none.
-        saves: whether activations that are computed again or wait in the host's memory are part of the choice, since
-            nothing fits without.
+        saves: whether activations that are computed again or wait in the host's memory are part of the choice.
+        without: of a choice that saves, the fastest split that does not: its sizes, and its time in times of the
+            choice's; None: nothing fits without.
         answering: of a split without sample answers the fastest that fits and has them: its overrides, and its time in
             times of the choice's; None: there is none.
     """
@@ -49,6 +51,7 @@ class Choice:
     gpus: int
     refused: str = ""
     saves: bool = False
+    without: tuple[str, float] | None = None
     answering: tuple[str, float] | None = None
 
     def describe(self, memory_gib: float) -> str:
@@ -68,7 +71,9 @@ class Choice:
             sizes.append(_saving(s))
             if self.memory.host:
                 sizes[-1] += f" ({self.memory.host / GIB:.1f} GiB of the host's memory per GPU)"
-            if needed <= memory_gib:
+            if self.without:
+                sizes[-1] += " since {} without takes {:.2f} times the time".format(*self.without)
+            elif needed <= memory_gib:
                 sizes[-1] += " since nothing fits without"
         line = f"parallelism=auto: {', '.join(sizes)}: "
         line += f"needs {needed:.1f} of {memory_gib:.1f} GiB per GPU"
@@ -229,9 +234,9 @@ def apply_choice(cfg: DictConfig, choice: Choice) -> None:
 def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) -> Choice:
     """Return the fastest split that fits, else the one that requires the least memory.
 
-    Sequences are divided (context parallelism) no more than is needed, and activations are computed again only where
-    nothing fits otherwise and trainer.recompute leaves it open. Of splits that are equally fast the least
-    model-parallel one is taken.
+    Sequences are divided (context parallelism) no more than is needed. Where trainer.recompute leaves it open,
+    activations are computed again or wait in the host's memory if nothing fits otherwise, or if that is faster by more
+    than a start costs. Of splits that are equally fast the least model-parallel one is taken.
 
     Args:
         cfg: of the run.
@@ -250,6 +255,9 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
     # Fewer processes than GPUs only where the batch can't be divided by their number.
     for local in range(most, 0, -1):
         least = None
+        kept: list[layouts.Layout] = []
+        saved: list[layouts.Layout] = []
+        refused = {}
         for recompute in given.recomputations:
             setting = replace(given, world=local * cfg.launch.nnodes, recompute=recompute)
             found = list(layouts.search(cfg, setting, with_rate(gpu), visible))
@@ -257,20 +265,22 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
             refusals += [layout.refusal for layout in found if layout.refusal]
             if not possible:
                 continue
-            refused = _first_refusal(found, gpu)
             saves = recompute != given.recompute
+            refused[saves] = _first_refusal(found, gpu)
             if saves:
                 tokens = given.global_batch * given.length
                 ways = [layouts.savings(layout, with_rate(gpu), tokens) for layout in possible]
-                fitting = list(itertools.chain.from_iterable(ways))
+                saved = list(itertools.chain.from_iterable(ways))
             else:
-                fitting = [layout for layout in possible if layout.fits(gpu)]
-            best = min(fitting, key=lambda layout: (layout.setting.context, layout.step_s or 0.0), default=None)
-            if best is not None:
-                choice = Choice(local, best.setting, best.memory, undivided, most, refused, saves)
-                return replace(choice, answering=_answering(choice, best, fitting))
+                kept = [layout for layout in possible if layout.fits(gpu)]
             smallest = min(possible, key=lambda layout: layout.memory.needed)
-            least = Choice(local, smallest.setting, smallest.memory, undivided, most, refused, saves)
+            least = Choice(local, smallest.setting, smallest.memory, undivided, most, refused[saves], saves)
+        best = _fastest(kept, saved)
+        if best is not None:
+            saves = best in saved
+            choice = Choice(local, best.setting, best.memory, undivided, most, refused[saves], saves)
+            choice = replace(choice, without=_without(best, kept) if saves else None)
+            return replace(choice, answering=_answering(choice, best, kept, saved))
         if least:
             return least
         if cfg.parallelism.nproc_per_node:
@@ -282,22 +292,51 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
     raise UserError(next(iter(refusals), "`parallelism=auto`: no split of the processes is possible"))
 
 
-def _answering(choice: Choice, best: layouts.Layout, fitting: Sequence[layouts.Layout]) -> tuple[str, float] | None:
+def _fastest(kept: list[layouts.Layout], saved: list[layouts.Layout]) -> layouts.Layout | None:
+    """The fastest layout that divides sequences no more than is needed; None: there is none.
+
+    Args:
+        kept: layouts that fit with all activations kept.
+        saved: those that fit without.
+    """
+
+    def first(possible: list[layouts.Layout]) -> layouts.Layout | None:
+        return min(possible, key=lambda layout: (layout.setting.context, layout.step_s or 0.0), default=None)
+
+    plain, other = first(kept), first(saved)
+    if plain is None or other is None:
+        return plain or other
+    if other.setting.context <= plain.setting.context and (other.step_s or 0.0) < WORTH * (plain.step_s or 0.0):
+        return other
+    return plain
+
+
+def _without(best: layouts.Layout, kept: list[layouts.Layout]) -> tuple[str, float] | None:
+    """See `Choice.without`."""
+    plain = _fastest(kept, [])
+    if plain is None or not plain.step_s or not best.step_s:
+        return None
+    return ", ".join(format_sizes(plain.setting)) or "no model parallelism", plain.step_s / best.step_s
+
+
+def _answering(
+    choice: Choice, best: layouts.Layout, kept: list[layouts.Layout], saved: list[layouts.Layout]
+) -> tuple[str, float] | None:
     """See `Choice.answering`.
 
     Args:
         choice: that is made.
         best: its layout.
-        fitting: all layouts among which it was made.
+        kept, saved: see `_fastest`.
     """
-    others = [layout for layout in fitting if layout.setting.sample_answers]
+    others = [layout for layout in [*kept, *saved] if layout.setting.sample_answers]
     other = min(others, key=lambda layout: layout.step_s or 0.0, default=None)
     if other is None or not other.step_s or not best.step_s:
         return None
     overrides = layouts.split_overrides(other.setting)
     if choice.local < choice.gpus:
         overrides.append(f"parallelism.nproc_per_node={choice.local}")
-    if choice.saves:
+    if other in saved:
         overrides.append(_saving(other.setting))
     return " ".join(overrides), other.step_s / best.step_s
 

@@ -7,6 +7,7 @@ No torch here.
 """
 
 import json
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -114,4 +115,4 @@ def ranks_wanted(overrides: list[str], gpus: int) -> int:
             count = 1
     if not wanted:
         return 0
-    return min(count, gpus or count)
+    return min(count, gpus or len(os.sched_getaffinity(0)))  # nothing has been checked yet

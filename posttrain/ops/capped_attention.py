@@ -53,7 +53,8 @@ def _gradient(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
     return upstream * (1 - output * output)
 
 
-# Not an autograd.Function, whose kernels Inductor compiles again in every process (AOTAutogradCache).
+# Not an autograd.Function: torch's cache (AOTAutogradCache) takes no graph with one, and every process would trace it
+# anew.
 approximate_tanh.register_autograd(_gradient, setup_context=_keep_output)
 
 

@@ -299,11 +299,7 @@ def _fastest(kept: list[layouts.Layout], saved: list[layouts.Layout]) -> layouts
         kept: layouts that fit with all activations kept.
         saved: those that fit without.
     """
-
-    def first(possible: list[layouts.Layout]) -> layouts.Layout | None:
-        return min(possible, key=lambda layout: (layout.setting.context, layout.step_s or 0.0), default=None)
-
-    plain, other = first(kept), first(saved)
+    plain, other = _first(kept), _first(saved)
     if plain is None or other is None:
         return plain or other
     if other.setting.context <= plain.setting.context and (other.step_s or 0.0) < WORTH * (plain.step_s or 0.0):
@@ -311,9 +307,14 @@ def _fastest(kept: list[layouts.Layout], saved: list[layouts.Layout]) -> layouts
     return plain
 
 
+def _first(possible: list[layouts.Layout]) -> layouts.Layout | None:
+    """The fastest of those that divide sequences least; None: there is none."""
+    return min(possible, key=lambda layout: (layout.setting.context, layout.step_s or 0.0), default=None)
+
+
 def _without(best: layouts.Layout, kept: list[layouts.Layout]) -> tuple[str, float] | None:
     """See `Choice.without`."""
-    plain = _fastest(kept, [])
+    plain = _first(kept)
     if plain is None or not plain.step_s or not best.step_s:
         return None
     return ", ".join(format_sizes(plain.setting)) or "no model parallelism", plain.step_s / best.step_s

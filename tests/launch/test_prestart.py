@@ -15,6 +15,7 @@ from posttrain.launch.prestart import ranks_wanted
         (["launch.prestart=true", "launch.prestart=null"], 0, 0),
         (["launch.prestart=false"], 1, 0),
         (["launch.prestart=true", "parallelism.nproc_per_node=2"], 0, 2),
+        (["launch.prestart=true", "parallelism.nproc_per_node=100000"], 0, 4),
         (["parallelism=single"], 8, 1),
         (["parallelism=tp2", "parallelism.nproc_per_node=2"], 8, 2),
         (["parallelism.nproc_per_node=9"], 8, 8),
@@ -25,5 +26,6 @@ from posttrain.launch.prestart import ranks_wanted
         (["hydra/launcher=slurm"], 1, 0),
     ],
 )
-def test_one_run_here(words, gpus, expected):
+def test_one_run_here(words, gpus, expected, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(4))
     assert ranks_wanted(words, gpus) == expected

@@ -92,6 +92,8 @@ def _gpus(plan: dict[str, Any]) -> str:
     else:
         line += "rate not known in bf16"
     sizes = [f"{name} {size}" for name, size in plan["layout"].items() if size > 1]
+    if plan["stage_layers"]:
+        sizes.append(f"layers of the stages {'+'.join(map(str, plan['stage_layers']))}")
     if sizes:
         line += f"; parallel: {', '.join(sizes)}"
     return line

@@ -59,10 +59,10 @@ class Memory:
 
 
 def estimate_memory(s: RunSpec) -> Memory:
-    """Return the memory of the fullest pipeline stage, the first or the last."""
-    first = stage_memory(s, 0)
-    last = stage_memory(s, s.pipeline - 1)
-    return last if last.needed > first.needed else first
+    """Return the memory of the fullest pipeline stage: the first, the first of the longest ones, or the last."""
+    longest = s.stage_layers.index(max(s.stage_layers))
+    indices = sorted({0, longest, s.pipeline - 1})
+    return max((stage_memory(s, index) for index in indices), key=lambda memory: memory.needed)
 
 
 def host_room(gpu: Gpu) -> float | None:

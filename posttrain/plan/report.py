@@ -99,6 +99,7 @@ def build_plan(
             "expert": setting.expert,
             "data": setting.data_parallel,
         },
+        "stage_layers": setting.stages,
         "decisions": {name: str(decision) for name, decision in setting.decisions().items()},
         "memory_gib": _in_gib(memory),
         "fits": fits,

@@ -33,6 +33,7 @@ from posttrain.peft.adapters import resolve
 from posttrain.spec.parallel_sizes import FARTHEST, KEYS, Counts, ParallelSizes, ProcessCount, model_parallel_sizes
 from posttrain.spec.resolve import AUTO, has_validation, resolve_spec
 from posttrain.spec.schedule import schedule_of
+from posttrain.spec.stages import check_stages
 from posttrain.utils import kernel_files
 from posttrain.utils.user_paths import expand_home
 
@@ -359,7 +360,10 @@ def _check_shape(cfg: DictConfig, shape: Mapping[str, Any], sizes: ParallelSizes
     """What the architecture, fields of its config.json, says against the parallel sizes and the sequences' length."""
     family = family_of(shape)
     if family is not None:
-        _check_counts(Counts.from_config(family, shape, pipeline_ends(cfg)), sizes)
+        _check_counts(Counts.from_config(family, shape), sizes)
+        layers = family.value("layers", shape)
+        if layers is not None:
+            check_stages(cfg.trainer.megatron, layers, sizes.pipeline)
     elif max(sizes.tensor, sizes.pipeline, sizes.expert) > 1:
         kind = shape.get("model_type")
         print(
@@ -425,16 +429,6 @@ def _check_sizes(shape: Mapping[str, Any], source: str) -> None:
                 whole = type(value) is int and value >= 0
                 if value is not None and not whole:
                     raise UserError(f"{source}{name}={value}: must be a positive whole number")
-
-
-def pipeline_ends(cfg: DictConfig) -> int:
-    """How many of embedding and loss take the place of a layer when Megatron divides the layers over stages."""
-    options = cfg.trainer.megatron.get("model")
-    if not isinstance(options, DictConfig):
-        return 0
-    embedding = bool(options.get("account_for_embedding_in_pipeline_split"))
-    loss = bool(options.get("account_for_loss_in_pipeline_split"))
-    return embedding + loss
 
 
 def nproc_per_node(cfg: DictConfig, visible_gpus: int) -> int:

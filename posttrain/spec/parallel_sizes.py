@@ -97,31 +97,19 @@ class Counts:
     Attributes:
         heads: attention heads.
         groups: key-value groups.
-        layers: transformer layers, and what counts as one when they are divided over pipeline stages.
         experts: of a layer.
     """
 
     heads: int | None
     groups: int | None
-    layers: int | None = None
     experts: int | None = None
 
     @classmethod
-    def from_config(cls, family: ModelFamily, config: Mapping[str, Any], pipeline_ends: int) -> "Counts":
-        """Read the fields of a config.json.
-
-        Args:
-            family: of the model.
-            config: the fields.
-            pipeline_ends: how many of embedding and loss take the place of a layer.
-        """
-        layers = family.value("layers", config)
-        if layers:
-            layers += pipeline_ends
+    def from_config(cls, family: ModelFamily, config: Mapping[str, Any]) -> "Counts":
+        """Read the fields of a config.json."""
         return cls(
             heads=family.value("heads", config),
             groups=family.value("groups", config),
-            layers=layers,
             experts=family.value("experts", config),
         )
 
@@ -130,7 +118,6 @@ class Counts:
         for name, count, size in (
             ("attention heads", self.heads, "tensor"),
             ("key-value groups", self.groups, "tensor"),
-            ("layers", self.layers, "pipeline"),
             ("experts", self.experts, "expert"),
         ):
             if count is not None and count % getattr(sizes, size):

@@ -61,6 +61,7 @@ def format_spec(spec: RunSpec) -> str:
             "data": spec.data_parallel,
             "tensor": spec.tensor,
             "pipeline": spec.pipeline,
+            "stage_layers": list(spec.stages) if spec.stages else None,
             "context": spec.context,
             "expert": spec.expert,
             "sequence_parallel": spec.sequence_parallel and spec.tensor > 1,

@@ -11,6 +11,7 @@ from posttrain.peft.adapters import DoRA, LoRA
 from posttrain.spec.parallel_sizes import model_parallel_sizes
 from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.shape import Adapters, Shape, config_of
+from posttrain.spec.stages import divides_stages
 
 AUTO = "auto"  # leaves a value to posttrain.plan.auto
 
@@ -104,11 +105,6 @@ def read_recompute(given: str) -> tuple[str, bool]:
 def has_validation(data: Mapping[str, Any]) -> bool:
     """Whether rows are held out of the training, or a file has them."""
     return data.get("validation_path") is not None or data.get("validation_fraction") is not None
-
-
-def divides_stages(sections: Mapping[str, Any]) -> bool:
-    """Whether `trainer.megatron` says which layers a pipeline stage has."""
-    return any("pipeline" in key for key in sections.get("model", {}))
 
 
 def changes_mixture(sections: Mapping[str, Any]) -> bool:

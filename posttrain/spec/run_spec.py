@@ -5,6 +5,7 @@ read it; another value of a field (`dataclasses.replace`) is another run. Loads 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from posttrain.errors import UserError
@@ -12,6 +13,7 @@ from posttrain.models.config_checks import is_wide
 from posttrain.spec.epochs import Epoch
 from posttrain.spec.parallel_sizes import ParallelSizes
 from posttrain.spec.shape import Adapters, Shape
+from posttrain.spec.stages import divide_layers
 
 BASE_CHECK_SECONDS = 5.0  # of a run of adapters, which may be short itself
 
@@ -152,34 +154,31 @@ class RunSpec(ParallelSizes):
         return self.pipeline > 1 and (not self.packing or self.micro_batch > 1)
 
     @property
-    def last_stage_layers(self) -> int | None:
-        """Layers of the last pipeline stage; None: as many as of the others.
+    def stages(self) -> tuple[int, ...] | None:
+        """See `stages_of`; None also where the model's sizes are not known."""
+        if self.shape is None:
+            return None
+        return self.stages_of(self.shape.layers)
 
-        It has the output layer too, and fewer layers where that makes the longest stage shorter.
+    def stages_of(self, layers: int) -> tuple[int, ...] | None:
+        """Layers of each pipeline stage of a model with `layers`; None: there is one, or `trainer.megatron` says it.
+
+        The last one has the output layer too, and fewer layers where that makes the longest stage shorter.
         """
-        if self.pipeline == 1 or self.own_stages or self.shape is None:
+        if self.pipeline == 1 or self.own_stages or layers < self.pipeline:
             return None
-        shape = self.shape
-        output_layer = shape.hidden * shape.vocab
-        head = output_layer * shape.layers / (shape.products - output_layer)  # in layers
-        longest = {}
-        for last in range(shape.layers // self.pipeline, 0, -1):
-            other, rest = divmod(shape.layers - last, self.pipeline - 1)
-            if not rest:
-                longest[last] = max(other, last + head)
-        best = min(longest, key=longest.__getitem__, default=None)
-        if best is None or best * self.pipeline == shape.layers:
-            return None
-        return best
+        output_layer = 1.0  # in layers; of a model whose sizes are not known it is taken for that
+        if self.shape is not None:
+            parameters = self.shape.hidden * self.shape.vocab
+            output_layer = parameters * layers / (self.shape.products - parameters)
+        return divide_layers(layers, self.pipeline, output_layer)
 
     @property
-    def stage_layers(self) -> list[float]:
+    def stage_layers(self) -> Sequence[float]:
         """Layers of each pipeline stage; of stages that `trainer.megatron` divides, the mean."""
-        layers = self.known_shape.layers
-        last = self.last_stage_layers
-        if last is None:
-            return [layers / self.pipeline] * self.pipeline
-        return [(layers - last) / (self.pipeline - 1)] * (self.pipeline - 1) + [last]
+        if self.stages is not None:
+            return self.stages
+        return (self.known_shape.layers / self.pipeline,) * self.pipeline
 
     def layers_again(self, stage: int) -> float:
         """Layers of a pipeline stage that are computed again as a whole in the backward pass."""

@@ -36,6 +36,7 @@ from posttrain.models.padding import fill_up_as_read, hide_padding, padded_rows
 from posttrain.models.whole_parameters import draw_model
 from posttrain.peft import adapter_checks, load_adapter
 from posttrain.peft.lora_plus import LoRAPlus
+from posttrain.spec.stages import check_stages, format_layout
 from posttrain.train.console import shown
 from posttrain.train.context import RunContext
 from posttrain.train.dataset_provider import RowsProvider
@@ -74,7 +75,8 @@ def build_model(run: RunContext) -> MegatronModel:
     """Build the model's provider with this run's sizes, precision and layers, and its adapter.
 
     Raises:
-        UserError: the platform can't do it; or the run continues an adapter of another kind or scale.
+        UserError: the platform can't do it; fewer layers than pipeline stages, in a family whose sizes are not known
+            before; or the run continues an adapter of another kind or scale.
     """
     groups = run.groups
     groups.model.grow(len(run.tokenizer))
@@ -97,7 +99,10 @@ def build_model(run: RunContext) -> MegatronModel:
         use_local_layers(provider)
         check_expert_names(bridge, provider)
     groups.parallelism.apply(provider, run.platform, run.spec.sequence_parallel)
-    provider.num_layers_in_last_pipeline_stage = run.spec.last_stage_layers
+    check_stages(run.settings.megatron, provider.num_layers, run.spec.pipeline)
+    stages = run.spec.stages_of(provider.num_layers)
+    if stages is not None and len(set(stages)) > 1:
+        provider.pipeline_model_parallel_layout = format_layout(stages)
     if run.spec.heads_exchanged:
         provider.cp_comm_type = "a2a"
     dtype = getattr(torch, groups.precision.dtype(run.platform.device))

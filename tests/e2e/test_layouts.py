@@ -4,8 +4,13 @@ Others on a CPU: test_runs.py. On GPUs: test_gpu_layouts.py.
 """
 
 import json
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from posttrain.config import yaml_file
 
 pytestmark = pytest.mark.nightly
 
@@ -18,7 +23,6 @@ FULL = ["peft=none", "trainer.export=false", "checkpoint.save=false"]
 
 def save(directory, tiny, kind, **sizes):
     """A random model with the small tokenizer; returns the words of a short run of all its weights."""
-    import torch
     import transformers
     from tiny_tokenizer import byte_tokenizer
 
@@ -89,6 +93,42 @@ def test_an_epochs_last_step_in_a_pipeline(rows, posttrain, tiny, tmp_path):
     words += ["trainer.epochs=1", "trainer.global_batch_size=8", *rows]
     alone = losses(posttrain, *words)
     assert losses(posttrain, *words, "parallelism=pp2") == pytest.approx(alone, rel=1e-5)
+
+
+def test_layers_that_the_stages_do_not_divide(posttrain, tiny, tmp_path):
+    """Nine on two and on four stages: one process's losses and export, and a save that one process resumes from."""
+    words = save(tmp_path / "model", tiny, "Llama", **SMALL, num_hidden_layers=9)
+    words = [word for word in words if word not in ("trainer.export=false", "checkpoint.save=false")]
+    alone = posttrain(*words)
+    assert alone.code == 0, alone.err + alone.log()
+    exported = load_file(alone.run_dir / "hf" / "model.safetensors")
+    for pipeline, stages in ((2, [5, 4]), (4, [2, 3, 3, 1])):
+        layout = ["parallelism=pp2", f"parallelism.pipeline_model_parallel_size={pipeline}"]
+        half = posttrain(*words, *layout, "trainer.max_steps=2", "trainer.export=false")
+        assert half.code == 0, half.err + half.log()
+        assert yaml_file.read(half.run_dir / "spec.yaml")["processes"]["stage_layers"] == stages
+        copy = shutil.copytree(half.run_dir, tmp_path / f"pp{pipeline}")
+        for run_dir, then in ((half.run_dir, layout), (copy, [])):
+            result = posttrain(*words, *then, run_dir=run_dir)
+            assert result.code == 0, result.err + result.log()
+            assert "resuming after step 2" in result.out
+            assert result.losses == pytest.approx(alone.losses, rel=1e-5)
+            assert result.summary["val_loss_after"] == pytest.approx(alone.summary["val_loss_after"], rel=1e-5)
+            found = load_file(run_dir / "hf" / "model.safetensors")
+            assert found.keys() == exported.keys()
+            for name, tensor in exported.items():
+                assert torch.allclose(found[name], tensor, rtol=1e-3, atol=1e-5), name
+
+
+def test_stages_of_a_family_without_a_record(posttrain, tiny, tmp_path):
+    """Only Megatron knows how many layers it has, and nobody what its output layer costs."""
+    words = save(tmp_path / "seven", tiny, "Nemotron", **SMALL, head_dim=8, num_hidden_layers=7)
+    alone = losses(posttrain, *words)
+    assert losses(posttrain, *words, "parallelism=pp2") == pytest.approx(alone, rel=1e-5)
+    words = save(tmp_path / "one", tiny, "Nemotron", **SMALL, head_dim=8, num_hidden_layers=1)
+    refused = posttrain(*words, "parallelism=pp2")
+    assert refused.code == 2 and "each stage needs a layer, of which the model has 1" in refused.err
+    assert "Traceback" not in refused.err
 
 
 def test_random_weights_are_the_same_however_they_are_divided(posttrain, tiny, tmp_path):

@@ -110,6 +110,21 @@ def test_the_verdict_comes_first_and_overrides_stay_whole(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ([], "; parallel: pipeline 4, layers of the stages 9+9+10+2\n"),
+        (["+trainer.megatron.model.num_layers_in_last_pipeline_stage=3"], "; parallel: pipeline 4\n"),  # Megatron's
+    ],
+)
+def test_the_layers_of_the_stages_are_said(more, line, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    words = ["model=smollm2_135m", "plan.read_data=false", "plan.gpu=h100", "plan.gpus=4", "parallelism=pp2"]
+    words.append("parallelism.pipeline_model_parallel_size=4")
+    plan(compose([*words, *more], config_name="plan"))
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     "words, expected",
     [
         (["plan.gpu=h1000"], "not known; did you mean h100"),

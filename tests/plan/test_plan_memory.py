@@ -153,8 +153,9 @@ def test_sequence_parallelism_divides_what_tensor_parallelism_does_not():
 def test_pipeline_stages():
     s = setting([EIGHT_B, "parallelism=tp4_pp4", "trainer.global_batch_size=16"], 16)
     first, last = stage_memory(s, 0), stage_memory(s, 3)
-    # Four micro-batches are on their way, in nine layers and five.
-    assert first.parts["activations"] == pytest.approx(4 * 9 / 5 * last.parts["activations"])
+    # Four micro-batches are on their way, in eight layers and six; three in nine.
+    assert first.parts["activations"] == pytest.approx(4 * 8 / 6 * last.parts["activations"])
+    assert stage_memory(s, 1).parts["activations"] == pytest.approx(3 * 9 / 6 * last.parts["activations"])
     assert not first.detail["loss"] and last.detail["loss"]
     few = setting([EIGHT_B, "parallelism=pp2", "trainer.global_batch_size=1"], 2)
     first, last = stage_memory(few, 0), stage_memory(few, 1)
@@ -165,6 +166,15 @@ def test_pipeline_stages():
         sum(stage_memory(tied, i).parts["weights"] for i in (0, 1))
         == estimate_memory(setting([ONE_B])).parts["weights"] + embedding
     )
+
+
+def test_the_fullest_stage_may_be_between_the_first_and_the_last():
+    """All weights of a model whose embedding is smaller than the layer that stages between have more."""
+    words = ["model=llama31_405b", "peft=none", "parallelism=pp2", "parallelism.pipeline_model_parallel_size=8"]
+    words += ["trainer.global_batch_size=1", "trainer.micro_batch_size=1"]
+    s = setting(words, 8)
+    needed = [stage_memory(s, index).needed for index in range(8)]
+    assert estimate_memory(s).needed == max(needed) > max(needed[0], needed[-1])
 
 
 def test_recomputation_and_what_is_trained_change_activations():

@@ -12,6 +12,10 @@ from posttrain.models.headers import read_json
 from posttrain.spec import checks
 
 LLAMA = ["model=llama3_8b"]
+MEGATRON = "+trainer.megatron.model."
+FIRST = f"{MEGATRON}num_layers_in_first_pipeline_stage"
+LAST = f"{MEGATRON}num_layers_in_last_pipeline_stage"
+LOSS = f"{MEGATRON}account_for_loss_in_pipeline_split=true"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,16 @@ LLAMA = ["model=llama3_8b"]
         (["parallelism=tp2"], 0, "the model's 9 attention heads can't be divided by it; possible: 1, 3, 9"),
         ([*LLAMA, "parallelism=tp2", "parallelism.nproc_per_node=3"], 0, "3 processes can't be divided"),
         ([*LLAMA, "parallelism=single", "parallelism.nproc_per_node=4"], 2, "this machine has 2 visible GPUs"),
-        ([*LLAMA, "parallelism=tp2", "parallelism.pipeline_model_parallel_size=3"], 6, "32 layers can't be divided"),
+        (
+            ["model=pythia_70m", "parallelism=pp2", "parallelism.pipeline_model_parallel_size=8"],
+            8,
+            "`parallelism.pipeline_model_parallel_size=8`: each stage needs a layer, of which the model has 6",
+        ),
+        ([*LLAMA, "parallelism=pp2", FIRST + "=0"], 2, "num_layers_in_first_pipeline_stage=0`: must be a positive"),
+        ([*LLAMA, "parallelism=pp2", FIRST + "=32"], 2, "leaves 0 layers for 1 equal stages, of the model's 32"),
+        ([*LLAMA, "parallelism=pp2", FIRST + "=16", LAST + "=17"], 2, "leaves -1 layers for 0 equal stages"),
+        ([*LLAMA, "parallelism=pp2", LOSS], 2, "account_for_loss_in_pipeline_split leaves 33 layers for 2 equal"),
+        ([*LLAMA, "parallelism=pp2", LOSS, LAST + "=12"], 2, "does not go with account_for_loss_in_pipeline_split"),
         ([*LLAMA, "parallelism=cp2"], 0, "Transformer Engine's, which needs GPUs"),
         (["trainer.recompute_layers=3"], 0, "has no effect with trainer.recompute=auto; add trainer.recompute=full"),
         ([*LLAMA, "parallelism=pp2", "trainer.offload_layers=4"], 2, "a pipeline has several micro-batches under way"),
@@ -130,6 +143,8 @@ def test_missing_value_is_named():
         ([*LLAMA, "parallelism=fsdp", "peft=none"], 0, 1),
         ([*LLAMA, "parallelism=fsdp", "peft=none"], 2, 2),
         (["parallelism=single"], 8, 1),
+        (["parallelism=pp2", "parallelism.pipeline_model_parallel_size=4"], 0, 4),  # 30 layers
+        (["parallelism=pp2", "parallelism.pipeline_model_parallel_size=4", f"{LAST}=3"], 0, 4),
         (["model=qwen3_30b_a3b", "parallelism=tp2", "parallelism.expert_model_parallel_size=4"], 0, 4),
         (["model=mixtral_8x7b", "peft=dora", "peft.target_modules=[linear_qkv,linear_proj]"], 0, 1),
         (["model=qwen3_30b_a3b", "parallelism=tp2", "parallelism.expert_model_parallel_size=8"], 8, 8),

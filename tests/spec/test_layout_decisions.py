@@ -1,9 +1,12 @@
 """What a layout decides, with its reason."""
 
+import itertools
+
 import pytest
 
 from posttrain.config.composition import compose
 from posttrain.spec.resolve import resolve_spec
+from posttrain.spec.stages import divide_layers
 
 LLAMA = "model=llama3_8b"  # 8 key heads
 NINE_HEADS = "model=smollm2_135m"  # 9, and 3 key heads
@@ -133,15 +136,38 @@ def test_a_dense_model_has_no_such_decision():
     ("words", "world", "layers"),
     [
         ([LLAMA, "parallelism=pp2"], 2, [17, 15]),  # the output layer is 2.4 of 8B's layers
-        ([LLAMA, "parallelism=pp2", "parallelism.pipeline_model_parallel_size=4"], 4, [9, 9, 9, 5]),
+        ([LLAMA, "parallelism=pp2", "parallelism.pipeline_model_parallel_size=4"], 4, [8, 9, 9, 6]),
         (["model=llama3_70b", "parallelism=pp2"], 2, [41, 39]),  # 1.2 of 70B's
+        (["model=llama3_70b", "parallelism=tp4_pp4"], 16, [20, 20, 21, 19]),
+        ([NINE_HEADS, "parallelism=pp2"], 2, [19, 11]),  # 30 layers, and 8 that the output layer is
+        ([NINE_HEADS, "parallelism=pp2", "parallelism.pipeline_model_parallel_size=4"], 4, [9, 9, 10, 2]),
+        (
+            ["model=qwen3_14b", "parallelism=pp2", "parallelism.pipeline_model_parallel_size=16"],
+            16,
+            [2] * 6 + [3] * 9 + [1],
+        ),
         ([LLAMA, "parallelism=pp2", "+trainer.megatron.model.num_layers_in_last_pipeline_stage=12"], 2, [16, 16]),
         ([LLAMA, "parallelism=ddp"], 2, [32]),
     ],
 )
 def test_the_last_stage_has_fewer_layers_beside_the_output_layer(words, world, layers):
     """The least that the longest stage can have; what trainer.megatron says is left to Megatron."""
-    assert spec(*words, world=world).stage_layers == layers
+    assert list(spec(*words, world=world).stage_layers) == layers
+
+
+@pytest.mark.parametrize("output_layer", [0.1, 0.4, 1.2, 2.4, 8.0])
+@pytest.mark.parametrize(("layers", "stages"), [(2, 2), (5, 2), (7, 4), (9, 4), (12, 4), (5, 5)])
+def test_no_division_has_a_shorter_longest_stage(layers, stages, output_layer):
+    def longest(division):
+        return max(*division[:-1], division[-1] + output_layer)
+
+    numbers = range(1, layers + 1)
+    every = [parts for parts in itertools.product(numbers, repeat=stages) if sum(parts) == layers]
+    chosen = divide_layers(layers, stages, output_layer)
+    assert chosen in every and longest(chosen) == min(map(longest, every))
+    fastest = [parts for parts in every if longest(parts) == longest(chosen)]
+    assert chosen[-1] == max(parts[-1] for parts in fastest)
+    assert list(chosen[:-1]) == sorted(chosen[:-1]) and chosen[-2] - chosen[0] <= 1
 
 
 @pytest.mark.parametrize(

@@ -65,16 +65,24 @@ class Sensors:
             self.clock.append(float(clock))
 
 
-def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """`work` as a graph, after a run that compiles and allocates."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph
+@dataclass
+class Captured:
+    """A graph, and the work that it was captured of, whose tensors it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    work: Callable[[], object]
+
+    @classmethod
+    def of(cls, work: Callable[[], object]) -> "Captured":
+        """Capture `work`, after a run that compiles and allocates."""
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            work()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        return cls(graph, work)
 
 
 def product(tokens: int, inputs: int, outputs: int, fp8: bool) -> Callable[[], object]:
@@ -127,7 +135,7 @@ def attention(shape: Shape, tokens: int) -> Callable[[], object]:
     return attend
 
 
-def keep_busy(graphs: Sequence[torch.cuda.CUDAGraph], seconds: float) -> tuple[float, Sensors]:
+def keep_busy(graphs: Sequence[Captured], seconds: float) -> tuple[float, Sensors]:
     """Replay the graphs in order, again and again: seconds of a round (median), and what the sensors said."""
     rounds = []
     sensors = Sensors()
@@ -140,11 +148,11 @@ def keep_busy(graphs: Sequence[torch.cuda.CUDAGraph], seconds: float) -> tuple[f
     return statistics.median(rounds), sensors
 
 
-def replay(graphs: Sequence[torch.cuda.CUDAGraph]) -> float:
+def replay(graphs: Sequence[Captured]) -> float:
     """Seconds that the graphs take."""
     begin = time.perf_counter()
-    for graph in graphs:
-        graph.replay()
+    for captured in graphs:
+        captured.graph.replay()
     torch.cuda.synchronize()
     return time.perf_counter() - begin
 
@@ -161,9 +169,9 @@ def measure(model: str, given: argparse.Namespace) -> None:
     """Print a model's lines."""
     shape = shape_of(model)
     tokens = given.tokens
-    layer = captured(in_turn([product(tokens, one.inputs, one.outputs, given.fp8) for one in shape.linears]))
-    head = captured(product(tokens, shape.hidden, shape.vocab, fp8=False))
-    attend = captured(attention(shape, tokens))
+    layer = Captured.of(in_turn([product(tokens, one.inputs, one.outputs, given.fp8) for one in shape.linears]))
+    head = Captured.of(product(tokens, shape.hidden, shape.vocab, fp8=False))
+    attend = Captured.of(attention(shape, tokens))
     flops = ModelFlops.from_shape(shape, frozen=True)
     attended = flops.step(0, tokens**2)
     of_head = 4 * flops.head * tokens

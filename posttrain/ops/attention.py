@@ -4,8 +4,8 @@ Megatron's own local attention materialises every score and refuses packed seque
 scores. This one lets no packed sequence see another. Which way it is computed depends on the layer and the device:
 
 - without a soft cap, sequence by sequence, by scaled_dot_product_attention;
-- with one, on a GPU, the whole row at once, by FlexAttention (capped_attention.py), nothing asked of the device;
-- with one, on a CPU or where FlexAttention does not pay, written out.
+- with one, on a GPU, the whole row at once, by kernels (capped_attention.py), nothing asked of the device;
+- with one, on a CPU or with dropout, written out.
 """
 
 import itertools
@@ -19,13 +19,12 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import is_layer_window_attention
 
+from posttrain.ops import capped_attention
+from posttrain.ops.capped_attention import Visible
+
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer import TransformerConfig
-    from torch.nn.attention.flex_attention import BlockMask
-
-FUSED_FROM = 256  # tokens of a row: fewer have few scores, for which no kernel has to be compiled
-FUSED_HEAD = 16  # smallest head of FlexAttention's kernels
 
 
 def sequence_lengths(packed: PackedSeqParams, total: int) -> list[int]:
@@ -151,22 +150,16 @@ class SDPAAttention(MegatronModule):
         window = self.window
         if window is not None and total <= window + 1:
             window = None
-        # A view of the layer's joint output would keep queries and keys from before their rotation alive.
-        value = value.contiguous()
+        dropped = self.training and self.dropout > 0.0
+        if not dropped and capped_attention.is_possible(query, softcap):
+            visible = row_visible(packed, total, window)
+            return capped_attention.attend(query, key, value, visible, softcap, self.softmax_scale)
         # [t, heads, d] -> [1, heads, t, d]
         q, k, v = (states.transpose(0, 1).unsqueeze(0) for states in (query, key, value))
-        dropped = self.training and self.dropout > 0.0
-        if total >= FUSED_FROM and query.size(-1) >= FUSED_HEAD and not dropped:
-            from posttrain.ops import capped_attention  # Dynamo, which it loads, takes seconds
-
-            mask = row_mask(packed, total, window)
-            out = capped_attention.attend(q, k, v, mask, softcap, self.softmax_scale)
-        else:
-            first = first_visible(packed.cu_seqlens_q, total, window)
-            visible = _visible(total, total, None, query.device)
-            visible &= torch.arange(total, device=query.device) >= first[:, None]
-            out = self._attend_softcapped(q, k, v, softcap, visible)
-        return out.squeeze(0).transpose(0, 1)
+        first = first_visible(packed.cu_seqlens_q, total, window)
+        mask = _visible(total, total, None, query.device)
+        mask &= torch.arange(total, device=query.device) >= first[:, None]
+        return self._attend_softcapped(q, k, v, softcap, mask).squeeze(0).transpose(0, 1)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Causal attention of [b, heads, s, d] queries over as many keys, or more.
@@ -209,22 +202,19 @@ class SDPAAttention(MegatronModule):
         return F.dropout(probs, self.dropout, self.training) @ v
 
 
-def row_mask(packed: PackedSeqParams, total: int, window: int | None) -> "BlockMask":
-    """The mask of a packed row, built by the first layer with this window and kept with the row's boundaries.
+def row_visible(packed: PackedSeqParams, total: int, window: int | None) -> Visible:
+    """What a packed row's queries see, found by the first layer with this window and kept with the row's boundaries.
 
     Args:
         packed: THD parameters, of one batch.
         total: tokens of the row.
         window: see `first_visible`.
     """
-    from posttrain.ops import capped_attention  # as above
-
-    masks: dict[int | None, BlockMask] = getattr(packed, "posttrain_masks", {})
-    if window not in masks:
-        first = first_visible(packed.cu_seqlens_q, total, window)
-        masks[window] = capped_attention.build_block_mask(first)
-        packed.posttrain_masks = masks
-    return masks[window]
+    found: dict[int | None, Visible] = getattr(packed, "posttrain_visible", {})
+    if window not in found:
+        found[window] = Visible.from_first(first_visible(packed.cu_seqlens_q, total, window))
+        packed.posttrain_visible = found
+    return found[window]
 
 
 def _visible(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:

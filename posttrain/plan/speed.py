@@ -16,7 +16,7 @@ ATTENTION = {64: 0.29, 128: 0.326, 256: 0.295}
 # How much more of the rate longer rows reach.
 LONG = {4096: 1.0, 32768: 1.4}
 # The same of soft-capped attention (posttrain.ops.capped_attention), heads of 256.
-CAPPED_ATTENTION = 0.135
+CAPPED_ATTENTION = 0.21
 PASSES = 0.54
 # Width of the residual stream -> how much faster products are with frozen weights in 8 bits.
 EIGHT_BIT = {4096: 1.52, 8192: 1.82}

@@ -368,7 +368,7 @@ class RunSpec(ParallelSizes):
         shape = self.known_shape
         width = shape.head_width
         return unless(
-            (shape.score_softcap, "scores are soft-capped: FlexAttention"),
+            (shape.score_softcap, "scores are soft-capped: kernels of their own"),
             (is_wide(width), f"its gradients are wrong for heads of {width} features: FlashAttention, if packed"),
             on="as for most models",
         )

@@ -1,4 +1,4 @@
-"""Soft-capped attention on a GPU: as near to fp32 as Transformers in bf16 is, and in a CUDA graph."""
+"""Soft-capped attention on a GPU: as near to fp32 as Transformers in bf16 is, in a CUDA graph, the same each time."""
 
 from types import SimpleNamespace
 
@@ -27,12 +27,12 @@ def attention():
     return attention
 
 
-def random_states(dtype: torch.dtype) -> list[torch.Tensor]:
-    """Queries [t, 8, 256], keys and values [t, 4, 256], large enough for the cap to matter; the same in every dtype."""
+def random_states(dtype: torch.dtype, width: int = 256) -> list[torch.Tensor]:
+    """Queries [t, 8, d], keys and values [t, 4, d], large enough for the cap to matter; the same in every dtype."""
     torch.manual_seed(0)
     states = []
     for heads, size in ((8, 4.0), (4, 4.0), (4, 1.0)):
-        tensor = size * torch.randn(TOTAL, heads, 256, device="cuda")
+        tensor = size * torch.randn(TOTAL, heads, width, device="cuda")
         states.append(tensor.bfloat16().to(dtype).requires_grad_())
     return states
 
@@ -50,35 +50,37 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("window", [None, 200])
-def test_output_and_gradients(window, attention):
-    layer = capped_layer(attention, 256, window, SCALE)
+@pytest.mark.parametrize("width", [256, 192, 128, 64])
+def test_output_and_gradients(width, window, attention):
+    layer = capped_layer(attention, width, window, SCALE)
 
     def reference(states):
         return theirs(states, LENGTHS, window, SCALE)
 
-    expected = step(reference, random_states(torch.float32))
-    noise = step(reference, random_states(torch.bfloat16))
+    expected = step(reference, random_states(torch.float32, width))
+    noise = step(reference, random_states(torch.bfloat16, width))
     packed = row_of(ENDS, "cuda")
-    found = step(lambda states: layer(*states, packed_seq_params=packed), random_states(torch.bfloat16))
-    assert packed.posttrain_masks
+    found = step(lambda states: layer(*states, packed_seq_params=packed), random_states(torch.bfloat16, width))
+    assert packed.posttrain_visible
     for name, ours, eager, right in zip(("output", "query", "key", "value"), found, noise, expected, strict=True):
         print(f"{name}: Transformers in bf16 {relative(eager, right):.4f}, here {relative(ours, right):.4f}")
         assert relative(ours, right) < 1.5 * relative(eager, right) + 1e-3, name
 
 
-def test_later_processes_find_what_is_compiled(attention, tmp_path, monkeypatch):
-    """What is traced is of operations that torch's cache knows."""
-    import torch._dynamo
-    from torch._dynamo.utils import counters
+def test_in_fp32_it_is_the_definition(attention):
+    layer = capped_layer(attention, 64, 200, SCALE)
+    states = random_states(torch.float32, 64)
+    expected = step(lambda states: theirs(states, LENGTHS, 200, SCALE), states)
+    found = step(lambda states: layer(*states, packed_seq_params=row_of(ENDS, "cuda")), states)
+    for ours, right in zip(found, expected, strict=True):
+        assert relative(ours, right) < 1e-5
 
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+def test_the_same_each_time(attention):
     layer = capped_layer(attention, 256, None, SCALE)
-    for found in ("autograd_cache_miss", "autograd_cache_hit"):  # as in a process after the first one
-        torch._dynamo.reset()
-        counters.clear()
-        step(lambda states: layer(*states, packed_seq_params=row_of(ENDS, "cuda")), random_states(torch.bfloat16))
-        assert counters["aot_autograd"][found] == 1
-        assert not counters["aot_autograd"]["autograd_cache_bypass"]
+    states = random_states(torch.bfloat16)
+    first, again = (step(lambda states: layer(*states, packed_seq_params=row_of(ENDS, "cuda")), states) for _ in "ab")
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
 def test_captured_step_follows_the_boundaries(attention):
@@ -108,7 +110,7 @@ def test_captured_step_follows_the_boundaries(attention):
 
 
 def test_rows_of_any_length(attention):
-    """Rows that are not packed: kernels of one length, then of any."""
+    """Rows that are not packed."""
     layer = capped_layer(attention, 256, 200, SCALE)
     whole = [tensor.detach() for tensor in random_states(torch.bfloat16)]
     for total in (640, 777, 1024, 1100):

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from posttrain.launch.rank_process import become_rank, die_with_parent, end_session, start_process
+from posttrain.launch.rank_process import COMPILERS, become_rank, die_with_parent, end_session, start_process
 from posttrain.utils import heartbeat
 from posttrain.utils.rank_environment import STARTED, UI_FD
 
@@ -38,7 +38,7 @@ OWN = (
     "MASTER_ADDR",
     "MASTER_PORT",
     "CUDA_VISIBLE_DEVICES",  # the driver's, which a rank opens
-    "TORCHINDUCTOR_CACHE_DIR",
+    *COMPILERS.values(),
     STARTED,
     UI_FD,
     heartbeat.FD,

@@ -10,7 +10,14 @@ from omegaconf import DictConfig
 
 from posttrain.errors import RunFailed
 from posttrain.launch import failure, fork_server, nodes, prestart
-from posttrain.launch.rank_process import RankProcess, base_environment, end_session, kernel_cache, start_process
+from posttrain.launch.rank_process import (
+    COMPILERS,
+    RankProcess,
+    base_environment,
+    end_session,
+    kernel_cache,
+    start_process,
+)
 from posttrain.launch.signals import SignalRelay
 from posttrain.spec import checks
 from posttrain.train.console import Screen, ScreenPipe
@@ -116,7 +123,8 @@ class NodeRun:
         fsdp = bool(self.cfg.parallelism.fsdp)
         env = base_environment(self.gpus, self.local_size, self.cfg.trainer.deterministic, fsdp)
         if self.gpus:
-            env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernel_cache(self.cfg.cache_dir)))
+            for compiler, variable in COMPILERS.items():
+                env.setdefault(variable, str(kernel_cache(self.cfg.cache_dir, compiler)))
         return {
             **env,
             "RANK": str(rank),

@@ -16,6 +16,8 @@ from posttrain.utils.rank_environment import DEVICE
 
 COPIED_BYTES = 1 << 16  # at a time
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+# Where each compiler of kernels looks for those that it has compiled.
+COMPILERS = {"inductor": "TORCHINDUCTOR_CACHE_DIR", "triton": "TRITON_CACHE_DIR"}
 
 
 class RankProcess(Protocol):
@@ -155,16 +157,17 @@ def base_environment(
     }
 
 
-def kernel_cache(cache_dir: str | None) -> Path:
+def kernel_cache(cache_dir: str | None, compiler: str) -> Path:
     """The directory of kernels that were compiled in earlier runs, made for this user alone.
 
     Args:
         cache_dir: the cache's root; None: the user's, see `posttrain.utils.cache.cache_root`.
+        compiler: whose kernels: a key of COMPILERS.
 
     Raises:
         UserError: others may write to it.
     """
-    directory = cache_root(cache_dir) / "kernels" / "inductor"
+    directory = cache_root(cache_dir) / "kernels" / compiler
     check_private(directory)
     make_private(directory)
     return directory

@@ -33,6 +33,7 @@ MEASURED = {  # per GPU: bench/README.md, docs/scaling.md
     "3b_full": 23_138,
     "8b_full_zero1": 10_905,
     "8b_full_fsdp": 9_305,
+    "8b_full_fsdp_2x2": 10_433,
     "70b_fp8": 3_033,
     "70b_fp8_8k": 1_985,
     "70b_fp8_8k_some": 2_312,

@@ -42,7 +42,7 @@ class Choice:
     values: Tiles
 
 
-# 16-bit heads of more than 128 features and of fewer on Hopper: the fastest of `bench/attention.py --tune`.
+# 16-bit heads of more than 128 features and of fewer on Hopper, as timed on an H200 (`bench/attention.py --tune`).
 WIDE_HEADS = Choice(Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 1), Tiles(128, 64, 8, 1), Tiles(128, 32, 8, 3))
 NARROW_HEADS = Choice(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2))
 

@@ -13,6 +13,9 @@ from megatron.core.distributed.fsdp.src.megatron_fsdp import MegatronFSDP
 from megatron.core.distributed.fsdp.src.megatron_fsdp.uneven_dtensor import uneven_dtensor_to_full_tensor
 from torch.distributed.tensor import DTensor
 
+from posttrain.models.whole_parameters import own_slice
+from posttrain.ops.fp8_linear import EightBitWeight, quantise
+
 type Fill = Callable[[list[torch.nn.Module]], object]
 
 
@@ -24,6 +27,28 @@ def wrappers_of(parts: list[torch.nn.Module]) -> list[MegatronFSDP]:
     return wrappers
 
 
+def shards_of(parts: list[torch.nn.Module]) -> Iterator[tuple[torch.nn.Module, str, DTensor]]:
+    """Each divided parameter that is in its place: its module, its name there, this process's row of numbers."""
+    for wrapper in wrappers_of(parts):
+        for module in wrapper.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if isinstance(parameter, DTensor):
+                    yield module, name, parameter
+
+
+def computed_with(shard: DTensor) -> torch.nn.Parameter:
+    """The whole parameter of the forward pass, empty outside of it, of which `shard` is a part."""
+    parameter: torch.nn.Parameter = getattr(shard, "orig_param")  # noqa: B009  (no attribute of the class)
+    return parameter
+
+
+def is_in_eight_bits(parameter: torch.Tensor) -> bool:
+    """Whether it is a frozen matrix in 8 bits, divided or not."""
+    if isinstance(parameter, DTensor):
+        parameter = computed_with(parameter)
+    return isinstance(parameter, EightBitWeight)
+
+
 def fill(load: Fill, parts: list[torch.nn.Module]) -> None:
     """Have `load` fill the model, wrapped or not; then the weights of its forward pass are those of the optimizer's.
 
@@ -33,9 +58,58 @@ def fill(load: Fill, parts: list[torch.nn.Module]) -> None:
         load: fills the plain model's parameters in place; of a DTensor, this process's row of numbers.
         parts: the model's chunks of this process.
     """
-    load(unwrap_model(parts))
+    with quantised_as_read(parts):
+        load(unwrap_model(parts))
     round_shards(parts)
     follow_shards(parts)
+
+
+@torch.no_grad()
+def filled(load: Fill, parts: list[torch.nn.Module]) -> list[torch.nn.Module]:
+    """As `fill`, after the model is divided; for Megatron-Bridge's hooks, which give it back."""
+    fill(load, parts)
+    return parts
+
+
+class DividedEightBitWeight(torch.nn.Parameter):
+    """Stands for a divided matrix [out, in] in 8 bits while it is filled, and takes no memory.
+
+    What is copied into it is quantised by rows as a whole, since each process has all scales; this process keeps its
+    own numbers.
+    """
+
+    shard: DTensor
+
+    @classmethod
+    def in_place_of(cls, shard: DTensor) -> "DividedEightBitWeight":
+        """For the shard [.., in / 2] of pairs; see EightBitWeight."""
+        rows, pairs = shard.shape
+        stand_in = cls(torch.zeros(1, 1, dtype=shard.dtype, device=shard.device).expand(rows, 2 * pairs), False)
+        stand_in.shard = shard
+        return stand_in
+
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> "DividedEightBitWeight":
+        """Quantise `source` [out, in], and keep what is this process's."""
+        eight, scale = quantise(source.detach().to(self.device))
+        pairs = eight.view(torch.bfloat16).view(-1)[own_slice(self.shard)]
+        self.shard.to_local().view(-1).copy_(pairs)
+        whole = computed_with(self.shard)
+        assert isinstance(whole, EightBitWeight)
+        whole.scale.copy_(scale)
+        return self
+
+
+@contextmanager
+def quantised_as_read(parts: list[torch.nn.Module]) -> Iterator[None]:
+    """While it lasts, the divided matrices in 8 bits take what is copied into them in the model's number format."""
+    shards = [found for found in shards_of(parts) if is_in_eight_bits(found[2])]
+    for module, name, shard in shards:
+        setattr(module, name, DividedEightBitWeight.in_place_of(shard))
+    try:
+        yield
+    finally:
+        for module, name, shard in shards:
+            setattr(module, name, shard)
 
 
 @torch.no_grad()
@@ -45,12 +119,9 @@ def round_shards(parts: list[torch.nn.Module]) -> None:
     Files in fp32, and random weights, have more digits. A bf16 weight of 0.02 changes after some steps of 1e-5 from a
     rounded start; from between two values many do in the first step, and the run is another.
     """
-    for wrapper in wrappers_of(parts):
-        for parameter in wrapper.parameters():
-            if isinstance(parameter, DTensor):
-                shard = parameter.to_local()
-                computed: torch.Tensor = getattr(parameter, "orig_param")  # noqa: B009  (no attribute of the class)
-                shard.copy_(shard.to(computed.dtype))
+    for _, _, parameter in shards_of(parts):
+        shard = parameter.to_local()
+        shard.copy_(shard.to(computed_with(parameter).dtype))
 
 
 def follow_shards(parts: list[torch.nn.Module]) -> None:
@@ -74,12 +145,7 @@ def whole_trained(parts: list[torch.nn.Module], dtype: torch.dtype) -> Iterator[
         dtype: of the forward pass; the optimizer's shards are fp32.
     """
     put_shards_back(parts)
-    shards: list[tuple[torch.nn.Module, str, DTensor]] = []
-    for wrapper in wrappers_of(parts):
-        for module in wrapper.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                if isinstance(parameter, DTensor) and parameter.requires_grad:
-                    shards.append((module, name, parameter))
+    shards = [found for found in shards_of(parts) if found[2].requires_grad]
     for module, name, shard in shards:
         with torch.no_grad():
             whole = uneven_dtensor_to_full_tensor(shard).to(dtype)

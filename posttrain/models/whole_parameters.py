@@ -33,7 +33,7 @@ def draw_model(model: list[torch.nn.Module], seed: int) -> None:
     Biases and norms are constants in Megatron, and stay as they are.
 
     Args:
-        model: without adapters.
+        model: with its adapters, which are left as they are, or without.
         seed: of the run.
     """
     for chunk in model:
@@ -47,8 +47,9 @@ def draw_model(model: list[torch.nn.Module], seed: int) -> None:
 def _draw_layer(layer: BaseTransformerLayer, seed: int) -> None:
     config = layer.config
     for name, parameter in layer.named_parameters():
-        if parameter.dim() < 2:
+        if parameter.dim() < 2 or ".adapter." in name:
             continue
+        name = name.replace(".to_wrap.", ".")
         initialise = config.init_method
         if any(matrix in name for matrix in INTO_RESIDUAL):
             initialise = config.output_layer_init_method
@@ -107,10 +108,16 @@ def draw_part(
             parts.append(piece.chunk(processes, dim=split)[rank])
         whole = torch.cat(parts, dim=split)
     if isinstance(parameter, DTensor):  # Megatron-FSDP's, divided as one row of numbers
-        own = whole.view(-1)[getattr(parameter, "megatron_fsdp_slice")]  # noqa: B009  (no attribute of the class)
+        own = whole.view(-1)[own_slice(parameter)]
         parameter.to_local().view(-1).copy_(own)
         return
     parameter.copy_(whole)
+
+
+def own_slice(shard: DTensor) -> slice:
+    """Which of a parameter's numbers, one after the other, this process of Megatron-FSDP has."""
+    own: slice = getattr(shard, "megatron_fsdp_slice")  # noqa: B009  (no attribute of the class)
+    return own
 
 
 def draw(whole: torch.Tensor, seed: str, initialise: Initialise) -> None:

@@ -60,7 +60,8 @@ class Weight:
 class EightBitWeight(torch.nn.Parameter):
     """A layer's frozen matrix [out, in] in E4M3: what is copied into it is quantised by rows.
 
-    Its numbers are kept as integers, which nothing converts into the model's number format.
+    Its numbers are kept as integers, which nothing converts into the model's number format; in a matrix that
+    Megatron-FSDP divides, as pairs.
 
     Attributes:
         scale: float32[out], what the rows are multiplied with.
@@ -70,15 +71,27 @@ class EightBitWeight(torch.nn.Parameter):
 
     @classmethod
     def in_place_of(cls, former: torch.nn.Parameter, numbers: torch.Tensor, scale: torch.Tensor) -> "EightBitWeight":
-        """The matrix of uint8[out, in] and float32[out], divided over processes as `former` is."""
+        """The matrix of uint8[out, in] and float32[out], divided over tensor-parallel processes as `former` is."""
         weight = cls(numbers, requires_grad=False)
         weight.__dict__.update(former.__dict__)
         weight.scale = scale
         return weight
 
+    @classmethod
+    def to_be_divided(cls, former: torch.nn.Parameter) -> "EightBitWeight":
+        """A matrix in place of `former` [out, in] for Megatron-FSDP, which divides floating-point parameters alone.
+
+        Two neighbours in a row are one bfloat16[out, in / 2], with which nothing is computed: it is only copied. No
+        two finite numbers of E4M3 are an infinite one there. Until the matrix is divided it is a single zero, so that
+        no process ever holds the whole model.
+        """
+        rows, columns = former.shape
+        pairs = torch.zeros(1, 1, dtype=torch.bfloat16, device=former.device).expand(rows, columns // 2)
+        return cls.in_place_of(former, pairs, torch.ones(rows, device=former.device))
+
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """The format in which Megatron-Bridge hands over what is copied into it, divided or not."""
+        """The format in which Megatron-Bridge hands over what is copied into it, divided or not; that of pairs too."""
         return torch.bfloat16
 
     @property

@@ -1,5 +1,6 @@
 """Memory of one GPU by part: what is always allocated, and the most that a step adds to it."""
 
+import math
 from dataclasses import dataclass
 
 from posttrain.models.offloaded_layers import AWAY, SMALLEST, chosen_layers
@@ -19,6 +20,7 @@ CONTEXT = 0.55 * GIB
 NCCL = 1.0 * GIB
 HOST_SHARE = 0.8  # of the host's memory that may be activations
 FRAGMENTATION = 0.03  # of the allocator
+AHEAD = 500e6  # numbers that Megatron-FSDP gathers before they are needed; of weights in 8 bits a pair is one
 OPTIMIZER_STATE = {"adam": 8, "sgd": 4}  # bytes of moments per trained parameter
 
 
@@ -97,7 +99,7 @@ def stage_memory(s: RunSpec, index: int) -> Memory:
     else:
         parts["backward pass"] = backward_bytes
     parts["workspace"] = WORKSPACE
-    whole = s.width * parameters(s, index).all
+    whole = _before_division(s, index)
     if s.fsdp and whole > sum(parts.values()):
         parts["the whole model, before it is divided"] = whole - sum(parts.values())
     if s.cuda_graph:
@@ -142,20 +144,34 @@ def _state(s: RunSpec, index: int) -> dict[str, float]:
     if s.width == 2 or s.fsdp:
         state += 4  # fp32 copies of 16-bit weights; Megatron-FSDP copies others too
     parts = {
-        "weights": _bytes_of_weights(s, counts.all, s.stage_layers[index]),
+        "weights": bytes_of_weights(s, index),
         "gradients": 4.0 * counts.all_trained,  # summed in fp32
         "optimizer": state * (counts.trained / divided + counts.experts_trained / experts_divided),
     }
-    if s.fsdp:  # divided as well; two layers are gathered at a time, embedding and output layer once
+    if s.fsdp:  # divided as well; some layers are gathered at a time, embedding and output layer once
         shape = s.known_shape
         matrix = shape.vocab * shape.hidden
         ends = matrix if shape.tied else 2 * matrix
-        layer = (counts.all - ends) / shape.layers
-        parts["weights"] = parts["weights"] / shards + s.width * (2 * layer + ends)
+        scales = shape.layers * _eight_bits(s)[1]
+        gathered = parts["weights"] - scales
+        layer = (gathered - s.width * ends) / shape.layers
+        at_once = 2
+        if s.eight_bit_base:
+            at_once = min(shape.layers, 1 + math.ceil(AHEAD / (layer / 2)))
+        parts["weights"] = gathered / shards + scales + at_once * layer + s.width * ends
         parts["gradients"] /= shards
         if s.adapters is None:
-            parts["gradients"] += 4 * max(layer, matrix)
+            parts["gradients"] += 4 * max((counts.all - ends) / shape.layers, matrix)
     return parts
+
+
+def _before_division(s: RunSpec, index: int) -> float:
+    """Bytes of weights on a GPU when Megatron-FSDP divides them: of frozen ones in 8 bits its own part alone."""
+    whole = bytes_of_weights(s, index)
+    if not s.divided_before_read:
+        return whole
+    numbers = s.stage_layers[index] * _eight_bits(s)[0]
+    return whole - numbers + numbers / (s.data_parallel * s.context)
 
 
 @dataclass(frozen=True)
@@ -233,22 +249,28 @@ def _matrix(linear: Linear, tensor: int) -> float:
     return max(linear.experts, 1) * size
 
 
-def _bytes_of_weights(s: RunSpec, count: float, layers: float) -> float:
-    """Bytes of `count` parameters in `layers` layers' adapted matrices and elsewhere.
+def bytes_of_weights(s: RunSpec, index: int) -> float:
+    """Bytes of the parameters of the pipeline stage `index` on one GPU, before Megatron-FSDP divides them.
 
     A frozen 8-bit weight has an fp32 scale for each output. Transformer Engine's own fp8 keeps
     weights as they are and transposed, one byte each: as much as bf16.
     """
+    numbers, scales = _eight_bits(s)
+    return s.width * parameters(s, index).all + s.stage_layers[index] * (scales - numbers)
+
+
+def _eight_bits(s: RunSpec) -> tuple[float, float]:
+    """Bytes of a layer's frozen weights in 8 bits, and of their scales."""
+    numbers = scales = 0.0
     if not s.eight_bit_base:
-        return s.width * count
-    matrices = scales = 0.0  # bytes saved and added in a layer
+        return numbers, scales
     for linear in s.known_shape.linears:
         share = s.trains(linear.name) * max(linear.experts, 1)
         split = 1 if linear.experts else s.tensor
-        matrices += linear.inputs * linear.outputs / split * share
+        numbers += linear.inputs * linear.outputs / split * share
         divided = split if linear.name in ("linear_qkv", "linear_fc1") else 1
         scales += 4 * linear.outputs / divided * share
-    return 2 * count + layers * (scales - matrices)
+    return numbers, scales
 
 
 def _weight_gradients(s: RunSpec, has_embedding: bool) -> float:

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from posttrain.plan.activations import saved_activations
 from posttrain.plan.flops import ModelFlops
-from posttrain.plan.memory import offloaded, parameters
+from posttrain.plan.memory import bytes_of_weights, offloaded, parameters
 from posttrain.spec.run_spec import RunSpec
 from posttrain.utils.gpus import Gpu
 
@@ -211,8 +211,7 @@ def fully_sharded_seconds(s: RunSpec) -> float:
     """Seconds of a micro-batch that a GPU waits for Megatron-FSDP: weights forward and backward, sums of gradients."""
     if not s.fsdp:
         return 0.0
-    counts = parameters(s, 0)
-    moved = 2 * s.width * counts.all + 4 * counts.all_trained
+    moved = 2 * bytes_of_weights(s, 0) + 4 * parameters(s, 0).all_trained
     return FULLY_SHARDED_WAIT * moved / LINK
 
 

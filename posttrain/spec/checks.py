@@ -37,6 +37,7 @@ from posttrain.spec.stages import check_stages
 from posttrain.utils import kernel_files
 from posttrain.utils.user_paths import expand_home
 
+DOUBLE_BUFFERS = ("fsdp_double_buffer", "megatron_fsdp_max_pool_double_buffer", "nccl_ub")  # of Megatron's `ddp`
 SIZES = ("layers", "heads", "groups", "experts", "learned_positions")  # fields of a config.json that are computed with
 
 
@@ -201,11 +202,12 @@ def check_validated(cfg: DictConfig) -> None:
 
 
 def check_spec(cfg: DictConfig, world: int, platform: patches.Platform, shape: Mapping[str, Any] | None) -> None:
-    """What was asked for and depends on the whole run can be done: a captured step, activations on the host.
+    """What was asked for and depends on the whole run can be done: a captured step, activations on the host, 8 bits.
 
     Of a model whose architecture is unknown yet, on a hub, the run itself says the latter.
     """
-    if cfg.trainer.cuda_graph or cfg.trainer.offload_layers:
+    divided = cfg.parallelism.fsdp and cfg.precision.name == "fp8"
+    if cfg.trainer.cuda_graph or cfg.trainer.offload_layers or divided:
         if cfg.trainer.micro_batch_size == AUTO:
             cfg = cfg.copy()
             cfg.trainer.micro_batch_size = 1  # the least that it becomes
@@ -280,11 +282,8 @@ def check_parallelism(
             "`parallelism.fsdp`: is for data-parallel processes alone; set tensor_model_parallel_size, "
             "pipeline_model_parallel_size, context_parallel_size and expert_model_parallel_size of parallelism to 1"
         )
-    if chosen.fsdp and cfg.peft._target_ is not None and cfg.precision.name == "fp8":
-        raise UserError(
-            "`precision=fp8 parallelism=fsdp`: Megatron-FSDP can't divide frozen weights in 8 bits; use "
-            "precision=bf16, or parallelism=ddp, whose 8-bit weights take half the memory"
-        )
+    if chosen.fsdp and cfg.precision.name == "fp8" and cfg.peft._target_ is not None:
+        check_buffers(cfg.trainer.megatron.get("ddp", {}))
     if (chosen.distributed_optimizer or chosen.fsdp) and cfg.optimizer.optimizer != "adam":
         raise UserError(
             f"`optimizer.optimizer={cfg.optimizer.optimizer}`: Megatron divides Adam's state alone over processes; use "
@@ -319,6 +318,22 @@ def check_parallelism(
         raise UserError(f"`trainer.seq_length={t.seq_length}`: must be a multiple of {multiple}")
     if shape is not None:
         _check_shape(cfg, shape, sizes)
+
+
+def check_buffers(section: Mapping[str, Any]) -> None:
+    """Megatron-FSDP gathers each layer's weights in 8 bits into the same memory, forward and backward.
+
+    A layer's backward pass reads them where its forward pass has found them.
+
+    Args:
+        section: `trainer.megatron.ddp`.
+    """
+    for key in DOUBLE_BUFFERS:
+        if section.get(key):
+            raise UserError(
+                f"`trainer.megatron.ddp.{key}`: layers would share buffers, and the backward pass reads frozen weights "
+                "in 8 bits where the forward pass has; leave it out, or use precision=bf16"
+            )
 
 
 def _advice(cfg: DictConfig, sizes: ParallelSizes, count: ProcessCount | None, *overrides: str) -> str:

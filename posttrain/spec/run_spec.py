@@ -314,9 +314,16 @@ class RunSpec(ParallelSizes):
             (not self.adapter, "all weights are trained"),
             (not self.every_layer_fused, "not every linear layer is one operation with its adapter"),
             (self.experts > 0 and not self.grouped_experts, f"experts: {self.grouped_experts.reason}"),
-            (self.fsdp, "Megatron-FSDP divides the weights as one row of numbers"),
             on="frozen weights are quantised once",
         )
+
+    @property
+    def divided_before_read(self) -> bool:
+        """Whether Megatron-FSDP divides an empty model into which the base is read, so that no process holds it whole.
+
+        Any other is divided after its base is read, as Megatron-Bridge reads it before it attaches the adapters.
+        """
+        return self.fsdp and bool(self.eight_bit_base)
 
     def computed_again(self, linear: str) -> bool:
         """Whether what comes before a linear layer, its norm or activation, is not kept (ops/recomputed_norms.py)."""
@@ -449,8 +456,15 @@ class RunSpec(ParallelSizes):
 
         Raises:
             UserError: `trainer.cuda_graph=true` where a step can't be captured, `trainer.offload_layers` on a GPU where
-                activations can't be offloaded.
+                activations can't be offloaded, an adapter with `precision=fp8` under Megatron-FSDP where the frozen
+                weights aren't kept in 8 bits.
         """
+        if self.fsdp and self.adapter and self.precision == "fp8" and not self.eight_bit_base:
+            raise UserError(
+                "`precision=fp8 parallelism=fsdp`: Megatron-FSDP can't divide Transformer Engine's frozen weights in 8 "
+                f"bits, and this project's are off: {self.eight_bit_base.reason}; use precision=bf16, parallelism=ddp, "
+                "or plain LoRA of all linear layers of a dense model (peft=lora peft.target_modules=all-linear)"
+            )
         if self.offload_layers and self.device == "cuda" and not self.offload:
             raise UserError(
                 f"`trainer.offload_layers={self.offload_layers}`: activations can't wait in the host's memory: "

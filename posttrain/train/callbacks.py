@@ -15,7 +15,7 @@ from posttrain.checkpoint import directories, progress
 from posttrain.checkpoint.manager import from_first_rank, load_weights
 from posttrain.data.sealed import Used
 from posttrain.errors import ExportRefused
-from posttrain.models.fully_sharded import put_shards_back, wrappers_of
+from posttrain.models.fully_sharded import is_in_eight_bits, put_shards_back, wrappers_of
 from posttrain.plan.report import planned_peak
 from posttrain.train import early_stopping, learning_rates, pruning
 from posttrain.train.batches import Counts
@@ -424,6 +424,8 @@ def fingerprint_frozen(model: list[torch.nn.Module]) -> list[float]:
             if parameter.requires_grad:
                 continue
             values = to_local_if_dtensor(parameter.detach())
+            if is_in_eight_bits(parameter):
+                values = values.view(torch.uint8)
             if values.numel() >= 1_000_000:
                 values = values.view(-1)[::997]
             sums.append(values.double().sum().item())

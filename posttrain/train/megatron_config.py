@@ -93,11 +93,13 @@ def build_model(run: RunContext) -> MegatronModel:
         if run.spec.grouped_experts:
             eight_bit = bool(run.spec.eight_bit_base)
             provider.transformer_layer_spec = partial(grouped_layer_spec, eight_bit=eight_bit)
-        if run.spec.eight_bit_base:
-            provider.transformer_layer_spec = partial(eight_bit_layer_spec, provider.transformer_layer_spec)
     else:
         use_local_layers(provider)
         check_expert_names(bridge, provider)
+    if run.spec.eight_bit_base:
+        provider.transformer_layer_spec = partial(
+            eight_bit_layer_spec, provider.transformer_layer_spec, fully_sharded=run.spec.divided_before_read
+        )
     groups.parallelism.apply(provider, run.platform, run.spec.sequence_parallel)
     check_stages(run.settings.megatron, provider.num_layers, run.spec.pipeline)
     stages = run.spec.stages_of(provider.num_layers)
@@ -150,6 +152,8 @@ def build_model(run: RunContext) -> MegatronModel:
         return parts
 
     provider.register_pre_wrap_hook(model_built)
+    if run.spec.divided_before_read:
+        provider.register_post_wrap_hook(partial(fully_sharded.filled, base_loader(run, bridge)))
     return MegatronModel(bridge, provider, vocab_size, build_adapter(run, bridge))
 
 
@@ -293,9 +297,9 @@ def schedule(run: RunContext) -> "SchedulerConfig":
 def saved_run(run: RunContext, model: MegatronModel, before_save: Callable[[], None]) -> SavedRun:
     """What the checkpoint manager needs of the run."""
     groups = run.groups
-    load_base: Callable[[list[torch.nn.Module]], object] = model.bridge.load_hf_weights
-    if groups.model.random_init:
-        load_base = partial(draw_model, seed=run.config.seed)
+    load_base = partial(fully_sharded.fill, base_loader(run, model.bridge))
+    if run.spec.divided_before_read:
+        load_base = partial(fully_sharded.fill, leave_empty)
     return SavedRun(
         config=run.config,
         steps=run.steps,
@@ -304,11 +308,23 @@ def saved_run(run: RunContext, model: MegatronModel, before_save: Callable[[], N
         progress=run.progress,
         heartbeat=run.heartbeat,
         format="fsdp_dtensor" if run.spec.fsdp else "torch_dist",
-        load_base=partial(fully_sharded.fill, load_base),
+        load_base=load_base,
         inputs=partial(fingerprints.inputs_of, run.splits, groups.model, groups.peft is not None),
         before_save=before_save,
         saved=lambda step, path: run.screen.print(f"step {step}: saved in {shown(str(path))}"),
     )
+
+
+def base_loader(run: RunContext, bridge: "AutoBridge") -> fully_sharded.Fill:
+    """What fills a model's chunks with the weights before training: of its files, or random ones."""
+    if run.groups.model.random_init:
+        return partial(draw_model, seed=run.config.seed)
+    load: fully_sharded.Fill = bridge.load_hf_weights
+    return load
+
+
+def leave_empty(parts: list[torch.nn.Module]) -> None:
+    """Fill nothing where Megatron-Bridge wants the base before the adapters: it is divided first, see `build_model`."""
 
 
 def base_directory(run: RunContext) -> Path:

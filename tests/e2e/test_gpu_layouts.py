@@ -107,7 +107,6 @@ CASES = [Case("Llama", trained, layout) for trained in TRAINED for layout in DEN
 CASES += [Case("Llama", trained, "cp2", "text") for trained in TRAINED]
 CASES += [Case("Mixtral", trained, layout) for trained in ("lora", "all") for layout in MIXTURE]
 CASES += [Case("Mixtral", "fp8", "ep2")]
-CASES.remove(Case("Llama", "fp8", "fsdp"))  # refused: posttrain/spec/checks.py
 CASES += [
     Case("Llama", "lora", "tp2", more=("trainer.num_generations=2",)),
     Case("Llama", "lora", "tp2", more=("trainer.offload_layers=2",)),
@@ -115,7 +114,7 @@ CASES += [
 ]
 CASES += [Case("Llama", "lora", layout, processes=4) for layout in (*DENSE, "tp4", "tp2_pp2")]
 CASES += [Case("Llama", "lora", layout, "text", processes=4) for layout in ("cp2", "cp4")]
-CASES += [Case("Llama", "fp8", "tp4", processes=4)]
+CASES += [Case("Llama", "fp8", layout, processes=4) for layout in ("fsdp", "tp4")]
 CASES += [Case("Llama", "all", layout, processes=4) for layout in ("zero1", "fsdp", "tp2_pp2")]
 CASES += [Case("Mixtral", "lora", layout, processes=4) for layout in ("ep2", "ep4")]
 RESUMED = [
@@ -123,6 +122,7 @@ RESUMED = [
     Resumed("Llama", "lora", "pp2", "tp2"),
     Resumed("Llama", "lora", "ddp", "single"),
     Resumed("Llama", "lora", "fsdp", "fsdp"),
+    Resumed("Llama", "fp8", "fsdp", "fsdp"),
     Resumed("Mixtral", "lora", "fsdp", "fsdp"),
 ]
 if visible_gpus() > 1:  # a machine whose neighbour dies waits for it for minutes

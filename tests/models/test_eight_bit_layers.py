@@ -27,3 +27,20 @@ def test_read_and_run(megatron, tmp_path):
     run(parts)
     right = read_reference(tmp_path).logits
     assert ((logits[0] - right).norm() / right.norm()).item() < 0.2  # of large random weights
+
+
+def test_a_matrix_to_be_divided():
+    """It takes no memory, is of the model's format, and its pairs are copied as they are, since none is a NaN."""
+    from posttrain.ops.fp8_linear import EightBitWeight
+
+    former = torch.nn.Parameter(torch.zeros(6, 32, dtype=torch.bfloat16))
+    weight = EightBitWeight.to_be_divided(former)
+    assert weight.untyped_storage().nbytes() == 2
+    numbers = torch.arange(256, dtype=torch.uint8)
+    finite = numbers[numbers.view(torch.float8_e4m3fn).float().isfinite()]
+    pairs = torch.cartesian_prod(finite, finite).view(torch.bfloat16)
+    assert finite.numel() == 254 and pairs.isfinite().all()
+    weight.data = pairs[: 6 * 16].view(6, 16)
+    found = weight.weight
+    assert found.data.shape == former.shape and weight.dtype == former.dtype
+    assert torch.equal(found.data.view(torch.uint8).view(-1), pairs[: 6 * 16].view(torch.uint8).view(-1))

@@ -91,6 +91,21 @@ def test_parallel_sizes_divide():
     assert estimate_memory(setting([*experts, "parallelism=ep8"], 8)).parts["weights"] < 2 * 8e9
 
 
+def test_megatron_fsdp_divides_weights_in_8_bits_before_they_are_read():
+    words = ["model=llama3_70b", "precision=fp8"]
+    whole = estimate_memory(setting(words)).parts["weights"]
+    divided = estimate_memory(setting([*words, "parallelism=fsdp"], 8))
+    ends = 2 * 2 * 128_256 * 8192
+    scales = 80 * 4 * (8192 + 2 * 1024 + 8192 + 2 * 28_672 + 8192)
+    layer = (whole - scales - ends) / 80
+    # Half a billion pairs of numbers, one and a half layers, are gathered ahead.
+    assert divided.parts["weights"] == pytest.approx((whole - scales) / 8 + scales + 3 * layer + ends, rel=1e-4)
+    assert not any("before it is divided" in name for name in divided.parts)
+    assert divided.parts["weights"] < 15 * GIB < whole / 4
+    bf16 = estimate_memory(setting(["model=llama3_70b", "parallelism=fsdp"], 8))
+    assert bf16.needed > 2 * 70e9  # read whole
+
+
 def test_experts_are_whole_under_tensor_parallelism_and_half_in_8_bits():
     mixture = "model=mixtral_8x7b"
     whole = 2 * 32 * 8 * 3 * 4096 * 14336  # bytes of all experts

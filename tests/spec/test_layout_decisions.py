@@ -58,11 +58,13 @@ def test_context_parallelism_exchanges_heads_where_they_can_be_divided():
     assert not spec(LLAMA, "parallelism=tp2").heads_exchanged
 
 
-def test_tensor_parallelism_keeps_8_bit_weights_and_supervised_logits_of_an_adapter():
+def test_what_is_kept_of_an_adapter_that_is_divided():
     adapter = spec(LLAMA, "parallelism=tp2", "precision=fp8")
     assert adapter.eight_bit_base and adapter.supervised_logits_only
     assert not spec(LLAMA, "parallelism=tp2", "peft=none").supervised_logits_only
-    assert not spec(LLAMA, "parallelism=fsdp", "precision=fp8").eight_bit_base
+    fully_sharded = spec(LLAMA, "parallelism=fsdp", "precision=fp8")
+    assert fully_sharded.eight_bit_base and fully_sharded.divided_before_read
+    assert not adapter.divided_before_read and not spec(LLAMA, "parallelism=fsdp").divided_before_read
 
 
 MIXTURE = "model=qwen3_30b_a3b"

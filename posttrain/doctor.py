@@ -20,12 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from posttrain import patches
+from posttrain.errors import UserError
 from posttrain.patches.elsewhere import CHANGES
 from posttrain.patches.registry import allowed_untested
 from posttrain.patches.runner import registered
 from posttrain.utils import stop
 from posttrain.utils.cache import cache_root
-from posttrain.utils.gpus import visible_gpus
+from posttrain.utils.gpus import Gpu, visible_gpus
 
 # What the tests ran with; another version may work.
 TESTED = {
@@ -112,9 +113,23 @@ def check_gpus() -> Iterator[Finding]:
     count = torch.cuda.device_count()
     names = sorted({torch.cuda.get_device_name(index) for index in range(count)})
     yield Finding("GPU", "ok", f"{count} x {', '.join(names)}")
+    oldest = min(range(count), key=torch.cuda.get_device_capability)
+    capability = torch.cuda.get_device_capability(oldest)
+    yield check_eight_bit(Gpu(torch.cuda.get_device_name(oldest), None, 0.0, capability=capability))
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
     cuda = f"{torch.version.cuda}, driver {driver_version() or 'unknown'}, NCCL {nccl}"
     yield Finding("CUDA", "ok", cuda)
+
+
+def check_eight_bit(gpu: Gpu) -> Finding:
+    """Whether `precision=fp8` is for this GPU."""
+    name = "8-bit products"
+    for grouped, text in ((False, "none"), (True, "of dense layers, not of experts")):
+        try:
+            gpu.check_eight_bit(grouped)
+        except UserError as error:
+            return Finding(name, "note", text, str(error))
+    return Finding(name, "ok", "precision=fp8")
 
 
 def driver_version() -> str | None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from posttrain import doctor
+from posttrain.utils.gpus import find_gpu
 
 
 def test_this_machine_can_run():
@@ -38,3 +39,18 @@ def test_no_room_is_said(monkeypatch, tmp_path):
 def test_no_slurm_is_a_note(monkeypatch, name):
     monkeypatch.setenv("PATH", "/nowhere")
     assert doctor.check_slurm().state == "note"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "state", "text"),
+    [
+        ("a100", "note", "none"),
+        ("l40s", "note", "of dense layers, not of experts"),
+        ("h100", "ok", "precision=fp8"),
+        ("b200", "ok", "precision=fp8"),
+    ],
+)
+def test_whether_a_gpu_has_products_in_8_bits(gpu, state, text):
+    finding = doctor.check_eight_bit(find_gpu(gpu))
+    assert (finding.state, finding.text) == (state, text)
+    assert ("use precision=bf16" in finding.advice) == (state == "note")

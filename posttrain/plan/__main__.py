@@ -126,7 +126,7 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     of_cpu = []
     if assumed and options.read_data and cpu_sizes.are_left(keys):
         of_cpu = cpu_sizes.choose([cfg], keys)
-    shape = checks.check_settings(cfg, local, elsewhere=not here)
+    shape = checks.check_settings(cfg, local, elsewhere=not here, gpu=gpu)
     typed = None
     if cfg.parallelism.auto:
         typed = TypedSavings(cfg.trainer.recompute, cfg.trainer.offload_layers)

@@ -35,6 +35,7 @@ from posttrain.spec.resolve import AUTO, has_validation, resolve_spec
 from posttrain.spec.schedule import schedule_of
 from posttrain.spec.stages import check_stages
 from posttrain.utils import kernel_files
+from posttrain.utils.gpus import Gpu, oldest_gpu
 from posttrain.utils.user_paths import expand_home
 
 DOUBLE_BUFFERS = ("fsdp_double_buffer", "megatron_fsdp_max_pool_double_buffer", "nccl_ub")  # of Megatron's `ddp`
@@ -59,13 +60,16 @@ def check(cfg: DictConfig, visible_gpus: int) -> Mapping[str, Any] | None:
     return shape
 
 
-def check_settings(cfg: DictConfig, visible_gpus: int, elsewhere: bool = False) -> Mapping[str, Any] | None:
+def check_settings(
+    cfg: DictConfig, visible_gpus: int, elsewhere: bool = False, gpu: Gpu | None = None
+) -> Mapping[str, Any] | None:
     """Every check but that of the parallel sizes; see `check`.
 
     Args:
         cfg: as composed.
         visible_gpus: of a machine.
         elsewhere: whether that is another machine, on which Transformer Engine is expected.
+        gpu: what each of them is; None: looked up where it matters, and not known elsewhere.
     """
     platform = patches.Platform.with_gpus(visible_gpus)
     patches.check(platform)
@@ -84,7 +88,9 @@ def check_settings(cfg: DictConfig, visible_gpus: int, elsewhere: bool = False) 
     check_trainer(cfg, visible_gpus)
     if elsewhere and visible_gpus:
         platform = patches.Platform("cuda", transformer_engine=True)
-    check_spec(cfg, world_size(cfg, visible_gpus), platform, shape)
+    if gpu is None and not elsewhere and cfg.precision.name == "fp8":
+        gpu = oldest_gpu()
+    check_spec(cfg, world_size(cfg, visible_gpus), platform, shape, gpu)
     return shape
 
 
@@ -165,7 +171,9 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
     if cfg.checkpoint.async_save and not visible_gpus:
         raise UserError("`checkpoint.async_save=true`: needs a GPU, its background writer does not work on a CPU")
     if cfg.precision.name == "fp8" and not visible_gpus:
-        raise UserError("`precision=fp8`: needs a Hopper or newer GPU, and there is none here; use precision=auto")
+        raise UserError(
+            "`precision=fp8`: needs an Ada, Hopper or newer GPU, and there is none here; use precision=auto"
+        )
     check_validated(cfg)
     if t.generation_interval and not t.num_generations:
         raise UserError("`trainer.generation_interval`: trainer.num_generations=0 leaves no prompts to answer")
@@ -201,20 +209,33 @@ def check_validated(cfg: DictConfig) -> None:
         )
 
 
-def check_spec(cfg: DictConfig, world: int, platform: patches.Platform, shape: Mapping[str, Any] | None) -> None:
+def check_spec(
+    cfg: DictConfig, world: int, platform: patches.Platform, shape: Mapping[str, Any] | None, gpu: Gpu | None = None
+) -> None:
     """What was asked for and depends on the whole run can be done: a captured step, activations on the host, 8 bits.
 
-    Of a model whose architecture is unknown yet, on a hub, the run itself says the latter.
+    Of a model whose architecture is unknown yet, on a hub, the run itself says the second, and of 8 bits what experts
+    need.
+
+    Args:
+        cfg: as composed.
+        world: processes over all machines.
+        platform: of the run.
+        shape: see `architecture`.
+        gpu: what each process runs on; None: not known.
     """
-    divided = cfg.parallelism.fsdp and cfg.precision.name == "fp8"
-    if cfg.trainer.cuda_graph or cfg.trainer.offload_layers or divided:
-        if cfg.trainer.micro_batch_size == AUTO:
-            cfg = cfg.copy()
-            cfg.trainer.micro_batch_size = 1  # the least that it becomes
-        spec = resolve_spec(cfg, world, platform.transformer_engine, platform.device, shape or {})
-        if shape is None:
-            spec = replace(spec, offload_layers=None)
-        spec.check()
+    eight_bit = cfg.precision.name == "fp8" and (gpu is not None or cfg.parallelism.fsdp)
+    if not cfg.trainer.cuda_graph and not cfg.trainer.offload_layers and not eight_bit:
+        return
+    if cfg.trainer.micro_batch_size == AUTO:
+        cfg = cfg.copy()
+        cfg.trainer.micro_batch_size = 1  # the least that it becomes
+    spec = resolve_spec(cfg, world, platform.transformer_engine, platform.device, shape or {})
+    if shape is None:
+        spec = replace(spec, offload_layers=None)
+    spec.check()
+    if gpu is not None and spec.precision == "fp8":
+        gpu.check_eight_bit(grouped=spec.eight_bit_experts)
 
 
 def check_model(cfg: DictConfig) -> None:

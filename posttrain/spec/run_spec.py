@@ -325,6 +325,11 @@ class RunSpec(ParallelSizes):
         """
         return self.fsdp and bool(self.eight_bit_base)
 
+    @property
+    def eight_bit_experts(self) -> bool:
+        """Whether a mixture's experts are kept in 8 bits."""
+        return self.experts > 0 and bool(self.eight_bit_base)
+
     def computed_again(self, linear: str) -> bool:
         """Whether what comes before a linear layer, its norm or activation, is not kept (ops/recomputed_norms.py)."""
         if not (self.one_operation and self.recompute_norms and self.transformer_engine) or not self.trains(linear):

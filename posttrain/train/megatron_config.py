@@ -41,6 +41,7 @@ from posttrain.train.console import shown
 from posttrain.train.context import RunContext
 from posttrain.train.dataset_provider import RowsProvider
 from posttrain.train.run_batches import RunBatches
+from posttrain.utils.gpus import Gpu
 from posttrain.utils.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -75,10 +76,14 @@ def build_model(run: RunContext) -> MegatronModel:
     """Build the model's provider with this run's sizes, precision and layers, and its adapter.
 
     Raises:
-        UserError: the platform can't do it; fewer layers than pipeline stages, in a family whose sizes are not known
-            before; or the run continues an adapter of another kind or scale.
+        UserError: the platform can't do it; the GPU, not known before, has no 8-bit products; fewer layers than
+            pipeline stages, in a family whose sizes are not known before; or the run continues an adapter of another kind
+            or scale.
     """
     groups = run.groups
+    if run.spec.precision == "fp8":
+        gpu = Gpu(torch.cuda.get_device_name(), None, 0.0, capability=torch.cuda.get_device_capability())
+        gpu.check_eight_bit(grouped=run.spec.eight_bit_experts)
     groups.model.grow(len(run.tokenizer))
     check_length(groups.model.hf_config().to_dict(), run.settings.seq_length)
     bridge = groups.model.bridge()

@@ -85,7 +85,7 @@ def describe(
     """
     total = torch.cuda.mem_get_info()[1]
     setting = spec if spec.shape is not None else None
-    gpu = Gpu(torch.cuda.get_device_name(), None, total / GIB)
+    gpu = Gpu(torch.cuda.get_device_name(), None, total / GIB, capability=torch.cuda.get_device_capability())
     return message(str(error), torch.cuda.memory_stats(), total, held(chunks, optimizer), setting, gpu)
 
 

@@ -22,7 +22,7 @@ class Precision:
             UserError: fp8 without a GPU.
         """
         if self.name == "fp8" and device != "cuda":
-            raise UserError("precision=fp8: needs a Hopper or newer GPU; use precision=auto")
+            raise UserError("precision=fp8: needs an Ada, Hopper or newer GPU; use precision=auto")
         if self.name == "auto":
             return "bf16" if device == "cuda" else "fp32"
         return self.name

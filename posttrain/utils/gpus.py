@@ -14,27 +14,32 @@ from posttrain.errors import UserError
 from posttrain.utils.suggest import nearest
 
 # Name -> dense bf16 TFLOP/s by the vendor's data sheet, without sparsity; GiB that a process can have, as torch reports
-# them: less than the number on the box; TB/s of its memory by the data sheet. A100 and H100 are the 80 GB ones.
+# them: less than the number on the box; TB/s of its memory by the data sheet; compute capability. A100 and H100 are the
+# 80 GB ones.
 KNOWN = {
-    "B200": (2250.0, 178.0, 8.0),
-    "GB200": (2500.0, 184.0, 8.0),
-    "H200": (989.0, 139.8, 4.8),
-    "H100 NVL": (835.0, 93.1, 3.9),
-    "H100 PCIe": (756.0, 79.2, 2.0),
-    "H100": (989.0, 79.2, 3.35),
-    "GH200": (989.0, 94.5, 4.0),
-    "H20": (148.0, 95.1, 4.0),
-    "A100": (312.0, 79.2, 2.0),
-    "A800": (312.0, 79.2, 2.0),
-    "L40S": (362.0, 44.4, 0.86),
-    "L40": (181.0, 44.4, 0.86),
-    "L4": (121.0, 22.0, 0.3),
-    "A10": (125.0, 22.1, 0.6),
-    "A6000": (155.0, 47.4, 0.77),
-    "RTX 4090": (165.0, 23.5, 1.0),
+    "B200": (2250.0, 178.0, 8.0, (10, 0)),
+    "GB200": (2500.0, 184.0, 8.0, (10, 0)),
+    "H200": (989.0, 139.8, 4.8, (9, 0)),
+    "H100 NVL": (835.0, 93.1, 3.9, (9, 0)),
+    "H100 PCIe": (756.0, 79.2, 2.0, (9, 0)),
+    "H100": (989.0, 79.2, 3.35, (9, 0)),
+    "GH200": (989.0, 94.5, 4.0, (9, 0)),
+    "H20": (148.0, 95.1, 4.0, (9, 0)),
+    "A100": (312.0, 79.2, 2.0, (8, 0)),
+    "A800": (312.0, 79.2, 2.0, (8, 0)),
+    "L40S": (362.0, 44.4, 0.86, (8, 9)),
+    "L40": (181.0, 44.4, 0.86, (8, 9)),
+    "L4": (121.0, 22.0, 0.3, (8, 9)),
+    "A10": (125.0, 22.1, 0.6, (8, 6)),
+    "A6000": (155.0, 47.4, 0.77, (8, 6)),
+    "RTX 4090": (165.0, 23.5, 1.0, (8, 9)),
 }
 HOST_LINK = 53e9  # of Hopper and newer
-EIGHT_BIT = ("H100", "H200", "H20", "H800", "GH200", "B200")  # Hopper and newer
+HOPPER = (9, 0)
+# Of products of E4M3 numbers, torch's with a scale per row and Transformer Engine's: Ada.
+EIGHT_BIT = (8, 9)
+# Of torch's grouped ones, by the first number: Hopper, and Blackwell of data centres.
+GROUPED_EIGHT_BIT = (9, 10)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Gpu:
         memory_gib: GiB that a process can have.
         bandwidth: TB/s of its memory; None where unknown.
         host_gib: memory of its machine that is there for each GPU; None where unknown.
+        capability: compute capability; None where unknown.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Gpu:
     memory_gib: float
     bandwidth: float | None = None
     host_gib: float | None = None
+    capability: tuple[int, int] | None = None
 
     @property
     def host_link(self) -> float:
@@ -62,8 +69,31 @@ class Gpu:
 
     @property
     def eight_bit(self) -> bool:
-        """Whether it multiplies 8-bit numbers with a scale per row."""
-        return any(name in self.name for name in EIGHT_BIT)
+        """Whether 8-bit products with a scale per row were measured on its kind: Hopper and newer."""
+        return self.capability is not None and self.capability >= HOPPER
+
+    def check_eight_bit(self, grouped: bool) -> None:
+        """Refuse `precision=fp8` where the GPU is known to lack its products.
+
+        Args:
+            grouped: whether a mixture's experts are kept in 8 bits.
+
+        Raises:
+            UserError: it lacks them.
+        """
+        if self.capability is None:
+            return
+        has = f"{self.name}, has compute capability {'.'.join(map(str, self.capability))}"
+        if self.capability < EIGHT_BIT:
+            raise UserError(
+                f"`precision=fp8`: the GPU, {has}; products in 8 bits need 8.9 or newer (Ada, Hopper, Blackwell); use "
+                "precision=bf16"
+            )
+        if grouped and self.capability[0] not in GROUPED_EIGHT_BIT:
+            raise UserError(
+                f"`precision=fp8`: the GPU, {has}; products of experts in 8 bits need 9 or 10 (Hopper, data-centre "
+                "Blackwell); use precision=bf16"
+            )
 
 
 def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
@@ -83,8 +113,8 @@ def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
         hint = f"; did you mean {match}?" if match else "."
         raise UserError(f"`plan.gpu={name}`: not known{hint} Known: {', '.join(names)}; or give plan.memory_gib")
     known = names[key]
-    tflops, usual_gib, bandwidth = KNOWN[known]
-    return Gpu(known, tflops, memory_gib or usual_gib, bandwidth)
+    tflops, usual_gib, bandwidth, capability = KNOWN[known]
+    return Gpu(known, tflops, memory_gib or usual_gib, bandwidth, capability=capability)
 
 
 def _normalize(name: str) -> str:
@@ -93,17 +123,21 @@ def _normalize(name: str) -> str:
 
 def peak_tflops(device_name: str) -> float | None:
     """Return the dense bf16 TFLOP/s of the GPU that a driver calls so, None where unknown."""
-    tflops, _ = rates(device_name)
-    return tflops
+    return named_by_driver(device_name).tflops
 
 
-def rates(device_name: str) -> tuple[float | None, float | None]:
-    """As `peak_tflops`, and the TB/s of its memory."""
+def named_by_driver(device_name: str, memory_gib: float = 0.0) -> Gpu:
+    """Return the GPU that a driver calls so, with what is known of its kind.
+
+    Args:
+        device_name: e.g. NVIDIA H200.
+        memory_gib: as in `Gpu`.
+    """
     known = [name for name in KNOWN if name in device_name]
     if not known:
-        return None, None
-    tflops, _, bandwidth = KNOWN[max(known, key=len)]  # of several that are part of it
-    return tflops, bandwidth
+        return Gpu(device_name, None, memory_gib)
+    tflops, _, bandwidth, capability = KNOWN[max(known, key=len)]  # of several that are part of it
+    return Gpu(device_name, tflops, memory_gib, bandwidth, capability=capability)
 
 
 def visible_gpus() -> int:
@@ -131,12 +165,18 @@ def detect_gpus() -> list[Gpu]:
     return gpus
 
 
+def oldest_gpu() -> Gpu | None:
+    """That with the lowest compute capability of the visible GPUs; None where none is known."""
+    known = [gpu for gpu in detect_gpus() if gpu.capability is not None]
+    return min(known, key=lambda gpu: gpu.capability or (0, 0), default=None)
+
+
 @functools.cache  # a grid asks for each of its trials
 def _query_gpus() -> str:
     """nvidia-smi's lines about this machine's GPUs; empty where it is not installed or fails."""
     if shutil.which("nvidia-smi") is None:
         return ""
-    query = "--query-gpu=index,uuid,name,memory.total"
+    query = "--query-gpu=index,uuid,name,memory.total,compute_cap"
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -149,16 +189,18 @@ def parse_listing(listing: str, visible: str | None) -> list[Gpu]:
     """Return the GPUs of nvidia-smi's lines that CUDA_VISIBLE_DEVICES leaves, in its order.
 
     Args:
-        listing: lines of `index, uuid, name, MiB`.
+        listing: lines of `index, uuid, name, MiB, compute capability`.
         visible: CUDA_VISIBLE_DEVICES, indices or (parts of) UUIDs; None: not set.
     """
     by_index: dict[str, Gpu] = {}
     by_uuid: dict[str, Gpu] = {}
     for line in listing.splitlines():
-        index, uuid, name, mib = (part.strip() for part in line.split(","))
+        index, uuid, name, mib, capability = (part.strip() for part in line.split(","))
         # nvidia-smi also counts what the driver keeps for itself, about half a GiB.
-        tflops, bandwidth = rates(name)
-        gpu = Gpu(name, tflops, float(mib) / 1024 - 0.5, bandwidth)
+        gpu = named_by_driver(name, float(mib) / 1024 - 0.5)
+        major, dot, minor = capability.partition(".")
+        if dot:
+            gpu = replace(gpu, capability=(int(major), int(minor)))
         by_index[index] = gpu
         by_uuid[uuid] = gpu
     if visible is None:

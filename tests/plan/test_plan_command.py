@@ -130,6 +130,9 @@ def test_the_layers_of_the_stages_are_said(more, line, capsys, monkeypatch):
         (["plan.gpu=h1000"], "not known; did you mean h100"),
         (["plan.gpus=0"], "must be (greater than 0|at least 1)"),
         (["plan.memory_gib=-1"], "must be (greater than 0|at least 1)"),
+        (["plan.gpu=a100", "precision=fp8"], "`precision=fp8`: the GPU, A100, has compute capability 8.0"),
+        (["plan.gpu=a6000", "model=llama3_8b", "precision=fp8", "peft=none"], "A6000, has compute capability 8.6"),
+        (["plan.gpu=l40s", "model=qwen3_30b_a3b", "precision=fp8"], "products of experts in 8 bits need 9 or 10"),
         (["optimizer.lr=-1"], "`optimizer.lr=-1.0`: must be greater than 0"),
         (["model=llama3_8b", "parallelism=tp8", "parallelism.tensor_model_parallel_size=16", "plan.gpus=16"], "groups"),
     ],
@@ -140,12 +143,16 @@ def test_mistakes(words, expected):
 
 
 def test_gpus_of_a_listing():
-    listing = "0, GPU-aa, NVIDIA H200, 143771\n1, GPU-bb, NVIDIA L4, 23034\n2, GPU-cc, Some New One, 1024\n"
+    listing = (
+        "0, GPU-aa, NVIDIA H200, 143771, 9.0\n1, GPU-bb, NVIDIA L4, 23034, [N/A]\n2, GPU-cc, Some New One, 1024, 12.0\n"
+    )
     names = lambda visible: [gpu.name for gpu in gpus.parse_listing(listing, visible)]  # noqa: E731
     assert names(None) == ["NVIDIA H200", "NVIDIA L4", "Some New One"]
     assert names("1,0") == names("GPU-bb,GPU-a") == ["NVIDIA L4", "NVIDIA H200"] and names("") == []
     first, second, third = gpus.parse_listing(listing, None)
     assert (first.tflops, second.tflops, third.tflops) == (989, 121, None)
+    assert (first.capability, second.capability, third.capability) == ((9, 0), (8, 9), (12, 0))
+    assert (first.eight_bit, second.eight_bit, third.eight_bit) == (True, False, True)
     assert first.memory_gib == pytest.approx(139.9, abs=0.1) and gpus.find_gpu("4090").name == "RTX 4090"
 
 

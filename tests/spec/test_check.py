@@ -10,6 +10,7 @@ from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
 from posttrain.spec import checks
+from posttrain.utils import gpus
 
 LLAMA = ["model=llama3_8b"]
 MEGATRON = "+trainer.megatron.model."
@@ -23,7 +24,7 @@ LOSS = f"{MEGATRON}account_for_loss_in_pipeline_split=true"
     [
         (["trainer.max_steps=0"], 0, "`trainer.max_steps=0`: must be at least 1"),
         (["peft.dropout=1.0"], 0, "`peft.dropout=1.0`: must be less than 1"),
-        (["precision=fp8"], 0, "`precision=fp8`: needs a Hopper or newer GPU, and there is none here"),
+        (["precision=fp8"], 0, "`precision=fp8`: needs an Ada, Hopper or newer GPU, and there is none here"),
         (["precision.name=fp9"], 0, "must be one of auto, fp32, bf16, fp8"),
         (
             ["checkpoint.keep_best=true", "trainer.validation_interval=null"],
@@ -128,6 +129,54 @@ def test_a_model_on_a_hub_may_have_activations_that_can_wait_on_the_host(monkeyp
     checks.check_settings(compose(words), 1)
     with pytest.raises(UserError, match="attention in fp32"):
         checks.check_settings(compose([*words, "trainer.cuda_graph=true", "precision=fp32"]), 1)
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """A machine whose nvidia-smi lists these GPUs, by name and compute capability."""
+
+    def has(*listed):
+        lines = [f"{index}, GPU-{index}, {name}, 81920, {cap}\n" for index, (name, cap) in enumerate(listed)]
+        script = tmp_path / "nvidia-smi"
+        script.write_text("#!/bin/sh\ncat <<END\n" + "".join(lines) + "END\n", encoding="utf-8")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        gpus._query_gpus.cache_clear()
+
+    gpu = checks.patches.Platform("cuda", transformer_engine=True)
+    monkeypatch.setattr(checks.patches.Platform, "with_gpus", lambda visible: gpu)
+    yield has
+    gpus._query_gpus.cache_clear()
+
+
+A100 = ("NVIDIA A100-SXM4-80GB", "8.0")
+H100 = ("NVIDIA H100 80GB HBM3", "9.0")
+ADA = ("NVIDIA RTX 6000 Ada Generation", "8.9")
+
+
+@pytest.mark.parametrize(
+    ("words", "listed", "expected"),
+    [
+        (LLAMA, [A100], "the GPU, NVIDIA A100-SXM4-80GB, has compute capability 8.0; products in 8 bits need 8.9"),
+        ([*LLAMA, "peft=none"], [A100], "use precision=bf16"),
+        (LLAMA, [H100, A100], "NVIDIA A100-SXM4-80GB"),
+        (["model=hf", "model.path=somebody/something"], [A100], "NVIDIA A100-SXM4-80GB"),
+        (["model=qwen3_30b_a3b"], [ADA], "has compute capability 8.9; products of experts in 8 bits need 9 or 10"),
+        (LLAMA, [ADA], None),
+        (["model=qwen3_30b_a3b"], [H100], None),
+        (LLAMA, [], None),  # not known; the run itself finds out
+    ],
+)
+def test_a_gpu_without_products_in_8_bits_is_refused_before_the_start(words, listed, expected, driver):
+    driver(*listed)
+    cfg = compose([*words, "precision=fp8"])
+    if expected is None:
+        checks.check(cfg, max(1, len(listed)))
+        return
+    with pytest.raises(UserError) as error:
+        checks.check(cfg, len(listed))
+    assert expected in str(error.value)
 
 
 def test_missing_value_is_named():

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,11 +11,14 @@ from omegaconf.errors import OmegaConfBaseException
 from posttrain.checkpoint import directories, progress
 from posttrain.config import frozen, targets
 from posttrain.config.instantiate import built
+from posttrain.convert.training_metadata import FILE as TRAINING
 from posttrain.convert.training_metadata import are_facts, collect_facts
 from posttrain.data.templates import ChatTemplate
 from posttrain.errors import UserError
+from posttrain.generate import load
 from posttrain.models import HFModel
 from posttrain.models.headers import read_json
+from posttrain.models.hf_adapter import is_adapter
 from posttrain.peft.adapters import LoRA
 from posttrain.utils import rundir
 
@@ -94,8 +98,7 @@ def find_in_run(directory: Path, run_dir: Path) -> Checkpoint:
             raise UserError(f"{config}: is not the configuration of a run; it has no `{group}`")
     if OmegaConf.select(cfg, "parallelism.fsdp"):
         raise UserError(
-            f"{directory}: Megatron-FSDP's checkpoints are read by their own run alone; run it again with "
-            "trainer.export=last (or best), and give the directory that it exports"
+            f"{directory}: Megatron-FSDP's checkpoints are read by their own run alone; {_instead(run_dir)}"
         )
     model = built(cfg.model)
     if not model.random_init:
@@ -103,6 +106,23 @@ def find_in_run(directory: Path, run_dir: Path) -> Checkpoint:
     peft = built(cfg.peft) if cfg.peft.get("_target_") else None
     template = built(cfg.objective).template(built(cfg.template))
     return Checkpoint(directory, model, peft, template, read_facts(directory, run_dir, cfg))
+
+
+def _instead(run_dir: Path) -> str:
+    """What to give instead of a checkpoint that can't be read: the run's export, or how to make it."""
+    export = load.export_of(run_dir)
+    if export is None:
+        return (
+            f"have it make an export: python -m posttrain --resume {quote(str(run_dir))} trainer.export=last (or best)"
+        )
+    results = rundir.object_if_any(export, TRAINING).get("results")
+    step = results.get("exported_step") if isinstance(results, dict) else None
+    of_step = f", of step {step}" if isinstance(step, int) else ""
+    text = f"its export is in Hugging Face's format already: {export}{of_step}"
+    command = f"python -m posttrain.generate {quote(str(export))}"
+    if is_adapter(export):
+        command += f", or as a whole model python -m posttrain.convert merge {quote(str(export))} DIR"
+    return f"{text}; ask it: {command}"
 
 
 def read_facts(directory: Path, run_dir: Path, cfg: DictConfig) -> dict[str, Any]:

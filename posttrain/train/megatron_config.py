@@ -77,8 +77,8 @@ def build_model(run: RunContext) -> MegatronModel:
 
     Raises:
         UserError: the platform can't do it; the GPU, not known before, has no 8-bit products; fewer layers than
-            pipeline stages, in a family whose sizes are not known before; or the run continues an adapter of another kind
-            or scale.
+            pipeline stages, in a family whose sizes are not known before; or the run continues an adapter of another
+            kind or scale.
     """
     groups = run.groups
     if run.spec.precision == "fp8":

@@ -1,6 +1,7 @@
 """`python -m posttrain.convert` as it is typed, and the export of a run checked by the run itself."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -53,6 +54,34 @@ def test_dora_of_two_processes(posttrain, words):
     assert result.code == 0, result.err + result.log()
     report = json.loads((result.run_dir / "adapter" / "verification.json").read_text())
     assert report["logits"]["checked"] and report["tensors"]["count"] == 4 * 7 * 3
+
+
+def test_what_to_do_with_a_checkpoint_of_megatron_fsdp(posttrain, words, convert, tmp_path):
+    """It is refused with a command; that makes the export, which is named from then on."""
+    run_dir = tmp_path / "a run"
+    layout = ["parallelism=fsdp", "parallelism.nproc_per_node=2", "precision=fp32"]
+    result = posttrain(*words, *layout, "trainer.max_steps=2", "trainer.export=false", run_dir=run_dir)
+    assert result.code == 0, result.err + result.log()
+    checkpoint = run_dir / "checkpoints" / "iter_0000002"
+    refused = convert("export", checkpoint, tmp_path / "out")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    command = f"python -m posttrain --resume '{run_dir}' trainer.export=last"
+    assert command in refused.stderr
+
+    def run(words):
+        python = [sys.executable, *words[1:]]
+        return subprocess.run(python, capture_output=True, text=True, env=environment(tmp_path), timeout=300)
+
+    resumed = run(shlex.split(command))
+    assert resumed.returncode == 0, resumed.stderr
+    export = run_dir / "adapter"
+    asked = run(["python", "-m", "posttrain.generate", str(checkpoint), "hello"])
+    for done in (asked, convert("export", checkpoint, tmp_path / "out")):
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert f"format already: {export}, of step 2; ask it: python -m posttrain.generate '{export}'" in done.stderr
+        assert f"python -m posttrain.convert merge '{export}' DIR" in done.stderr
+    merged = convert("merge", export, tmp_path / "merged")
+    assert merged.returncode == 0, merged.stderr
 
 
 def test_another_run_goes_on_from_the_adapter(lora, posttrain, words):

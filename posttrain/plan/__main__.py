@@ -27,6 +27,7 @@ from posttrain.models.families import position_limit_of
 from posttrain.plan import auto
 from posttrain.plan.advice import Change
 from posttrain.plan.layouts import TypedSavings
+from posttrain.plan.memory import HOST_MEMORY
 from posttrain.plan.report import Plan, Replan, build_plan
 from posttrain.spec import checks, first_rows
 from posttrain.spec.resolve import AUTO
@@ -43,6 +44,7 @@ class PlanSchema:
     gpu: str | None = None
     gpus: int | None = schema.ranged(None, ge=1, le=1_024)
     memory_gib: float | None = schema.ranged(None, gt=0, le=1e5)
+    host_memory_gib: float | None = schema.ranged(None, gt=0, le=1e6)
     read_data: bool = True
     json: bool = False
 
@@ -118,6 +120,7 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     else:
         gpu = gpus.find_gpu(options.gpu or "h100", options.memory_gib)
         local = options.gpus or checks.nproc_per_node(cfg, 0)
+    gpu = with_host(gpu, options.host_memory_gib, local)
     if cfg.launch.nnodes > 1 and cfg.launch.master_port is None:
         cfg.launch.master_port = 1  # nothing is started
     note = leave_demo(cfg, overrides) or without_file(cfg)
@@ -141,9 +144,26 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     if note is not None:
         result["data"] = {"not_counted": note}
     result["gpu"]["assumed"] = assumed
+    result["gpu"]["on_each_machine"] = checks.nproc_per_node(cfg, local)
+    result["gpu"]["host_assumed"] = not here and not options.host_memory_gib
     result["sizes_on_this_cpu"] = of_cpu
     result["auto"] = "\n".join(lines) or None
     return result
+
+
+def with_host(gpu: gpus.Gpu, host_memory_gib: float | None, local: int) -> gpus.Gpu:
+    """The GPU with its part of the memory of its machine.
+
+    Args:
+        gpu: of this machine, which knows it, or of another.
+        host_memory_gib: as in `plan`.
+        local: GPUs of each machine.
+    """
+    if host_memory_gib is not None:
+        return replace(gpu, host_gib=host_memory_gib / local)
+    if gpu.host_gib is None:
+        return replace(gpu, host_gib=HOST_MEMORY * gpu.memory_gib)
+    return gpu
 
 
 def leave_demo(cfg: DictConfig, overrides: Sequence[str]) -> str | None:

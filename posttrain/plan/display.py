@@ -58,6 +58,8 @@ def _verdict(plan: dict[str, Any]) -> Iterator[str]:
         if speed["step_s"] and speed["total_s"] is not None:
             line += f", {format_duration(speed['total_s'])} in all"
         yield line
+        if plan["memory_gib"]["host"]:
+            yield _host(plan)
         if plan["gpu"]["assumed"]:
             name = plan["gpu"]["name"]
             yield f"[yellow]on an assumed {name}, not on this machine, which has no GPU[/]: a CPU is far slower"
@@ -65,12 +67,12 @@ def _verdict(plan: dict[str, Any]) -> Iterator[str]:
     line = f"[bold red]does not fit[/]: needs {needed:.1f} GiB, {available:g} GiB available"
     host, room = plan["memory_gib"]["host"], plan["gpu"]["host_room_gib"]
     if room is not None and host > room:
-        line += f"; of the host's memory {host:.1f} GiB for each GPU's activations, which may have {room:.1f}"
+        line += f"; {_host(plan)}"
     yield line
     best = plan["cheapest_change"]
     if plan["layouts"]:
         fastest = plan["layouts"][0]
-        line = f"fastest that fits: add [bold]{' '.join(fastest['overrides'])}[/]  {fastest['needed_gib']:.1f} GiB"
+        line = f"fastest that fits: add [bold]{' '.join(fastest['overrides'])}[/]  {_gib(fastest)}"
         if fastest["step_s"] is not None:
             line += f", {fastest['step_s']:.2f} s a step"
         yield line
@@ -79,6 +81,19 @@ def _verdict(plan: dict[str, Any]) -> Iterator[str]:
         yield "cheapest: changes the training least, then needs the fewest GPUs, then takes the least time"
     else:
         yield "no combination of changes makes it fit on these GPUs"
+
+
+def _host(plan: dict[str, Any]) -> str:
+    """What activations need of the host's memory, and what they may have."""
+    gpu, needed = plan["gpu"], plan["memory_gib"]["host"]
+    line = f"of the host's memory {needed:.1f} GiB for each GPU's activations"
+    if gpu["on_each_machine"] > 1:
+        line += f" ({needed * gpu['on_each_machine']:.0f} on each machine)"
+    if gpu["host_room_gib"] is not None:
+        line += f", which may have {gpu['host_room_gib']:.1f}"
+        if gpu["host_assumed"]:
+            line += ", as is assumed: plan.host_memory_gib says what a machine has"
+    return line
 
 
 def _gpus(plan: dict[str, Any]) -> str:
@@ -228,6 +243,14 @@ def _kind(change: dict[str, Any]) -> str:
 
 
 def _effect(change: dict[str, Any]) -> str:
-    effect = f"{change['needed_gib']:.1f} GiB, time x {change['time']:.2f}"
+    effect = f"{_gib(change)}, time x {change['time']:.2f}"
     kind = _kind(change)
     return f"{effect}, {kind}" if kind else effect
+
+
+def _gib(entry: dict[str, Any]) -> str:
+    """The memory of a layout or a change."""
+    memory = f"{entry['needed_gib']:.1f} GiB"
+    if entry["host_gib"]:
+        memory += f" and {entry['host_gib']:.0f} of the host's for each GPU"
+    return memory

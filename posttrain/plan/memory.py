@@ -19,6 +19,8 @@ GRAPH = 0.14 * GIB
 CONTEXT = 0.55 * GIB
 NCCL = 1.0 * GIB
 HOST_SHARE = 0.8  # of the host's memory that may be activations
+# Memory of a machine that nobody has looked at, over its GPUs': a DGX H100 has 3.1 times, H200 1.8, B200 1.4 or 2.8.
+HOST_MEMORY = 1.5
 FRAGMENTATION = 0.03  # of the allocator
 AHEAD = 500e6  # numbers that Megatron-FSDP gathers before they are needed; of weights in 8 bits a pair is one
 OPTIMIZER_STATE = {"adam": 8, "sgd": 4}  # bytes of moments per trained parameter

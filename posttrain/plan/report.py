@@ -227,6 +227,7 @@ def _cheapest(
         if planned is None or not planned["fits"]:
             continue
         entry["needed_gib"] = planned["memory_gib"]["needed"]
+        entry["host_gib"] = round(planned["memory_gib"]["host"], 1)
         after = planned["speed"]
         if before["tokens_per_second"] and after["tokens_per_second"]:
             entry["time"] = round(before["tokens_per_second"] / after["tokens_per_second"], 2)
@@ -251,6 +252,7 @@ def _change(change: advice.Change, gpu: Gpu) -> dict[str, Any]:
         "kind": change.kind,
         "gpus": change.setting.world,
         "needed_gib": round(change.memory.needed / GIB, 2),
+        "host_gib": round(change.memory.host / GIB, 1),
         "fits": change.fits(gpu),
         "time": round(change.slower, 2),
     }

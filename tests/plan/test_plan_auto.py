@@ -459,7 +459,8 @@ def test_activations_that_the_host_has_no_room_for_do_not_fit(capsys):
     as_asked = [[layout["overrides"] for layout in plan["layouts"]].count([]) for plan in (asked, tight)]
     assert as_asked == [1, 0]
     assert tight["cheapest_change"]["fits"]
-    print_plan(tight | {"auto": None, "sizes_on_this_cpu": []} | {"gpu": tight["gpu"] | {"assumed": False}})
+    tight["gpu"] |= {"assumed": False, "host_assumed": False, "on_each_machine": 1}
+    print_plan(tight | {"auto": None, "sizes_on_this_cpu": []})
     assert f"of the host's memory {host:.1f} GiB" in " ".join(capsys.readouterr().out.split())
     for gpu in (roomy, small):
         choice = auto.choose(composed(*words, "parallelism=auto"), 1, gpu, True)
@@ -622,6 +623,50 @@ def test_activations_go_to_the_host_where_that_is_faster():
     choice = auto.choose(composed("parallelism=auto", *short), 1, find_gpu("h100"), True)
     assert choice.memory.needed < 79.2 * GIB
     assert choice.setting.recompute == "full" and choice.setting.offload_layers
+
+
+@pytest.mark.parametrize(
+    ("more", "offloads", "lines"),
+    [
+        ([], True, ["which may have 167.8, as is assumed: plan.host_memory_gib says what a machine has"]),  # 1.2 times
+        (["plan.host_memory_gib=300"], True, ["which may have 240.0\n"]),
+        (["plan.host_memory_gib=64"], False, ["trainer.recompute=full trainer.recompute_layers="]),
+        (["plan.host_memory_gib=600", "plan.gpus=2"], True, ["on each machine), which may have 240.0\n"]),
+        (["plan.host_memory_gib=100", "plan.gpus=2"], False, []),
+    ],
+)
+def test_a_plan_for_other_machines_offloads_what_their_memory_has_room_for(more, offloads, lines, capsys, monkeypatch):
+    """And says how much that is, of each GPU's part."""
+    monkeypatch.setenv("COLUMNS", "250")
+    words = [*LONG_70B, "parallelism=auto", "plan.gpu=h200", "plan.gpus=1", "plan.read_data=false"]
+    cfg = compose([*words, *more], "plan")
+    assert plan(cfg)
+    out = capsys.readouterr().out
+    assert bool(cfg.trainer.offload_layers) == offloads == ("of the host's memory" in out.partition("Memory per")[0])
+    for line in lines:
+        assert line in out
+    if offloads:
+        needed = float(re.search(r"\(([\d.]+) GiB of the host's memory per GPU\)", out)[1])
+        assert f"of the host's memory {needed:.1f} GiB for each GPU's activations" in out
+        local = cfg.parallelism.nproc_per_node
+        total = re.search(r"\((\d+) on each machine\)", out)
+        assert bool(total) == (local > 1)
+        assert total is None or float(total[1]) == pytest.approx(needed * local, abs=1)
+
+
+def test_the_host_has_no_room_as_is_said(capsys, monkeypatch):
+    """What doesn't fit there is not said to fit, and what would is said with what it needs there."""
+    monkeypatch.setenv("COLUMNS", "250")
+    words = [*LONG_70B, "trainer.seq_length=4096", "trainer.offload_layers=80", "trainer.micro_batch_size=2"]
+    words += ["plan.gpu=h200", "plan.gpus=1", "plan.read_data=false"]
+    assert plan(compose(words, "plan"), words)
+    assert "of the host's memory" in capsys.readouterr().out
+    tight = [*words, "plan.host_memory_gib=50"]
+    assert not plan(compose(tight, "plan"), tight)
+    out = capsys.readouterr().out
+    assert re.search(r"does not fit: .*; of the host's memory [\d.]+ GiB .* which may have 40\.0\n", out)
+    change = re.search(r"cheapest change that fits: add (.*?)  [\d.]+ GiB and \d+ of the host's for each GPU", out)[1]
+    assert plan(compose([*tight, *change.split()], "plan"))
 
 
 def test_no_more_layers_are_computed_again_than_have_to_be():

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from posttrain import patches
@@ -26,6 +25,7 @@ from posttrain.patches.registry import allowed_untested
 from posttrain.patches.runner import registered
 from posttrain.utils import stop
 from posttrain.utils.cache import cache_root
+from posttrain.utils.consoles import Console
 from posttrain.utils.gpus import Gpu, visible_gpus
 
 # What the tests ran with; another version may work.

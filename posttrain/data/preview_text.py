@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
 from posttrain.data.prepare import Sample
+from posttrain.utils.consoles import Console
 from posttrain.utils.escape import escape_control
 
 if TYPE_CHECKING:

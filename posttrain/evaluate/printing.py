@@ -3,10 +3,10 @@
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from posttrain.utils.consoles import Console
 from posttrain.utils.durations import format_duration
 
 

@@ -30,6 +30,7 @@ from posttrain.plan.layouts import TypedSavings
 from posttrain.plan.memory import HOST_MEMORY
 from posttrain.plan.report import Plan, Replan, build_plan
 from posttrain.spec import checks, first_rows
+from posttrain.spec.parallel_sizes import ProcessCount
 from posttrain.spec.resolve import AUTO
 from posttrain.utils import gpus, stop, working
 
@@ -130,12 +131,13 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     if assumed and options.read_data and cpu_sizes.are_left(keys):
         of_cpu = cpu_sizes.choose([cfg], keys)
     shape = checks.check_settings(cfg, local, elsewhere=not here, gpu=gpu)
+    count = process_count(cfg, options.gpus, local, bool(here))
     typed = None
     if cfg.parallelism.auto:
         typed = TypedSavings(cfg.trainer.recompute, cfg.trainer.offload_layers)
     chosen_micro_batch = cfg.trainer.micro_batch_size == AUTO
     lines = resolve_auto(cfg, local, replace(gpu, memory_gib=cfg.parallelism.memory_gib or gpu.memory_gib))
-    checks.check_parallelism(cfg, local, shape)
+    checks.check_parallelism(cfg, local, shape, count)
     if options.read_data and note is None:
         first_rows.look(cfg)
     working.phase("planning")
@@ -145,10 +147,36 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
         result["data"] = {"not_counted": note}
     result["gpu"]["assumed"] = assumed
     result["gpu"]["on_each_machine"] = checks.nproc_per_node(cfg, local)
+    result["gpu"]["idle"] = local - result["gpu"]["on_each_machine"]
     result["gpu"]["host_assumed"] = not here and not options.host_memory_gib
     result["sizes_on_this_cpu"] = of_cpu
     result["auto"] = "\n".join(lines) or None
     return result
+
+
+def process_count(cfg: DictConfig, asked: int | None, local: int, here: bool) -> ProcessCount:
+    """What an error says of the number of processes.
+
+    Args:
+        cfg: as composed.
+        asked: plan.gpus.
+        local: GPUs of each machine.
+        here: whether they are this machine's.
+
+    Raises:
+        UserError: more processes than GPUs are asked for.
+    """
+    given = cfg.parallelism.nproc_per_node
+    if asked and given is not None and given > asked:
+        raise UserError(
+            f"`plan.gpus={asked}`: fewer GPUs than the processes on each machine, parallelism.nproc_per_node={given}; "
+            f"plan.gpus={given} has one for each"
+        )
+    if asked and given is None:
+        return checks.process_count(cfg, local, "plan.gpus")
+    if not here and given is None:
+        return ProcessCount(local, "plan.gpus", "as few as the sizes in parallelism need")
+    return checks.process_count(cfg, local)
 
 
 def with_host(gpu: gpus.Gpu, host_memory_gib: float | None, local: int) -> gpus.Gpu:

@@ -42,6 +42,7 @@ class Change:
         setting: with the change.
         memory: of the setting.
         slower: time of an epoch over that without the change.
+        kinds: of its edits.
     """
 
     overrides: tuple[str, ...]
@@ -49,11 +50,19 @@ class Change:
     setting: RunSpec
     memory: Memory
     slower: float
+    kinds: tuple[str, ...]
 
     @property
-    def cost(self) -> tuple[int, int, float]:
-        """What to sort by."""
-        return KINDS.index(self.kind), self.setting.world, self.slower
+    def cost(self) -> tuple[list[int], int, int, float]:
+        """What to sort by: what it changes of the training, how it computes the same, GPUs, time.
+
+        A change of the training isn't made on top of another that is enough by itself, though it saves time.
+        """
+        ranks = sorted((KINDS.index(kind) for kind in self.kinds), reverse=True)
+        first = KINDS.index("data")
+        training = [rank for rank in ranks if rank >= first]
+        same = max((rank for rank in ranks if rank < first), default=0)
+        return training, same, self.setting.world, self.slower
 
     def fits(self, gpu: Gpu) -> bool:
         """Whether the GPU has the memory, and its machine what is kept there."""
@@ -167,8 +176,9 @@ def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], tokens: float, before
     if after and before:
         slower = after / before / shorter
     overrides = tuple(edit.override for edit in chosen)
-    worst = max((edit.kind for edit in chosen), key=KINDS.index)
-    return Change(overrides, worst, changed, estimate_memory(changed), slower)
+    kinds = tuple(edit.kind for edit in chosen)
+    worst = max(kinds, key=KINDS.index)
+    return Change(overrides, worst, changed, estimate_memory(changed), slower, kinds)
 
 
 def fitting(s: RunSpec, gpu: Gpu, tokens: float | None = None, chosen_split: bool = False) -> list[Change]:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import IO, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from posttrain.utils.consoles import Console
 from posttrain.utils.durations import format_duration
 
 # What a change of a kind costs besides time; see posttrain.plan.advice.Edit.
@@ -91,6 +91,8 @@ def _host(plan: dict[str, Any]) -> str:
         line += f" ({needed * gpu['on_each_machine']:.0f} on each machine)"
     if gpu["host_room_gib"] is not None:
         line += f", which may have {gpu['host_room_gib']:.1f}"
+        if gpu["on_each_machine"] > 1:
+            line += " for each GPU"
         if gpu["host_assumed"]:
             line += ", as is assumed: plan.host_memory_gib says what a machine has"
     return line
@@ -101,6 +103,8 @@ def _gpus(plan: dict[str, Any]) -> str:
     line = f"{gpu['count']} x {gpu['name']}"
     if gpu["assumed"]:
         line += " (assumed: plan.gpu=...)"
+    if gpu["idle"]:
+        line += f" ({gpu['idle']} more of each machine idle: parallelism.nproc_per_node={gpu['on_each_machine']})"
     line += f", {gpu['memory_gib']:g} GiB, "
     if gpu["bf16_tflops"]:
         line += f"{gpu['bf16_tflops']:g} TFLOP/s in bf16"

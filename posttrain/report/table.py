@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass, replace
 
-from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +10,7 @@ from rich.text import Text
 from posttrain.report.comparison import NUMBERS, Comparison, format_setting, format_value, setting
 from posttrain.report.facts import Fact, facts_of_run, facts_of_sweep
 from posttrain.report.trials import Trial
+from posttrain.utils.consoles import Console
 from posttrain.utils.escape import escape_control, shorten, shorten_front
 
 STYLE = {

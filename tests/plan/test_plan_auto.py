@@ -459,7 +459,7 @@ def test_activations_that_the_host_has_no_room_for_do_not_fit(capsys):
     as_asked = [[layout["overrides"] for layout in plan["layouts"]].count([]) for plan in (asked, tight)]
     assert as_asked == [1, 0]
     assert tight["cheapest_change"]["fits"]
-    tight["gpu"] |= {"assumed": False, "host_assumed": False, "on_each_machine": 1}
+    tight["gpu"] |= {"assumed": False, "host_assumed": False, "on_each_machine": 1, "idle": 0}
     print_plan(tight | {"auto": None, "sizes_on_this_cpu": []})
     assert f"of the host's memory {host:.1f} GiB" in " ".join(capsys.readouterr().out.split())
     for gpu in (roomy, small):
@@ -631,7 +631,7 @@ def test_activations_go_to_the_host_where_that_is_faster():
         ([], True, ["which may have 167.8, as is assumed: plan.host_memory_gib says what a machine has"]),  # 1.2 times
         (["plan.host_memory_gib=300"], True, ["which may have 240.0\n"]),
         (["plan.host_memory_gib=64"], False, ["trainer.recompute=full trainer.recompute_layers="]),
-        (["plan.host_memory_gib=600", "plan.gpus=2"], True, ["on each machine), which may have 240.0\n"]),
+        (["plan.host_memory_gib=600", "plan.gpus=2"], True, ["on each machine), which may have 240.0 for each GPU\n"]),
         (["plan.host_memory_gib=100", "plan.gpus=2"], False, []),
     ],
 )

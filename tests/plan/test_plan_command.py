@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -233,6 +234,51 @@ def test_the_cheapest_change_is_what_planning_it_gives(typed, tmp_path, words):
     assert best["needed_gib"] == after["memory_gib"]["needed"]
     ratio = before["speed"]["tokens_per_second"] / after["speed"]["tokens_per_second"]
     assert best["time"] == round(ratio, 2)
+
+
+def test_a_different_training_is_not_changed_further_than_it_has_to_be(typed):
+    """LoRA alone fits; shorter sequences or 8 bits beside it would save time, and are not what was asked."""
+    best = typed("model=llama3_70b", "peft=none", "plan.gpu=a100", "plan.gpus=4", "parallelism=tp4")["cheapest_change"]
+    assert best["overrides"] == ["peft=lora"]
+    s = resolve_spec(compose(["model=llama3_8b", "peft=none", "trainer.seq_length=4096"]), 1)
+    fitting = advice.fitting(s, replace(GPU, memory_gib=40))
+    different = next(change for change in fitting if change.kind == "result")
+    assert different.overrides == ("peft=lora",)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["parallelism=tp2", "plan.gpus=3"], "(3 processes: plan.gpus=3); plan.gpus=2 would do"),
+        (["parallelism=tp8", "plan.gpus=1"], "(1 process: plan.gpus=1); plan.gpus=8 would do"),
+        (["parallelism.nproc_per_node=8", "plan.gpus=4"], "parallelism.nproc_per_node=8; plan.gpus=8 has one for each"),
+        (["trainer.micro_batch_size=3"], "sizes in parallelism need); trainer.global_batch_size=33 would do"),
+    ],
+)
+def test_numbers_of_gpus_that_contradict_each_other_say_what_to_type(words, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plan", "model=llama3_8b", "plan.gpu=h100", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_gpus_that_are_left_idle_are_said(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "250")
+    words = ["model=llama3_8b", "plan.gpu=h100", "plan.gpus=4", "plan.read_data=false"]
+    assert plan(compose([*words, "parallelism=single"], "plan"))
+    assert "1 x H100 (3 more of each machine idle: parallelism.nproc_per_node=1)" in capsys.readouterr().out
+    assert plan(compose(words, "plan"))
+    assert "idle" not in capsys.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough_is_no_run_that_does_not_fit():
+    """Exit code 1 says that; a reader that goes ends a command as SIGPIPE does."""
+    command = [sys.executable, "-m", "posttrain.plan", "model=llama3_8b", "plan.gpu=h100", "plan.read_data=false"]
+    pipe, end = os.pipe()
+    os.close(pipe)
+    with os.fdopen(end, "wb") as gone:
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_a_model_without_data_is_not_planned_with_the_demos_rows(typed):

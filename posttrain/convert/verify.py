@@ -67,6 +67,12 @@ def verify_export(directory: Path, model: HFModel, dtype: str, live: LiveLogits 
     exact, rounded = reference_logits(directory, model, adapter, live.tokens, live.bf16, device)
     logits = compare(live, exact, rounded)
     if not logits["difference"] <= logits["tolerance"]:  # NaN as well
+        if is_ruined(live, exact[0].size(-1)):
+            raise ExportRefused(
+                "export refused: the trained model's logits are not numbers, or all the same: its training has "
+                "diverged; nothing was written. Train it with a smaller optimizer.lr, or trainer.export=best for "
+                "weights before that"
+            )
         raise ExportRefused(
             f"export refused: the logits differ by {logits['difference']:.3g} from the trained model's "
             f"({logits['measure']}), more than the tolerance of {logits['tolerance']:.3g}; nothing was written"
@@ -194,6 +200,12 @@ def compare(
         "transformers_bf16": noise,
         "tolerance": NOISES * max(noise, BF16_ROUNDING),
     }
+
+
+def is_ruined(live: LiveLogits, rows: int) -> bool:
+    """Whether the live model itself tells no token of the `rows` from another any more, however it is written."""
+    logits = joined(live.logits, rows)
+    return not logits.isfinite().all() or bool((logits == logits[:, :1]).all())
 
 
 def joined(logits: list[torch.Tensor], rows: int) -> torch.Tensor:

@@ -166,6 +166,22 @@ def test_what_differs_is_refused(what, megatron, base, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"base"}
 
 
+@pytest.mark.parametrize("factor", [1e30, float("nan")])
+def test_a_model_that_diverged_is_refused_as_such(factor, megatron, base, tmp_path):
+    """Weights so large that the last norm makes zeros of everything, or NaN: not a fault of the export."""
+    import torch
+
+    from posttrain.convert.export import export_source
+    from posttrain.errors import ExportRefused
+
+    live = source(base("llama"))
+    with torch.no_grad():
+        live.parts[0].embedding.word_embeddings.weight.fill_(factor)
+    with pytest.raises(ExportRefused, match=r"its training has diverged; .* a smaller optimizer\.lr"):
+        export_source(live, tmp_path / "hf")
+    assert {path.name for path in tmp_path.iterdir()} == {"base"}
+
+
 def test_bf16_is_judged_by_its_noise(megatron, base, tmp_path):
     """Within transformers' own rounding, and not with a percent more of one matrix in eight."""
     import torch

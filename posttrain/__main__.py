@@ -144,6 +144,8 @@ def before(cfg: DictConfig, jobs: list[dry_run.PlannedJob]) -> None:
     settled = settle(cfg, visible_gpus(), cfg.sweep.parallel if sweeping else 1)
     if nodes.first(settled.cfg):
         checks.check_trackers(settled.cfg)
+        if not sweeping:
+            launcher.check_place(settled.cfg, directory)
     nodes.check_directory(settled.cfg, sys.argv)
     first_rows.look(settled.cfg)
     if nodes.first(settled.cfg):

@@ -81,6 +81,25 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int, spec: RunSpec | None = Non
     return last_loss(run_dir)
 
 
+def check_place(cfg: DictConfig, run_dir: Path) -> None:
+    """Refuse what `launch` would refuse of the directory, before anything in it is changed.
+
+    Hydra records there what a command was given, which is what the run's next command starts from.
+
+    Args:
+        cfg: the checked configuration.
+        run_dir: where everything is to be written; there may be none yet.
+
+    Raises:
+        UserError: another run is using it, or the run in it can't continue with this configuration.
+    """
+    if run_dir.is_dir():
+        rundir.check(run_dir)
+        if rundir.is_in_use(run_dir):
+            raise _in_use(run_dir)
+    resume.check(cfg, run_dir)
+
+
 def _run(cfg: DictConfig, run_dir: Path, gpus: int, relay: SignalRelay) -> None:
     """Start the ranks and wait for them, again as often as launch.max_restarts and their rollbacks say."""
     restarts = 0
@@ -181,5 +200,9 @@ def lock_run(run_dir: Path, first: bool = True) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise UserError(f"hydra.run.dir={run_dir}: another run is using this directory; choose another") from None
+        raise _in_use(run_dir) from None
     _locks.append(lock)
+
+
+def _in_use(run_dir: Path) -> UserError:
+    return UserError(f"hydra.run.dir={run_dir}: another run is using this directory; choose another")

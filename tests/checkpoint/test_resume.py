@@ -1,7 +1,10 @@
 """From where a run resumes, what may change, and which lines of its metrics stay."""
 
+import fcntl
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,6 +14,7 @@ from posttrain.checkpoint.progress import Progress
 from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.train.metrics import kept_lines
+from posttrain.utils import rundir
 from posttrain.utils.atomic_files import write_text
 
 
@@ -64,6 +68,26 @@ def test_harmless_changes_are_not(tmp_path, cfg, word):
     save(tmp_path, 2, cfg)
     resume.check(cfg, tmp_path)
     resume.check(compose(["trainer.max_steps=4", word]), tmp_path)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, cfg, used):
+    """What Hydra has recorded of it too: the next `--resume` starts from that."""
+    save(tmp_path, 2, cfg)
+    words = ["parallelism=zero1", "trainer.max_steps=4"]
+    (tmp_path / ".hydra").mkdir()
+    record = tmp_path / ".hydra" / "overrides.yaml"
+    record.write_text(json.dumps(words))
+    message = "parallelism.distributed_optimizer: False -> True\n"
+    with open(tmp_path / rundir.LOCK, "wb") as lock:
+        if used:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            message = f"hydra.run.dir={tmp_path}: another run is using this directory; choose another\n"
+        command = [sys.executable, "-m", "posttrain", "--resume", str(tmp_path), "seed=1"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr
+    assert json.loads(record.read_text()) == words
+    assert {path.name for path in tmp_path.iterdir()} == {".hydra", rundir.LOCK, "checkpoints"}
 
 
 @pytest.mark.parametrize("words", [["parallelism=cp2"], ["parallelism=zero1"], ["parallelism=fsdp"]])

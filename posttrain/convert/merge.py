@@ -3,11 +3,13 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 
+from posttrain.checkpoint import directories
 from posttrain.convert import card
 from posttrain.convert.artifacts import add_stop_tokens, copy_generation_config, copy_tokenizer, write_config
 from posttrain.convert.publish import check_apart, publishing
@@ -81,16 +83,27 @@ def merge_adapter(
 
 
 def find_adapter(path: Path) -> Path:
-    """The PEFT directory that `path` is or, as a run directory, holds."""
+    """The PEFT directory that `path` is or, as a run directory, holds.
+
+    Raises:
+        UserError: there is none; with what would make one.
+    """
     if is_adapter(path):
         return path
     rundir.check_tree(path, "adapter")
     if is_adapter(path / "adapter"):
         return path / "adapter"
-    raise UserError(
-        f"checkpoint={path}: neither a PEFT directory ({CONFIG}) nor a run with an adapter/; "
-        "export a checkpoint first: python -m posttrain.convert export"
-    )
+    if not path.is_dir():
+        raise UserError(f"checkpoint={path}: there is no such directory")
+    for whole in (path, path / "hf"):
+        if (whole / "config.json").is_file():
+            raise UserError(f"checkpoint={path}: {whole} is a whole model already; there is nothing to merge")
+    if directories.NAME.fullmatch(path.name) or any(map(directories.checkpoints, (path, path / "checkpoints"))):
+        raise UserError(
+            f"checkpoint={path}: has checkpoints and no adapter/ yet; export one, and merge what that writes: "
+            f"python -m posttrain.convert export {quote(str(path))} DIR"
+        )
+    raise UserError(f"checkpoint={path}: neither a PEFT directory ({CONFIG}) nor a run with an adapter/")
 
 
 def find_base(adapted: HFModel) -> Path:

@@ -40,6 +40,27 @@ def peft_adapter(tmp_path):
     return make
 
 
+def test_what_has_no_adapter_says_why(base, tmp_path):
+    from posttrain.convert.merge import find_adapter
+
+    run = tmp_path / "a run"
+    (run / "checkpoints" / "iter_0000002").mkdir(parents=True)
+    export = rf"export one, and merge .*: python -m posttrain\.convert export '{run}"
+    for path in (run, run / "checkpoints", run / "checkpoints" / "iter_0000002"):
+        with pytest.raises(UserError, match=export):
+            find_adapter(path)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / "hf").symlink_to(base("llama"))
+    for path in (whole, whole / "hf"):
+        with pytest.raises(UserError, match=r"hf is a whole model already; there is nothing to merge"):
+            find_adapter(path)
+    with pytest.raises(UserError, match="there is no such directory"):
+        find_adapter(tmp_path / "none")
+    with pytest.raises(UserError, match="nor a run with an adapter/"):
+        find_adapter(tmp_path)
+
+
 def test_merged_in_another_dtype(base, peft_adapter, tmp_path):
     """Rounded once: from fp32 arithmetic, not from the base's bf16."""
     from posttrain.convert.merge import merge_adapter

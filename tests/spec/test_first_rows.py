@@ -31,11 +31,16 @@ def words(tmp_path):
 @pytest.mark.parametrize(
     ("row", "more", "message"),
     [
-        ({"text": "x"}, [], "rows.jsonl, line 3: field `messages` is missing; found text"),
+        ({"text": "x"}, [], "rows.jsonl, line 3: field `messages` is missing; found text; data.format.column says"),
         (
             {"text": "x"},
             ["objective=text", "data.format.column=body"],
-            "line 1: field `body` is missing; found messages",
+            "line 1: field `body` is missing; found messages; data.format.column says which one it is",
+        ),
+        (
+            {"prompt": "x", "reply": "y"},
+            ["data=prompt_completion", "data.format.prompt=messages"],
+            "line 1: field `completion` is missing; found messages; data.format.completion says which one it is",
         ),
         ({"messages": [{"role": "tool", "content": "x"}, *GOOD["messages"]]}, ["template=llama2"], "line 3: "),
         (GOOD, ["template=llama3"], r"lacks the special tokens <\|start_header_id\|>"),

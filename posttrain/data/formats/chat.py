@@ -60,7 +60,7 @@ class Messages(FormatOptions):
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
         keys = Keys(roles=self.roles, metadata=self.metadata)
-        messages = read_messages(present(row, self.column), self.column, keys)
+        messages = read_messages(present(row, self.column, "column"), self.column, keys)
         yield with_system_and_tools(row, messages, self.system, self.tools)
 
 
@@ -88,7 +88,7 @@ class ShareGPT(FormatOptions):
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
         keys = Keys(self.role, self.content, self.roles, self.metadata)
-        messages = read_messages(present(row, self.column), self.column, keys)
+        messages = read_messages(present(row, self.column, "column"), self.column, keys)
         yield with_system_and_tools(row, messages, self.system, self.tools)
 
 

@@ -105,19 +105,19 @@ class PromptCompletion(FormatOptions):
     roles: Mapping[str, str] = field(default_factory=dict)
 
     def conversations(self, row: Mapping[str, Any]) -> Iterator[Conversation]:
-        prompt, completion = present(row, self.prompt), row.get(self.completion)
+        prompt, completion = present(row, self.prompt, "prompt"), row.get(self.completion)
         if isinstance(prompt, list) or (is_text_of_messages(prompt) and is_text_of_messages(completion)):
             yield self._of_messages(row, prompt)
             return
         system = text(row, self.system, optional=True) if self.system else ""
-        conversation = pair(text(row, self.prompt), text(row, self.completion), system)
+        conversation = pair(text(row, self.prompt), text(row, self.completion, option="completion"), system)
         if self.tools:
             conversation.tools = read_tools(row.get(self.tools), self.tools)
         yield conversation
 
     def _of_messages(self, row: Mapping[str, Any], prompt: object) -> Conversation:
         """A conversation of which the prompt is not trained."""
-        completion = present(row, self.completion)
+        completion = present(row, self.completion, "completion")
         if not isinstance(completion, list) and not is_text_of_messages(completion):
             expected = "a list of messages, as the prompt is"
             raise wrong_type(self.completion, expected, completion)

@@ -82,6 +82,7 @@ class Custom(FormatOptions):
             ) from error
         if not isinstance(result, dict):
             result = {"messages": result}
+        present(result, "messages")
         yield from Messages(roles=self.roles, metadata=self.metadata).conversations(result)
 
 

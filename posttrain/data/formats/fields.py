@@ -50,10 +50,19 @@ class FormatOptions:
     metadata: Sequence[str] = ()
 
 
-def present(row: Mapping[str, Any], name: str) -> Any:
-    """Return the value of a required field."""
+def present(row: Mapping[str, Any], name: str, option: str | None = None) -> Any:
+    """Return the value of a required field.
+
+    Args:
+        row: that has it.
+        name: the field's.
+        option: of the format, which gives it another name; None: there is none.
+    """
     if name not in row:
-        raise RowError(f"field `{name}` is missing; found {listed(row)}", f"no field `{name}`")
+        reason = f"field `{name}` is missing; found {listed(row)}"
+        if option is not None:
+            reason += f"; data.format.{option} says which one it is"
+        raise RowError(reason, f"no field `{name}`")
     return row[name]
 
 
@@ -85,11 +94,11 @@ def variables(row: Mapping[str, Any]) -> dict[str, Any]:
     return without_none(value)
 
 
-def text(row: Mapping[str, Any], name: str, optional: bool = False) -> str:
-    """Return a text field; an optional one that is missing or null is empty."""
+def text(row: Mapping[str, Any], name: str, optional: bool = False, option: str | None = None) -> str:
+    """Return a text field; an optional one that is missing or null is empty. For the arguments see `present`."""
     if optional and row.get(name) is None:
         return ""
-    value = present(row, name)
+    value = present(row, name, option)
     if not isinstance(value, str):
         raise wrong_type(name, "text", value)
     return value

@@ -33,7 +33,7 @@ class Text(FormatOptions):
 
     def documents(self, row: dict[str, str]) -> Iterator[Document]:
         """The document of a row."""
-        yield Document(text(row, self.column))
+        yield Document(text(row, self.column, option="column"))
 
     def read(self, rows: Iterable[Row]) -> Iterator[tuple[Place, Document | RowError]]:
         """Documents of rows; the lines of text files are put together."""

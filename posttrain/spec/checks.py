@@ -7,11 +7,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain import patches
+from posttrain.checkpoint import directories
 from posttrain.config import schema, secrets, targets
 from posttrain.config.instantiate import built
 from posttrain.data import checks as data_checks
@@ -251,10 +253,26 @@ def check_model(cfg: DictConfig) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local and ":" not in path and not expand_home(path).is_dir():
         raise UserError(f"`model.path={path}`: there is no such directory")
+    check_no_run(expand_home(path))
     for key, place in (("model.path", path), ("model.tokenizer", cfg.model.tokenizer)):
         if place is not None:
             kernel_files.refuse(expand_home(place), key)
     built(cfg.model)  # importing a user's own class makes its family known
+
+
+def check_no_run(path: Path) -> None:
+    """Refuse the directory of a run where a model's is asked for, with the one that is meant."""
+    if (path / "config.json").is_file() or is_adapter(path):
+        return
+    for export in (path / "hf", path / "adapter"):
+        if (export / "config.json").is_file() or is_adapter(export):
+            raise UserError(f"`model.path={path}`: is the directory of a run; its result is model.path={export}")
+    if directories.NAME.fullmatch(path.name) or any(map(directories.checkpoints, (path, path / "checkpoints"))):
+        raise UserError(
+            f"`model.path={path}`: has Megatron checkpoints, and training starts from Hugging Face's form: "
+            f"python -m posttrain.convert export {quote(str(path))} DIR, then model.path=DIR. To continue a run: "
+            "python -m posttrain --resume RUN"
+        )
 
 
 def check_peft(cfg: DictConfig, shape: Mapping[str, Any] | None) -> None:

@@ -296,3 +296,20 @@ def test_a_command_checks_once(tmp_path, monkeypatch, capsys):
     assert first is second and first.line.startswith("parallelism=auto: on a CPU, 1 process")
     assert capsys.readouterr().err.count("runs with your rights") == 1
     assert settle(compose([*words, "seed=1"]), 0) is not first
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["adapter/adapter_config.json", "checkpoints/iter_0000002/x"], "its result is model.path={}/adapter"),
+        (["hf/config.json"], "its result is model.path={}/hf"),
+        (["checkpoints/iter_0000002/x"], "python -m posttrain.convert export {} DIR, then model.path=DIR"),
+        (["iter_0000002/x"], "python -m posttrain.convert export {} DIR, then model.path=DIR"),
+    ],
+)
+def test_a_run_as_a_model_names_what_is_meant(tmp_path, files, said):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=re.escape(said.format(tmp_path))):
+        checks.check(compose(["model=hf", f"model.path={tmp_path}"]), 0)

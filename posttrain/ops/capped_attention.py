@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 HIGHEST_CAP = 64.0  # sums of e^64 are far from the end of fp32's range; Gemma 2 has 50
+WIDEST_HEAD = 256  # features; blocks of wider ones don't fit into shared memory
 MOST_NUMBERS = 2**31 - 1  # of the queries, whose places the kernels count in 32 bits
 
 type Context = Any  # of torch.autograd.Function, which takes whatever attributes it is given
@@ -87,5 +88,5 @@ def attend(
 
 def is_possible(query: torch.Tensor, softcap: float) -> bool:
     """Whether the kernels can compute it: the exponentials of scores must be in the number format's range."""
-    wide = query.dtype in (torch.bfloat16, torch.float32)
-    return query.is_cuda and wide and softcap <= HIGHEST_CAP and query.numel() <= MOST_NUMBERS
+    in_range = softcap <= HIGHEST_CAP and query.dtype in (torch.bfloat16, torch.float32)
+    return query.is_cuda and in_range and query.size(-1) <= WIDEST_HEAD and query.numel() <= MOST_NUMBERS

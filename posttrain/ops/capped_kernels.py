@@ -306,13 +306,18 @@ def _backward_keys_values(
 
 
 def choose(states: torch.Tensor) -> Choice:
-    """Tiles for heads of this width and number format on this GPU."""
+    """Tiles for heads of at most 256 features in this number format on this GPU."""
     width, size = states.size(-1), states.element_size()
     if size == 2 and states.is_cuda and torch.cuda.get_device_capability(states.device) == (9, 0):
         return WIDE_HEADS if width > 128 else NARROW_HEADS
-    side = max(16, 64 // size)  # small enough for the shared memory of any
-    least = Tiles(side, side, warps=4, stages=1)
+    least = small_tiles(size)
     return Choice(least, least, least, least)
+
+
+def small_tiles(size: int) -> Tiles:
+    """For numbers of `size` bytes on any GPU that Triton compiles for: a program has 99 KB of shared memory or more."""
+    side = max(16, 64 // size)
+    return Tiles(side, side, warps=4, stages=1)
 
 
 def forward(

@@ -244,7 +244,7 @@ def _check_megatron(sections: object) -> None:
         if name not in SECTIONS:
             raise UserError(f"trainer.megatron.{name}: not a section that may be set; possible: {', '.join(SECTIONS)}")
         if not isinstance(values, DictConfig):
-            continue
+            raise UserError(f"trainer.megatron.{name}={values}: must hold keys; +trainer.megatron.{name}.KEY=VALUE")
         for key in map(str, values):
             if NOT_SET.fullmatch(key):
                 raise UserError(f"trainer.megatron.{name}.{key}: names files or code, so it may not be set")

@@ -41,6 +41,7 @@ from posttrain.utils.gpus import Gpu, oldest_gpu
 from posttrain.utils.user_paths import expand_home
 
 DOUBLE_BUFFERS = ("fsdp_double_buffer", "megatron_fsdp_max_pool_double_buffer", "nccl_ub")  # of Megatron's `ddp`
+DIVIDED = "optim_grads_params"  # Megatron-FSDP's word for all of weights, gradients and the optimizer's state
 SIZES = ("layers", "heads", "groups", "experts", "learned_positions")  # fields of a config.json that are computed with
 
 
@@ -322,7 +323,7 @@ def check_parallelism(
             "pipeline_model_parallel_size, context_parallel_size and expert_model_parallel_size of parallelism to 1"
         )
     if chosen.fsdp and cfg.precision.name == "fp8" and cfg.peft._target_ is not None:
-        check_buffers(cfg.trainer.megatron.get("ddp", {}))
+        check_eight_bit_fsdp(cfg.trainer.megatron.get("ddp", {}))
     if (chosen.distributed_optimizer or chosen.fsdp) and cfg.optimizer.optimizer != "adam":
         raise UserError(
             f"`optimizer.optimizer={cfg.optimizer.optimizer}`: Megatron divides Adam's state alone over processes; use "
@@ -359,8 +360,8 @@ def check_parallelism(
         _check_shape(cfg, shape, sizes)
 
 
-def check_buffers(section: Mapping[str, Any]) -> None:
-    """Megatron-FSDP gathers each layer's weights in 8 bits into the same memory, forward and backward.
+def check_eight_bit_fsdp(section: Mapping[str, Any]) -> None:
+    """Megatron-FSDP divides weights in 8 bits, and gathers each layer's into the same memory, forward and backward.
 
     A layer's backward pass reads them where its forward pass has found them.
 
@@ -373,6 +374,12 @@ def check_buffers(section: Mapping[str, Any]) -> None:
                 f"`trainer.megatron.ddp.{key}`: layers would share buffers, and the backward pass reads frozen weights "
                 "in 8 bits where the forward pass has; leave it out, or use precision=bf16"
             )
+    strategy = section.get("data_parallel_sharding_strategy", DIVIDED)
+    if strategy != DIVIDED:
+        raise UserError(
+            f"`trainer.megatron.ddp.data_parallel_sharding_strategy={strategy}`: frozen weights in 8 bits are read "
+            f"into divided ones; leave it out ({DIVIDED}), or use precision=bf16"
+        )
 
 
 def _advice(cfg: DictConfig, sizes: ParallelSizes, count: ProcessCount | None, *overrides: str) -> str:

@@ -12,6 +12,7 @@ FIRST = "num_layers_in_first_pipeline_stage"
 LAST = "num_layers_in_last_pipeline_stage"
 LAYOUT = "pipeline_model_parallel_layout"
 VIRTUAL = "virtual_pipeline_model_parallel_size"
+SECTION = "trainer.megatron.model"
 
 
 @functools.cache  # a search asks again for each of its settings
@@ -49,7 +50,7 @@ def divides_stages(sections: Mapping[str, Any]) -> bool:
 
 
 def check_stages(sections: Mapping[str, Any], layers: int, stages: int) -> None:
-    """Refuse a division into pipeline stages that Megatron-Core can't make; its own layout it checks itself.
+    """Refuse a division into pipeline stages that Megatron-Core can't make; what its own layout says it checks itself.
 
     Args:
         sections: `trainer.megatron`.
@@ -57,37 +58,69 @@ def check_stages(sections: Mapping[str, Any], layers: int, stages: int) -> None:
         stages: `parallelism.pipeline_model_parallel_size`.
 
     Raises:
-        UserError: fewer layers than stages, or `trainer.megatron.model` leaves a number that can't be divided.
+        UserError: fewer layers than stages; in `trainer.megatron.model` keys that don't go together or with one stage,
+            or that leave a number that can't be divided.
     """
     key = f"`parallelism.pipeline_model_parallel_size={stages}`"
     if layers < stages:
         raise UserError(f"{key}: each stage needs a layer, of which the model has {layers}; possible: up to {layers}")
     options = _options(sections)
-    if stages == 1 or options.get(LAYOUT):
+    _check_numbers(options)
+    if stages == 1:
+        _check_one_stage(options)
         return
-    given = [name for name in (FIRST, LAST) if options.get(name) is not None]
-    ends = [name for name in ENDS if options.get(name)]
-    left, groups = layers + len(ends), stages
-    for name in given:
-        if type(options[name]) is not int or options[name] < 1:
-            raise UserError(f"`trainer.megatron.model.{name}={options[name]}`: must be a positive whole number")
+    _check_together(options)
+    if not options.get(LAYOUT):
+        _check_division(options, layers, stages)
+
+
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    for name in (FIRST, LAST, VIRTUAL):
+        value = options.get(name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"`{SECTION}.{name}={value}`: must be a positive whole number")
+
+
+def _check_one_stage(options: Mapping[str, Any]) -> None:
+    for name in (FIRST, LAST, VIRTUAL, LAYOUT):
+        if options.get(name):
+            raise UserError(
+                f"`{SECTION}.{name}`: there is one stage; remove it, or set parallelism.pipeline_model_parallel_size"
+            )
+
+
+def _check_together(options: Mapping[str, Any]) -> None:
+    """Of a layout, numbers of layers, and layers that embedding or loss stand for, there is one."""
+    kinds = ((LAYOUT,), (FIRST, LAST), ENDS)
+    given = [[name for name in kind if options.get(name)] for kind in kinds]
+    named = [names[0] for names in given if names]
+    if len(named) > 1:
+        raise UserError(f"`{SECTION}.{named[0]}`: does not go with {named[1]}; remove one of them")
+
+
+def _check_division(options: Mapping[str, Any], layers: int, stages: int) -> None:
+    virtual = options.get(VIRTUAL)
+    reasons = [name for name in (FIRST, LAST, *ENDS, VIRTUAL) if options.get(name)]
+    left, groups = layers, stages
+    for name in ENDS:
+        left += bool(options.get(name))
+    for name in (FIRST, LAST):
+        if options.get(name) is None:
+            continue
+        if virtual is not None and options[name] % virtual:
+            raise UserError(
+                f"`{SECTION}.{name}={options[name]}`: must be a multiple of {VIRTUAL}={virtual}; change one of them"
+            )
         left -= options[name]
         groups -= 1
-    if given and ends:
-        raise UserError(f"`trainer.megatron.model.{given[0]}`: does not go with {ends[0]}; remove one of them")
-    virtual = options.get(VIRTUAL) or 1
-    reason = ", ".join((*given, *ends))
-    if virtual != 1:
-        reason = VIRTUAL
+    if virtual is not None:
         groups *= virtual
-    if not reason:
-        return
     divisible = left == 0
     if groups:
         divisible = left >= groups and left % groups == 0
-    if not divisible:
+    if reasons and not divisible:
         raise UserError(
-            f"`trainer.megatron.model`: {reason} leaves {left} layers for {groups} equal stages, of the model's "
+            f"`{SECTION}`: {', '.join(reasons)} leaves {left} layers for {groups} equal stages, of the model's "
             f"{layers}; remove it, and the layers are divided as is fastest"
         )
 

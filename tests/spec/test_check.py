@@ -16,6 +16,8 @@ LLAMA = ["model=llama3_8b"]
 MEGATRON = "+trainer.megatron.model."
 FIRST = f"{MEGATRON}num_layers_in_first_pipeline_stage"
 LAST = f"{MEGATRON}num_layers_in_last_pipeline_stage"
+VIRTUAL = f"{MEGATRON}virtual_pipeline_model_parallel_size"
+LAYOUT = f"{MEGATRON}pipeline_model_parallel_layout"
 LOSS = f"{MEGATRON}account_for_loss_in_pipeline_split=true"
 
 
@@ -83,6 +85,27 @@ LOSS = f"{MEGATRON}account_for_loss_in_pipeline_split=true"
         ([*LLAMA, "parallelism=pp2", FIRST + "=16", LAST + "=17"], 2, "leaves -1 layers for 0 equal stages"),
         ([*LLAMA, "parallelism=pp2", LOSS], 2, "account_for_loss_in_pipeline_split leaves 33 layers for 2 equal"),
         ([*LLAMA, "parallelism=pp2", LOSS, LAST + "=12"], 2, "does not go with account_for_loss_in_pipeline_split"),
+        ([*LLAMA, "parallelism=pp2", VIRTUAL + "=x"], 2, "parallel_size=x`: must be a positive whole number"),
+        (
+            ["parallelism=pp2", "parallelism.pipeline_model_parallel_size=4", VIRTUAL + "=1"],
+            4,
+            "leaves 30 layers for 4",
+        ),
+        ([*LLAMA, "parallelism=pp2", VIRTUAL + "=2", FIRST + "=15"], 2, "=15`: must be a multiple of virtual_pipeline"),
+        (
+            [*LLAMA, "parallelism=pp2", LAYOUT + "='Et*17|t*15L'", LAST + "=15"],
+            2,
+            "layout`: does not go with num_layers",
+        ),
+        ([*LLAMA, LAST + "=12"], 0, "last_pipeline_stage`: there is one stage; remove it"),
+        ([*LLAMA, VIRTUAL + "=2"], 0, "parallel_size`: there is one stage; remove it"),
+        ([*LLAMA, LAYOUT + "='Et*17|t*15L'"], 0, "layout`: there is one stage; remove it"),
+        (
+            ["+trainer.megatron.model=3"],
+            0,
+            "trainer.megatron.model=3: must hold keys; +trainer.megatron.model.KEY=VALUE",
+        ),
+        (["+trainer.megatron.ddp=null"], 0, "trainer.megatron.ddp=None: must hold keys"),
         ([*LLAMA, "parallelism=cp2"], 0, "Transformer Engine's, which needs GPUs"),
         (["trainer.recompute_layers=3"], 0, "has no effect with trainer.recompute=auto; add trainer.recompute=full"),
         ([*LLAMA, "parallelism=pp2", "trainer.offload_layers=4"], 2, "a pipeline has several micro-batches under way"),
@@ -98,6 +121,16 @@ LOSS = f"{MEGATRON}account_for_loss_in_pipeline_split=true"
             [*LLAMA, "parallelism=fsdp", "precision=fp8", "+trainer.megatron.ddp.fsdp_double_buffer=true"],
             2,
             "`trainer.megatron.ddp.fsdp_double_buffer`: layers would share buffers",
+        ),
+        (
+            [
+                *LLAMA,
+                "parallelism=fsdp",
+                "precision=fp8",
+                "+trainer.megatron.ddp.data_parallel_sharding_strategy=optim",
+            ],
+            2,
+            "`trainer.megatron.ddp.data_parallel_sharding_strategy=optim`: frozen weights in 8 bits are read",
         ),
         ([*LLAMA, "parallelism=zero1", "optimizer=sgd"], 2, "Megatron divides Adam's state alone"),
         ([*LLAMA, "parallelism=fsdp", "optimizer=sgd"], 2, "Megatron divides Adam's state alone"),
@@ -201,6 +234,8 @@ def test_missing_value_is_named():
         (["parallelism=single"], 8, 1),
         (["parallelism=pp2", "parallelism.pipeline_model_parallel_size=4"], 0, 4),  # 30 layers
         (["parallelism=pp2", "parallelism.pipeline_model_parallel_size=4", f"{LAST}=3"], 0, 4),
+        ([*LLAMA, "parallelism=pp2", f"{VIRTUAL}=2", f"{FIRST}=14", f"{LAST}=18"], 0, 2),
+        ([*LLAMA, "parallelism=pp2", f"{LAYOUT}='Et*17|t*15L'"], 0, 2),
         (["model=qwen3_30b_a3b", "parallelism=tp2", "parallelism.expert_model_parallel_size=4"], 0, 4),
         (["model=mixtral_8x7b", "peft=dora", "peft.target_modules=[linear_qkv,linear_proj]"], 0, 1),
         (["model=qwen3_30b_a3b", "parallelism=tp2", "parallelism.expert_model_parallel_size=8"], 8, 8),

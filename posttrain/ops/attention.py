@@ -5,7 +5,7 @@ scores. This one lets no packed sequence see another. Which way it is computed d
 
 - without a soft cap, sequence by sequence, by scaled_dot_product_attention;
 - with one, on a GPU, the whole row at once, by kernels (capped_attention.py), nothing asked of the device;
-- with one, on a CPU or with dropout, written out.
+- with one, on a CPU, with dropout or beyond the kernels' limits (capped_limits.py), written out.
 """
 
 import itertools

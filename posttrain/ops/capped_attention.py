@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-HIGHEST_CAP = 64.0  # sums of e^64 are far from the end of fp32's range; Gemma 2 has 50
-WIDEST_HEAD = 256  # features; blocks of wider ones don't fit into shared memory
+from posttrain.ops.capped_limits import HIGHEST_CAP, WIDEST_HEAD
+
 MOST_NUMBERS = 2**31 - 1  # of the queries, whose places the kernels count in 32 bits
 
 type Context = Any  # of torch.autograd.Function, which takes whatever attributes it is given

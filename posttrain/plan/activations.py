@@ -100,7 +100,7 @@ def _saved_by_adapters(s: RunSpec, adapters: Adapters) -> dict[str, float]:
 
 def is_unfused(s: RunSpec) -> bool:
     """Whether attention is Transformer Engine's of single operations: no kernel of it has fp32."""
-    return s.precision == "fp32" and s.transformer_engine and not s.known_shape.score_softcap
+    return s.precision == "fp32" and s.transformer_engine and s.known_shape.score_softcap is None
 
 
 def _padded(s: RunSpec) -> tuple[int, float]:
@@ -123,16 +123,20 @@ def _query_key_value(s: RunSpec) -> float:
 
 
 def keeps_capped_scores(s: RunSpec) -> bool:
-    """Whether attention is written out, soft-capped: on a GPU one kernel does it and keeps no scores."""
-    return s.known_shape.score_softcap and s.device == "cpu"
+    """Whether attention is written out, soft-capped."""
+    return s.known_shape.score_softcap is not None and not s.capped_kernels
 
 
 def attention_scores(s: RunSpec) -> float:
-    """Bytes of attention scores per token, where they are kept: soft-capped ones on a CPU, and any in fp32."""
+    """Bytes of attention scores per token, where they are kept: of soft-capped attention written out, and any in fp32.
+
+    On a CPU the former is computed sequence by sequence, on a GPU over the whole row.
+    """
     shape = s.known_shape
     heads = shape.heads / s.tensor
     if keeps_capped_scores(s):  # posttrain.ops.attention: tanh and softmax in fp32, softmax in bf16, masks
-        return heads * (8 + s.width) * (s.squares or s.length)
+        keys = s.tokens if s.device == "cuda" else s.squares or s.length
+        return heads * (8 + s.width) * keys
     if is_unfused(s):  # the softmax, the softmax with padding set to 0, and the mask
         sequences, longest = _padded(s)
         return (heads * 8 + 1) * longest**2 * sequences / s.tokens

@@ -121,7 +121,7 @@ class Rates:
         products = PRODUCTS
         attention = interpolate(ATTENTION, shape.head_width) * interpolate(LONG, s.squares or s.length)
         experts = interpolate(EXPERTS, shape.ffn)
-        if shape.score_softcap:
+        if shape.score_softcap is not None:
             attention = CAPPED_ATTENTION
         if s.eight_bit_base:
             products *= interpolate(EIGHT_BIT, shape.hidden)

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 from posttrain.errors import UserError
 from posttrain.models.config_checks import is_wide
+from posttrain.ops.capped_limits import HIGHEST_CAP, WIDEST_HEAD
 from posttrain.spec.epochs import Epoch
 from posttrain.spec.parallel_sizes import ParallelSizes
 from posttrain.spec.shape import Adapters, Shape
 from posttrain.spec.stages import divide_layers
 
+WRITTEN_OUT = "every score is kept, and a step is slower than planned"
 BASE_CHECK_SECONDS = 5.0  # of a run of adapters, which may be short itself
 
 
@@ -380,9 +382,23 @@ class RunSpec(ParallelSizes):
         shape = self.known_shape
         width = shape.head_width
         return unless(
-            (shape.score_softcap, "scores are soft-capped: kernels of their own"),
+            (shape.score_softcap is not None, "scores are soft-capped: kernels of their own"),
             (is_wide(width), f"its gradients are wrong for heads of {width} features: FlashAttention, if packed"),
             on="as for most models",
+        )
+
+    @property
+    def capped_kernels(self) -> Decision:
+        """Whether soft-capped attention keeps no scores (posttrain.ops.capped_attention); else it is written out."""
+        shape = self.known_shape
+        cap = shape.score_softcap
+        return unless(
+            (cap is None, "no score is soft-capped"),
+            (self.device == "cpu", "they require a GPU"),
+            (cap is not None and cap > HIGHEST_CAP, f"the cap is above {HIGHEST_CAP:g}: {WRITTEN_OUT}"),
+            (shape.head_width > WIDEST_HEAD, f"heads have more than {WIDEST_HEAD} features: {WRITTEN_OUT}"),
+            (shape.score_dropout > 0, f"attention has dropout: {WRITTEN_OUT}"),
+            on="no score is kept",
         )
 
     @property
@@ -498,6 +514,8 @@ class RunSpec(ParallelSizes):
             decisions["exchanges beside products"] = self.overlapped_exchanges
         if self.shape is not None and is_wide(self.shape.head_width):
             decisions["Transformer Engine's attention"] = self.usual_attention
+        if self.shape is not None and self.shape.score_softcap is not None:
+            decisions["kernels of soft-capped attention"] = self.capped_kernels
         if self.answers and not self.whole_in_one:
             decisions["sample answers"] = self.sample_answers
         if self.skip_prompt_logits:

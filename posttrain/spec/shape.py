@@ -61,7 +61,9 @@ class Shape:
         ffn: the MLP's inner width, an expert's in a mixture.
         positions: learned ones, 0 with a rotary embedding.
         experts, chosen: per layer, and how many of them a token visits; 0: no mixture.
-        softcap, score_softcap: whether output logits and attention scores are soft-capped.
+        softcap: whether output logits are soft-capped.
+        score_softcap: what attention scores are squashed to; None: nothing.
+        score_dropout: of such attention's probabilities.
         dropout: of the residual stream.
         biases: linear layers that have one.
         parallel_residual: attention and MLP read the same input.
@@ -81,7 +83,8 @@ class Shape:
     experts: int
     chosen: int
     softcap: bool
-    score_softcap: bool
+    score_softcap: float | None
+    score_dropout: float
     dropout: float
     biases: frozenset[str]
     parallel_residual: bool
@@ -121,7 +124,8 @@ class Shape:
             experts=sizes.experts,
             chosen=sizes.chosen,
             softcap=softcap_of(config) is not None,
-            score_softcap=score_softcap_of(config) is not None,
+            score_softcap=score_softcap_of(config),
+            score_dropout=float(family.value("score_dropout", config) or 0.0),
             dropout=family.dropout if dropout is None else float(dropout),
             biases=frozenset(name for name in FUSED if family.has_bias(name, config)),
             parallel_residual=is_set(family.parallel_residual, config),

@@ -8,8 +8,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from posttrain.ops import capped_kernels
-from posttrain.ops.capped_attention import WIDEST_HEAD, is_possible
+from posttrain.ops.capped_attention import is_possible
 from posttrain.ops.capped_kernels import NARROW_HEADS, WIDE_HEADS, Choice, small_tiles
+from posttrain.ops.capped_limits import WIDEST_HEAD
 
 pytestmark = pytest.mark.nightly
 # The most of a program, KB (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").

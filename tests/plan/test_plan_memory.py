@@ -192,6 +192,17 @@ def test_the_fullest_stage_may_be_between_the_first_and_the_last():
     assert estimate_memory(s).needed == max(needed) > max(needed[0], needed[-1])
 
 
+@pytest.mark.parametrize("field", ["attn_logit_softcapping=70", "head_dim=320", "attention_dropout=0.1"])
+def test_soft_capped_scores_that_no_kernel_does_are_kept(field):
+    words = ["model=gemma2_2b", "trainer.seq_length=4096", "trainer.micro_batch_size=1"]
+    assert not estimate_memory(setting(words)).detail["layer"].get("attention scores")
+    s = setting([*words, f"++model.architecture.{field}"])
+    # Tanh and softmax in fp32, softmax in bf16, of the whole row.
+    assert estimate_memory(s).detail["layer"]["attention scores"] == pytest.approx(8 * 4096**2 * 10)
+    assert "every score is kept" in s.decisions()["kernels of soft-capped attention"].reason
+    assert setting(words).decisions()["kernels of soft-capped attention"]
+
+
 def test_recomputation_and_what_is_trained_change_activations():
     plain = estimate_memory(setting([ONE_B]))
     again = estimate_memory(setting([ONE_B, "trainer.recompute=full"]))
@@ -220,7 +231,7 @@ def test_other_families_keep_more():
     assert "MLP input" not in neox and neox["MLP first matrix"] == 4096 * 2 * 8192
 
 
-def test_soft_capped_scores_are_kept_on_a_cpu_alone():
+def test_soft_capped_scores_are_kept_on_a_cpu():
     on_gpu = setting(["model=gemma2_9b"])
     on_cpu = estimate_memory(replace(on_gpu, device="cpu", transformer_engine=False)).detail["layer"]
     layer = estimate_memory(on_gpu).detail["layer"]

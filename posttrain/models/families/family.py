@@ -149,6 +149,7 @@ class ConfigFields:
         activation: of the MLP; without a value `ModelFamily.gate`, where there is a gate.
         softcap: what output logits are squashed to.
         score_softcap: what attention scores are squashed to.
+        score_dropout: of such attention's probabilities.
     """
 
     hidden: tuple[str, ...] = ("hidden_size",)
@@ -167,6 +168,7 @@ class ConfigFields:
     activation: tuple[str, ...] = ("hidden_act",)
     softcap: tuple[str, ...] = ()
     score_softcap: tuple[str, ...] = ()
+    score_dropout: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ FAMILY = ModelFamily(
         activation=("hidden_activation",),
         softcap=("final_logit_softcapping",),
         score_softcap=("attn_logit_softcapping",),
+        score_dropout=("attention_dropout",),
     ),
     tied=True,
     gate="gelu_pytorch_tanh",

@@ -20,7 +20,7 @@ CASES = [
     ([0, 3, 130, 131, 200, 200, 200], 200, None, (4, 2, 16), Choice(LONG, LONG, LONG, WIDE)),
     ([0, 3, 130, 131, 200, 200, 200], 200, 40, (4, 2, 16), Choice(WIDE, WIDE, WIDE, LONG)),
     ([0, 64, 100], 150, 30, (2, 1, 24), Choice(SQUARE, SQUARE, SQUARE, SQUARE)),
-    ([0, 97], 97, None, (2, 2, 32), Choice(LONG, WIDE, SQUARE, SQUARE)),
+    ([0, 97], 97, None, (3, 1, 32), Choice(LONG, WIDE, SQUARE, SQUARE)),
     ([0, 128], 128, 1, (2, 1, 16), Choice(LONG, LONG, LONG, LONG)),
     ([0, 7], 7, None, (1, 1, 8), Choice(LONG, LONG, LONG, LONG)),
 ]

@@ -110,7 +110,7 @@ def test_captured_step_follows_the_boundaries(attention):
 
 
 def test_rows_of_any_length(attention):
-    """Rows that are not packed."""
+    """Those that blocks divide, and others."""
     layer = capped_layer(attention, 256, 200, SCALE)
     whole = [tensor.detach() for tensor in random_states(torch.bfloat16)]
     for total in (640, 777, 1024, 1100):

@@ -49,7 +49,13 @@ def _compose_layered(words: list[str], config_name: str, with_hydra: bool) -> Di
 
 
 def typed_overrides() -> list[str]:
-    """The overrides in sys.argv, with the folder of --config-dir as one of them: what `compose` takes."""
+    """The overrides in sys.argv, with the folder of --config-dir as one of them: what `compose` takes.
+
+    Those that the name of a run's file, `--rerun RUN` or `--resume RUN` stand for are put into sys.argv instead of it.
+    Ends the command where an option isn't known.
+    """
+    _expand()
+    _refuse_unknown_options(sys.argv[1:])
     overrides, extra = split_overrides(get_args_parser().parse_intermixed_args(sys.argv[1:]))
     return [*overrides, *extra]
 
@@ -108,10 +114,7 @@ def run(
 
     A mistake of the user's is printed as one message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback.
     """
-    try:
-        sys.argv[1:] = rerun.expand(run_file.expand(quote_expressions(sys.argv[1:])))
-    except UserError as error:
-        fail(str(error))
+    _expand()
     # argparse refuses options between overrides (`model=x --multirun optimizer.lr=1,2`): a stable sort puts them first.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda arg: not arg.startswith("-") and ("=" in arg or arg.startswith("~")))
     for position, arg in enumerate(sys.argv[1:], 2):
@@ -182,6 +185,14 @@ def run(
         os.environ.pop(FULL_ERROR, None)
         if before is not None:
             os.environ[FULL_ERROR] = before
+
+
+def _expand() -> None:
+    """Replace in sys.argv what stands for overrides; nothing is left of it to be replaced again."""
+    try:
+        sys.argv[1:] = rerun.expand(run_file.expand(quote_expressions(sys.argv[1:])))
+    except UserError as error:
+        fail(str(error))
 
 
 def _refuse_unknown_options(arguments: list[str]) -> None:

@@ -103,15 +103,22 @@ def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
         name: in any spelling.
         memory_gib: None: what that kind has.
 
+    Returns:
+        The kind; of one that isn't known, with a memory, only that.
+
     Raises:
-        UserError: it isn't known.
+        UserError: it isn't known, and no memory is given.
     """
     names = {_normalize(known): known for known in KNOWN}
     key = _normalize(name)
     if key not in names:
+        if memory_gib is not None:
+            return Gpu(name, None, memory_gib)
         match = nearest(key, names)
         hint = f"; did you mean {match}?" if match else "."
-        raise UserError(f"`plan.gpu={name}`: not known{hint} Known: {', '.join(names)}; or give plan.memory_gib")
+        raise UserError(
+            f"`plan.gpu={name}`: not known{hint} Known: {', '.join(names)}; or give plan.memory_gib as well"
+        )
     known = names[key]
     tflops, usual_gib, bandwidth, capability = KNOWN[known]
     return Gpu(known, tflops, memory_gib or usual_gib, bandwidth, capability=capability)

@@ -199,7 +199,7 @@ def typed(monkeypatch, capsys):
     """The plan of a command line, by the command itself in this process."""
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["plan", *words, "--json"])
+        monkeypatch.setattr(sys, "argv", ["plan", *map(str, words), "--json"])
         with pytest.raises(SystemExit):
             main()
         return json.loads(capsys.readouterr().out)
@@ -260,6 +260,38 @@ def test_numbers_of_gpus_that_contradict_each_other_say_what_to_type(words, said
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_file_or_a_run_is_planned_as_what_it_stands_for(typed, tmp_path):
+    """Not with the demo's rows, and with changes that are planned in full."""
+    words = ["model=llama3_70b", "peft=none", "plan.gpu=h100", "plan.gpus=8", "parallelism=tp8"]
+    file = tmp_path / "my.yaml"
+    file.write_text("".join(f"{word.replace('=', ': ')}\n" for word in words))
+    run = tmp_path / "run" / ".hydra"
+    run.mkdir(parents=True)
+    (run / "overrides.yaml").write_text(json.dumps([word for word in words if not word.startswith("plan.")]))
+    expected = typed(*words)
+    assert expected["cheapest_change"] and expected["tokens_per_step"] == 32 * 4096
+    assert typed(file) == expected
+    assert typed("--rerun", run.parent, *words[2:4]) == expected
+
+
+def test_an_option_that_is_none_says_how_settings_are_written(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plan", "--gpu", "h100"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "--gpu: no such option; settings are written KEY=VALUE" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_known_is_planned_with_its_memory(typed, monkeypatch, capsys):
+    found = typed("model=llama3_8b", "plan.gpu=v100", "plan.memory_gib=32", "plan.read_data=false")
+    assert found["gpu"]["name"] == "v100" and found["fits"] and found["speed"]["step_s"] is None
+    assert found["memory_gib"] == typed("model=llama3_8b", "plan.gpu=a100", "plan.read_data=false")["memory_gib"]
+    monkeypatch.setattr(sys, "argv", ["plan", "model=llama3_8b", "plan.gpu=v100"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "or give plan.memory_gib as well" in capsys.readouterr().err
 
 
 def test_gpus_that_are_left_idle_are_said(monkeypatch, capsys):

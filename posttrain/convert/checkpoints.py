@@ -53,11 +53,14 @@ def find(path: Path) -> Checkpoint:
     """
     if not path.is_dir():
         raise UserError(f"checkpoint={path}: there is no such directory")
+    load.refuse_sweep(path)
     if directories.NAME.fullmatch(path.name):
         candidates, root = [path], path.parent
     else:
         root = path / "checkpoints" if rundir.is_folder(path, "checkpoints") else path
         candidates = directories.checkpoints(root)
+    if not candidates and (is_adapter(path) or (path / "config.json").is_file()):
+        raise UserError(f"checkpoint={path}: is in Hugging Face's form already; there is nothing to export")
     if not candidates:
         raise UserError(f"checkpoint={path}: no finished checkpoint (iter_*) in it")
     newest = candidates[0]

@@ -15,6 +15,7 @@ from posttrain.convert.artifacts import add_stop_tokens, copy_generation_config,
 from posttrain.convert.publish import check_apart, publishing
 from posttrain.convert.shards import ShardWriter
 from posttrain.errors import NoSuchModel, UserError
+from posttrain.generate import load
 from posttrain.generate.decoding import turn_ends
 from posttrain.models import HFModel
 from posttrain.models.families import family_of
@@ -95,6 +96,7 @@ def find_adapter(path: Path) -> Path:
         return path / "adapter"
     if not path.is_dir():
         raise UserError(f"checkpoint={path}: there is no such directory")
+    load.refuse_sweep(path)
     for whole in (path, path / "hf"):
         if (whole / "config.json").is_file():
             raise UserError(f"checkpoint={path}: {whole} is a whole model already; there is nothing to merge")

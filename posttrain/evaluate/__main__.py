@@ -59,6 +59,7 @@ def main() -> None:
     if what.startswith("-") or is_override:
         stop.fail(f"{what}: the first argument is what to evaluate: python -m posttrain.evaluate WHAT {what} ...")
     try:
+        load.refuse_sweep(expand_home(what))
         run_dir = load.run_of(what)
     except UserError as error:
         stop.fail(str(error))

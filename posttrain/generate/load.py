@@ -26,6 +26,7 @@ from posttrain.utils.stop import FULL_ERROR
 from posttrain.utils.user_paths import expand_home
 
 NEARBY = 5  # runs and models that are named beside a mistyped one
+SWEEP = "multirun.yaml"  # Hydra's, in a sweep's directory
 SHIPPED = "posttrain.models.HFModel"
 WHAT = "run directory, checkpoint, PEFT adapter, Hugging Face directory or hub id"
 
@@ -53,6 +54,7 @@ def open_export(what: str) -> Iterator[Path]:
             raise UserError(f"{what}: {error.reason}{nearby(path)}; give a {WHAT}") from None
         yield directory
         return
+    refuse_sweep(path)
     export = export_of(path)
     if export is not None:
         check_export(export)
@@ -69,6 +71,20 @@ def open_export(what: str) -> Iterator[Path]:
         raise UserError(f"{path}: is not a {WHAT}")
     with tempfile.TemporaryDirectory(prefix="posttrain-") as scratch:
         yield export_checkpoint(path, Path(scratch) / "model")
+
+
+def refuse_sweep(path: Path) -> None:
+    """Refuse the directory of a sweep, with what is meant.
+
+    Raises:
+        UserError: it is one.
+    """
+    if not path.is_dir() or not rundir.is_file(path, SWEEP):
+        return
+    advice = f"give one of its trials: {path}/NAME"
+    if (path / "best").is_symlink():  # to an export
+        advice = f"its best trial is {path / os.readlink(path / 'best')}".removesuffix("/adapter").removesuffix("/hf")
+    raise UserError(f"{path}: is a sweep; {advice}")
 
 
 def import_family(path: Path) -> None:

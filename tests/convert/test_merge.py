@@ -40,7 +40,23 @@ def peft_adapter(tmp_path):
     return make
 
 
+def test_a_sweep_names_its_best_trial(tmp_path):
+    from posttrain.convert.checkpoints import find
+    from posttrain.convert.merge import find_adapter
+    from posttrain.generate.load import open_export
+
+    (tmp_path / "multirun.yaml").write_text("hydra: {}")
+    (tmp_path / "best").symlink_to("lr=0.1/adapter")
+    said = rf"is a sweep; its best trial is {tmp_path}/lr=0\.1$"
+    for refuse in (find, find_adapter):
+        with pytest.raises(UserError, match=said):
+            refuse(tmp_path)
+    with pytest.raises(UserError, match=said), open_export(str(tmp_path)):
+        pass
+
+
 def test_what_has_no_adapter_says_why(base, tmp_path):
+    from posttrain.convert.checkpoints import find
     from posttrain.convert.merge import find_adapter
 
     run = tmp_path / "a run"
@@ -55,6 +71,8 @@ def test_what_has_no_adapter_says_why(base, tmp_path):
     for path in (whole, whole / "hf"):
         with pytest.raises(UserError, match=r"hf is a whole model already; there is nothing to merge"):
             find_adapter(path)
+    with pytest.raises(UserError, match="is in Hugging Face's form already"):
+        find(whole / "hf")
     with pytest.raises(UserError, match="there is no such directory"):
         find_adapter(tmp_path / "none")
     with pytest.raises(UserError, match="nor a run with an adapter/"):

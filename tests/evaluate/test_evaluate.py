@@ -196,10 +196,14 @@ def test_models_that_are_none(evaluate, tiny, questions, tmp_path, capsys):
     (tmp_path / "gone").mkdir()
     (tmp_path / "gone" / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/none"}))
     (tmp_path / "empty").mkdir()
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    (sweep / "multirun.yaml").write_text("hydra: {}")
     data = [PAIRS, f"data.path={questions / 'a.jsonl'}"]
     for what, message in (
         (tmp_path / "none", "no such directory"),
         (tmp_path / "empty", "is not a run directory"),
+        (sweep, f"{sweep}: is a sweep; give one of its trials: {sweep}/NAME"),
         (run, "not the configuration of a run"),
         (half, "cut short"),
         (other, "trained on another model"),

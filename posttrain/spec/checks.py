@@ -137,8 +137,15 @@ def check_ranges(cfg: DictConfig, config: type = schema.Config) -> None:
 
 
 def check_objective(cfg: DictConfig, data: TrainingData) -> None:
-    """Objective and data, which `cfg.data` builds, go together."""
-    built(cfg.objective, "objective").check(data, cfg.trainer.seq_length)
+    """Objective, template and data, which `cfg.data` builds, go together."""
+    objective = built(cfg.objective, "objective")
+    objective.check(data, cfg.trainer.seq_length)
+    name = cfg.template.get("name")
+    if name not in (None, "model") and objective.template(built(cfg.template)) is None:
+        raise UserError(
+            f"`template={name}`: has no effect with this objective, which renders no conversations: the export keeps "
+            "the model's own template. Remove it"
+        )
 
 
 def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:

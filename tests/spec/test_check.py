@@ -348,3 +348,11 @@ def test_a_run_as_a_model_names_what_is_meant(tmp_path, files, said):
         (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=re.escape(said.format(tmp_path))):
         checks.check(compose(["model=hf", f"model.path={tmp_path}"]), 0)
+
+
+def test_a_template_that_would_have_no_effect_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a document")
+    words = ["objective=text", f"data.path={tmp_path}"]
+    checks.check(compose(words), 0)
+    with pytest.raises(UserError, match="`template=chatml`: has no effect with this objective"):
+        checks.check(compose([*words, "template=chatml"]), 0)

@@ -194,7 +194,7 @@ def try_command(module, words, folder):
         config = "preview"
         overrides = [word for word in overrides if not word.startswith("plan.")]
         overrides += ["model.tokenizer=tokenizer", "template.add_special_tokens=true", "cache_dir=cache"]
-        if not any(word.startswith("template=") for word in overrides):
+        if not any(word.startswith("template=") or word == "objective=text" for word in overrides):
             overrides.append("template=chatml")
     first, *_ = trials(quote_expressions(overrides))
     cfg = command.compose(first, config)

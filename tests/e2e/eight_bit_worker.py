@@ -51,9 +51,11 @@ def main() -> None:
     from posttrain.train import megatron_config
     from posttrain.train.callbacks import RunCallback
     from posttrain.train.precision import Precision
+    from posttrain.utils.gpus import Gpu
 
     torch.set_num_threads(1)
     Precision.resolve = lambda self, device: self.name
+    Gpu.check_eight_bit = lambda self, grouped: None
     held: dict[str, int] = {}
     leave_empty, train_end = megatron_config.leave_empty, RunCallback.on_train_end
 

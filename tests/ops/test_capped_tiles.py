@@ -3,7 +3,7 @@
 import pytest
 import torch
 import triton
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -56,8 +56,9 @@ def shared_memory(kernel, dtype: torch.dtype, width: int, tiles, capability: int
 @pytest.mark.every_run
 @pytest.mark.parametrize(("width", "cap", "possible"), [(256, 50.0, True), (257, 50.0, False), (256, 65.0, False)])
 def test_wider_heads_and_higher_caps_are_written_out(width, cap, possible):
-    with FakeTensorMode():
-        query = torch.empty(8, 2, width, device="cuda", dtype=torch.bfloat16)
+    query = FakeTensor(
+        FakeTensorMode(), torch.empty(8, 2, width, device="meta", dtype=torch.bfloat16), torch.device("cuda")
+    )
     assert is_possible(query, cap) is possible
 
 

@@ -221,7 +221,8 @@ def leave_demo(cfg: DictConfig, overrides: Sequence[str]) -> str | None:
         cfg.trainer[key] = value
         if value is not None:
             said.append(f"{name}={value}")
-    return f"no data= is given; planned with {' '.join(said)} (data=demo plans the demo)"
+    instead = f"; planned with {' '.join(said)}" if said else ""
+    return f"no data= is given{instead} (data=demo plans the demo)"
 
 
 def without_file(cfg: DictConfig) -> str | None:

@@ -319,6 +319,9 @@ def test_a_model_without_data_is_not_planned_with_the_demos_rows(typed):
     assert "trainer.seq_length=4096 trainer.global_batch_size=32" in large["data"]["not_counted"]
     short = typed("model=gpt2", "plan.gpu=h100", "trainer.global_batch_size=4", "trainer.max_steps=7")
     assert short["tokens_per_step"] == 4 * 1024 and short["steps"] == 7  # of GPT-2's learned positions
+    sizes = ("trainer.global_batch_size=4", "trainer.micro_batch_size=1", "trainer.seq_length=512")
+    given = typed("model=llama31_70b", "plan.gpu=h100", *sizes)
+    assert given["data"]["not_counted"] == "no data= is given (data=demo plans the demo)"  # nothing is put in its place
     demo = typed("model=llama31_70b", "plan.gpu=h100", "data=demo", "plan.read_data=false")
     assert demo["tokens_per_step"] == 8 * 256 and demo["steps"] == 10
 

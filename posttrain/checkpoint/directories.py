@@ -43,6 +43,11 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted(published, key=step_of, reverse=True)
 
 
+def holds_checkpoints(path: Path) -> bool:
+    """Whether a directory is a checkpoint, or has some as a run directory or as its folder of them has."""
+    return bool(NAME.fullmatch(path.name)) or any(map(checkpoints, (path, path / "checkpoints")))
+
+
 def finish(root: Path, step: int) -> Path:
     """Publish what was written in `root`/.partial and point Megatron's trackers at it; returns the checkpoint.
 

@@ -31,7 +31,7 @@ from posttrain.convert.publish import check_apart, check_free
 from posttrain.convert.training_metadata import public_name
 from posttrain.errors import UserError
 from posttrain.generate import load
-from posttrain.spec import checks
+from posttrain.spec import model_checks
 from posttrain.utils import stop, working
 from posttrain.utils.user_paths import expand_home
 
@@ -196,7 +196,7 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
     if c.command == "import":
         if OmegaConf.is_missing(cfg.model, "path"):
             raise UserError("`model.path`: has no value; give a Hugging Face directory or a hub id")
-        checks.check_model(cfg)
+        model_checks.check_model(cfg)
         check_apart(out, expand_home(cfg.model.path))
         import_(cfg, out)
     elif c.checkpoint is None:

@@ -100,7 +100,7 @@ def find_adapter(path: Path) -> Path:
     for whole in (path, path / "hf"):
         if (whole / "config.json").is_file():
             raise UserError(f"checkpoint={path}: {whole} is a whole model already; there is nothing to merge")
-    if directories.NAME.fullmatch(path.name) or any(map(directories.checkpoints, (path, path / "checkpoints"))):
+    if directories.holds_checkpoints(path):
         raise UserError(
             f"checkpoint={path}: has checkpoints and no adapter/ yet; export one, and merge what that writes: "
             f"python -m posttrain.convert export {quote(str(path))} DIR"

@@ -29,7 +29,7 @@ from posttrain.plan.advice import Change
 from posttrain.plan.layouts import TypedSavings
 from posttrain.plan.memory import HOST_MEMORY
 from posttrain.plan.report import Plan, Replan, build_plan
-from posttrain.spec import checks, first_rows
+from posttrain.spec import checks, first_rows, model_checks
 from posttrain.spec.parallel_sizes import ProcessCount
 from posttrain.spec.resolve import AUTO
 from posttrain.utils import gpus, stop, working
@@ -209,7 +209,7 @@ def leave_demo(cfg: DictConfig, overrides: Sequence[str]) -> str | None:
     if "model" not in groups or groups & {"data", "objective", "experiment", "recipe"}:
         return None
     own = yaml_file.read(CONF_DIR / "trainer" / "default.yaml")
-    limit = position_limit_of(checks.architecture(cfg.model) or {})
+    limit = position_limit_of(model_checks.architecture(cfg.model) or {})
     said = []
     for key in OF_DEMO:
         name = f"trainer.{key}"

@@ -16,7 +16,7 @@ from posttrain.patches import Platform
 from posttrain.plan import advice, layouts
 from posttrain.plan.memory import GIB, Memory, estimate_memory, host_room
 from posttrain.plan.speed import estimate_speed, with_rate
-from posttrain.spec import checks
+from posttrain.spec import checks, model_checks
 from posttrain.spec.parallel_sizes import KEYS
 from posttrain.spec.resolve import AUTO, resolve_spec
 from posttrain.spec.run_spec import RunSpec
@@ -288,7 +288,7 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
     if not refusals:  # no split has the sizes that are given
         part = layouts.part_of(cfg)
         part.parallelism.nproc_per_node = most
-        checks.check_parallelism(part, visible, checks.architecture(cfg.model))
+        checks.check_parallelism(part, visible, model_checks.architecture(cfg.model))
     raise UserError(next(iter(refusals), "`parallelism=auto`: no split of the processes is possible"))
 
 

@@ -15,7 +15,7 @@ from posttrain.config.policy import SHIPPED
 from posttrain.errors import UserError
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import estimate_speed
-from posttrain.spec import checks
+from posttrain.spec import checks, model_checks
 from posttrain.spec.parallel_sizes import KEYS
 from posttrain.spec.resolve import read_recompute
 from posttrain.spec.run_spec import RunSpec
@@ -178,7 +178,7 @@ def search(
         asked: the run with the sizes that were asked for; None: these are the least.
     """
     part = part_of(cfg)
-    architecture = checks.architecture(cfg.model)
+    architecture = model_checks.architecture(cfg.model)
     local = given.world // int(cfg.launch.nnodes)
     if tokens is None:
         tokens = given.global_batch * given.length

@@ -6,43 +6,33 @@ Each check raises `UserError` naming the key, the value, and what would be right
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from posttrain import patches
-from posttrain.checkpoint import directories
 from posttrain.config import schema, secrets, targets
 from posttrain.config.instantiate import built
 from posttrain.data import checks as data_checks
 from posttrain.data.training_data import TrainingData
 from posttrain.errors import UserError
-from posttrain.models.config_checks import check_config, check_length, check_wide_heads
+from posttrain.models.config_checks import check_length, check_wide_heads
 from posttrain.models.families import (
     experts_of,
     family_of,
     head_width_of,
-    possible_families,
     score_softcap_of,
 )
-from posttrain.models.headers import read_json
-from posttrain.models.hf import HFModel, check_trust, plain
-from posttrain.models.hf_adapter import is_adapter, read_adapter
-from posttrain.peft import adapter_checks
-from posttrain.peft.adapters import resolve
+from posttrain.models.hf import HFModel
+from posttrain.spec import model_checks
 from posttrain.spec.parallel_sizes import FARTHEST, KEYS, Counts, ParallelSizes, ProcessCount, model_parallel_sizes
 from posttrain.spec.resolve import AUTO, has_validation, resolve_spec
 from posttrain.spec.schedule import schedule_of
 from posttrain.spec.stages import check_stages
-from posttrain.utils import kernel_files
 from posttrain.utils.gpus import Gpu, oldest_gpu
-from posttrain.utils.user_paths import expand_home
 
 DOUBLE_BUFFERS = ("fsdp_double_buffer", "megatron_fsdp_max_pool_double_buffer", "nccl_ub")  # of Megatron's `ddp`
 DIVIDED = "optim_grads_params"  # Megatron-FSDP's word for all of weights, gradients and the optimizer's state
-SIZES = ("layers", "heads", "groups", "experts", "learned_positions")  # fields of a config.json that are computed with
 
 
 def check(cfg: DictConfig, visible_gpus: int) -> Mapping[str, Any] | None:
@@ -53,7 +43,7 @@ def check(cfg: DictConfig, visible_gpus: int) -> Mapping[str, Any] | None:
         visible_gpus: GPUs of this machine; 0 on a CPU.
 
     Returns:
-        The model's architecture, see `architecture`.
+        The model's architecture, see `model_checks.architecture`.
 
     Raises:
         UserError: the first thing found wrong.
@@ -85,9 +75,9 @@ def check_settings(
     check_ranges(cfg)
     rows, _ = data_checks.check(cfg)
     check_objective(cfg, rows)
-    check_model(cfg)
-    shape = architecture(cfg.model)
-    check_peft(cfg, shape)
+    model_checks.check_model(cfg)
+    shape = model_checks.architecture(cfg.model)
+    model_checks.check_peft(cfg, shape)
     check_trainer(cfg, visible_gpus)
     if elsewhere and visible_gpus:
         platform = patches.Platform("cuda", transformer_engine=True)
@@ -231,7 +221,7 @@ def check_spec(
         cfg: as composed.
         world: processes over all machines.
         platform: of the run.
-        shape: see `architecture`.
+        shape: see `model_checks.architecture`.
         gpu: what each process runs on; None: not known.
     """
     eight_bit = cfg.precision.name == "fp8" and (gpu is not None or cfg.parallelism.fsdp)
@@ -248,57 +238,6 @@ def check_spec(
         gpu.check_eight_bit(grouped=spec.eight_bit_experts)
 
 
-def check_model(cfg: DictConfig) -> None:
-    """A local model directory must be one; a hub id must look like one."""
-    path = cfg.model.path
-    if cfg.model.trust_remote_code:
-        check_trust(path)
-        print(
-            f"posttrain: model.trust_remote_code=true: Python code from {path} runs with your rights", file=sys.stderr
-        )
-    if path is None:
-        raise UserError("`model.path`: give a Hugging Face directory or a hub id, e.g. model.path=./my-model")
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if looks_local and ":" not in path and not expand_home(path).is_dir():
-        raise UserError(f"`model.path={path}`: there is no such directory")
-    check_no_run(expand_home(path))
-    for key, place in (("model.path", path), ("model.tokenizer", cfg.model.tokenizer)):
-        if place is not None:
-            kernel_files.refuse(expand_home(place), key)
-    built(cfg.model)  # importing a user's own class makes its family known
-
-
-def check_no_run(path: Path) -> None:
-    """Refuse the directory of a run where a model's is asked for, with the one that is meant."""
-    if (path / "config.json").is_file() or is_adapter(path):
-        return
-    for export in (path / "hf", path / "adapter"):
-        if (export / "config.json").is_file() or is_adapter(export):
-            raise UserError(f"`model.path={path}`: is the directory of a run; its result is model.path={export}")
-    if directories.NAME.fullmatch(path.name) or any(map(directories.checkpoints, (path, path / "checkpoints"))):
-        raise UserError(
-            f"`model.path={path}`: has Megatron checkpoints, and training starts from Hugging Face's form: "
-            f"python -m posttrain.convert export {quote(str(path))} DIR, then model.path=DIR. To continue a run: "
-            "python -m posttrain --resume RUN"
-        )
-
-
-def check_peft(cfg: DictConfig, shape: Mapping[str, Any] | None) -> None:
-    """What is trained goes with the model, of which `shape` is the architecture."""
-    path = cfg.model.path
-    if str(cfg.peft._target_).endswith("DoRA") and experts_of(shape or {}):
-        _, names = resolve(cfg.peft.target_modules)
-        if any(name.endswith(("linear_fc1", "linear_fc2")) for name in names):
-            raise UserError(
-                "`peft=dora`: of experts PEFT knows LoRA alone, and could not load the result; add "
-                "peft.target_modules=[linear_qkv,linear_proj], or choose peft=lora"
-            )
-    if is_adapter(Path(path)):
-        if cfg.peft._target_ is None:
-            raise UserError(f"`model.path={path}`: is an adapter; choose peft=lora, or merge it first")
-        adapter_checks.check(read_adapter(Path(path)), built(cfg.peft), Path(path))
-
-
 def check_parallelism(
     cfg: DictConfig, visible_gpus: int, shape: Mapping[str, Any] | None, count: ProcessCount | None = None
 ) -> None:
@@ -307,7 +246,7 @@ def check_parallelism(
     Args:
         cfg: with plain parallel sizes.
         visible_gpus: of a machine.
-        shape: see `architecture`.
+        shape: see `model_checks.architecture`.
         count: what an error says of the number of processes, see `process_count`; None: nothing, it is being searched.
     """
     chosen, t = cfg.parallelism, cfg.trainer
@@ -463,40 +402,6 @@ def _check_counts(counts: Counts, sizes: ParallelSizes) -> None:
         )
     if sizes.expert > 1 and counts.experts is None:
         raise UserError(f"`parallelism.expert_model_parallel_size={sizes.expert}`: this model has no experts")
-
-
-def architecture(model: DictConfig) -> Mapping[str, Any] | None:
-    """config.json fields of the config group `model`: those of a local directory, else as configured; None: unknown.
-
-    Raises:
-        UserError: one that a check computes with is not a size.
-    """
-    config = expand_home(model.path or "") / "config.json"
-    if config.is_file() and not (model.random_init and model.architecture is not None):
-        shape = read_json(config)
-        check_config(shape, f"{config}: ")
-        _check_sizes(shape, f"{config}: ")
-        return shape
-    configured: object = model.architecture
-    if configured is None:
-        return None
-    if not isinstance(configured, DictConfig):
-        raise UserError(f"`model.architecture={configured}`: must be a mapping, the fields of a config.json")
-    shape = {str(name): value for name, value in configured.items()}
-    check_config(plain(shape), "model.architecture.")
-    _check_sizes(shape, "model.architecture.")
-    return shape
-
-
-def _check_sizes(shape: Mapping[str, Any], source: str) -> None:
-    """Fields that are computed with are numbers; `source` begins the error."""
-    for family in possible_families(shape):
-        for size in SIZES:
-            for name in getattr(family.fields, size):
-                value = shape.get(name)
-                whole = type(value) is int and value >= 0
-                if value is not None and not whole:
-                    raise UserError(f"{source}{name}={value}: must be a positive whole number")
 
 
 def nproc_per_node(cfg: DictConfig, visible_gpus: int) -> int:

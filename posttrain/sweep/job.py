@@ -17,7 +17,7 @@ from posttrain.errors import RunFailed, UserError
 from posttrain.launch import launcher, nodes
 from posttrain.launch.signals import stopped
 from posttrain.plan import auto
-from posttrain.spec import checks
+from posttrain.spec import model_checks
 from posttrain.spec.record import specify
 from posttrain.utils import rundir
 from posttrain.utils.gpus import visible_gpus
@@ -52,7 +52,7 @@ class Job:
                 print(line, flush=True)
             for number in (signal.SIGTERM, SAVE):  # launch installs its own handlers; ignored afterwards
                 signal.signal(number, signal.SIG_IGN)
-            spec = specify(cfg, gpus, checks.architecture(cfg.model))
+            spec = specify(cfg, gpus, model_checks.architecture(cfg.model))
             launcher.launch(cfg, run_dir, gpus, spec)
         except RunFailed as error:
             print(f"posttrain: {error}", file=sys.stderr, flush=True)

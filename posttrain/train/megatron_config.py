@@ -329,7 +329,7 @@ def base_loader(run: RunContext, bridge: "AutoBridge") -> fully_sharded.Fill:
 
 
 def leave_empty(parts: list[torch.nn.Module]) -> None:
-    """Fill nothing where Megatron-Bridge wants the base before the adapters: it is divided first, see `build_model`."""
+    """Fill nothing where Megatron-Bridge fills the base, before the adapters: the model is divided first."""
 
 
 def base_directory(run: RunContext) -> Path:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.peft.adapter_checks import components
-from posttrain.spec import checks
+from posttrain.spec import model_checks
 
 
 def write(directory, modules, rank=8, alpha=16, **config):
@@ -47,10 +47,10 @@ def test_before_anything_is_loaded(modules, words, message, tmp_path):
     path = write(tmp_path / "adapter", modules)
     cfg = compose(["model=hf", f"model.path={path}", *words])
     if message is None:
-        checks.check_peft(cfg, None)
+        model_checks.check_peft(cfg, None)
     else:
         with pytest.raises(UserError, match=message):
-            checks.check_peft(cfg, None)
+            model_checks.check_peft(cfg, None)
 
 
 def test_names():

@@ -4,7 +4,7 @@ import pytest
 
 from posttrain.config.composition import CONF_DIR, compose
 from posttrain.errors import UserError
-from posttrain.spec.checks import architecture
+from posttrain.spec.model_checks import architecture
 from posttrain.spec.resolve import resolve_spec
 from posttrain.spec.shape import Adapters, Shape, config_of
 

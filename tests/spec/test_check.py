@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.models.headers import read_json
-from posttrain.spec import checks
+from posttrain.spec import checks, model_checks
 from posttrain.utils import gpus
 
 LLAMA = ["model=llama3_8b"]
@@ -316,7 +316,7 @@ def test_the_model_s_config_is_read_once(words, tmp_path, monkeypatch):
     gpu = checks.patches.Platform("cuda", transformer_engine=True)  # without one no step is captured
     monkeypatch.setattr(checks.patches.Platform, "with_gpus", lambda visible: gpu)
     reads = []
-    monkeypatch.setattr(checks, "read_json", lambda path: reads.append(path) or read_json(path))
+    monkeypatch.setattr(model_checks, "read_json", lambda path: reads.append(path) or read_json(path))
     checks.check(compose([*LLAMA, f"model.path={tmp_path}", *words]), 1)
     assert reads == [tmp_path / "config.json"]
 

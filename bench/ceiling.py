@@ -199,6 +199,8 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=4096, help="of a row")
     options.add_argument("--seconds", type=float, default=4.0, help="of each line, after one that doesn't count")
     given = options.parse_args()
+    if given.seconds <= 0:
+        options.error(f"--seconds {given.seconds:g}: must be more than 0")
     if not torch.cuda.is_available():
         raise UserError("bench/ceiling.py requires a GPU")
     print(torch.cuda.get_device_name(), torch.__version__)

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from posttrain import patches
 from posttrain.cli import command, help_screen, precheck, rerun, run_file
 from posttrain.config import composition
-from posttrain.config.overrides import quote_expressions
+from posttrain.config.overrides import format_value, quote_expressions
 from posttrain.config.trial_names import swept_ranges
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch import launcher, nodes, prestart
@@ -34,6 +34,7 @@ from posttrain.spec.record import specify
 from posttrain.sweep import dry_run, optuna, slurm
 from posttrain.sweep.trial import Trial
 from posttrain.utils.gpus import visible_gpus
+from posttrain.utils.typed_command import typed_command
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,17 @@ def submit(cfg: DictConfig, run_dir: Path) -> float | None:
     Raises:
         UserError: there is no Slurm, or it refuses the job.
         RunFailed: the job failed, or was stopped.
+        Stopped: this command was told to stop; a job that was submitted continues.
     """
     with_hydra = cfg.copy()
     with open_dict(with_hydra):
         with_hydra.hydra = HydraConfig.get()
     trial = Trial(run_dir.name, run_dir, with_hydra)
-    slurm.run_jobs([trial], run_dir / ".submitit")
+    try:
+        slurm.run_jobs([trial], run_dir / ".submitit")
+    except KeyboardInterrupt as error:
+        again = typed_command({"hydra.run.dir": format_value(str(run_dir))})
+        raise stop.Stopped(stop.signal_of(error), advice=f"to wait for the job again: {again}") from None
     if trial.error:
         raise RunFailed(trial.error)
     return trial.value

@@ -15,6 +15,7 @@ from posttrain.utils import rundir
 if TYPE_CHECKING:
     from posttrain.sweep.screen import SweepScreen
     from posttrain.sweep.trial import Trial
+    from posttrain.utils.stop import Stopped
 
 
 class Outcome(JobReturn):
@@ -37,7 +38,13 @@ class Outcome(JobReturn):
 
 
 class LocalLauncher(Launcher):
-    """Each trial of a sweep in a process of its own on this machine; finished trials are not run again."""
+    """Each trial of a sweep in a process of its own on this machine; finished trials are not run again.
+
+    Attributes:
+        begun: what trials are called that have begun, when this command is told to stop.
+    """
+
+    begun = "interrupted"
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra, before it writes to the sweep's directory."""
@@ -46,6 +53,7 @@ class LocalLauncher(Launcher):
         self.task_function = task_function
         self.config = config
         self.screen: SweepScreen | None = None
+        self.trials: dict[Path, Trial] = {}  # by directory; a search launches several times
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; returns one result per job, in order, failed ones included."""
@@ -59,7 +67,11 @@ class LocalLauncher(Launcher):
             jobs.append(by_directory.setdefault(trial.directory, trial))
         trials = list(by_directory.values())
         launched.add(Path(self.config.hydra.sweep.dir))
-        self._run_all(trials)
+        self.trials |= by_directory
+        try:
+            self._run_all(trials)
+        except KeyboardInterrupt as error:
+            raise self._stopped(error) from None
         failed = [trial.name for trial in trials if trial.error]
         return [self._result(trial, failed, len(trials)) for trial in jobs]
 
@@ -68,12 +80,24 @@ class LocalLauncher(Launcher):
         from posttrain.sweep.screen import SweepScreen
         from posttrain.utils.stop import Stopped
 
-        if self.screen is None:  # a search launches several times
-            total = self.config.hydra.sweeper.get("n_trials") or len(trials)
-            self.screen = SweepScreen(total, self.config.sweep.parallel)
+        if self.screen is None:
+            self.screen = SweepScreen(self._total(), self.config.sweep.parallel)
         number = run_trials(trials, self._run, self.screen)
         if number is not None:
             raise Stopped(number)
+
+    def _total(self) -> int:
+        """Trials of the whole sweep; of a search at most."""
+        return self.config.hydra.sweeper.get("n_trials") or len(self.trials)
+
+    def _stopped(self, error: KeyboardInterrupt) -> "Stopped":
+        """The error of a command that was told to stop, with what is done and how to go on."""
+        from posttrain.sweep import continuation
+        from posttrain.utils.stop import Stopped, signal_of
+
+        done = continuation.describe_progress(list(self.trials.values()), self._total(), self.begun)
+        advice = continuation.how_to_continue(self.config, Path(self.config.hydra.sweep.dir))
+        return Stopped(signal_of(error), done, advice)
 
     def _trial(self, overrides: Sequence[str], number: int) -> "Trial":
         from posttrain.config.trial_names import swept_keys, trial_name
@@ -121,6 +145,8 @@ class SlurmLauncher(LocalLauncher):
     Args:
         options: see conf/hydra/launcher/slurm.yaml. Each trial's own are read from its configuration.
     """
+
+    begun = "in the queue"
 
     def __init__(self, **options) -> None:
         pass

@@ -71,13 +71,17 @@ def set_defaults(arguments: list[str]) -> None:
     store = ConfigStore.instance()
     try:
         sweeper = store.load("hydra/sweeper/optuna.yaml").node
-        sampler = store.load("hydra/sweeper/sampler/tpe.yaml").node
     except ConfigLoadError:
         if "hydra/sweeper=optuna" in arguments:
             raise UserError("hydra/sweeper=optuna: is not installed; run `uv sync --extra sweep`") from None
         return
     sweeper.n_jobs = "${sweep.parallel}"  # proposed at a time
     sweeper.max_failure_rate = 1.0  # a failed trial is a bad one, not the end of the search
-    sampler.seed = SEED
     store.store(group="hydra/sweeper", name="optuna", node=sweeper, provider="posttrain")
-    store.store(group="hydra/sweeper/sampler", name="tpe", node=sampler, provider="posttrain")
+    for file in store.list("hydra/sweeper/sampler"):
+        sampler = store.load(f"hydra/sweeper/sampler/{file}").node
+        if "seed" in sampler:
+            sampler.seed = SEED
+            store.store(
+                group="hydra/sweeper/sampler", name=file.removesuffix(".yaml"), node=sampler, provider="posttrain"
+            )

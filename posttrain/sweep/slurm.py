@@ -321,9 +321,8 @@ def wait(waiting: dict[str, Trial], poll_s: float) -> None:
                 time.sleep(poll_s)
     except KeyboardInterrupt:
         numbers = " ".join(left)
-        log_stderr(
-            f"{len(left)} jobs keep running; the same command waits for them again, `scancel {numbers}` ends them"
-        )
+        what = "1 job keeps" if len(left) == 1 else f"{len(left)} jobs keep"
+        log_stderr(f"{what} running; `scancel {numbers}` ends what is left")
         raise
 
 

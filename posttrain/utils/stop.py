@@ -33,17 +33,31 @@ class Stopped(KeyboardInterrupt):
 
     Args:
         number: of the signal.
+        done: what of its work is done, in a few words; empty: nothing is said of it.
+        advice: a line about how to go on; empty: there is none.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+    def __init__(self, number: int, done: str = "", advice: str = "") -> None:
+        self.number = number
         self.exit_code = 128 + number
+        self.advice = advice
+        message = f"stopped by {signal.Signals(number).name}"
+        if done:
+            message += f": {done}"
+        super().__init__(message)
+
+
+def signal_of(error: KeyboardInterrupt) -> int:
+    """The signal behind an error; Python's own is Ctrl-C's."""
+    return error.number if isinstance(error, Stopped) else signal.SIGINT
 
 
 def exit_for(error: KeyboardInterrupt) -> NoReturn:
-    """Say in one line what ended the command, and exit with its code."""
+    """Say in one line what ended the command, in another how to go on if that is known, and exit with its code."""
     stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
     print(f"posttrain: {stopped}", file=sys.stderr)
+    if stopped.advice:
+        print(f"posttrain: {stopped.advice}", file=sys.stderr)
     raise SystemExit(stopped.exit_code) from None
 
 

@@ -266,7 +266,7 @@ def test_left_told_to_save_too_often_and_cancelled(start, ask, tmp_path):
     until_trained(first, run_dir, 3)
     first.send_signal(signal.SIGINT)  # the command leaves, its job doesn't
     left = finish(first, run_dir)
-    assert left.code == 130 and "the same command waits" in left.err
+    assert left.code == 130 and "to wait for the job again: " in left.err
 
     second = start(*words)
     until(lambda: "already" in second.said[1].read_text(), second)

@@ -36,7 +36,9 @@ def task(cfg):
         raise RunFailed("loss is NaN")
     if cfg.seed == DIE:
         os.kill(os.getpid(), signal.SIGKILL)
-    if cfg.seed == WAIT:
+    waited = run_dir.parent / "waited"
+    if cfg.seed == WAIT and not waited.exists():  # the first of a sweep alone
+        waited.touch()
         try:
             time.sleep(60)
         except KeyboardInterrupt:

@@ -142,6 +142,65 @@ def test_stopping_reaches_the_trial_and_starts_no_more(tmp_path, number):
     assert state(tmp_path / "here/seed=3")["state"] == "stopped" or number != signal.SIGINT
     assert not (tmp_path / "here/seed=5").exists()
     assert "Traceback" not in err
+    assert f"stopped by {number.name}: 0 of 2 trials finished, 1 " in err and ", 1 not begun\n" in err
+
+
+def stopped_sweep(cwd, *overrides):
+    """Stop a sweep once its trial of seed 3 has begun, which waits; returns its last two lines."""
+    process = start(cwd, *overrides)
+    deadline = time.time() + 60
+    while not list(cwd.glob("outputs/sweeps/*/*seed=3*/status.json")) and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, err
+    return err.splitlines()[-2:]
+
+
+def typed_again(cwd, advice):
+    """Type the command that a stopped sweep has named; returns what it says on standard error."""
+    command = advice.partition("to continue: ")[2]
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    again = subprocess.run(command, shell=True, cwd=cwd, env=env, text=True, capture_output=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    return again.stderr
+
+
+@pytest.mark.every_run
+def test_a_stopped_sweep_says_what_is_done_and_the_command_that_goes_on(tmp_path):
+    """Started afresh, this one would make another directory, and refuse the trial that has begun."""
+    words = ["seed=5,3,1,7", "sweep.name='a b ${now:%f}'", "run.resume=never"]
+    done, advice = stopped_sweep(tmp_path, *words)
+    assert done == "posttrain: stopped by SIGINT: 1 of 4 trials finished, 1 interrupted, 2 not begun"
+    (directory,) = (tmp_path / "outputs/sweeps").iterdir()
+    again = advice.partition("to continue: ")[2]
+    assert "run.resume=auto" in again and "run.resume=never" not in again
+    again = again.replace("seed=5,3,1,7", "seed=5,3,7")  # 1 fails
+    assert "1 of 3 trials have already finished" in typed_again(tmp_path, f"to continue: {again}")
+    assert runs(directory) == {"seed=3": 2, "seed=5": 1, "seed=7": 1}
+    assert list((tmp_path / "outputs/sweeps").iterdir()) == [directory]
+
+
+def test_a_stopped_search_goes_on_by_the_command_that_it_names(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "seed=choice(3,5)", "peft.rank=range(1,256)",
+              "hydra.sweeper.n_trials=6", "sweep.name=search"]  # fmt: skip
+    done, advice = stopped_sweep(tmp_path, *search)
+    before = runs(tmp_path / "outputs/sweeps/search")
+    assert f"{len(before) - 1} of 6 trials finished, 1 interrupted" in done
+    typed_again(tmp_path, advice)
+    after = runs(tmp_path / "outputs/sweeps/search")
+    assert len(after) == 6
+    assert sorted(after[name] for name in before) == [1] * (len(before) - 1) + [2]
+
+
+def test_a_stopped_search_without_a_seed_says_what_can_be_continued(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    _, advice = stopped_sweep(
+        tmp_path, "hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=null", "seed=choice(3,3)", "sweep.name=search"
+    )
+    assert "hydra.sweeper.sampler.seed=null: without a seed" in advice
+    assert advice.endswith("--resume outputs/sweeps/search/TRIAL")
 
 
 def test_a_search_goes_on_where_it_was(tmp_path):

@@ -2,8 +2,11 @@
 
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -21,6 +24,56 @@ def posttrain(folder, *words, path=None):
     command = [sys.executable, "-m", "posttrain", *words]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "PATH": path or str(folder)}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+
+
+def busy_slurm(folder):
+    """A PATH with a Slurm that takes every job and starts none; see tests/e2e/test_slurm_cluster.py for a real one."""
+    folder.mkdir()
+    programs = {
+        "sbatch": "echo Submitted batch job 7",
+        "squeue": "echo '7|PENDING|Priority|'; echo '7_0|PENDING|Priority|'",
+    }
+    for name in ("sbatch", "squeue", "srun"):
+        program = folder / name
+        program.write_text(f"#!/bin/sh\n{programs.get(name, '')}\n")
+        program.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def interrupted(folder, command, path):
+    """Type a command and Ctrl-C once its job waits; returns the lines on standard error."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "PATH": path}
+    with open(folder / "said", "w+") as said:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=said)
+        deadline = time.monotonic() + 60
+        while not re.search("job 7|_0, ", (folder / "said").read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 128 + signal.SIGINT, (folder / "said").read_text()
+    return (folder / "said").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "words, stopped",
+    [
+        (["launch.submit=true"], "stopped by SIGINT"),
+        (
+            ["hydra/launcher=slurm", "--multirun", "seed=1,1"],
+            "stopped by SIGINT: 0 of 1 trials finished, 1 in the queue",
+        ),
+    ],
+)
+def test_a_command_that_leaves_its_jobs_names_the_one_that_waits_for_them(tmp_path, words, stopped):
+    pytest.importorskip("submitit")
+    path = busy_slurm(tmp_path / "bin")
+    first = interrupted(tmp_path, [sys.executable, "-m", "posttrain", *words], path)
+    assert first[-2] == f"posttrain: {stopped}"
+    assert any("1 job keeps running; `scancel 7` ends what is left" in line for line in first)
+    again = re.fullmatch("posttrain: to (?:wait for the job again|continue): (.*)", first[-1])[1]
+    second = interrupted(tmp_path, shlex.split(again), path)
+    assert any("is already in the queue as job 7" in line for line in second)
+    assert second[-2:] == first[-2:]
 
 
 def options(*words):

@@ -214,8 +214,8 @@ def check_spec(
 ) -> None:
     """What was asked for and depends on the whole run can be done: a captured step, activations on the host, 8 bits.
 
-    Of a model whose architecture is unknown yet, on a hub, the run itself says the second, and of 8 bits what experts
-    need.
+    So can the number of layers that are computed again. Of a model whose architecture is unknown yet, on a hub, the run
+    itself says what depends on its layers, and of 8 bits what experts need.
 
     Args:
         cfg: as composed.
@@ -225,7 +225,8 @@ def check_spec(
         gpu: what each process runs on; None: not known.
     """
     eight_bit = cfg.precision.name == "fp8" and (gpu is not None or cfg.parallelism.fsdp)
-    if not cfg.trainer.cuda_graph and not cfg.trainer.offload_layers and not eight_bit:
+    trainer = cfg.trainer
+    if not (trainer.cuda_graph or trainer.offload_layers or trainer.recompute_layers or eight_bit):
         return
     if cfg.trainer.micro_batch_size == AUTO:
         cfg = cfg.copy()
@@ -370,7 +371,7 @@ def _check_shape(cfg: DictConfig, shape: Mapping[str, Any], sizes: ParallelSizes
         _check_counts(Counts.from_config(family, shape), sizes)
         layers = family.value("layers", shape)
         if layers is not None:
-            check_stages(cfg.trainer.megatron, layers, sizes.pipeline)
+            check_stages(cfg.trainer.megatron, layers, sizes.pipeline, cfg.trainer.recompute_layers)
     elif max(sizes.tensor, sizes.pipeline, sizes.expert) > 1:
         kind = shape.get("model_type")
         print(

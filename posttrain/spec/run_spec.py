@@ -14,7 +14,7 @@ from posttrain.ops.capped_limits import HIGHEST_CAP, WIDEST_HEAD
 from posttrain.spec.epochs import Epoch
 from posttrain.spec.parallel_sizes import ParallelSizes
 from posttrain.spec.shape import Adapters, Shape
-from posttrain.spec.stages import divide_layers
+from posttrain.spec.stages import check_offloaded, check_recomputed, divide_layers
 
 WRITTEN_OUT = "every score is kept, and a step is slower than planned"
 BASE_CHECK_SECONDS = 5.0  # of a run of adapters, which may be short itself
@@ -478,7 +478,7 @@ class RunSpec(ParallelSizes):
         Raises:
             UserError: `trainer.cuda_graph=true` where a step can't be captured, `trainer.offload_layers` on a GPU where
                 activations can't be offloaded, an adapter with `precision=fp8` under Megatron-FSDP where the frozen
-                weights aren't kept in 8 bits.
+                weights aren't kept in 8 bits; see also `check_layers`.
         """
         if self.fsdp and self.adapter and self.precision == "fp8" and not self.eight_bit_base:
             raise UserError(
@@ -491,8 +491,22 @@ class RunSpec(ParallelSizes):
                 f"`trainer.offload_layers={self.offload_layers}`: activations can't wait in the host's memory: "
                 f"{self.offload.reason}; remove it, or use trainer.recompute=full"
             )
+        if self.shape is not None:
+            self.check_layers(self.shape.layers)
         if self.graph and not self.cuda_graph:
             raise UserError(f"`trainer.cuda_graph=true`: a step can't be captured: {self.cuda_graph.reason}")
+
+    def check_layers(self, layers: int) -> None:
+        """Refuse more layers to compute again, or to have wait in the host's memory, than a model with `layers` has.
+
+        Of stages that `trainer.megatron` divides, see posttrain.spec.stages.check_stages.
+
+        Raises:
+            UserError: it has fewer.
+        """
+        stages = self.stages_of(layers) or (layers,)
+        check_recomputed(self.recompute_layers, layers, stages)
+        check_offloaded(self.offload_layers, layers)
 
     def trains(self, linear: str) -> float:
         """Share of the layers in which the linear layer `linear` is trained or adapted."""

@@ -49,17 +49,57 @@ def divides_stages(sections: Mapping[str, Any]) -> bool:
     return any(options.get(key) for key in (*ENDS, FIRST, LAST, LAYOUT, VIRTUAL))
 
 
-def check_stages(sections: Mapping[str, Any], layers: int, stages: int) -> None:
+def check_recomputed(recompute_layers: int | None, layers: int, lengths: Sequence[int]) -> None:
+    """Refuse more layers to compute again than there are where most are.
+
+    Args:
+        recompute_layers: as in `trainer`.
+        layers: transformer layers of the model.
+        lengths: of them, in each pipeline stage.
+
+    Raises:
+        UserError: no stage has so many.
+    """
+    most = max(lengths)
+    if recompute_layers is None or recompute_layers <= most:
+        return
+    there = f"the model has {layers} layers"
+    if len(lengths) > 1:
+        there = f"of the model's {layers} layers no pipeline stage has more than {most}"
+    raise UserError(
+        f"`trainer.recompute_layers={recompute_layers}`: {there}; set 1 to {most}, or null, which is all of them"
+    )
+
+
+def check_offloaded(offload_layers: int | None, layers: int) -> None:
+    """Refuse more layers whose activations wait in the host's memory than the model has.
+
+    Args:
+        offload_layers: as in `trainer`.
+        layers: transformer layers of the model.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if offload_layers is not None and offload_layers > layers:
+        raise UserError(
+            f"`trainer.offload_layers={offload_layers}`: the model has {layers} layers; set 1 to {layers}, or null, "
+            "which is none of them"
+        )
+
+
+def check_stages(sections: Mapping[str, Any], layers: int, stages: int, recompute_layers: int | None = None) -> None:
     """Refuse a division into pipeline stages that Megatron-Core can't make; what its own layout says it checks itself.
 
     Args:
         sections: `trainer.megatron`.
         layers: transformer layers of the model.
         stages: `parallelism.pipeline_model_parallel_size`.
+        recompute_layers: as in `trainer`; compared with stages that `sections` divides.
 
     Raises:
         UserError: fewer layers than stages; in `trainer.megatron.model` keys that don't go together or with one stage,
-            or that leave a number that can't be divided.
+            or that leave a number that can't be divided; more layers to compute again than any stage has.
     """
     key = f"`parallelism.pipeline_model_parallel_size={stages}`"
     if layers < stages:
@@ -72,6 +112,8 @@ def check_stages(sections: Mapping[str, Any], layers: int, stages: int) -> None:
     _check_together(options)
     if not options.get(LAYOUT):
         _check_division(options, layers, stages)
+        if divides_stages(sections):
+            check_recomputed(recompute_layers, layers, _lengths(options, layers, stages))
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:
@@ -123,6 +165,21 @@ def _check_division(options: Mapping[str, Any], layers: int, stages: int) -> Non
             f"`{SECTION}`: {', '.join(reasons)} leaves {left} layers for {groups} equal stages, of the model's "
             f"{layers}; remove it, and the layers are divided as is fastest"
         )
+
+
+def _lengths(options: Mapping[str, Any], layers: int, stages: int) -> list[int]:
+    """Layers of each part that a process computes at once: of a pipeline stage, or of a virtual one."""
+    virtual = options.get(VIRTUAL) or 1
+    given = [options[name] for name in (FIRST, LAST) if options.get(name) is not None]
+    ends = [name for name in ENDS if options.get(name)]
+    equal = (stages - len(given)) * virtual
+    lengths = [length // virtual for length in given for _ in range(virtual)]
+    if equal:
+        lengths += [(layers + len(ends) - sum(given)) // equal] * equal
+    for index, name in ((0, ENDS[0]), (-1, ENDS[1])):  # embedding and loss stand for a layer there
+        if name in ends:
+            lengths[index] -= 1
+    return lengths
 
 
 def _options(sections: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -125,6 +125,9 @@ def test_the_layers_of_the_stages_are_said(more, line, capsys, monkeypatch):
     assert line in capsys.readouterr().out
 
 
+AGAIN = ["trainer.recompute=full"]
+
+
 @pytest.mark.parametrize(
     "words, expected",
     [
@@ -134,6 +137,18 @@ def test_the_layers_of_the_stages_are_said(more, line, capsys, monkeypatch):
         (["plan.gpu=a100", "precision=fp8"], "`precision=fp8`: the GPU, A100, has compute capability 8.0"),
         (["plan.gpu=a6000", "model=llama3_8b", "precision=fp8", "peft=none"], "A6000, has compute capability 8.6"),
         (["plan.gpu=l40s", "model=qwen3_30b_a3b", "precision=fp8"], "products of experts in 8 bits need 9 or 10"),
+        (
+            ["model=llama3_8b", "trainer.offload_layers=33", "parallelism=auto"],
+            "`trainer.offload_layers=33`: the model",
+        ),
+        (
+            ["model=llama3_8b", "plan.gpus=4", *AGAIN, "trainer.recompute_layers=33", "parallelism=auto"],
+            "`trainer.recompute_layers=33`: the model has 32 layers; set 1 to 32",
+        ),
+        (
+            ["model=llama3_8b", "plan.gpus=2", *AGAIN, "trainer.recompute_layers=20", "parallelism=pp2"],
+            "no pipeline stage has more than 17",
+        ),
         (["optimizer.lr=-1"], "`optimizer.lr=-1.0`: must be greater than 0"),
         (["model=llama3_8b", "parallelism=tp8", "parallelism.tensor_model_parallel_size=16", "plan.gpus=16"], "groups"),
     ],

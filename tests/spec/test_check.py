@@ -19,6 +19,8 @@ LAST = f"{MEGATRON}num_layers_in_last_pipeline_stage"
 VIRTUAL = f"{MEGATRON}virtual_pipeline_model_parallel_size"
 LAYOUT = f"{MEGATRON}pipeline_model_parallel_layout"
 LOSS = f"{MEGATRON}account_for_loss_in_pipeline_split=true"
+ENDS = f"{MEGATRON}account_for_embedding_in_pipeline_split=true"
+AGAIN = ["trainer.recompute=full"]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +110,25 @@ LOSS = f"{MEGATRON}account_for_loss_in_pipeline_split=true"
         (["+trainer.megatron.ddp=null"], 0, "trainer.megatron.ddp=None: must hold keys"),
         ([*LLAMA, "parallelism=cp2"], 0, "Transformer Engine's, which needs GPUs"),
         (["trainer.recompute_layers=3"], 0, "has no effect with trainer.recompute=auto; add trainer.recompute=full"),
+        (
+            [*AGAIN, "trainer.recompute_layers=31"],
+            0,
+            "`trainer.recompute_layers=31`: the model has 30 layers; set 1 to 30",
+        ),
+        (
+            [*LLAMA, *AGAIN, "parallelism=pp2", "trainer.recompute_layers=18"],
+            2,
+            "`trainer.recompute_layers=18`: of the model's 32 layers no pipeline stage has more than 17; set 1 to 17",
+        ),
+        ([*LLAMA, *AGAIN, "parallelism=pp2", FIRST + "=20", "trainer.recompute_layers=21"], 2, "has more than 20;"),
+        ([*LLAMA, *AGAIN, "parallelism=pp2", VIRTUAL + "=2", "trainer.recompute_layers=9"], 2, "has more than 8;"),
+        (
+            ["model=pythia_70m", *AGAIN, "parallelism=pp2", ENDS, LOSS, "trainer.recompute_layers=4"],
+            2,
+            "of the model's 6 layers no pipeline stage has more than 3;",
+        ),
+        ([*LLAMA, "trainer.offload_layers=33"], 1, "`trainer.offload_layers=33`: the model has 32 layers; set 1 to 32"),
+        (["trainer.offload_layers=31"], 0, "`trainer.offload_layers=31`: the model has 30 layers"),
         ([*LLAMA, "parallelism=pp2", "trainer.offload_layers=4"], 2, "a pipeline has several micro-batches under way"),
         ([*LLAMA, "parallelism=fsdp", "trainer.offload_layers=4"], 2, "Megatron-FSDP was not tried with it"),
         ([*LLAMA, "peft=none", "trainer.offload_layers=4"], 1, "only plain LoRA as one operation with its layer"),
@@ -152,6 +173,20 @@ def test_refused(words, gpus, expected):
     with pytest.raises(UserError) as error:
         checks.check(compose(words), gpus)
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words, gpus",
+    [
+        (["trainer.recompute_layers=30"], 0),
+        ([*LLAMA, "parallelism=pp2", "trainer.recompute_layers=17"], 2),
+        ([*LLAMA, "parallelism=pp2", FIRST + "=20", "trainer.recompute_layers=20"], 2),
+        ([*LLAMA, "parallelism=pp2", VIRTUAL + "=2", "trainer.recompute_layers=8"], 2),
+        ([*LLAMA, "trainer.offload_layers=32"], 1),
+    ],
+)
+def test_all_layers_may_be_computed_again_or_wait(words, gpus):
+    checks.check(compose([*AGAIN, *words]), gpus)
 
 
 def test_a_model_on_a_hub_may_have_activations_that_can_wait_on_the_host(monkeypatch):

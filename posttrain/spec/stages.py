@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.errors import UserError
+from posttrain.spec.stage_layout import check_layout
 
 ENDS = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
 FIRST = "num_layers_in_first_pipeline_stage"
@@ -88,18 +89,26 @@ def check_offloaded(offload_layers: int | None, layers: int) -> None:
         )
 
 
-def check_stages(sections: Mapping[str, Any], layers: int, stages: int, recompute_layers: int | None = None) -> None:
-    """Refuse a division into pipeline stages that Megatron-Core can't make; what its own layout says it checks itself.
+def check_stages(
+    sections: Mapping[str, Any],
+    layers: int,
+    stages: int,
+    recompute_layers: int | None = None,
+    predictions: int | None = None,
+) -> None:
+    """Refuse a division into pipeline stages that Megatron-Core can't make.
 
     Args:
         sections: `trainer.megatron`.
         layers: transformer layers of the model.
         stages: `parallelism.pipeline_model_parallel_size`.
         recompute_layers: as in `trainer`; compared with stages that `sections` divides.
+        predictions: layers of multi-token prediction of the model; None: it has none.
 
     Raises:
         UserError: fewer layers than stages; in `trainer.megatron.model` keys that don't go together or with one stage,
-            or that leave a number that can't be divided; more layers to compute again than any stage has.
+            or that leave a number that can't be divided, or a layout of other layers or stages; more layers to compute
+            again than any stage has.
     """
     key = f"`parallelism.pipeline_model_parallel_size={stages}`"
     if layers < stages:
@@ -110,10 +119,16 @@ def check_stages(sections: Mapping[str, Any], layers: int, stages: int, recomput
         _check_one_stage(options)
         return
     _check_together(options)
-    if not options.get(LAYOUT):
-        _check_division(options, layers, stages)
-        if divides_stages(sections):
-            check_recomputed(recompute_layers, layers, _lengths(options, layers, stages))
+    if options.get(LAYOUT) is not None:
+        predictions = options.get("mtp_num_layers", predictions) or 0
+        lengths = check_layout(
+            f"{SECTION}.{LAYOUT}", options[LAYOUT], layers, stages, options.get(VIRTUAL), predictions
+        )
+        check_recomputed(recompute_layers, layers, lengths)
+        return
+    _check_division(options, layers, stages)
+    if divides_stages(sections):
+        check_recomputed(recompute_layers, layers, _lengths(options, layers, stages))
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:
@@ -125,7 +140,7 @@ def _check_numbers(options: Mapping[str, Any]) -> None:
 
 def _check_one_stage(options: Mapping[str, Any]) -> None:
     for name in (FIRST, LAST, VIRTUAL, LAYOUT):
-        if options.get(name):
+        if options.get(name) is not None:
             raise UserError(
                 f"`{SECTION}.{name}`: there is one stage; remove it, or set parallelism.pipeline_model_parallel_size"
             )

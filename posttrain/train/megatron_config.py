@@ -106,7 +106,8 @@ def build_model(run: RunContext) -> MegatronModel:
             eight_bit_layer_spec, provider.transformer_layer_spec, fully_sharded=run.spec.divided_before_read
         )
     groups.parallelism.apply(provider, run.platform, run.spec.sequence_parallel)
-    check_stages(run.settings.megatron, provider.num_layers, run.spec.pipeline, run.spec.recompute_layers)
+    predictions = provider.mtp_num_layers
+    check_stages(run.settings.megatron, provider.num_layers, run.spec.pipeline, run.spec.recompute_layers, predictions)
     run.spec.check_layers(provider.num_layers)
     stages = run.spec.stages_of(provider.num_layers)
     if stages is not None and len(set(stages)) > 1:

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from posttrain.checkpoint import directories
 from posttrain.config import frozen
+from posttrain.config.instantiate import built
 from posttrain.errors import UserError
 from posttrain.utils import rundir
 
@@ -134,6 +135,8 @@ def differences(before: DictConfig, after: DictConfig) -> dict[str, tuple[Any, A
     harmless: tuple[str, ...] = HARMLESS
     if not any(old.get(key) or new.get(key) for key in DIVIDED_OPTIMIZER):
         harmless += LAYOUT
+    if built(after.objective).template(built(after.template)) is None:  # none is rendered with
+        harmless += ("template",)
     changed = {}
     for key in old.keys() | new.keys():
         if old.get(key) != new.get(key) and not is_within(key, harmless):

@@ -31,6 +31,8 @@ RERUN, RESUME = "--rerun", "--resume"
 RUN_DIR = "hydra.run.dir"
 OVERRIDES = ".hydra/overrides.yaml"
 SETTINGS = ".hydra/hydra.yaml"
+CONFIG = "config.yaml"
+TEXT = "posttrain.objectives.Text"  # the objective beside which a template was once accepted, and had no effect
 NEVER = "run.resume=never"  # refuses to continue, which is what was asked for now
 
 
@@ -51,8 +53,13 @@ def expand(arguments: list[str]) -> list[str]:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     given = set(map(_key, _parse(overrides)))
     kept = []
+    ignored = _ignored(root, given)
+    notes = []
     for override in _parse(_saved(root), f"{root / OVERRIDES}: "):
         if _key(override) in given or (option == RESUME and override.input_line == NEVER):
+            continue
+        if _key(override).partition(".")[0] in ignored:
+            notes.append(f"{override.input_line}: has no effect with this objective and had none; it is left out")
             continue
         if override.is_sweep_override():
             raise UserError(f"{root / OVERRIDES}: {override.input_line}: is a sweep; a run has one value of each key")
@@ -68,17 +75,28 @@ def expand(arguments: list[str]) -> list[str]:
     if file is not None and JOB_NAME not in given:
         kept.append(format_override(JOB_NAME, file))
     expanded = [*kept, *arguments]
-    notes = [f"{run} again: {shlex.join(expanded)}"]
     if option == RESUME:
         expanded = [*kept, *_in_place(root, arguments, given)]
-        notes = [f"{run} continues {_progress(root)}: {shlex.join(expanded)}"]
-    elif _unfinished(root) and RUN_DIR not in given:
+        notes.append(f"{run} continues {_progress(root)}: {shlex.join(expanded)}")
+    else:
+        notes.append(f"{run} again: {shlex.join(expanded)}")
+    if option == RERUN and _unfinished(root) and RUN_DIR not in given:
         continues = command_of(RESUME, run)
         notes.append(f"{run} has not finished; this starts at step 0. To continue {_progress(root)}: {continues}")
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
             print(f"posttrain: {escape_control(note)}", file=sys.stderr)
     return expanded
+
+
+def _ignored(root: Path, given: set[str]) -> tuple[str, ...]:
+    """The groups of a run that its objective ignores: a command that chooses one of them is refused."""
+    config = _read(root, CONFIG)
+    if "objective" in given or not isinstance(config, dict):
+        return ()
+    objective = config.get("objective")
+    is_text = isinstance(objective, dict) and objective.get("_target_") == TEXT
+    return ("template",) if is_text else ()
 
 
 def _in_place(root: Path, arguments: list[str], given: set[str]) -> list[str]:

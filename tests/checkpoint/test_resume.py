@@ -49,6 +49,15 @@ def test_where_a_run_goes_on(tmp_path, cfg):
         resume.check(compose(["trainer.max_steps=4", "run.resume=never"]), ours)
 
 
+def test_a_template_that_nothing_is_rendered_with_may_differ(tmp_path):
+    text = ["objective=text", "data.path=a.txt"]
+    save(tmp_path / "text", 2, compose([*text, "template=chatml"]))
+    resume.check(compose(text), tmp_path / "text")
+    save(tmp_path / "sft", 2, compose(["template=chatml"]))
+    with pytest.raises(UserError, match=r"template\.name: chatml -> model"):
+        resume.check(compose([]), tmp_path / "sft")
+
+
 @pytest.mark.parametrize("word", ["optimizer.lr=3.3e-5", "trainer.global_batch_size=24", "seed=1", "peft.rank=4",
                                   "scheduler=linear", "trainer.seq_length=1032", "data.packing=false", "peft=none",
                                   "+trainer.megatron.model.init_method_std=0.1", "model.path=elsewhere"])  # fmt: skip

@@ -81,6 +81,23 @@ def test_resuming_leaves_out_what_would_refuse_it(start, run):
     assert again["run"]["resume"] == "auto" and again["peft"]["rank"] == 3
 
 
+@pytest.mark.parametrize("option", ["--resume", "--rerun"])
+def test_a_template_that_an_older_run_was_given_without_effect_is_left_out(start, tmp_path, capsys, option):
+    directory, place = tmp_path / "first", [f"hydra.run.dir={tmp_path}/again"]
+    if option == "--resume":
+        place = []
+    words = ["objective=text", "data.path=a.txt", "template=chatml"]
+    config = start(*words, f"hydra.run.dir={directory}")
+    (directory / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    again = start(option, directory, *place)
+    assert again["template"]["name"] == "model" and again["objective"] == config["objective"]
+    assert "template=chatml: has no effect with this objective and had none; it is left out" in capsys.readouterr().err
+    for more in (["objective=sft", "data=messages"], ["template=chatml"]):  # what is typed now is this command's own
+        (directory / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words), encoding="utf-8")
+        assert start(option, directory, *place, *more)["template"]["name"] == "chatml"
+        assert "left out" not in capsys.readouterr().err
+
+
 def test_starting_over_names_the_way_to_continue(start, run, tmp_path, capsys, monkeypatch):
     directory, _ = run
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -241,7 +242,12 @@ def push_export(c: DictConfig) -> None:
 def import_(cfg: DictConfig, out: Path) -> None:
     """Check the Hugging Face directory, then start Megatron and convert."""
     model = built(cfg.model)
-    _ = model.directory  # checked before Megatron's long import
+    if model.adapter is not None:
+        raise UserError(
+            f"`model.path={model.path}`: is an adapter, and import takes whole models; merge it first: "
+            f"python -m posttrain.convert merge {quote(model.path)} DIR"
+        )
+    check_apart(out, model.directory)  # which is checked before Megatron's long import
     working.phase("importing")
     with quiet():
         single_process.start()
@@ -255,6 +261,8 @@ def export(cfg: DictConfig, out: Path) -> None:
     c = cfg.convert
     given = expand_home(c.checkpoint)
     checkpoint = find(given)
+    for read in (checkpoint.directory, expand_home(checkpoint.model.path), expand_home(checkpoint.model.base)):
+        check_apart(out, read)
     if checkpoint.peft and c.dtype:
         raise UserError(f"`convert.dtype={c.dtype}`: {checkpoint.directory} is an adapter's; give it to merge")
     working.phase("importing")

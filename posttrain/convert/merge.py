@@ -55,6 +55,7 @@ def merge_adapter(
         UserError: there is no adapter, no base, they do not belong together, or no merged model would be the same.
     """
     adapter = find_adapter(path)
+    check_apart(out, adapter)
     _, pairs, tensors = read_adapter(adapter)
     adapted = HFModel(path=str(adapter))
     adapted.moved_base = base_path

@@ -17,7 +17,7 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 def check_apart(out: Path, source: Path) -> None:
     """Raise a UserError where `source`, which is read, is `out` or lies in it: it would be replaced by the result."""
-    if source.resolve().is_relative_to(out.resolve()):
+    if source.exists() and source.resolve().is_relative_to(out.resolve()):  # the name of a hub's model is no path
         raise UserError(f"convert.out={out}: {source}, which is read, would be replaced; choose another directory")
 
 

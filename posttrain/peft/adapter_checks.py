@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 
 from posttrain.errors import UserError
 from posttrain.models.families import families
@@ -17,8 +18,17 @@ def check(adapter: Adapter, ours: LoRA, directory: Path) -> None:
     if bool(config.get("use_dora")) != dora:
         kind, group = ("LoRA", "lora") if dora else ("DoRA", "dora")
         raise UserError(f"{directory}: is {kind}; choose peft={group}")
+    ranks = {module: tensors[pair.tensors["a"]].shape[0] for module, pair in pairs.items()}
+    first = next(iter(pairs), "")
     for module, pair in pairs.items():
-        rank = tensors[pair.tensors["a"]].shape[0]
+        if ranks[module] != ranks[first] or pair.scale != pairs[first].scale:
+            raise UserError(
+                f"{directory}: has another rank or alpha on {module} than on {first}, and one peft.rank and peft.alpha "
+                "are for all; merge it, and continue from what that writes: "
+                f"python -m posttrain.convert merge {quote(str(directory))} DIR"
+            )
+    for module, pair in pairs.items():
+        rank = ranks[module]
         if rank != ours.rank or abs(pair.scale - ours.effective_alpha / ours.rank) > 1e-6 * pair.scale:
             divisor = rank**0.5 if ours.rslora else rank
             alpha = pair.scale * divisor

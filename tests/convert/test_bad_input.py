@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from posttrain.convert.checkpoints import find
+from posttrain.convert.publish import check_apart
 from posttrain.errors import UserError
 from posttrain.models import HFModel
 
@@ -119,6 +121,39 @@ def test_what_is_there_is_kept_until_the_new_is_whole(imported, tmp_path):
         (scratch / "file").write_text("new")
     assert (out / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_an_export_reads_is_not_replaced(imported, tmp_path, monkeypatch, capsys):
+    from posttrain.convert.__main__ import main
+
+    copy = shutil.copytree(imported / "megatron", tmp_path / "megatron")
+    for out in (copy / "iter_0000000", copy / "huggingface"):
+        before = sorted(out.iterdir())
+        monkeypatch.setattr("sys.argv", ["convert", "export", str(copy), str(out), "convert.overwrite=true"])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2 and "which is read, would be replaced" in capsys.readouterr().err
+        assert sorted(out.iterdir()) == before
+
+
+def test_only_what_is_there_is_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_apart(Path("owner"), Path("owner/name"))  # of a hub
+    Path("owner/name").mkdir(parents=True)
+    with pytest.raises(UserError, match="would be replaced"):
+        check_apart(Path("owner"), Path("owner/name"))
+
+
+def test_an_adapter_is_not_imported(tmp_path, monkeypatch, capsys):
+    """A Megatron checkpoint is of a whole model: it would have been the base's alone."""
+    from posttrain.convert.__main__ import main
+
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x/y"}')
+    monkeypatch.setattr("sys.argv", ["convert", "import", str(tmp_path), str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and "is an adapter" in (err := capsys.readouterr().err) and "convert merge" in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Base + adapter as one model, against what PEFT makes of them."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -276,6 +277,13 @@ def test_what_is_read_is_not_replaced(base, peft_adapter, tmp_path, monkeypatch,
             main()
         assert stop.value.code == 2 and "which is read, would be replaced" in capsys.readouterr().err
     assert (adapter / "adapter_config.json").is_file() and (directory / "model.safetensors").is_file()
+    run = tmp_path / "run"
+    adapter = shutil.move(adapter, run / "adapter")
+    monkeypatch.setattr(sys, "argv", ["convert", "merge", str(run), str(adapter), "convert.overwrite=true"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and "adapter, which is read, would be replaced" in capsys.readouterr().err
+    assert (adapter / "adapter_config.json").is_file()
 
 
 def test_an_adapted_output_layer_of_its_own(base, peft_adapter, tmp_path):

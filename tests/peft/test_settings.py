@@ -53,6 +53,22 @@ def test_before_anything_is_loaded(modules, words, message, tmp_path):
             model_checks.check_peft(cfg, None)
 
 
+@pytest.mark.parametrize("pattern", [{"rank_pattern": {"q_proj": 4}}, {"alpha_pattern": {"q_proj": 3}}])
+def test_ranks_and_scales_that_differ(pattern, tmp_path):
+    """One rank and alpha are for all modules: each of two would be advised against the other."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    settings = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **pattern)
+    get_peft_model(LlamaForCausalLM(shape), settings).save_pretrained(tmp_path / "adapter")
+    cfg = compose(
+        ["model=hf", f"model.path={tmp_path}/adapter", "peft.rank=8", "peft.target_modules=[q_proj,v_proj]"]
+    )
+    with pytest.raises(UserError, match=r"has another rank or alpha on .*convert merge .*/adapter DIR"):
+        model_checks.check_peft(cfg, None)
+
+
 def test_names():
     assert components(["h.0.attn.c_proj", "h.0.mlp.c_proj", "h.0.attn.c_attn"]) == {
         "linear_proj", "linear_fc2", "linear_qkv",

@@ -29,7 +29,7 @@ NO_TORCH = [
     "launch.launcher",
 ]
 
-# What a command does without until it needs it: loading each takes from a thirtieth of a second (zstandard) to several
+# What a command does without until it needs it: loading each takes from some hundredths of a second to several
 # seconds (transformers' models, Megatron), or it is an extra. An import inside a function leads to one of these.
 COSTLY = {
     "cel",
@@ -56,7 +56,6 @@ COSTLY = {
     "transformers",
     "triton",
     "wandb",
-    "zstandard",
 }
 
 

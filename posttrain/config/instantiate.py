@@ -35,7 +35,8 @@ def built(node: object, key: str = "") -> Any:
     if OmegaConf.get_type(node) is dict:  # the schema has no types for it
         value_types.check(node)
     try:
-        return instantiate(node)
+        # OmegaConf's own containers would make configurations again of the objects in them.
+        return instantiate(node, _convert_="partial")
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None

@@ -15,11 +15,11 @@ from posttrain.config.overrides import format_override
 from posttrain.data import encodings, readers, sources
 from posttrain.data.conversation import RowError
 from posttrain.data.formats import Text
-from posttrain.data.formats.chat import is_text_of_messages
+from posttrain.data.formats.chat import PYTHON_NOTATION, is_python_notation, is_text_of_messages
 from posttrain.data.formats.fields import listed, parse_json
 from posttrain.data.readers import FileOptions
 from posttrain.data.sources import Source
-from posttrain.data.trace import is_metadata
+from posttrain.data.trace import holds, is_metadata
 from posttrain.errors import UserError
 
 FIRST = 64  # rows that are looked at
@@ -92,11 +92,11 @@ def _detect(path: str | Sequence[str], options: FileOptions, cache_dir: Path) ->
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Each column of some rows with its first value that isn't null."""
+    """Each column of some rows with its first value that has something in it."""
     columns: dict[str, Any] = {}
     for row in rows:
         for name, value in row.items():
-            if columns.get(name) is None:
+            if not holds(columns.get(name)):
                 columns[name] = value
     return columns
 
@@ -186,6 +186,9 @@ def _question(columns: Mapping[str, Any], matches: Sequence[Match]) -> str:
         lines = [f"\n  {shlex.join(match.overrides)}" for match in matches]
         return f"{named}, which are those of several formats. Add one of:{''.join(lines)}"
     named += ", of no known format"
+    for name, value in columns.items():
+        if is_python_notation(value):
+            return f"{named}: `{name}` holds {PYTHON_NOTATION}"
     texts, questions, answers = [], [], []
     for name, value in _paths(columns):
         if not isinstance(value, str) or is_metadata(name):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.data.conversation import Conversation, Message, RowError
 from posttrain.data.provenance import TOOLS, Source
-from posttrain.data.trace import LONG, REASONING, VARIABLES, holds, is_metadata, is_spoken, texts
+from posttrain.data.trace import LONG, REASONING, VARIABLES, holds, is_metadata, is_seen_or_heard, is_spoken, texts
 
 if TYPE_CHECKING:
     from posttrain.data.render import Renderer
@@ -194,6 +194,12 @@ class _Search:
         """A column that the format didn't read, unless the text has what is in it."""
         if self._in_text(value):
             return
+        if is_seen_or_heard(name):
+            raise RowError(
+                f"field `{name}`: a picture, sound or film, and only text can be trained on; leave the row out, or say "
+                f"with data.format.metadata=[{name}] that what is said doesn't need it",
+                f"field `{name}` is not text",
+            )
         if is_spoken(name):
             raise RowError(
                 f"field `{name}`: holds what is said, and is not read; name it in the options of data.format (a system "

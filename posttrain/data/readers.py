@@ -28,7 +28,8 @@ HUB = "hf://"  # what the name of a data set of the Hugging Face hub starts with
 LINE = "line"  # the column of a text file's rows
 # How an object begins that is no row: {"column": {"0": ..., as pandas writes it, and {"data": [{..., around all rows.
 PANDAS_COLUMNS = re.compile(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{\s*"0"\s*:')
-AROUND_ROWS = re.compile(r'\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{')
+# Messages in the list are a row's own.
+AROUND_ROWS = re.compile(r'\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{(?![^{}]*"(?:role|from)"\s*:)')
 ARRAY_OF_ROWS = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*\{")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 HEAD = 4096  # bytes that show what a file is
@@ -183,13 +184,15 @@ def _unpacked(path: Path, packed: str | None) -> Iterator[io.BufferedReader]:
             with gzip.GzipFile(fileobj=_buffered(file)) as unpacked:
                 yield _buffered(unpacked)
         else:
-            import zstandard
+            import pyarrow
 
             try:
-                with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as stream:
+                with pyarrow.CompressedInputStream(file, "zstd") as stream:
                     yield _buffered(stream)
-            except zstandard.ZstdError as error:
-                raise UserError(f"data.path: {path}: not a Zstandard file, or damaged: {error}") from None
+            except OSError as error:
+                if error.errno is not None:  # of the disk, not of the content
+                    raise
+                raise UserError(f"data.path: {path}: not a whole Zstandard file: {error}") from None
 
 
 def _buffered(stream: object) -> io.BufferedReader:

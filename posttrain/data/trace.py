@@ -24,17 +24,19 @@ METADATA_ENDS = ("_id", "_ids", "_uuid", "_idx", "_index", "_at", "_time", "_tim
 # Spellings of an answer's reasoning. Messages have the first here, Qwen's and DeepSeek's; then gpt-oss's and Ollama's,
 # and that of servers.
 REASONING = ("reasoning_content", "thinking", "reasoning")
+SEEN_OR_HEARD = frozenset({"image", "images", "audio", "audios", "video", "videos"})
 # Names of what is said: losing it makes another conversation.
 SPOKEN = frozenset(
     {
         *REASONING,
+        *SEEN_OR_HEARD,
         *("thought", "thoughts", "thinking_content", "reasoning_details", "chain_of_thought", "cot"),
         *("system", "system_prompt", "system_message", "developer", "developer_prompt"),
         *("tools", "functions", "tool_definitions", "available_tools", "tool_defs", "tool_schemas", "tools_json"),
         *("tool_schema", "function_definitions", "functions_json"),
         *("tool_calls", "tool_call", "function_call", "function_calls", "tool_plan"),
         *("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "history"),
-        *("refusal", "image", "images", "audio", "audios", "video", "videos"),
+        "refusal",
     }
 )
 # Keys for whether a message is trained: OpenAI's and Mistral's, ours, axolotl's, and further ones.
@@ -105,6 +107,11 @@ def is_metadata(name: str) -> bool:
 def is_spoken(name: str) -> bool:
     """Whether a column of this name, or the last part of a path, is said in a conversation."""
     return name.rpartition(".")[2].lower() in SPOKEN
+
+
+def is_seen_or_heard(name: str) -> bool:
+    """Whether a column of this name, or the last part of a path, is no text."""
+    return name.rpartition(".")[2].lower() in SEEN_OR_HEARD
 
 
 def holds(value: object) -> bool:

@@ -96,8 +96,12 @@ class TrainingData:
         for name in ("max_length", "max_train_rows", "max_validation_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"data.{name}={getattr(self, name)}: must be at least 1")
-        if bool(self.sources) == (self.path is not None):
-            raise UserError("data.path: give the file, folder or pattern to train on (or data.sources, but not both)")
+        if self.sources and self.path is not None:
+            if str(self.path).startswith(sources.DEMO):
+                raise UserError("data.sources: say what their columns mean with data=NAME, e.g. data=messages")
+            raise UserError("data.path and data.sources exclude each other; give one of them")
+        if not self.sources and self.path is None:
+            raise UserError("data.path: give the file, folder or pattern to train on, or data.sources")
 
     def build(
         self,

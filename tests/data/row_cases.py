@@ -219,6 +219,12 @@ CASES = {
         {"messages": [user("a"), answer("b")], "tool_defs": [FLAT_TOOL]},
         refused="field `tool_defs`: holds what is said, and is not read",
     ),
+    "pictures beside messages": Case(
+        "a picture, sound or film beside the text, in a column or as a part of a message",
+        "refused",
+        {"messages": [user("<image>What is it?"), answer("A cat.")], "images": ["cat.png"]},
+        refused="field `images`: a picture, sound or film, and only text can be trained on",
+    ),
     "tools of a message": Case(
         "a message's own `tools`, `tool_call` and the like, whose names the template has for something else",
         "refused",
@@ -491,7 +497,7 @@ CASES = {
         "",
         {"prompt": "[{'role': 'user', 'content': 'a'}]", "completion": "[{'role': 'assistant', 'content': 'b'}]"},
         PromptCompletion(),
-        refused="field `prompt`: not valid JSON",
+        refused="field `prompt`: messages in Python's notation",
     ),
     "repeated prompt": Case(
         "a `completion` that begins with the messages of the `prompt`",

@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 
 from posttrain import preview  # noqa: F401  (its schema)
 from posttrain.cli import command, data_format
 from posttrain.data import TrainingData, detection, encodings, readers, row_filter, sources
 from posttrain.data.conversation import RowError
-from posttrain.data.formats import PromptCompletion, Text
+from posttrain.data.formats import Messages, PromptCompletion, Text
 from posttrain.data.prepare import Counts, encode_conversations
 from posttrain.data.readers import FileOptions
 from posttrain.data.rules import Rules
@@ -67,7 +66,8 @@ def test_tables_of_other_programs_are_read_as_they_were_written(tmp_path):
     packed.write_bytes(gzip.compress(written(path, delimiter=";", encoding="cp1252").read_bytes()))
     assert read(packed, encoding="cp1252") == ROWS
     packed = tmp_path / "a.jsonl.zst"
-    packed.write_bytes(zstandard.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode("utf-16")))
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    packed.write_bytes(pa.compress(lines.encode("utf-16"), "zstd", asbytes=True))
     assert read(packed) == ROWS
     (tmp_path / "array.jsonl").write_text(json.dumps(ROWS, indent=1), encoding="utf-8-sig")
     assert read(tmp_path / "array.jsonl") == ROWS
@@ -233,6 +233,24 @@ FORMATS = [
     ({"prompt": {"role": "prompter", "text": "a", "replies": []}}, "data=oasst"),
     ({"text": "a", "url": "x", "language_score": 0.9}, "objective=text"),
 ]
+
+
+@pytest.mark.parametrize("nothing", [[], "", {}, None])
+def test_an_empty_first_row_does_not_hide_the_format(tmp_path, nothing):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": value}) + "\n" for value in (nothing, CHAT)))
+    assert detection.detect(str(path), FileOptions(), tmp_path).overrides == ("data=messages",)
+
+
+def test_lists_that_pandas_wrote_into_csv(tmp_path):
+    """In Python's notation, which is no JSON: not offered as plain text to train on."""
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "rows.csv"
+    pandas.DataFrame([{"messages": CHAT}]).to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"`messages` holds messages in Python's notation.*to_json.path, orient="):
+        detection.detect(str(path), FileOptions(), tmp_path)
+    ((_, error),) = sources.rows(Source(str(path), Messages()), tmp_path)
+    assert isinstance(error, RowError) and "field `messages`: messages in Python's notation" in error.reason
 
 
 @pytest.mark.parametrize(("row", "overrides"), FORMATS)

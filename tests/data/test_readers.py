@@ -6,7 +6,6 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,10 @@ from posttrain.errors import UserError
 
 ROWS = [{"a": "x", "b": "é\r\n"}, {"a": "", "b": "🎉"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+def zstd(raw):
+    return pa.compress(raw, "zstd", asbytes=True)
 
 
 def read(path):
@@ -41,10 +44,27 @@ def test_every_kind(tmp_path, kind, packed):
         }.get(kind, LINES)
         expected = ROWS[:1] if kind == "one.json" else ROWS
         raw = text.encode()
-        path.write_bytes({"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[packed](raw))
+        path.write_bytes({"": bytes, ".gz": gzip.compress, ".zst": zstd}[packed](raw))
     found = read(path)
     assert [row for _, row in found] == expected
     assert [place.row for place, _ in found] == list(range(len(expected)))
+
+
+def test_a_zstandard_file_that_was_cut_between_two_blocks(tmp_path):
+    """As of a broken download: whole lines, and nothing after them that isn't JSON."""
+    stream = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(stream, "zstd") as packed:
+        packed.write(LINES.encode())
+        packed.flush()
+        half = stream.tell()
+        packed.write(LINES.encode())
+    whole = stream.getvalue().to_pybytes()
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(whole + zstd(LINES.encode()))  # several in a file are one, as of gzip
+    assert [row for _, row in read(path)] == 3 * ROWS
+    path.write_bytes(whole[:half])
+    with pytest.raises(UserError, match=r"a\.jsonl\.zst: not a whole Zstandard file: Truncated"):
+        read(path)
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,11 +106,12 @@ def test_an_array_read_in_small_pieces_is_the_array(tmp_path_factory, rows):
         ("a.json", b'{"data": [{"a": 1}]}', "its key `data` holds a list: write that list alone"),
         ("a.json", b'{"version": 1,\n "data": [{"a": 1}]}', "an object over several lines; expected a list of rows"),
         ("a.json", b'{"a": {"0": "x", "1": "y"}, "b": {"0": 1, "1": 2}}', r'pandas.*orient="records", lines=True'),
+        ("a.json", b'{\n "messages": [\n  {"content": "a",\n "role": "user"}]\n}\n{}', "an object over several lines"),
         ("a.parquet", b"PAR1 not really", "not a Parquet file"),
         ("a.zip", b"PK", "an archive; unpack it"),
         ("a.arrow", b"ARROW1", "the cache of `datasets`; write what load_from_disk returns with to_parquet"),
         ("a.jsonl.gz", b"not gzip", "can't be read"),
-        ("a.jsonl.zst", b"not zstandard", "not a Zstandard file"),
+        ("a.jsonl.zst", b"not zstandard", "not a whole Zstandard file"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "damaged"),
     ],
 )

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
+from posttrain.config.composition import compose
+from posttrain.config.instantiate import built
 from posttrain.data import TrainingData, cached, prepare
 from posttrain.data.formats import Messages, Oasst, PromptCompletion
 from posttrain.data.templates import ChatTemplate
@@ -319,6 +321,19 @@ def test_sources_with_weights(tokenizer, tmp_path):
     assert max(found.count(text) for text in found) == 3
 
 
+def test_sources_of_a_configuration(tokenizer, tmp_path):
+    """Each with a format and several files of its own, which no longer are what a configuration holds."""
+    paths = [write(tmp_path / f"{name}.jsonl", pairs(2, start)) for name, start in (("a", 0), ("b", 2))]
+    own = write(tmp_path / "c.jsonl", [{"instruction": "c", "input": "", "output": "x"}])
+    form = "{_target_: posttrain.data.formats.Alpaca, metadata: [note]}"
+    words = f"data.sources=[{{path: [{paths[0]}, {paths[1]}], weight: 2}}, {{path: {own}, format: {form}}}]"
+    data = built(compose(["data=prompt_completion", words]).data)
+    encoder = SFT().encoder(data, ChatTemplate(), tokenizer, 256)
+    splits = data.build(encoder=encoder, seq_length=256, seed=0, cache_dir=tmp_path / "cache")
+    found = texts(tokenizer, splits.train)
+    assert sum("\nq" in text for text in found) == 8 and sum("\nc" in text for text in found) == 1
+
+
 def test_first_rows_only(tokenizer, tmp_path):
     path = write(tmp_path / "a.jsonl", pairs(1000))
     splits = build(tokenizer, tmp_path, path=path, max_train_rows=5, packing=False)
@@ -365,7 +380,8 @@ def test_too_long_is_dropped_or_an_error(tokenizer, tmp_path):
         ({"path": "a", "train_on": "user"}, "data.train_on=user: must be one of assistant, last, all"),
         ({"path": "a", "truncation": "cut"}, "data.truncation=cut"),
         ({}, "data.path: give the file"),
-        ({"path": "a", "sources": [{"path": "b"}]}, "data.path: give the file"),
+        ({"path": "a", "sources": [{"path": "b"}]}, "data.path and data.sources exclude each other"),
+        ({"path": "demo:sentences", "sources": [{"path": "b"}]}, "data.sources: .* with data=NAME"),
         ({"path": "a", "validation_fraction": 1.0}, "between 0 and 1"),
         ({"path": "a", "validation_fraction": 0.1, "validation_path": "b"}, "exclude each other"),
         ({"path": "a", "max_length": 0}, "data.max_length=0"),

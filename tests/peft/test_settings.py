@@ -62,9 +62,7 @@ def test_ranks_and_scales_that_differ(pattern, tmp_path):
     shape = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     settings = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **pattern)
     get_peft_model(LlamaForCausalLM(shape), settings).save_pretrained(tmp_path / "adapter")
-    cfg = compose(
-        ["model=hf", f"model.path={tmp_path}/adapter", "peft.rank=8", "peft.target_modules=[q_proj,v_proj]"]
-    )
+    cfg = compose(["model=hf", f"model.path={tmp_path}/adapter", "peft.rank=8", "peft.target_modules=[q_proj,v_proj]"])
     with pytest.raises(UserError, match=r"has another rank or alpha on .*convert merge .*/adapter DIR"):
         model_checks.check_peft(cfg, None)
 

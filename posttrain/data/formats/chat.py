@@ -12,7 +12,11 @@ from posttrain.utils.mappings import without_none
 
 # Keys of a message that are read into a Message's own fields, besides those of its role and text.
 _OWN = frozenset(("tool_calls", "function_call", *WEIGHTS))
-_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*(["'])(role|content|from|value)\1\s*:""")
+PYTHON_NOTATION = (
+    "messages in Python's notation, as pandas writes a list into CSV; write JSON Lines instead: "
+    'DataFrame.to_json(path, orient="records", lines=True)'
+)
 # Keys of a part of a message's text, and its types: Chat Completions', and those of the Responses API.
 _PART = ("type", "text", "value")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -115,8 +119,16 @@ def is_text_of_messages(value: object) -> bool:
     return isinstance(value, str) and _MESSAGES.match(value) is not None
 
 
+def is_python_notation(value: object) -> bool:
+    """Whether a text of messages is what Python prints of them, which isn't JSON."""
+    beginning = _MESSAGES.match(value) if isinstance(value, str) else None
+    return beginning is not None and beginning[1] == "'"
+
+
 def read_messages(items: object, column: str, keys: Keys) -> list[Message]:
     """Read a column of messages: a list, or, as a CSV file has it, its JSON text."""
+    if is_python_notation(items):
+        raise RowError(f"field `{column}`: {PYTHON_NOTATION}", f"field `{column}` is not JSON")
     if isinstance(items, str) and items.lstrip().startswith("["):
         items = parse_json(items, column)
     if not isinstance(items, list):

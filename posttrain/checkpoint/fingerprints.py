@@ -37,9 +37,15 @@ def inputs_of(splits: Splits, model: HFModel, adapter: bool) -> dict[str, str]:
     if validation:
         digests["validation"] = _digest(repr(validation).encode())
     if not model.random_init:
-        digests["config"] = _digest((model.directory / "config.json").read_bytes())
-        if adapter:
-            digests["weights"] = weights(model.directory)
+        digests |= of_model(model.directory, adapter)
+    return digests
+
+
+def of_model(directory: Path, adapter: bool) -> dict[str, str]:
+    """Digests of a model's directory: `config`, and `weights` where an `adapter` is trained on them."""
+    digests = {"config": _digest((directory / "config.json").read_bytes())}
+    if adapter:
+        digests["weights"] = weights(directory)
     return digests
 
 
@@ -62,15 +68,21 @@ def check(before: dict[str, str], now: dict[str, str], checkpoint: Path) -> None
     Raises:
         UserError: something has changed.
     """
-    changed = []
-    for name, description in INPUTS.items():
-        if name in before and name in now and before[name] != now[name]:
-            changed.append(description)
-    if changed:
+    different = changed(before, now)
+    if different:
         raise UserError(
-            f"{checkpoint}: {' and '.join(changed)} changed since it was saved; put back what was there, or choose "
+            f"{checkpoint}: {' and '.join(different)} changed since it was saved; put back what was there, or choose "
             "another hydra.run.dir to start from the beginning"
         )
+
+
+def changed(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """What differs between two sets of digests, in words; what one of them lacks isn't known."""
+    found = []
+    for name, description in INPUTS.items():
+        if name in before and name in now and before[name] != now[name]:
+            found.append(description)
+    return found
 
 
 def _digest(content: bytes) -> str:

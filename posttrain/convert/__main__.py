@@ -67,7 +67,7 @@ COMMANDS = {
         "transformers, or a PEFT adapter where one was trained. It is compared with the checkpoint. A run makes its\n"
         "own export at its end; this is for another step.",
         ("convert.checkpoint", "convert.out"),
-        ("checkpoint", "out", "overwrite", "dtype", "verify", "license", *PUSH),
+        ("checkpoint", "base", "out", "overwrite", "dtype", "verify", "license", *PUSH),
     ),
     "merge": Command(
         "Merge an adapter into its base model: `python -m posttrain.convert merge RUN DIR`.\n\n"
@@ -135,7 +135,7 @@ def main() -> None:
     for word in rest:
         group, _, _ = word.lstrip("+~").partition("=")[0].partition(".")
         if group == "model" and named[0] != "import":
-            hint = "; where an adapter's base is: convert.base=DIR" if named[0] == "merge" else ""
+            hint = "; where its base is: convert.base=DIR" if "base" in COMMANDS[named[0]].options else ""
             stop.fail(f"`{word}`: {named[0]} takes the model from its checkpoint; name none{hint}")
     sys.argv[1:] = [f"convert.command={named[0]}", *rest]
     repo_given = any(word.lstrip("+").startswith("convert.repo=") for word in rest)
@@ -174,8 +174,8 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
     c = cfg.convert
     if c.repo is not None and not repo_given:
         raise UserError("`convert.repo`: where to push to is given on the command line, not in a configuration")
-    if c.base is not None and c.command != "merge":
-        raise UserError(f"`convert.base={c.base}`: {c.command} has no base to be told; only merge has")
+    if c.base is not None and "base" not in COMMANDS[c.command].options:
+        raise UserError(f"`convert.base={c.base}`: {c.command} has no base to be told; export and merge have")
     if c.command == "push":
         return push_export(c)
     token = None
@@ -260,7 +260,7 @@ def export(cfg: DictConfig, out: Path) -> None:
     """Find the checkpoint, then start Megatron and convert."""
     c = cfg.convert
     given = expand_home(c.checkpoint)
-    checkpoint = find(given)
+    checkpoint = find(given, c.base)
     for read in (checkpoint.directory, expand_home(checkpoint.model.path), expand_home(checkpoint.model.base)):
         check_apart(out, read)
     if checkpoint.peft and c.dtype:

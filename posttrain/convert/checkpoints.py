@@ -8,13 +8,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain.checkpoint import directories, progress
+from posttrain.checkpoint import directories, fingerprints, progress
 from posttrain.config import frozen, targets
 from posttrain.config.instantiate import built
 from posttrain.convert.training_metadata import FILE as TRAINING
 from posttrain.convert.training_metadata import are_facts, collect_facts
 from posttrain.data.templates import ChatTemplate
-from posttrain.errors import UserError
+from posttrain.errors import NoSuchModel, UserError
 from posttrain.generate import load
 from posttrain.models import HFModel
 from posttrain.models.headers import read_json
@@ -45,11 +45,15 @@ class Checkpoint:
     facts: dict[str, Any] | None = None
 
 
-def find(path: Path) -> Checkpoint:
+def find(path: Path, base: str | None = None) -> Checkpoint:
     """The newest checkpoint of a run directory or a checkpoints directory, or the one that `path` is.
 
+    Args:
+        path: of it.
+        base: directory or hub id of the model that its run started from; None: what its configuration names.
+
     Raises:
-        UserError: there is none, or it is damaged, or nothing says what model it is of.
+        UserError: there is none, or it is damaged, or nothing says what model it is of, or that isn't `base`.
     """
     if not path.is_dir():
         raise UserError(f"checkpoint={path}: there is no such directory")
@@ -69,8 +73,10 @@ def find(path: Path) -> Checkpoint:
         raise UserError(f"{newest}: {reason}; it is damaged or half written: name another, checkpoint={root}/iter_...")
     rundir.check_tree(root, HUGGING_FACE)
     if (root / HUGGING_FACE / "config.json").is_file():
+        if base is not None:
+            raise UserError(f"`convert.base={base}`: {newest} is of no run; it needs no base")
         return Checkpoint(newest, HFModel(path=str(root / HUGGING_FACE), random_init=True))
-    return find_in_run(newest, root.parent)
+    return find_in_run(newest, root.parent, base)
 
 
 def with_step(checkpoint: Path, given: Path) -> str:
@@ -89,7 +95,7 @@ def with_step(checkpoint: Path, given: Path) -> str:
     return f"{checkpoint} ({text})"
 
 
-def find_in_run(directory: Path, run_dir: Path) -> Checkpoint:
+def find_in_run(directory: Path, run_dir: Path, base: str | None = None) -> Checkpoint:
     """The checkpoint of a run, which has its frozen configuration."""
     config = run_dir / "config.yaml"
     if not rundir.is_file(run_dir, "config.yaml"):
@@ -104,11 +110,40 @@ def find_in_run(directory: Path, run_dir: Path) -> Checkpoint:
             f"{directory}: Megatron-FSDP's checkpoints are read by their own run alone; {_instead(run_dir)}"
         )
     model = built(cfg.model)
-    if not model.random_init:
-        _ = model.directory  # that it is still there, and whole
     peft = built(cfg.peft) if cfg.peft.get("_target_") else None
+    check_base(model, directory, base, peft is not None)
     template = built(cfg.objective).template(built(cfg.template))
     return Checkpoint(directory, model, peft, template, read_facts(directory, run_dir, cfg))
+
+
+def check_base(model: HFModel, directory: Path, base: str | None, adapter: bool) -> None:
+    """See that the model that a run started from is there, and whole.
+
+    Args:
+        model: of the run's configuration; told where its base is now.
+        directory: of the checkpoint.
+        base: as for `find`.
+        adapter: whether an adapter was trained on its weights.
+
+    Raises:
+        UserError: it isn't there, or `base` is another model than the run's.
+    """
+    if model.random_init:
+        return
+    if base is not None and model.adapter is not None:
+        model.moved_base = base
+    elif base is not None:
+        model.path = base
+    try:
+        now = fingerprints.of_model(model.directory, adapter)
+    except NoSuchModel as error:
+        raise UserError(
+            f"{directory}: its base model {model.base}: {error.reason}; say where it is: python -m posttrain.convert "
+            f"export {quote(str(directory))} DIR convert.base=BASE"
+        ) from None
+    before = rundir.object_if_any(directory, progress.FILE).get("inputs")
+    if base is not None and isinstance(before, dict) and fingerprints.changed(before, now):
+        raise UserError(f"convert.base={base}: is not the model that the run of {directory} started from")
 
 
 def _instead(run_dir: Path) -> str:

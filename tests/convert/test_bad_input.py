@@ -205,5 +205,5 @@ def test_each_command_has_a_help_of_its_own(monkeypatch, capsys):
         texts[name] = capsys.readouterr().out
         assert f"python -m posttrain.convert {name} " in texts[name]
     assert len(set(texts.values())) == len(COMMANDS)
-    assert "convert.base" in texts["merge"] and "convert.base" not in texts["export"]
+    assert "convert.base" in texts["merge"] and "convert.base" not in texts["import"]
     assert "convert.repo" not in texts["import"] and "convert.out" not in texts["push"]

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -110,6 +111,26 @@ def test_checkpoint_to_adapter_to_whole_model(lora, tiny, convert, tmp_path):
     }  # fmt: skip
 
 
+def test_a_run_whose_base_was_moved(posttrain, words, tiny, convert, tmp_path):
+    """Where it is now is said to the export, which knows the weights that the adapter was trained on."""
+    from safetensors.torch import save_file
+
+    gone = shutil.copytree(tiny, tmp_path / "gone")
+    result = posttrain(*words, f"model.path={gone}")
+    assert result.code == 0, result.err + result.log()
+    moved = gone.rename(tmp_path / "moved")
+    done = convert("export", str(result.run_dir), "out")
+    assert done.returncode == 2 and "convert.base=BASE" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    done = convert("export", str(result.run_dir), "out", f"convert.base={moved}")
+    assert done.returncode == 0, done.stderr
+    again, first = tensors(tmp_path / "out"), tensors(result.run_dir / "adapter")
+    assert again.keys() == first.keys() and all(again[name].equal(first[name]) for name in first)
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(moved)
+    save_file({name: tensor + 1 for name, tensor in tensors(moved).items()}, moved / "model.safetensors")
+    done = convert("export", str(result.run_dir), "other", f"convert.base={moved}")
+    assert done.returncode == 2 and "is not the model that the run of" in done.stderr, done.stderr
+
+
 def test_there_and_back(tiny, convert, tmp_path):
     done = convert("import", f"model.path={tiny}", f"convert.out={tmp_path / 'megatron'}")
     assert done.returncode == 0, done.stderr
@@ -127,8 +148,8 @@ def test_there_and_back(tiny, convert, tmp_path):
     [
         ("import model.path=nowhere/at/all convert.out=out", "there is no such directory"),
         ("import model.path={tiny} convert.out={tiny}", "already exists"),
-        ("export checkpoint={tiny} convert.out=out", "no finished checkpoint"),
-        ("merge checkpoint={tiny} convert.out=out", "neither a PEFT directory"),
+        ("export checkpoint={tiny} convert.out=out", "is in Hugging Face's form already"),
+        ("merge checkpoint={tiny} convert.out=out", "is a whole model already"),
         ("export convert.out=out", "`checkpoint`: has no value"),
         ("export checkpoint=x convert.oot=out", "did you mean"),
     ],

@@ -227,7 +227,7 @@ def offload_seconds(s: RunSpec, gpu: Gpu, arithmetic: float) -> float:
     if not copied:
         return 0.0
     passes = (2 if s.adapters is not None else 3) + s.share_again  # of which one is forward
-    copy = s.micro_batches * s.tokens * copied / gpu.host_link
+    copy = s.micro_batches * s.tokens * copied / gpu.host_link(s.world // s.machines)
     forward = arithmetic / passes
     return max(0.0, copy - forward) + max(0.0, copy - (arithmetic - forward))
 

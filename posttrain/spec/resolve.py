@@ -82,6 +82,7 @@ def resolve_spec(
         recompute_layers=trainer.recompute_layers,
         offload_layers=trainer.offload_layers,
         optimizer=cfg.optimizer.optimizer,
+        machines=cfg.launch.nnodes,
         packing=bool(cfg.data.get("packing", True)),
         fused=adapter is not None and adapter.fused,
         recompute_norms=adapter is not None and adapter.recompute_norms,

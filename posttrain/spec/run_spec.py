@@ -68,6 +68,7 @@ class RunSpec(ParallelSizes):
         micro_batch, global_batch: sequences.
         max_steps, epochs, validation_batches: as in `trainer`.
         optimizer: adam or sgd.
+        machines: `launch.nnodes`.
         packing: as in `data`.
         length: tokens of a packed sequence; unpacked, of the rows of the largest micro-batch on average.
         supervised_share: of the tokens, at most in any micro-batch.
@@ -108,6 +109,7 @@ class RunSpec(ParallelSizes):
     recompute_open: bool = False
     recompute_layers: int | None = None
     offload_layers: int | None = None
+    machines: int = 1
     packing: bool = True
     supervised_share: float = 1.0
     squares: float | None = None

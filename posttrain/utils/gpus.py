@@ -35,6 +35,7 @@ KNOWN = {
     "RTX 4090": (165.0, 23.5, 1.0, (8, 9)),
 }
 HOST_LINK = 53e9  # of Hopper and newer
+HOST_LINKS = 4 * 36e9  # of all GPUs of a machine together: four H200s that copy at the same time
 HOPPER = (9, 0)
 # Of products of E4M3 numbers, torch's with a scale per row and Transformer Engine's: Ada.
 EIGHT_BIT = (8, 9)
@@ -62,10 +63,14 @@ class Gpu:
     host_gib: float | None = None
     capability: tuple[int, int] | None = None
 
-    @property
-    def host_link(self) -> float:
-        """Bytes a second to and from page-locked memory of its machine: an H200's by PCIe 5, older ones' half of it."""
-        return HOST_LINK if self.eight_bit else HOST_LINK / 2
+    def host_link(self, gpus: int) -> float:
+        """Bytes a second to and from page-locked memory of its machine: an H200's by PCIe 5, older ones' half of it.
+
+        Args:
+            gpus: of the machine that copy at the same time.
+        """
+        own = HOST_LINK if self.eight_bit else HOST_LINK / 2
+        return min(own, HOST_LINKS / gpus)
 
     @property
     def eight_bit(self) -> bool:

@@ -1,4 +1,4 @@
-"""Planned against measured tok/s: one or two H200s, LoRA rank 16 on all linear layers, full rows of 4,096 tokens."""
+"""Planned against measured tok/s: one, two or four H200s, LoRA rank 16 on all linear layers, full rows of 4,096 tokens."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ MEASURED = {  # per GPU: bench/README.md, docs/scaling.md
     "1b_4x1": 82_786,
     "8b": 16_052,
     "8b_fp8": 21_717,
-    "8b_pp2": 14_047,
+    "8b_pp2": 14_415,
     "8b_tp2": 13_519,
     "8b_tp2_no_overlap": 12_868,
     "8b_fp8_tp2": 16_867,
@@ -52,7 +52,21 @@ MEASURED = {  # per GPU: bench/README.md, docs/scaling.md
     "qwen3_30b_a3b_ep2": 17_238,
     "mixtral_8x7b": 9_054,
     "mixtral_8x7b_fp8": 11_432,
+    "1b_ddp4": 76_391,
+    "8b_ddp4": 15_809,
+    "8b_fp8_ddp4": 21_367,
+    "8b_tp4": 10_821,
+    "8b_tp2_ddp2": 13_587,
+    "8b_pp2_ddp2": 14_078,
+    "8b_tp2_pp2": 12_263,
+    "8b_131k_cp4": 3_316,
+    "8b_full_zero1_4": 10_814,
+    "8b_full_fsdp4": 9_120,
+    "70b_fp8_8k_ddp4": 2_417,
+    "qwen3_30b_a3b_ep4": 14_283,
 }
+# Its random router sends the fullest process more than others (docs/scaling.md): a plan is for a trained one's.
+UNEVEN = {"mixtral_8x7b_ep4": 6_227}
 
 
 def setting(row):
@@ -70,9 +84,17 @@ def test_rows_that_nobody_has_measured_can_be_planned(row):
     assert estimate_memory(spec).needed / 2**30 < 140  # GiB of an H200
 
 
+def planned(row):
+    """tok/s of a GPU."""
+    spec, world = setting(row)
+    return estimate_speed(spec, gpus.find_gpu("h200"), spec.global_batch * spec.length).tokens_per_second / world
+
+
 @pytest.mark.parametrize("row", MEASURED)
 def test_within_a_tenth(row):
-    spec, world = setting(row)
-    tokens = spec.global_batch * spec.length
-    planned = estimate_speed(spec, gpus.find_gpu("h200"), tokens).tokens_per_second
-    assert planned / world == pytest.approx(MEASURED[row], rel=0.1)
+    assert planned(row) == pytest.approx(MEASURED[row], rel=0.1)
+
+
+@pytest.mark.parametrize("row", UNEVEN)
+def test_faster_than_with_uneven_experts(row):
+    assert UNEVEN[row] < planned(row) < 1.25 * UNEVEN[row]

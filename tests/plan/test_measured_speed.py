@@ -1,4 +1,4 @@
-"""Planned against measured tok/s: one, two or four H200s, LoRA rank 16 on all linear layers, full rows of 4,096 tokens."""
+"""Planned against measured tok/s: up to four H200s, LoRA rank 16 on all linear layers, full rows of 4,096 tokens."""
 
 from dataclasses import replace
 from pathlib import Path

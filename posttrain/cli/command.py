@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -70,7 +71,8 @@ def name_words(words: Sequence[str], keys: Sequence[str]) -> list[str]:
     named = []
     before = ""
     for word in words:
-        is_own = "=" in word or word.startswith(("-", "~")) or word.endswith(run_file.ENDINGS)
+        is_override = "=" in word and not _is_place(word)
+        is_own = is_override or word.startswith(("-", "~")) or word.endswith(run_file.ENDINGS)
         if not is_own and not run_file.TAKE_A_VALUE.fullmatch(before):
             if not left:
                 raise UserError(f"{word}: is one argument too many")
@@ -79,6 +81,11 @@ def name_words(words: Sequence[str], keys: Sequence[str]) -> list[str]:
             named.append(word)
         before = word
     return named
+
+
+def _is_place(word: str) -> bool:
+    """Whether a word with `=` is a directory's, as those of a sweep's trials are (`lr=0.1`), and no override."""
+    return word.startswith(("/", "./", "../")) or Path(word).is_dir()
 
 
 def show_help(docstring: str, config_name: str, keys: Collection[str] | None = None) -> None:

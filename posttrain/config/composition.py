@@ -116,7 +116,9 @@ def _explain_syntax(error: OverrideParseException) -> str:
     example = 'key="a,b"'
     if value and not {'"', "\\"} & set(value):
         example = f'{key}="{value}"'
-    return f"{error.override}: can't be read as KEY=VALUE. Text is quoted, for the shell as well: '{example}'"
+    return (
+        f"{error.override}: can't be read as KEY=VALUE. Text is quoted, for the shell as well: {shlex.quote(example)}"
+    )
 
 
 def _explain_unknown_key(text: str, whole: str, config_name: str) -> str:

@@ -51,9 +51,18 @@ HARMLESS = {
     "use_rslora",
 }
 # The others have to be off, in these words.
-OFF: dict[str, tuple[Any, ...]] = {"bias": ("none",), "megatron_core": ("megatron.core",)}
+OFF: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "megatron_core": ("megatron.core",),
+    "revision": ("main",),  # of the base, the one that is read
+}
 # Initialisations that leave the base's weights as they are; PEFT would change them again for each of the others.
 KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
+# What to do with an adapter that only PEFT knows.
+BY_PEFT = (
+    "LoRA, rsLoRA and DoRA of linear layers are; of what PEFT itself can merge it makes a whole model: "
+    "AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW_DIR)"
+)
 UNQUANTISED = ("F64", "F32", "F16", "BF16")  # in safetensors' words
 SECONDS = 5.0  # for matching an adapter's patterns with its modules
 
@@ -108,7 +117,7 @@ def read_adapter(directory: Path) -> Adapter:
             continue
         module, kind = _split(name)
         if not name.startswith(PREFIX) or not MODULE.fullmatch(module):
-            raise UserError(f"{directory / WEIGHTS}: {name[:200]} is not a weight of LoRA or DoRA on a linear layer")
+            raise UserError(f"{directory / WEIGHTS}: {name[:200]}: not supported; {BY_PEFT}")
         pairs.setdefault(module, Pair()).tensors[kind] = name
     if not pairs:
         raise UserError(f"{directory / WEIGHTS}: holds no tensor")
@@ -148,7 +157,7 @@ def _split(name: str) -> tuple[str, str]:
 def check_config(config: Mapping[str, Any], file: Path) -> None:
     """Raise a UserError unless adapter_config.json, from `file`, describes LoRA or DoRA that needs nothing else."""
     if config.get("peft_type") != "LORA":
-        raise UserError(f"{file}: peft_type {config.get('peft_type')}; only LoRA and DoRA are known")
+        raise UserError(f"{file}: peft_type={str(config.get('peft_type'))[:80]}: not supported; {BY_PEFT}")
     if config.get("megatron_config") or config.get("megatron_core", "megatron.core") not in (None, "megatron.core"):
         raise UserError(f"{file}: megatron_core names a module that PEFT would import; refused")
     init = config.get("init_lora_weights", True)
@@ -165,9 +174,7 @@ def check_config(config: Mapping[str, Any], file: Path) -> None:
         )
     for key, value in config.items():
         if key not in HARMLESS and value not in (None, False, {}, [], *OFF.get(key, ())):
-            raise UserError(
-                f"{file}: {key[:80]}={str(value)[:80]}: not supported; only plain LoRA, rsLoRA and DoRA are"
-            )
+            raise UserError(f"{file}: {key[:80]}={str(value)[:80]}: not supported; {BY_PEFT}")
     for key in ("use_dora", "use_rslora"):
         if not isinstance(config.get(key, False), bool | None):
             raise UserError(f"{file}: {key}={str(config[key])[:80]}: must be true or false")

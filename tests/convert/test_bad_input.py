@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from posttrain.config.composition import compose
+from posttrain.convert.__main__ import with_keys
 from posttrain.convert.checkpoints import find
 from posttrain.convert.publish import check_apart
 from posttrain.errors import UserError
@@ -182,8 +184,6 @@ def test_words_of_the_command(words, message, monkeypatch, capsys):
 
 
 def test_words_without_a_key_are_the_directories():
-    from posttrain.convert.__main__ import with_keys
-
     assert with_keys("merge", ["my run", "out", "convert.dtype=float32"]) == [
         "convert.checkpoint='my run'", "convert.out=out", "convert.dtype=float32",
     ]  # fmt: skip
@@ -193,6 +193,18 @@ def test_words_without_a_key_are_the_directories():
         "convert.repo=a/b",
     ]
     assert with_keys("export", ["checkpoint=run", "convert.out=x"]) == ["convert.checkpoint=run", "convert.out=x"]
+
+
+def test_the_directory_of_a_trial_is_no_override(tmp_path, monkeypatch):
+    """A sweep names its trials by their overrides; the best one is what a refused sweep says to give."""
+    monkeypatch.chdir(tmp_path)
+    trial = "optimizer.lr=0.1,peft.rank=8"
+    (tmp_path / trial).mkdir()
+    for word in (trial, f"./{trial}", f"{tmp_path}/{trial}"):
+        words = with_keys("merge", [word, "./lr=0.1", "convert.overwrite=true"])
+        convert = compose(words, "convert").convert
+        assert (convert.checkpoint, convert.out, convert.overwrite) == (word, "./lr=0.1", True)
+    assert with_keys("merge", ["no,such=0.1"]) == ["no,such=0.1"]
 
 
 def test_each_command_has_a_help_of_its_own(monkeypatch, capsys):

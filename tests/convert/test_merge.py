@@ -150,6 +150,35 @@ def test_an_adapter_that_changes_its_base(init, base, peft_adapter, tmp_path):
     assert (expected - unpacked_logits(load(directory))).abs().max() > 0.1
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"modules_to_save": ["lm_head"]}, {"target_modules": ["embed_tokens"]}, {"trainable_token_indices": [1, 2]}],
+)
+def test_what_only_peft_can_merge(settings, base, peft_adapter, tmp_path):
+    """The refusal says how, and the model that this makes is one to continue with."""
+    from peft import AutoPeftModelForCausalLM
+
+    from posttrain.convert.merge import merge_adapter
+
+    adapter, model = peft_adapter(base("llama"), r=4, **{"target_modules": ["q_proj"], **settings})
+    with pytest.raises(UserError, match=r"not supported; LoRA, .*: AutoPeftModelForCausalLM\.from_pretrained\(DIR"):
+        merge_adapter(adapter, tmp_path / "merged")
+    merged = AutoPeftModelForCausalLM.from_pretrained(adapter).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    assert (unpacked_logits(model) - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
+
+
+def test_the_revision_that_is_read(base, peft_adapter, tmp_path):
+    from posttrain.convert.merge import merge_adapter
+
+    adapter, model = peft_adapter(base("llama"), r=4, target_modules=["q_proj"], revision="main")
+    merge_adapter(adapter, tmp_path / "merged")
+    assert (unpacked_logits(model) - unpacked_logits(load(tmp_path / "merged"))).abs().max() < 1e-4
+    adapter, _ = peft_adapter(tmp_path / "base", r=4, target_modules=["q_proj"], revision="v2")
+    with pytest.raises(UserError, match="revision=v2: not supported"):
+        merge_adapter(adapter, tmp_path / "other")
+
+
 def test_numbers_that_are_none(base, peft_adapter, tmp_path):
     from posttrain.convert.merge import merge_adapter
 

@@ -96,6 +96,8 @@ def test_an_account_that_is_missing_is_found_out_before_a_run(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     with pytest.raises(UserError, match="WANDB_MODE=sometimes: must be one of online, offline, disabled"):
         Wandb().check()
+    with pytest.raises(UserError, match=r"logger\.wandb\.mode=offlin: must be one of"):
+        Wandb(mode="offlin").check()
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])

@@ -42,7 +42,8 @@ class Wandb(Tracker):
         for known in MODES:
             if mode == known:
                 return known
-        raise UserError(f"WANDB_MODE={mode}: must be one of {', '.join(MODES)}")
+        name = "logger.wandb.mode" if self.mode else "WANDB_MODE"
+        raise UserError(f"{name}={mode}: must be one of {', '.join(MODES)}")
 
     def check(self) -> None:
         """See that there is an account; nothing is sent.

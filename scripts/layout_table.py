@@ -12,7 +12,14 @@ from pathlib import Path
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "parallelism.md"
 BEGIN, END = "<!-- layouts on GPUs, written by scripts/layout_table.py -->\n", "<!-- end of layouts on GPUs -->"
-TRAINED = {"lora": "LoRA", "dora": "DoRA", "canonical": "canonical LoRA", "all": "all weights", "fp8": "LoRA, fp8"}
+TRAINED = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "canonical": "canonical LoRA",
+    "all": "all weights",
+    "fp8": "LoRA, fp8",
+    "all_bf16_adam": "all weights, `adam_bf16`",
+}
 
 
 def table(rows: list[dict]) -> str:

@@ -62,7 +62,11 @@ LAYOUT = (
     "parallelism.pipeline_model_parallel_size",
     "parallelism.expert_model_parallel_size",
 )
-DIVIDED_OPTIMIZER = ("parallelism.distributed_optimizer", "parallelism.fsdp")
+DIVIDED_OPTIMIZER = (
+    "parallelism.distributed_optimizer",
+    "parallelism.fsdp",
+    "optimizer.use_precision_aware_optimizer",
+)
 
 
 def root(cfg: DictConfig, run_dir: Path) -> Path | None:

@@ -116,6 +116,7 @@ class OptimizerSchema:
     adam_eps: float = ranged(1e-8, gt=0, le=1)
     sgd_momentum: float = ranged(0.9, ge=0, lt=1)
     clip_grad: float = ranged(1.0, ge=0)
+    use_precision_aware_optimizer: bool = False
 
 
 @dataclass

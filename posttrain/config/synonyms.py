@@ -53,7 +53,7 @@ TABLE = (
     _same("optimizer=adamw optimizer=adamw_torch optimizer=adamw_torch_fused", "optimizer=adam", "it is AdamW"),
     _instead(
         "optimizer=adamw_8bit optimizer=adamw_bnb_8bit optimizer=paged_adamw_8bit optimizer=paged_adamw_32bit",
-        "there is no such optimizer; parallelism=zero1 divides the state of optimizer=adam among processes",
+        "there is no such optimizer; optimizer=adam_bf16 has half of adam's state, parallelism=zero1 divides it",
     ),
     _same("lr_scheduler_type lr_scheduler", "scheduler=cosine", "or linear, constant, wsd"),
     _same("scheduler=constant_with_warmup", "scheduler=constant"),

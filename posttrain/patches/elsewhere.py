@@ -146,6 +146,14 @@ CHANGES = (
         versions=CORE,
     ),
     _elsewhere(
+        "state-without-copies",
+        "posttrain.train.bf16_adam",
+        "megatron.core.optimizer.Adam",
+        kind=Kind.CORRECTNESS,
+        symptom="optimizer=adam_bf16: saving makes fp32 copies of all moments, loading a second state: out of memory",
+        versions=CORE,
+    ),
+    _elsewhere(
         "nonfinite-gradients",
         "posttrain.train.nonfinite",
         "prepare_grads",

@@ -82,7 +82,7 @@ def edits(s: RunSpec, gpu: Gpu, chosen_split: bool = False) -> Iterator[list[Edi
     elif s.offload and s.offload_layers is None:  # what that keeps
         layers = s.known_shape.layers
         yield [Edit("speed", f"trainer.offload_layers={layers}", {"offload_layers": layers})]
-    divisible = s.optimizer == "adam" and not s.distributed_optimizer and not s.fsdp
+    divisible = s.optimizer == "adam" and not s.divides_state and not s.fsdp
     if s.data_parallel * s.context > 1 and divisible:
         override = "parallelism.distributed_optimizer=true"
         yield [Edit("speed", override, {"distributed_optimizer": True})]

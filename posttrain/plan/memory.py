@@ -24,6 +24,7 @@ HOST_MEMORY = 1.5
 FRAGMENTATION = 0.03  # of the allocator
 AHEAD = 500e6  # numbers that Megatron-FSDP gathers before they are needed; of weights in 8 bits a pair is one
 OPTIMIZER_STATE = {"adam": 8, "sgd": 4}  # bytes of moments per trained parameter
+BF16_STATE = 6  # bytes of Adam's moments and of what bf16 weights lack of fp32 ones; Megatron-FSDP has these whole
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,14 @@ def _state(s: RunSpec, index: int) -> dict[str, float]:
     counts = parameters(s, index)
     shards = s.data_parallel * s.context
     divided = experts_divided = 1
-    if s.distributed_optimizer:
+    if s.divides_state:
         divided = shards
         experts_divided = max(1, shards // s.expert)
     state = OPTIMIZER_STATE[s.optimizer]
     if s.width == 2 or s.fsdp:
         state += 4  # fp32 copies of 16-bit weights; Megatron-FSDP copies others too
+    if s.bf16_state:
+        state = BF16_STATE + 2 * s.fsdp
     parts = {
         "weights": bytes_of_weights(s, index),
         "gradients": 4.0 * counts.all_trained,  # summed in fp32

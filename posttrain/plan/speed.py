@@ -156,6 +156,8 @@ def bytes_passed(s: RunSpec, tokens: float) -> float:
     passed = tokens * s.width * (shape.layers * layer + 4 * shape.vocab)
     if s.adapters is None:  # gradients, moments and master weights in fp32
         passed += 28.0 * shape.parameters
+    if s.bf16_state:  # read and written
+        passed -= 12.0 * shape.parameters
     return passed
 
 

@@ -32,6 +32,9 @@ from posttrain.spec.stages import check_stages
 from posttrain.utils.gpus import Gpu, oldest_gpu
 
 DOUBLE_BUFFERS = ("fsdp_double_buffer", "megatron_fsdp_max_pool_double_buffer", "nccl_ub")  # of Megatron's `ddp`
+# Of a mean square in bf16, whose numbers are up to 1/128 of themselves apart: a change by less than half of that is
+# lost, and one by 1/50 is off by at most a fifth of itself.
+LARGEST_BETA2 = 0.98
 DIVIDED = "optim_grads_params"  # Megatron-FSDP's word for all of weights, gradients and the optimizer's state
 
 
@@ -159,6 +162,7 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
             f"`trainer.loss_spike_factor={t.loss_spike_factor}`: a loss is known after the update, too late to skip "
             "it; choose trainer.on_nonfinite=rollback or stop"
         )
+    check_bf16_moments(cfg.optimizer)
     if cfg.optimizer.min_lr > cfg.optimizer.lr:
         raise UserError(f"`optimizer.min_lr={cfg.optimizer.min_lr}`: above optimizer.lr={cfg.optimizer.lr}")
     if cfg.parallelism.auto and cfg.parallelism.fsdp:
@@ -181,6 +185,21 @@ def check_trainer(cfg: DictConfig, visible_gpus: int) -> None:
         raise UserError(f"`launch.node_rank={launch.node_rank}`: must be below launch.nnodes={launch.nnodes}")
     if launch.nnodes > 1 and launch.master_port is None:
         raise UserError("`launch.master_port`: needs a number when launch.nnodes > 1, the same on every machine")
+
+
+def check_bf16_moments(optimizer: DictConfig) -> None:
+    """Moments in bf16 decay by more than is lost when they are rounded.
+
+    Raises:
+        UserError: they don't.
+    """
+    beta2 = optimizer.get("adam_beta2", 0.0)
+    if optimizer.get("use_precision_aware_optimizer") and beta2 > LARGEST_BETA2:
+        raise UserError(
+            f"`optimizer.adam_beta2={beta2}`: with moments in bf16 (optimizer.use_precision_aware_optimizer=true) at "
+            f"most {LARGEST_BETA2}, since a mean square that falls by less in a step is rounded back to what it was; "
+            "use 0.95, or optimizer=adam"
+        )
 
 
 def check_validated(cfg: DictConfig) -> None:
@@ -212,7 +231,7 @@ def check_validated(cfg: DictConfig) -> None:
 def check_spec(
     cfg: DictConfig, world: int, platform: patches.Platform, shape: Mapping[str, Any] | None, gpu: Gpu | None = None
 ) -> None:
-    """What was asked for and depends on the whole run can be done: a captured step, activations on the host, 8 bits.
+    """What was asked for and depends on the whole run can be done: a captured step, activations on the host, few bits.
 
     So can the number of layers that are computed again. Of a model whose architecture is unknown yet, on a hub, the run
     itself says what depends on its layers, and of 8 bits what experts need.
@@ -226,7 +245,8 @@ def check_spec(
     """
     eight_bit = cfg.precision.name == "fp8" and (gpu is not None or cfg.parallelism.fsdp)
     trainer = cfg.trainer
-    if not (trainer.cuda_graph or trainer.offload_layers or trainer.recompute_layers or eight_bit):
+    bf16_state = cfg.optimizer.get("use_precision_aware_optimizer")
+    if not (trainer.cuda_graph or trainer.offload_layers or trainer.recompute_layers or eight_bit or bf16_state):
         return
     if cfg.trainer.micro_batch_size == AUTO:
         cfg = cfg.copy()

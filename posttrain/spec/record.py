@@ -78,6 +78,7 @@ def format_spec(spec: RunSpec) -> str:
         "steps": spec.max_steps,
         "epochs": spec.epochs,
         "optimizer": spec.optimizer,
+        "bf16_optimizer_state": spec.bf16_state,
         "recompute": spec.recompute,
         "recompute_layers": spec.recompute_layers,
         "offload_layers": spec.offload_layers,

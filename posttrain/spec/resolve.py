@@ -82,6 +82,7 @@ def resolve_spec(
         recompute_layers=trainer.recompute_layers,
         offload_layers=trainer.offload_layers,
         optimizer=cfg.optimizer.optimizer,
+        bf16_state=bool(cfg.optimizer.get("use_precision_aware_optimizer")),
         machines=cfg.launch.nnodes,
         packing=bool(cfg.data.get("packing", True)),
         fused=adapter is not None and adapter.fused,

@@ -68,6 +68,7 @@ class RunSpec(ParallelSizes):
         micro_batch, global_batch: sequences.
         max_steps, epochs, validation_batches: as in `trainer`.
         optimizer: adam or sgd.
+        bf16_state: whether Adam's state is in 16 bits (`optimizer=adam_bf16`).
         machines: `launch.nnodes`.
         packing: as in `data`.
         length: tokens of a packed sequence; unpacked, of the rows of the largest micro-batch on average.
@@ -109,6 +110,7 @@ class RunSpec(ParallelSizes):
     recompute_open: bool = False
     recompute_layers: int | None = None
     offload_layers: int | None = None
+    bf16_state: bool = False
     machines: int = 1
     packing: bool = True
     supervised_share: float = 1.0
@@ -366,6 +368,22 @@ class RunSpec(ParallelSizes):
         )
 
     @property
+    def bf16_adam(self) -> Decision:
+        """Whether Adam's state can be in 16 bits (posttrain.train.bf16_adam)."""
+        return unless(
+            (not self.transformer_engine, "Transformer Engine's optimizer is needed, which is for GPUs"),
+            (self.optimizer != "adam", "it is Adam's"),
+            (self.adapter, "only that of all weights, as an adapter's is small"),
+            (self.precision != "bf16", "what it keeps of the fp32 weights is what bf16 ones lack"),
+            on="moments and the lower half of fp32 weights",
+        )
+
+    @property
+    def divides_state(self) -> bool:
+        """Whether the optimizer's state is divided among data-parallel processes; Megatron has 16 bits there alone."""
+        return self.distributed_optimizer or self.bf16_state
+
+    @property
     def heads_exchanged(self) -> Decision:
         """Whether context parallelism gives each process all tokens of some heads for attention (arXiv 2309.14509).
 
@@ -478,15 +496,21 @@ class RunSpec(ParallelSizes):
         """Refuse what was asked for and can't be done.
 
         Raises:
-            UserError: `trainer.cuda_graph=true` where a step can't be captured, `trainer.offload_layers` on a GPU where
-                activations can't be offloaded, an adapter with `precision=fp8` under Megatron-FSDP where the frozen
-                weights aren't kept in 8 bits; see also `check_layers`.
+            UserError: `optimizer=adam_bf16` where the state can't be in 16 bits, `trainer.cuda_graph=true` where a step
+                can't be captured, `trainer.offload_layers` on a GPU where activations can't be offloaded, an adapter
+                with `precision=fp8` under Megatron-FSDP where the frozen weights aren't kept in 8 bits; see also
+                `check_layers`.
         """
         if self.fsdp and self.adapter and self.precision == "fp8" and not self.eight_bit_base:
             raise UserError(
                 "`precision=fp8 parallelism=fsdp`: Megatron-FSDP can't divide Transformer Engine's frozen weights in 8 "
                 f"bits, and this project's are off: {self.eight_bit_base.reason}; use precision=bf16, parallelism=ddp, "
                 "or plain LoRA of all linear layers of a dense model (peft=lora peft.target_modules=all-linear)"
+            )
+        if self.bf16_state and not self.bf16_adam:
+            raise UserError(
+                f"`optimizer.use_precision_aware_optimizer=true`, as in optimizer=adam_bf16: {self.bf16_adam.reason}; "
+                "use optimizer=adam"
             )
         if self.offload_layers and self.device == "cuda" and not self.offload:
             raise UserError(

@@ -198,8 +198,13 @@ def build_container(
     settings = run.settings
     groups = run.groups
     optimizer = groups.optimizer
-    optimizer.use_distributed_optimizer = groups.parallelism.distributed_optimizer
+    optimizer.use_distributed_optimizer = run.spec.divides_state
     mixed = mixed_precision(run)
+    if run.spec.bf16_state:
+        from posttrain.train import bf16_adam  # imports Transformer Engine, which a CPU hasn't
+
+        assert mixed is not None
+        bf16_adam.use(optimizer, mixed)
     if mixed is None:
         optimizer.params_dtype = model.provider.params_dtype
     container = ConfigContainer(
@@ -256,11 +261,12 @@ def mixed_precision(run: RunContext) -> "MixedPrecisionConfig | None":
 def data_parallel(run: RunContext) -> DistributedDataParallelConfig:
     """How data-parallel processes share gradients: summed, normalised by tokens elsewhere."""
     parallelism = run.groups.parallelism
-    overlap = parallelism.overlap and run.on_gpu and parallelism.distributed_optimizer
+    divided = run.spec.divides_state
+    overlap = parallelism.overlap and run.on_gpu and divided and run.spec.world > 1
     # Looking into each bucket waits for the device; the gradient's norm tells as much (train/nonfinite.py).
     looked_at = run.spec.cuda_graph or run.groups.optimizer.clip_grad or run.settings.on_nonfinite != "stop"
     return DistributedDataParallelConfig(
-        use_distributed_optimizer=parallelism.distributed_optimizer,
+        use_distributed_optimizer=divided,
         overlap_grad_reduce=overlap,
         # Not where a layer may read its adapter's weights without the adapter's forward pass, which waits for them.
         overlap_param_gather=overlap and not run.groups.peft,
@@ -277,7 +283,7 @@ def process_groups(run: RunContext) -> DistributedInitConfig:
     parallelism = run.groups.parallelism
     return DistributedInitConfig(
         distributed_backend="nccl" if run.on_gpu else "gloo",
-        use_gloo_process_groups=not run.on_gpu or parallelism.distributed_optimizer,
+        use_gloo_process_groups=not run.on_gpu or run.spec.divides_state,
         use_megatron_fsdp=parallelism.fsdp,
         distributed_timeout_minutes=max(MIN_TIMEOUT_MINUTES, math.ceil(run.config.launch.timeout_s / 60)),
     )

@@ -100,8 +100,9 @@ class NonFinitePolicy:
             bad = torch.zeros((), device="cuda")
             for part in parts:
                 for parameter in part.get_parameters():
-                    if parameter.grad is not None:
-                        gradient = to_local_if_dtensor(parameter.grad)
+                    gradient = getattr(parameter, "decoupled_grad", parameter.grad)  # of another format than the weight
+                    if gradient is not None:
+                        gradient = to_local_if_dtensor(gradient)
                         bad += (~torch.isfinite(gradient.sum())).float()
             torch.distributed.all_reduce(bad)
             return found or bool(bad)

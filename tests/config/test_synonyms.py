@@ -123,7 +123,7 @@ def test_names_of_transformers_and_peft_are_theirs(package, file, name):
         ("max_steps=5", "did you mean `trainer.max_steps`?"),
         ("precision=fp16", "there is no fp16; take precision=bf16"),
         ("precision=16", "`precision=16`: there is no such choice; there is no fp16; take precision=bf16"),
-        ("optimizer=0.1", "`optimizer=0.1`: there is no such choice. Choices: adam, sgd"),
+        ("optimizer=0.1", "`optimizer=0.1`: there is no such choice. Choices: adam, adam_bf16, sgd"),
         ("model_type=llama", "`model_type`: unknown key; not needed: the model's and the tokenizer's own files say it"),
     ],
 )

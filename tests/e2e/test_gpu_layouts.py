@@ -44,13 +44,17 @@ TRAINED = {
     "canonical": ["peft=lora", "peft.target_modules=[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"],
     "all": ["peft=none"],
     "fp8": ["peft=lora", "precision=fp8"],
+    "all_bf16_adam": ["peft=none", "optimizer=adam_bf16"],
 }
 DATA = {"messages": ["data=messages"], "text": ["objective=text"]}
 DIVIDED = {
     "cp4": ["parallelism=cp2", "parallelism.context_parallel_size=4"],
     "ep4": ["parallelism=ep2", "parallelism.expert_model_parallel_size=4"],
 }  # others are options of `parallelism`
-RATES = {"all": 1e-5}  # Adam's steps are of one size, so all weights move far, and differences with them
+RATES = {
+    "all": 1e-5,
+    "all_bf16_adam": 1e-5,
+}  # Adam's steps are of one size, so all weights move far, and differences with them
 DENSE = ["ddp", "zero1", "fsdp", "tp2", "pp2"]
 MIXTURE = ["ddp", "fsdp", "tp2", "ep2"]
 
@@ -103,8 +107,10 @@ class Resumed:
         return Case(self.model, self.trained, "single", processes=1)
 
 
-CASES = [Case("Llama", trained, layout) for trained in TRAINED for layout in DENSE]
-CASES += [Case("Llama", trained, "cp2", "text") for trained in TRAINED]
+EVERYWHERE = ("lora", "dora", "canonical", "all", "fp8")
+CASES = [Case("Llama", trained, layout) for trained in EVERYWHERE for layout in DENSE]
+CASES += [Case("Llama", trained, "cp2", "text") for trained in EVERYWHERE]
+CASES += [Case("Llama", "all_bf16_adam", layout) for layout in ("ddp", "fsdp", "tp2")]
 CASES += [Case("Mixtral", trained, layout) for trained in ("lora", "all") for layout in MIXTURE]
 CASES += [Case("Mixtral", "fp8", "ep2")]
 CASES += [
@@ -123,6 +129,8 @@ RESUMED = [
     Resumed("Llama", "lora", "ddp", "single"),
     Resumed("Llama", "lora", "fsdp", "fsdp"),
     Resumed("Llama", "fp8", "fsdp", "fsdp"),
+    Resumed("Llama", "all_bf16_adam", "fsdp", "fsdp"),
+    Resumed("Llama", "all_bf16_adam", "ddp", "single"),
     Resumed("Mixtral", "lora", "fsdp", "fsdp"),
 ]
 if visible_gpus() > 1:  # a machine whose neighbour dies waits for it for minutes

@@ -209,6 +209,7 @@ class Bench:
             "checkpoint.save=false", *TRAINED[case.trained], *DIVIDED.get(case.layout, [f"parallelism={case.layout}"]),
             *case.more, *overrides, f"hydra.run.dir={run_dir}",
         ]  # fmt: skip
+        began = time.monotonic()
         with reserve_port() as held:
             machines = self.machines(processes, held.getsockname()[1])
             first, *others = [self.start([*words, *added], env) for added, env in machines]
@@ -216,6 +217,7 @@ class Bench:
             for other in others:
                 _, more = other.communicate(timeout=60)
                 err += more
+        print(f"{name}: exit code {first.returncode} after {time.monotonic() - began:.0f} s", flush=True)
         return Result(first.returncode, out, err, run_dir)
 
     def machines(self, processes: int, port: int) -> list[tuple[list[str], dict[str, str]]]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from posttrain.errors import UserError
 from posttrain.evaluate.conversations import Conversations, last_answer, read_conversations
 from posttrain.evaluate.losses import compute_losses
 from posttrain.evaluate.scores import Metric
-from posttrain.evaluate.settings import sampling_of
+from posttrain.evaluate.settings import EvaluateSchema, sampling_of
 from posttrain.generate.decoding import beyond_positions, check_fits, continuations, stop_tokens
 from posttrain.generate.token_stream import Progress
 from posttrain.utils import working
@@ -91,6 +91,20 @@ def measure_set(
     part["rows"] = conversations.report
     part["seconds"] = seconds
     return part, lines
+
+
+def check_categories(column: str | None, sets: Collection[Conversations]) -> None:
+    """Some row has the column that was asked for.
+
+    Raises:
+        UserError: none has.
+    """
+    if column in (None, EvaluateSchema.group_by) or not sets:
+        return
+    if not any(any(conversations.categories) for conversations in sets):
+        raise UserError(
+            f"`evaluate.group_by={column}`: no row has such a column; name one that rows have, or leave it out"
+        )
 
 
 def summarize_groups(labels: Sequence[str | int | None], results: Results) -> dict[str, dict[str, Any]]:
@@ -248,9 +262,13 @@ def measure_all(
     """
     result: dict[str, Any] = {"datasets": {}}
     lines = []
-    for name, set_cfg in datasets.items():
+    sets = {}
+    if datasets:
         working.phase("reading data")
-        conversations = read_conversations(set_cfg, tokenizer, cache_root(set_cfg.cache_dir))
+    for name, set_cfg in datasets.items():
+        sets[name] = read_conversations(set_cfg, tokenizer, cache_root(set_cfg.cache_dir))
+    check_categories(cfg.evaluate.group_by, sets.values())
+    for name, conversations in sets.items():
         result["datasets"][name], answers = measure_set(model, tokenizer, conversations, cfg.evaluate, metric, name)
         lines += answers
     if len(datasets) > 1:

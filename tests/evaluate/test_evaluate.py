@@ -159,6 +159,7 @@ def test_a_model_that_answers_scores(evaluate, tiny, questions, tmp_path, monkey
         ([PAIRS, "data.path=DIR/none.jsonl"], "there is no such file"),
         ([PAIRS, "data.path=DIR/b.jsonl"], "line 6"),
         ([PAIRS, "data.path=DIR/a.jsonl", "evaluate.split=validation"], "no validation split"),
+        ([PAIRS, "data.path=DIR/a.jsonl", "evaluate.group_by=kind"], "`evaluate.group_by=kind`: no row has such a"),
         ([PAIRS, "data.path=DIR/a.jsonl", "evaluate.limit=0"], "must be at least 1"),
         ([PAIRS, "data.path=DIR/a.jsonl", "evaluate.spilt=train"], "did you mean `evaluate.split`"),
         ([PAIRS, "data.path=DIR/a.jsonl", "metric=exact_match", 'metric.extract="("'], "not a regular expression"),

@@ -23,7 +23,7 @@ from posttrain import patches
 from posttrain.cli import command, help_screen, precheck, rerun, run_file
 from posttrain.config import composition
 from posttrain.config.overrides import format_value, quote_expressions
-from posttrain.config.trial_names import swept_ranges
+from posttrain.config.trial_names import check_swept, swept_ranges
 from posttrain.errors import RunFailed, UserError
 from posttrain.launch import launcher, nodes, prestart
 from posttrain.patches.registry import versions_of
@@ -132,6 +132,7 @@ def before(cfg: DictConfig, jobs: list[dry_run.PlannedJob]) -> None:
     search = None
     if sweeping:
         swept = swept_ranges(cfg.hydra.overrides.task, cfg.hydra.sweeper.get("params"))
+        check_swept(swept)
         search = optuna.search_of(cfg)
     optuna.check(cfg)
     with open_dict(cfg):

@@ -9,6 +9,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from posttrain.errors import UserError
+
 # Keys that say where and how a run is run, not what it computes.
 RUN_LOCAL = ("run", "cache_dir", "launch", "hydra", "logger", "sweep")
 EXACT = 2**53  # below which every whole number is a float of its own
@@ -51,6 +53,23 @@ def swept_ranges(overrides: Sequence[str], params: Mapping[str, Any] | None) -> 
         if override.is_sweep_override():
             ranges[_key(override)] = override.get_value_string()
     return dict(sorted(ranges.items()))
+
+
+def check_swept(swept: Mapping[str, str]) -> None:
+    """What varies is part of what a trial computes; two that differ in nothing else are one trial.
+
+    Args:
+        swept: see `swept_ranges`.
+
+    Raises:
+        UserError: a key that varies says where or how a run is run.
+    """
+    for key, values in swept.items():
+        if is_run_local(key):
+            raise UserError(
+                f"`{key}={values}`: trials of a sweep differ in what they compute, and this says where or how a run is "
+                "run; give it one value (several trackers are a list, logger=[wandb,csv])"
+            )
 
 
 def trial_name(overrides: Iterable[str], swept: Sequence[str]) -> str:

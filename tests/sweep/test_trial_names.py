@@ -2,7 +2,16 @@
 
 import pytest
 
-from posttrain.config.trial_names import difference, flatten, sweep_name, swept_keys, trial_name
+from posttrain.config.trial_names import (
+    check_swept,
+    difference,
+    flatten,
+    sweep_name,
+    swept_keys,
+    swept_ranges,
+    trial_name,
+)
+from posttrain.errors import UserError
 
 GRID = ["optimizer.lr=1e-4,2e-4", "peft.rank=8,16", "model=llama3_8b"]
 
@@ -11,6 +20,13 @@ def test_swept_keys_are_those_with_several_values():
     assert swept_keys(GRID, None) == ["optimizer.lr", "peft.rank"]
     assert swept_keys(["data.path='a,b'", "data.truncation_side=[a,b]"], None) == []
     assert swept_keys(["seed=1,2"], {"optimizer.lr": "tag(log,interval(1e-5,1e-3))"}) == ["optimizer.lr", "seed"]
+
+
+def test_what_would_be_one_trial_is_refused():
+    check_swept(swept_ranges(GRID, {"seed": "range(1,3)"}))
+    for override in ("logger=csv,tensorboard", "launch.nnodes=1,2", "run.name=a,b"):
+        with pytest.raises(UserError, match=rf"^`{override}`: trials of a sweep differ in what they compute"):
+            check_swept(swept_ranges([*GRID, override], None))
 
 
 @pytest.mark.parametrize(

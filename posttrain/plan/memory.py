@@ -1,6 +1,7 @@
 """Memory of one GPU by part: what is always allocated, and the most that a step adds to it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from posttrain.models.offloaded_layers import AWAY, SMALLEST, chosen_layers
@@ -64,9 +65,11 @@ class Memory:
 
 
 def estimate_memory(s: RunSpec) -> Memory:
-    """Return the memory of the fullest pipeline stage: the first, the first of the longest ones, or the last."""
-    longest = s.stage_layers.index(max(s.stage_layers))
-    indices = sorted({0, longest, s.pipeline - 1})
+    """Return the memory of the fullest pipeline stage."""
+    indices: Sequence[int] = range(s.pipeline)
+    if not s.stage_options:  # the fullest one is the first, the first of the longest ones, or the last
+        longest = s.stage_layers.index(max(s.stage_layers))
+        indices = sorted({0, longest, s.pipeline - 1})
     return max((stage_memory(s, index) for index in indices), key=lambda memory: memory.needed)
 
 

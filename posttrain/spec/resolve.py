@@ -11,7 +11,7 @@ from posttrain.peft.adapters import DoRA, LoRA
 from posttrain.spec.parallel_sizes import model_parallel_sizes
 from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.shape import Adapters, Shape, config_of
-from posttrain.spec.stages import divides_stages
+from posttrain.spec.stages import own_options
 
 AUTO = "auto"  # leaves a value to posttrain.plan.auto
 
@@ -59,7 +59,7 @@ def resolve_spec(
         shape=shape,
         experts=experts,
         mixture_settings=changes_mixture(trainer.megatron),
-        own_stages=divides_stages(trainer.megatron),
+        stage_options=own_options(trainer.megatron),
         no_cuda_graph=no_cuda_graph,
         adapter=adapter is not None,
         adapters=adapters,

@@ -5,8 +5,10 @@ read it; another value of a field (`dataclasses.replace`) is another run. Loads 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from posttrain.errors import UserError
 from posttrain.models.config_checks import is_wide
@@ -14,7 +16,7 @@ from posttrain.ops.capped_limits import HIGHEST_CAP, WIDEST_HEAD
 from posttrain.spec.epochs import Epoch
 from posttrain.spec.parallel_sizes import ParallelSizes
 from posttrain.spec.shape import Adapters, Shape
-from posttrain.spec.stages import check_offloaded, check_recomputed, divide_layers
+from posttrain.spec.stages import check_offloaded, check_recomputed, divide_layers, own_stages
 
 WRITTEN_OUT = "every score is kept, and a step is slower than planned"
 BASE_CHECK_SECONDS = 5.0  # of a run of adapters, which may be short itself
@@ -57,7 +59,7 @@ class RunSpec(ParallelSizes):
         shape: the model's sizes; None: its family is not known here, and only Megatron knows them.
         experts: of a layer; 0: a dense model.
         mixture_settings: whether `trainer.megatron` changes the mixture.
-        own_stages: whether `trainer.megatron` says how the layers are divided over pipeline stages.
+        stage_options: what `trainer.megatron` says of the layers that each pipeline stage has; empty: nothing.
         no_cuda_graph: why this model's step is not captured unless that is asked for; None: it is.
         adapter: whether an adapter is trained, else all weights are.
         adapters: its sizes; None: there is none, or `shape` is None.
@@ -89,7 +91,7 @@ class RunSpec(ParallelSizes):
     shape: Shape | None
     experts: int
     mixture_settings: bool
-    own_stages: bool
+    stage_options: Mapping[str, Any]
     no_cuda_graph: str | None
     adapter: bool
     adapters: Adapters | None
@@ -159,19 +161,21 @@ class RunSpec(ParallelSizes):
         """Whether pipeline stages tell each other each micro-batch's shape; Megatron's fixed one is of one full row."""
         return self.pipeline > 1 and (not self.packing or self.micro_batch > 1)
 
-    @property
+    @cached_property
     def stages(self) -> tuple[int, ...] | None:
-        """See `stages_of`; None also where the model's sizes are not known."""
-        if self.shape is None:
+        """Layers of each pipeline stage; None: there is one, or they are not known or can't be divided so."""
+        if self.shape is None or self.pipeline == 1:
             return None
+        if self.stage_options:
+            return own_stages(self.stage_options, self.shape.layers, self.pipeline)
         return self.stages_of(self.shape.layers)
 
     def stages_of(self, layers: int) -> tuple[int, ...] | None:
-        """Layers of each pipeline stage of a model with `layers`; None: there is one, or `trainer.megatron` says it.
+        """How a model with `layers` is divided over pipeline stages; None: not, or `trainer.megatron` says it.
 
         The last one has the output layer too, and fewer layers where that makes the longest stage shorter.
         """
-        if self.pipeline == 1 or self.own_stages or layers < self.pipeline:
+        if self.pipeline == 1 or self.stage_options or layers < self.pipeline:
             return None
         output_layer = 1.0  # in layers; of a model whose sizes are not known it is taken for that
         if self.shape is not None:
@@ -181,7 +185,7 @@ class RunSpec(ParallelSizes):
 
     @property
     def stage_layers(self) -> Sequence[float]:
-        """Layers of each pipeline stage; of stages that `trainer.megatron` divides, the mean."""
+        """Layers of each pipeline stage; the mean where `stages` is None."""
         if self.stages is not None:
             return self.stages
         return (self.known_shape.layers / self.pipeline,) * self.pipeline

@@ -13,6 +13,7 @@ FIRST = "num_layers_in_first_pipeline_stage"
 LAST = "num_layers_in_last_pipeline_stage"
 LAYOUT = "pipeline_model_parallel_layout"
 VIRTUAL = "virtual_pipeline_model_parallel_size"
+PREDICTIONS = "mtp_num_layers"
 SECTION = "trainer.megatron.model"
 
 
@@ -44,10 +45,31 @@ def format_layout(stages: Sequence[int]) -> str:
     return "E" + "|".join(f"t*{layers}" for layers in stages) + "L"
 
 
-def divides_stages(sections: Mapping[str, Any]) -> bool:
-    """Whether `trainer.megatron` says which layers a pipeline stage has."""
+def own_options(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """What `trainer.megatron` says of the layers that each pipeline stage has; empty: nothing."""
     options = _options(sections)
-    return any(options.get(key) for key in (*ENDS, FIRST, LAST, LAYOUT, VIRTUAL))
+    named = {key: options[key] for key in (*ENDS, FIRST, LAST, LAYOUT, VIRTUAL) if options.get(key)}
+    if named and options.get(PREDICTIONS):
+        named[PREDICTIONS] = options[PREDICTIONS]
+    return named
+
+
+def own_stages(options: Mapping[str, Any], layers: int, stages: int) -> tuple[int, ...] | None:
+    """Layers of each pipeline stage that `options` divide, its virtual ones together.
+
+    Args:
+        options: see `own_options`.
+        layers, stages: see `check_stages`.
+
+    Returns:
+        None where they can't be divided so, which `check_stages` refuses.
+    """
+    try:
+        _check_numbers(options)
+        parts = _own_parts(options, layers, stages)
+    except UserError:
+        return None
+    return tuple(sum(parts[stage::stages]) for stage in range(stages))
 
 
 def check_recomputed(recompute_layers: int | None, layers: int, lengths: Sequence[int]) -> None:
@@ -118,17 +140,22 @@ def check_stages(
     if stages == 1:
         _check_one_stage(options)
         return
+    parts = _own_parts(options, layers, stages, predictions)
+    if own_options(sections):
+        check_recomputed(recompute_layers, layers, parts)
+
+
+def _own_parts(options: Mapping[str, Any], layers: int, stages: int, predictions: int | None = None) -> Sequence[int]:
+    """Layers of each part that a process computes at once, a pipeline stage or a virtual one, in the model's order.
+
+    For the arguments and errors see `check_stages`.
+    """
     _check_together(options)
     if options.get(LAYOUT) is not None:
-        predictions = options.get("mtp_num_layers", predictions) or 0
-        lengths = check_layout(
-            f"{SECTION}.{LAYOUT}", options[LAYOUT], layers, stages, options.get(VIRTUAL), predictions
-        )
-        check_recomputed(recompute_layers, layers, lengths)
-        return
+        predictions = options.get(PREDICTIONS, predictions) or 0
+        return check_layout(f"{SECTION}.{LAYOUT}", options[LAYOUT], layers, stages, options.get(VIRTUAL), predictions)
     _check_division(options, layers, stages)
-    if divides_stages(sections):
-        check_recomputed(recompute_layers, layers, _lengths(options, layers, stages))
+    return _lengths(options, layers, stages)
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:
@@ -183,18 +210,23 @@ def _check_division(options: Mapping[str, Any], layers: int, stages: int) -> Non
 
 
 def _lengths(options: Mapping[str, Any], layers: int, stages: int) -> list[int]:
-    """Layers of each part that a process computes at once: of a pipeline stage, or of a virtual one."""
+    """As `_own_parts`, where there is no layout."""
     virtual = options.get(VIRTUAL) or 1
-    given = [options[name] for name in (FIRST, LAST) if options.get(name) is not None]
+    first, last = options.get(FIRST), options.get(LAST)
     ends = [name for name in ENDS if options.get(name)]
-    equal = (stages - len(given)) * virtual
-    lengths = [length // virtual for length in given for _ in range(virtual)]
+    equal = stages - (first is not None) - (last is not None)
+    lengths: list[int] = []
     if equal:
-        lengths += [(layers + len(ends) - sum(given)) // equal] * equal
+        lengths = [(layers + len(ends) - (first or 0) - (last or 0)) // equal] * equal
+    if first is not None:
+        lengths.insert(0, first)
+    if last is not None:
+        lengths.append(last)
+    parts = [length // virtual for length in lengths] * virtual
     for index, name in ((0, ENDS[0]), (-1, ENDS[1])):  # embedding and loss stand for a layer there
         if name in ends:
-            lengths[index] -= 1
-    return lengths
+            parts[index] -= 1
+    return parts
 
 
 def _options(sections: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -114,7 +114,10 @@ def test_the_verdict_comes_first_and_overrides_stay_whole(capsys, monkeypatch):
     ("more", "line"),
     [
         ([], "; parallel: pipeline 4, layers of the stages 9+9+10+2\n"),
-        (["+trainer.megatron.model.num_layers_in_last_pipeline_stage=3"], "; parallel: pipeline 4\n"),  # Megatron's
+        (
+            ["+trainer.megatron.model.num_layers_in_last_pipeline_stage=3"],
+            "; parallel: pipeline 4, layers of the stages 9+9+9+3\n",
+        ),
     ],
 )
 def test_the_layers_of_the_stages_are_said(more, line, capsys, monkeypatch):

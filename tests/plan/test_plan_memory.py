@@ -6,7 +6,9 @@ import pytest
 
 from posttrain.config.composition import compose
 from posttrain.plan.memory import GIB, estimate_memory, stage_memory
+from posttrain.plan.speed import estimate_speed
 from posttrain.spec.resolve import resolve_spec
+from posttrain.utils.gpus import find_gpu
 
 ONE_B, EIGHT_B = "model=llama32_1b", "model=llama3_8b"
 PACKED = ["data=prompt_completion", "data.path=x", "trainer.seq_length=4096"]
@@ -181,6 +183,20 @@ def test_pipeline_stages():
         sum(stage_memory(tied, i).parts["weights"] for i in (0, 1))
         == estimate_memory(setting([ONE_B])).parts["weights"] + embedding
     )
+
+
+def test_stages_that_trainer_megatron_divides_are_planned_as_they_are():
+    pipeline = [EIGHT_B, "parallelism=pp2", "parallelism.pipeline_model_parallel_size=4"]
+    layout = "+trainer.megatron.model.pipeline_model_parallel_layout="
+    s = setting([*pipeline, f"{layout}'Et*2|t*13|t*14|t*3L'"], 4)
+    stages = [stage_memory(s, index) for index in range(4)]
+    tokens = [stage.parts["activations"] for stage in stages]
+    # Each keeps the activations of its layers, of as many micro-batches as there are stages from it on.
+    assert tokens == pytest.approx([4 * 2 / 3 * tokens[3], 3 * 13 / 3 * tokens[3], 2 * 14 / 3 * tokens[3], tokens[3]])
+    assert estimate_memory(s).needed == max(stage.needed for stage in stages) == stages[1].needed
+    even = setting([*pipeline, f"{layout}'E(t*8|)*3t*8L'"], 4)
+    assert estimate_memory(s).needed > estimate_memory(even).needed
+    assert estimate_speed(s, find_gpu("h200"), 4096.0).step_s > estimate_speed(even, find_gpu("h200"), 4096.0).step_s
 
 
 def test_the_fullest_stage_may_be_between_the_first_and_the_last():

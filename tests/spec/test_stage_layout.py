@@ -1,11 +1,15 @@
 """Megatron's notation for the layers of pipeline stages is read as Megatron reads it, before a run begins."""
 
 import pytest
+import torch
 
 from posttrain.config.composition import compose
 from posttrain.errors import UserError
+from posttrain.plan import auto
 from posttrain.spec import checks
 from posttrain.spec.stage_layout import read_layout
+from posttrain.spec.stages import own_stages
+from posttrain.utils.gpus import find_gpu
 
 pytestmark = pytest.mark.filterwarnings("ignore::SyntaxWarning")
 
@@ -81,3 +85,45 @@ def test_what_contradicts_the_model_or_the_sizes_is_refused(layout, more, expect
 @pytest.mark.parametrize("layout", ["'E,t*20|t*12,L'", "'E(t*8|)*3t*8L'"])
 def test_what_fits_is_not(layout):
     checks.check(compose([*WORDS, f"{LAYOUT}={layout}"]), 2)
+
+
+@pytest.mark.parametrize(
+    "options, layers, stages",
+    [
+        ({"num_layers_in_first_pipeline_stage": 4}, 32, 2),
+        ({"num_layers_in_last_pipeline_stage": 2}, 32, 4),
+        ({"num_layers_in_first_pipeline_stage": 6, "num_layers_in_last_pipeline_stage": 4}, 30, 4),
+        ({"num_layers_in_first_pipeline_stage": 20, "num_layers_in_last_pipeline_stage": 12}, 32, 2),
+        ({"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True}, 30, 4),
+        ({"account_for_loss_in_pipeline_split": True, "virtual_pipeline_model_parallel_size": 2}, 31, 4),
+        ({"num_layers_in_first_pipeline_stage": 4, "virtual_pipeline_model_parallel_size": 2}, 28, 4),
+    ],
+)
+def test_stages_have_the_layers_that_megatron_builds(options, layers, stages):
+    block = pytest.importorskip("megatron.core.transformer.transformer_block")
+    config = block.TransformerConfig(
+        num_layers=layers,
+        hidden_size=8,
+        num_attention_heads=1,
+        pipeline_model_parallel_size=stages,
+        pipeline_dtype=torch.float32,
+        **options,
+    )
+    built = []
+    for rank in range(stages):
+        parts = range(options.get("virtual_pipeline_model_parallel_size", 1))
+        built.append(sum(block.get_num_layers_to_build(config, vp_stage=part, pp_rank=rank) for part in parts))
+    assert own_stages(options, layers, stages) == tuple(built)
+
+
+def test_virtual_stages_of_a_layout_go_round():
+    options = {"pipeline_model_parallel_layout": "Et*3|t*4|t*5|t*6L"}
+    assert own_stages(options, 18, 2) == (8, 10)
+    assert own_stages(options, 18, 4) == (3, 4, 5, 6)
+    assert own_stages(options, 17, 2) is None  # which `checks` refuses
+
+
+def test_what_is_no_number_of_layers_is_refused_by_a_search_too():
+    words = [*WORDS, f"{MODEL}num_layers_in_first_pipeline_stage=some", "parallelism=auto"]
+    with pytest.raises(UserError, match="num_layers_in_first_pipeline_stage=some`: must be a positive whole number"):
+        auto.choose(compose(words), 2, find_gpu("h200"), transformer_engine=True)

@@ -23,12 +23,12 @@ class Edit:
     Attributes:
         kind: "speed", "format" (8-bit products), "gpus" (more of them), "data" (sequences get
             shorter) or "result" (a different training).
-        override: of the command line.
+        overrides: of the command line.
         fields: of RunSpec, with their new values.
     """
 
     kind: str
-    override: str
+    overrides: tuple[str, ...]
     fields: dict[str, Any]
 
 
@@ -75,30 +75,35 @@ def edits(s: RunSpec, gpu: Gpu, chosen_split: bool = False) -> Iterator[list[Edi
     for size in (8, 4, 2, 1):
         if size < s.micro_batch and s.micro_batch % size == 0:
             override = f"trainer.micro_batch_size={size}"
-            smaller.append(Edit("speed", override, {"micro_batch": size}))
+            smaller.append(Edit("speed", (override,), {"micro_batch": size}))
     yield smaller
     if s.recompute != "full":
-        yield [Edit("speed", "trainer.recompute=full", {"recompute": "full"})]
-    elif s.offload and s.offload_layers is None:  # what that keeps
+        yield [Edit("speed", ("trainer.recompute=full",), {"recompute": "full"})]
+    elif s.recompute_layers is not None:
+        yield [Edit("speed", ("trainer.recompute_layers=null",), {"recompute_layers": None})]
+    if s.recompute == "full" and s.offload and s.offload_layers is None:  # what that keeps
         layers = s.known_shape.layers
-        yield [Edit("speed", f"trainer.offload_layers={layers}", {"offload_layers": layers})]
+        yield [Edit("speed", (f"trainer.offload_layers={layers}",), {"offload_layers": layers})]
     divisible = s.optimizer == "adam" and not s.divides_state and not s.fsdp
     if s.data_parallel * s.context > 1 and divisible:
         override = "parallelism.distributed_optimizer=true"
-        yield [Edit("speed", override, {"distributed_optimizer": True})]
+        yield [Edit("speed", (override,), {"distributed_optimizer": True})]
     if not s.fsdp:  # which divides over data-parallel processes alone
         yield list(_tensor_edits(s, chosen_split))
     if s.packing and s.length >= 1024:
         half = int(s.length) // 2
-        yield [Edit("data", f"trainer.seq_length={half}", {"length": half})]
+        yield [Edit("data", (f"trainer.seq_length={half}",), {"length": half})]
     if s.adapters is None:
-        yield [Edit("result", "peft=lora", _lora_fields(s))]
+        words: tuple[str, ...] = ("peft=lora",)
+        if s.bf16_state:  # which is of all weights alone
+            words += ("optimizer=adam",)
+        yield [Edit("result", words, _lora_fields(s))]
     if gpu.eight_bit and s.precision == "bf16" and replace(s, precision="fp8").eight_bit_base:
-        yield [Edit("format", "precision=fp8", {"precision": "fp8"})]
+        yield [Edit("format", ("precision=fp8",), {"precision": "fp8"})]
 
 
 def _lora_fields(s: RunSpec) -> dict[str, Any]:
-    """What `peft=lora` sets, with its default values."""
+    """What `peft=lora optimizer=adam` sets, with its default values."""
     lora = LoRA()
     return {
         "adapter": True,
@@ -107,6 +112,7 @@ def _lora_fields(s: RunSpec) -> dict[str, Any]:
         "fused": lora.fused,
         "recompute_norms": lora.recompute_norms,
         "dropout": lora.dropout,
+        "bf16_state": False,
     }
 
 
@@ -123,7 +129,7 @@ def _tensor_edits(s: RunSpec, chosen_split: bool) -> Iterator[Edit]:
         override = f"parallelism.tensor_model_parallel_size={size}"
         if not chosen_split and s.pipeline * s.context * s.expert == 1 and not s.distributed_optimizer:
             override = f"parallelism=tp{size}"
-        yield Edit(kind, override, {"tensor": size, "world": world})
+        yield Edit(kind, (override,), {"tensor": size, "world": world})
 
 
 def changes(
@@ -175,7 +181,7 @@ def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], tokens: float, before
     slower = 1.0
     if after and before:
         slower = after / before / shorter
-    overrides = tuple(edit.override for edit in chosen)
+    overrides = tuple(itertools.chain.from_iterable(edit.overrides for edit in chosen))
     kinds = tuple(edit.kind for edit in chosen)
     worst = max(kinds, key=KINDS.index)
     return Change(overrides, worst, changed, estimate_memory(changed), slower, kinds)

@@ -229,10 +229,11 @@ def fitting(
         recomputations = tuple(dict.fromkeys((asked.recompute, *RECOMPUTE)))
     variants = []
     for recompute, precision in itertools.product(recomputations, precisions):
-        again = None
-        if recompute == asked.recompute:
-            again = asked.recompute_layers
-        variants.append({"recompute": recompute, "recompute_layers": again, "precision": precision})
+        numbers: list[int | None] = [None]
+        if recompute == asked.recompute and asked.recompute_layers is not None:
+            numbers = [asked.recompute_layers, None]
+        for number in numbers:
+            variants.append({"recompute": recompute, "recompute_layers": number, "precision": precision})
     room = gpu.memory_gib * GIB
     local = given.world // int(cfg.launch.nnodes)
     layouts = []

@@ -196,6 +196,8 @@ def test_advice_fits_and_is_the_cheapest():
         ["model=llama3_8b", "peft=none", "parallelism=ddp", "parallelism.nproc_per_node=4"],
         ["model=llama3_8b", "parallelism=fsdp", "parallelism.nproc_per_node=4"],
         ["model=gemma2_9b", "peft=dora"],
+        ["model=llama3_8b", "peft=none", "optimizer=adam_bf16"],
+        ["model=llama3_8b", "trainer.recompute=full", "trainer.recompute_layers=4"],
     ],
 )
 def test_an_estimated_change_is_what_its_overrides_make(words):
@@ -207,6 +209,7 @@ def test_an_estimated_change_is_what_its_overrides_make(words):
         cfg = compose([*words, *change.overrides, f"parallelism.nproc_per_node={world}"])
         checks.check_parallelism(cfg, world, None)
         planned = resolve_spec(cfg, world)
+        planned.check()
         after = estimate_speed(planned, GPU, planned.global_batch * planned.length)
         assert estimate_memory(planned).needed == pytest.approx(change.memory.needed), change.overrides
         assert before.tokens_per_second / after.tokens_per_second == pytest.approx(change.slower), change.overrides
@@ -252,6 +255,16 @@ def test_the_cheapest_change_is_what_planning_it_gives(typed, tmp_path, words):
     assert best["needed_gib"] == after["memory_gib"]["needed"]
     ratio = before["speed"]["tokens_per_second"] / after["speed"]["tokens_per_second"]
     assert best["time"] == round(ratio, 2)
+
+
+def test_more_layers_than_were_asked_for_may_be_computed_again(typed):
+    words = ["model=llama3_8b", "plan.gpu=l4", "plan.memory_gib=26", *AGAIN, "trainer.recompute_layers=2"]
+    given = typed(*words)
+    assert not given["fits"]
+    assert ["trainer.recompute_layers=null"] in [layout["overrides"] for layout in given["layouts"]]
+    changes = {tuple(change["overrides"]): change for change in given["changes"]}
+    assert changes["trainer.recompute_layers=null",]["fits"]
+    assert typed(*words, "trainer.recompute_layers=null")["fits"]
 
 
 def test_a_different_training_is_not_changed_further_than_it_has_to_be(typed):

@@ -112,12 +112,10 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     options = cfg.plan
     with open_dict(cfg):
         del cfg["plan"]
-    here = [] if options.gpu else gpus.detect_gpus()
+    here = None if options.gpu else gpus.smallest_gpu()
     if here:
-        gpu = here[0]
-        if options.memory_gib:
-            gpu = replace(gpu, memory_gib=options.memory_gib)
-        local = options.gpus or len(here)
+        gpu = replace(here, memory_gib=options.memory_gib or here.memory_gib)
+        local = options.gpus or len(gpus.detect_gpus())
     else:
         gpu = gpus.find_gpu(options.gpu or "h100", options.memory_gib)
         local = options.gpus or checks.nproc_per_node(cfg, 0)
@@ -130,7 +128,8 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     of_cpu = []
     if assumed and options.read_data and cpu_sizes.are_left(keys):
         of_cpu = cpu_sizes.choose([cfg], keys)
-    shape = checks.check_settings(cfg, local, elsewhere=not here, gpu=gpu)
+    # Of several kinds of GPUs here the check itself looks for the oldest one.
+    shape = checks.check_settings(cfg, local, elsewhere=not here, gpu=None if here else gpu)
     count = process_count(cfg, options.gpus, local, bool(here))
     typed = None
     if cfg.parallelism.auto:

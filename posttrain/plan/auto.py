@@ -20,8 +20,7 @@ from posttrain.spec import checks, model_checks
 from posttrain.spec.parallel_sizes import KEYS
 from posttrain.spec.resolve import AUTO, resolve_spec
 from posttrain.spec.run_spec import RunSpec
-from posttrain.utils import gpus
-from posttrain.utils.gpus import Gpu
+from posttrain.utils.gpus import Gpu, smallest_gpu
 
 WORTH = 0.97  # of a step's time: what saving activations must come to, since page-locking memory prolongs the start
 
@@ -147,7 +146,7 @@ def resolve(
         cfg.trainer.micro_batch_size = 1
     if not visible:
         return _resolve_on_cpu(cfg, choose_split, choose_batch)
-    gpu = _smallest_gpu()
+    gpu = smallest_gpu()
     memory_gib = cfg.parallelism.memory_gib or memory_gib
     if memory_gib is None and gpu is not None:
         memory_gib = gpu.memory_gib
@@ -346,11 +345,6 @@ def _first_refusal(found: list[layouts.Layout], gpu: Gpu) -> str:
     """Why a split was rejected that fits and is less model-parallel than all others that fit; empty: there is none."""
     fitting = [layout for layout in found if layout.fits(gpu)]
     return fitting[0].refusal if fitting else ""
-
-
-def _smallest_gpu() -> Gpu | None:
-    """That with the least memory of the visible GPUs."""
-    return min(gpus.detect_gpus(), key=lambda gpu: gpu.memory_gib, default=None)
 
 
 def _refusal(choice: Choice, gpu: Gpu) -> str:

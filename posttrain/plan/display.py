@@ -6,6 +6,7 @@ from typing import IO, Any
 from rich.markup import escape
 from rich.table import Table
 
+from posttrain.plan.memory import FRAGMENTATION
 from posttrain.utils.consoles import Console
 from posttrain.utils.durations import format_duration
 
@@ -138,7 +139,8 @@ def _memory_table(memory: dict[str, Any], title: str) -> Table:
         "what summary.json reports as peak_memory_gib",
     )
     table.add_row("outside", f"{memory['outside']:.2f}", "CUDA context, NCCL")
-    table.add_row("[bold]needed[/]", f"[bold]{memory['needed']:.2f}[/]", "with 3 % of fragmentation")
+    fragmentation = f"with {100 * FRAGMENTATION:g} % of fragmentation"
+    table.add_row("[bold]needed[/]", f"[bold]{memory['needed']:.2f}[/]", fragmentation)
     if memory["host"]:
         table.add_row("host", f"{memory['host']:.2f}", "of the host's memory: activations of trainer.offload_layers")
     return table

@@ -177,6 +177,11 @@ def detect_gpus() -> list[Gpu]:
     return gpus
 
 
+def smallest_gpu() -> Gpu | None:
+    """That with the least memory of the visible GPUs, on which a run has to fit; None where none is known."""
+    return min(detect_gpus(), key=lambda gpu: gpu.memory_gib, default=None)
+
+
 def oldest_gpu() -> Gpu | None:
     """That with the lowest compute capability of the visible GPUs; None where none is known."""
     known = [gpu for gpu in detect_gpus() if gpu.capability is not None]

@@ -175,6 +175,33 @@ def test_gpus_of_a_listing():
     assert first.memory_gib == pytest.approx(139.9, abs=0.1) and gpus.find_gpu("4090").name == "RTX 4090"
 
 
+@pytest.fixture
+def mixed(tmp_path, monkeypatch):
+    """A machine with two kinds of GPUs, the larger and newer one first."""
+    script = tmp_path / "nvidia-smi"
+    lines = "0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 9.0\n1, GPU-b, NVIDIA A100-SXM4-40GB, 40960, 8.0"
+    script.write_text(f"#!/bin/sh\ncat <<END\n{lines}\nEND\n", encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpus._query_gpus.cache_clear()
+    yield
+    gpus._query_gpus.cache_clear()
+
+
+@pytest.mark.usefixtures("mixed")
+def test_a_run_on_gpus_of_two_kinds_is_planned_for_the_smaller(typed, monkeypatch, capsys):
+    """It has to fit there; and what one of them can't do is refused, as by the run."""
+    words = ["model=llama3_8b", "plan.read_data=false"]
+    gpu = typed(*words)["gpu"]
+    assert gpu["name"] == "NVIDIA A100-SXM4-40GB" and gpu["count"] == 2
+    assert gpu["memory_gib"] == 39.5
+    monkeypatch.setattr(sys, "argv", ["plan", *words, "precision=fp8"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and "the GPU, NVIDIA A100-SXM4-40GB, has compute" in capsys.readouterr().err
+
+
 def test_advice_fits_and_is_the_cheapest():
     s = resolve_spec(compose(["model=llama3_8b", "trainer.seq_length=4096", "trainer.micro_batch_size=4"]), 1)
     small = replace(GPU, memory_gib=44)

@@ -65,7 +65,7 @@ def format_spec(spec: RunSpec) -> str:
             "context": spec.context,
             "expert": spec.expert,
             "sequence_parallel": spec.sequence_parallel and spec.tensor > 1,
-            "distributed_optimizer": spec.distributed_optimizer,
+            "distributed_optimizer": spec.divides_state,
             "fsdp": spec.fsdp,
         },
         "batch": {

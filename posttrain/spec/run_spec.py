@@ -375,10 +375,10 @@ class RunSpec(ParallelSizes):
     def bf16_adam(self) -> Decision:
         """Whether Adam's state can be in 16 bits (posttrain.train.bf16_adam)."""
         return unless(
-            (not self.transformer_engine, "Transformer Engine's optimizer is needed, which is for GPUs"),
-            (self.optimizer != "adam", "it is Adam's"),
-            (self.adapter, "only that of all weights, as an adapter's is small"),
-            (self.precision != "bf16", "what it keeps of the fp32 weights is what bf16 ones lack"),
+            (not self.transformer_engine, "it requires a GPU with Transformer Engine"),
+            (self.optimizer != "adam", "only Adam has such a state"),
+            (self.adapter, "it is for all weights (peft=none), and an adapter's state is small anyway"),
+            (self.precision != "bf16", "it requires bf16 weights, and keeps the bits that they lack of fp32 ones"),
             on="moments and the lower half of fp32 weights",
         )
 

@@ -21,10 +21,22 @@ def parts(*words, world=1):
 @pytest.mark.parametrize(
     "words, reason",
     [
-        (["peft=lora"], "only that of all weights, as an adapter's is small; use optimizer=adam"),
-        (["precision=fp8"], "what it keeps of the fp32 weights is what bf16 ones lack; use optimizer=adam"),
-        (["precision=fp32"], "what it keeps of the fp32 weights is what bf16 ones lack; use optimizer=adam"),
-        (["optimizer=sgd", "optimizer.use_precision_aware_optimizer=true"], "it is Adam's; use optimizer=adam"),
+        (
+            ["peft=lora"],
+            "it is for all weights (peft=none), and an adapter's state is small anyway; use optimizer=adam",
+        ),
+        (
+            ["precision=fp8"],
+            "it requires bf16 weights, and keeps the bits that they lack of fp32 ones; use optimizer=adam",
+        ),
+        (
+            ["precision=fp32"],
+            "it requires bf16 weights, and keeps the bits that they lack of fp32 ones; use optimizer=adam",
+        ),
+        (
+            ["optimizer=sgd", "optimizer.use_precision_aware_optimizer=true"],
+            "only Adam has such a state; use optimizer=adam",
+        ),
     ],
 )
 def test_refused(words, reason):

@@ -8,6 +8,7 @@ from posttrain.errors import UserError
 from posttrain.launch import launcher
 from posttrain.spec import checks
 from posttrain.spec.record import specify
+from posttrain.spec.resolve import resolve_spec
 
 
 def spec_of(words, gpus):
@@ -30,6 +31,20 @@ def test_a_run_on_eight_gpus(tmp_path, capsys):
     graph = spec.decisions["CUDA graph"]
     assert not graph.enabled and graph.reason
     assert f"CUDA graph: off, {graph.reason}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, divided",
+    [
+        ([], False),
+        (["parallelism=zero1"], True),
+        (["optimizer=adam_bf16"], True),
+    ],  # whose state Megatron always divides
+)
+def test_whether_the_optimizer_is_divided(words, divided, tmp_path):
+    cfg = compose(["model=llama3_8b", "peft=none", *words])
+    launcher.record_spec(tmp_path, resolve_spec(cfg, 2))
+    assert OmegaConf.load(tmp_path / "spec.yaml").processes.distributed_optimizer == divided
 
 
 def test_the_demo_on_a_cpu(tmp_path, capsys):

@@ -135,7 +135,8 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     if cfg.parallelism.auto:
         typed = TypedSavings(cfg.trainer.recompute, cfg.trainer.offload_layers)
     chosen_micro_batch = cfg.trainer.micro_batch_size == AUTO
-    lines = resolve_auto(cfg, local, replace(gpu, memory_gib=cfg.parallelism.memory_gib or gpu.memory_gib))
+    chosen_for = replace(gpu, memory_gib=cfg.parallelism.memory_gib or gpu.memory_gib)
+    lines = auto.resolve_on(cfg, local, chosen_for, transformer_engine=True, has_to_fit=False)
     checks.check_parallelism(cfg, local, shape, count)
     if options.read_data and note is None:
         first_rows.look(cfg)
@@ -237,32 +238,6 @@ def without_file(cfg: DictConfig) -> str | None:
         return None
     cfg.data.path = "demo:sentences"
     return "no data.path= is given"
-
-
-def resolve_auto(cfg: DictConfig, local: int, gpu: gpus.Gpu) -> list[str]:
-    """Replace `auto` in `cfg` as a run would, but also where the run does not fit.
-
-    Args:
-        cfg: changed in place.
-        local: processes on each machine.
-        gpu: each of them.
-
-    Returns:
-        Lines about what was chosen.
-    """
-    choose_split = cfg.parallelism.auto
-    choose_batch = cfg.trainer.micro_batch_size == AUTO
-    lines = []
-    if choose_batch:
-        cfg.trainer.micro_batch_size = 1
-    if choose_split:
-        choice = auto.choose(cfg, local, gpu, transformer_engine=True)
-        lines.append(choice.describe(gpu.memory_gib))
-        auto.apply_choice(cfg, choice)
-    if choose_batch:
-        world = checks.world_size(cfg, local)
-        lines.append(auto.fill_memory(cfg, world, gpu, transformer_engine=True))
-    return lines
 
 
 if __name__ == "__main__":

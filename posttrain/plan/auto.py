@@ -142,8 +142,6 @@ def resolve(
     choose_batch = cfg.trainer.micro_batch_size == AUTO
     if not choose_split and not choose_batch:
         return None
-    if choose_batch:
-        cfg.trainer.micro_batch_size = 1
     if not visible:
         return _resolve_on_cpu(cfg, choose_split, choose_batch)
     gpu = smallest_gpu()
@@ -155,17 +153,39 @@ def resolve(
     if transformer_engine is None:
         transformer_engine = Platform.detect("cuda").transformer_engine
     gpu = replace(gpu or Gpu("here", None, memory_gib), memory_gib=memory_gib)
+    return "\n".join(resolve_on(cfg, visible, gpu, transformer_engine))
+
+
+def resolve_on(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool, has_to_fit: bool = True) -> list[str]:
+    """As `resolve`, on GPUs that are known.
+
+    Args:
+        cfg: changed in place.
+        visible: GPUs of each machine.
+        gpu: each of them.
+        transformer_engine: whether the run has it.
+        has_to_fit: whether a run that fits in no way is refused; else it gets the sizes that need the least memory.
+
+    Returns:
+        What was chosen and why, a line each.
+
+    Raises:
+        UserError: as `resolve`.
+    """
+    choose_batch = cfg.trainer.micro_batch_size == AUTO
+    if choose_batch:
+        cfg.trainer.micro_batch_size = 1
     lines = []
-    if choose_split:
+    if cfg.parallelism.auto:
         choice = choose(cfg, visible, gpu, transformer_engine)
-        if not choice.memory.fits(gpu):
+        if has_to_fit and not choice.memory.fits(gpu):
             raise UserError(_refusal(choice, gpu))
-        apply_choice(cfg, choice)
-        lines.append(choice.describe(memory_gib))
+        layouts.apply(cfg, choice.setting, choice.local)
+        lines.append(choice.describe(gpu.memory_gib))
     if choose_batch:
         world = checks.world_size(cfg, visible)
         lines.append(fill_memory(cfg, world, gpu, transformer_engine))
-    return "\n".join(lines)
+    return lines
 
 
 def _resolve_on_cpu(cfg: DictConfig, choose_split: bool, choose_batch: bool) -> str:
@@ -177,6 +197,7 @@ def _resolve_on_cpu(cfg: DictConfig, choose_split: bool, choose_batch: bool) -> 
         processes = "1 process" if count == 1 else f"{count} processes"
         lines.append(f"parallelism=auto: on a CPU, {processes}")
     if choose_batch:
+        cfg.trainer.micro_batch_size = 1
         lines.append("trainer.micro_batch_size=auto: on a CPU, 1")
     return "\n".join(lines)
 
@@ -223,11 +244,6 @@ def fill_memory(cfg: DictConfig, world: int, gpu: Gpu, transformer_engine: bool)
     if given.pipeline > 1:
         line += ", the fastest that fits in a pipeline"
     return line
-
-
-def apply_choice(cfg: DictConfig, choice: Choice) -> None:
-    """Write a choice into the configuration."""
-    layouts.apply(cfg, choice.setting, choice.local)
 
 
 def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) -> Choice:

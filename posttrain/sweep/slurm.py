@@ -96,7 +96,7 @@ def check_run(cfg: DictConfig, options: SlurmSchema) -> None:
         count = checks.process_count(cfg, options.gpus_per_node, setting)
     if cfg.parallelism.auto:
         if cfg.parallelism.memory_gib:
-            auto.resolve(cfg, options.gpus_per_node)
+            auto.resolve(cfg, options.gpus_per_node, transformer_engine=True)  # as is expected there
         else:  # the job's node knows its GPUs; all else is checked as for one process
             cfg.parallelism.auto = False
             cfg.parallelism.nproc_per_node = 1

@@ -367,6 +367,7 @@ def test_slurm_jobs_are_checked_by_the_memory_that_is_given():
 
     check_run(*asked())  # the job's node will know
     check_run(*asked("parallelism.memory_gib=80"))
+    check_run(*asked("parallelism.memory_gib=17", "trainer.recompute=none"))  # by Transformer Engine's layers
     with pytest.raises(UserError, match="does not fit on 2 GPUs of 8"):
         check_run(*asked("parallelism.memory_gib=8"))
 

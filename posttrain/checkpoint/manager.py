@@ -198,11 +198,7 @@ class Manager(DefaultCheckpointManager):
             log.warning("skipped %s", line)
         if found is None:
             raise UserError(resume.none_left(where, skipped))
-        if directories.step_of(found) > self.run.steps:
-            raise UserError(
-                f"trainer.max_steps: {self.run.steps} steps are asked for, and {found} has been trained for "
-                f"{directories.step_of(found)}; ask for more, or choose another hydra.run.dir"
-            )
+        resume.check_steps(found, self.run.steps)
         config.load = str(found)
         self.loaded = found
         self.checked.add(found)

@@ -111,7 +111,8 @@ def check(cfg: DictConfig, run_dir: Path) -> None:
     """Refuse to resume where that can't be intended.
 
     Raises:
-        UserError: run.resume=never and there is a checkpoint, or the configuration differs from the checkpoint's.
+        UserError: run.resume=never and there is a checkpoint, the configuration differs from the checkpoint's, or fewer
+            steps are asked for than it has.
     """
     if cfg.run.resume == "never" and directories.checkpoints(run_dir / "checkpoints"):
         raise UserError(f"run.resume=never: {run_dir} has a checkpoint; choose another hydra.run.dir or resume=auto")
@@ -121,6 +122,8 @@ def check(cfg: DictConfig, run_dir: Path) -> None:
     before = frozen.read(checkpoint, CONFIG)
     if OmegaConf.select(before, "checkpoint.save_optimizer") is False:
         raise UserError(f"{checkpoint}: was saved with checkpoint.save_optimizer=false, a run can't resume from it")
+    if cfg.trainer.max_steps is not None:
+        check_steps(checkpoint, cfg.trainer.max_steps)
     after = OmegaConf.create(frozen.text(cfg))  # as it will be read
     assert isinstance(after, DictConfig)
     changed = differences(before, after)
@@ -129,6 +132,24 @@ def check(cfg: DictConfig, run_dir: Path) -> None:
         raise UserError(
             f"{checkpoint}: was trained with another configuration; take these changes back, or choose another "
             f"hydra.run.dir{listed}"
+        )
+
+
+def check_steps(checkpoint: Path, steps: int) -> None:
+    """Refuse fewer steps than were trained.
+
+    Args:
+        checkpoint: to resume from.
+        steps: of the run, in all.
+
+    Raises:
+        UserError: the checkpoint has more.
+    """
+    trained = directories.step_of(checkpoint)
+    if trained > steps:
+        raise UserError(
+            f"trainer.max_steps: {steps} steps are asked for, and {checkpoint} has been trained for {trained}; ask for "
+            "more, or choose another hydra.run.dir"
         )
 
 

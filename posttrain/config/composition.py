@@ -218,6 +218,9 @@ def _explain_missing_choice(error: MissingConfigException, text: str) -> str:
     suggestion = synonyms.advice_on_choice(group, choice) or did_you_mean(choice, options)
     if not suggestion:
         suggestion = f". Choices: {', '.join(options)}"
+        beginning = [option for option in options if option.startswith(choice)]
+        if beginning:
+            suggestion = f". Choices that begin so: {', '.join(beginning)}"
     return f"`{group}={choice}`: there is no such choice{suggestion}"
 
 

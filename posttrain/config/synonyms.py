@@ -224,7 +224,7 @@ TABLE = (
     _same(
         "num_gpus n_gpus gpus devices num_processes nproc n_procs",
         "parallelism.nproc_per_node=8",
-        "null: all that are visible",
+        "null: all that are visible; plan.gpus=8 plans for as many",
     ),
     _same("num_nodes num_machines", "launch.nnodes=2"),
     _same("dataloader_num_workers", "trainer.num_workers=2"),

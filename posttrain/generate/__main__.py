@@ -25,6 +25,7 @@ from posttrain.utils.escape import encodable, escape_control
 if TYPE_CHECKING:
     from posttrain.generate.answerer import Answerer
 
+POSITIONAL = ("model", "prompts")
 CHAT = "a chat: an empty line ends it"
 PIPED_CHAT = (
     "a chat: each line of standard input is its next turn, and an empty line ends it; for questions that don't follow "
@@ -156,9 +157,25 @@ def number_between(low: float, high: float = math.inf, exclusive: bool = False) 
 def main() -> None:
     """Entry point."""
     try:
-        answer(build_parser().parse_intermixed_args())
+        args = build_parser().parse_intermixed_args()
+        refuse_settings(args)
+        answer(args)
     except (UserError, RunFailed) as error:
         stop.fail(str(error), error.exit_code)
+
+
+def refuse_settings(args: argparse.Namespace) -> None:
+    """Refuse a prompt that is a setting as other commands take it.
+
+    Raises:
+        UserError: one is.
+    """
+    for prompt in args.prompts:
+        name, _, value = prompt.partition("=")
+        name = name.rpartition(".")[2]
+        if value and hasattr(args, name) and name not in POSITIONAL:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{prompt}: a setting, not a prompt; of this command it is {option} {value}")
 
 
 def answer(args: argparse.Namespace) -> None:

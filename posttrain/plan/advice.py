@@ -13,7 +13,7 @@ from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.shape import Adapters
 from posttrain.utils.gpus import Gpu
 
-KINDS = ("speed", "format", "gpus", "data", "result")  # the first are preferred
+KINDS = ("speed", "state", "format", "gpus", "data", "result")  # the first are preferred
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Edit:
     """One change of a setting.
 
     Attributes:
-        kind: "speed", "format" (8-bit products), "gpus" (more of them), "data" (sequences get
-            shorter) or "result" (a different training).
+        kind: "speed", "state" (the optimizer's in 16 bits), "format" (8-bit products), "gpus" (more of them), "data"
+            (sequences get shorter) or "result" (a different training).
         overrides: of the command line.
         fields: of RunSpec, with their new values.
     """
@@ -53,8 +53,8 @@ class Change:
     kinds: tuple[str, ...]
 
     @property
-    def cost(self) -> tuple[list[int], int, int, float]:
-        """What to sort by: what it changes of the training, how it computes the same, GPUs, time.
+    def cost(self) -> tuple[list[int], int, int, bool, float]:
+        """What to sort by: what it changes of the training, how it computes the same, GPUs, rounded moments, time.
 
         A change of the training isn't made on top of another that is enough by itself, though it saves time.
         """
@@ -62,7 +62,7 @@ class Change:
         first = KINDS.index("data")
         training = [rank for rank in ranks if rank >= first]
         same = max((rank for rank in ranks if rank < first), default=0)
-        return training, same, self.setting.world, self.slower
+        return training, same, self.setting.world, "state" in self.kinds, self.slower
 
     def fits(self, gpu: Gpu) -> bool:
         """Whether the GPU has the memory, and its machine what is kept there."""
@@ -88,6 +88,8 @@ def edits(s: RunSpec, gpu: Gpu, chosen_split: bool = False) -> Iterator[list[Edi
     if s.data_parallel * s.context > 1 and divisible:
         override = "parallelism.distributed_optimizer=true"
         yield [Edit("speed", (override,), {"distributed_optimizer": True})]
+    if s.bf16_adam and not s.bf16_state:
+        yield [Edit("state", ("optimizer=adam_bf16",), {"bf16_state": True})]
     if not s.fsdp:  # which divides over data-parallel processes alone
         yield list(_tensor_edits(s, chosen_split))
     if s.packing and s.length >= 1024:
@@ -170,6 +172,8 @@ def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], tokens: float, before
     """
     fields: dict[str, Any] = {}
     for edit in chosen:
+        if any(fields.get(name, value) != value for name, value in edit.fields.items()):
+            return None  # one would take the other back
         fields |= edit.fields
     changed = replace(s, **fields)
     if changed.precision == "fp8" and not changed.eight_bit_base:

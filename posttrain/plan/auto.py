@@ -65,7 +65,7 @@ class Choice:
             sizes.append(f"data {s.data_parallel}")
         if s.distributed_optimizer:
             sizes.append("distributed optimizer")
-        needed = self.memory.needed / GIB
+        needed = round(self.memory.needed / GIB, 2)  # as the plan says it
         if self.saves:
             sizes.append(_saving(s))
             if self.memory.host:

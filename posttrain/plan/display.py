@@ -13,10 +13,13 @@ from posttrain.utils.durations import format_duration
 # What a change of a kind costs besides time; see posttrain.plan.advice.Edit.
 KINDS = {
     "speed": "",
+    "state": "16-bit optimizer state",
     "format": "8-bit products",
     "data": "shorter sequences",
     "result": "different training",
 }
+UNLIMITED = 10_000  # characters of a line
+NARROW = 72  # below so many nothing has a line of its own
 # Part of the memory -> key of its details.
 DETAILS = {"activations": "layer", "logits and loss": "loss"}
 
@@ -189,7 +192,7 @@ def _data(data: dict[str, Any]) -> str:
 
 def _change_table(changes: list[dict[str, Any]], console: Console) -> Table:
     table = Table(title="One change", title_justify="left")
-    _add_overrides(table, "overrides", changes, console)
+    table.add_column("overrides", overflow="fold")
     table.add_column("GiB", justify="right", overflow="fold")
     table.add_column("fits", overflow="fold")
     table.add_column("time", justify="right", overflow="fold")
@@ -202,21 +205,34 @@ def _change_table(changes: list[dict[str, Any]], console: Console) -> Table:
             f"x {change['time']:.2f}",
             _kind(change),
         )
+    _fit(table, changes, console)
     return table
 
 
-def _add_overrides(table: Table, title: str, entries: list[dict[str, Any]], console: Console) -> None:
-    """A column for overrides, which are not divided where the terminal is twice as wide."""
-    words = [word for entry in entries for word in entry["overrides"]]
-    widest = max(map(len, words), default=0)
-    table.add_column(title, overflow="fold", min_width=min(widest, console.width // 2))
+def _fit(table: Table, entries: list[dict[str, Any]], console: Console) -> None:
+    """Have a table that is too wide take its last column's lines for it: no override is divided up to half the width.
+
+    Args:
+        table: complete; its first column has overrides.
+        entries: whose overrides these are.
+        console: where it is printed.
+    """
+    unlimited = console.options.update(width=UNLIMITED)
+    excess = console.measure(table, options=unlimited).maximum - console.width
+    if excess <= 0 or console.width < NARROW:
+        return
+    longest = widest = 0
+    for entry in entries:
+        longest = max(longest, len(" ".join(entry["overrides"])))
+        widest = max([widest, *map(len, entry["overrides"])])
+    table.columns[0].width = max(longest - excess, min(widest, console.width // 2))
 
 
 def _layout_table(plan: dict[str, Any], console: Console) -> Table:
     """What fits on the GPUs, with the overrides to add."""
     gpu = plan["gpu"]
     table = Table(title=f"Fits on {gpu['count']} x {gpu['name']}, fastest first", title_justify="left")
-    _add_overrides(table, "overrides to add", plan["layouts"], console)
+    table.add_column("overrides to add", overflow="fold")
     table.add_column("GiB", justify="right")
     table.add_column("s a step", justify="right")
     table.add_column("", overflow="fold")
@@ -228,6 +244,7 @@ def _layout_table(plan: dict[str, Any], console: Console) -> Table:
             "" if step_s is None else f"{step_s:.2f}",
             _remark(layout),
         )
+    _fit(table, plan["layouts"], console)
     return table
 
 

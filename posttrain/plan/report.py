@@ -78,10 +78,14 @@ def build_plan(
     fits = memory.fits(gpu)
     speed = _speed(estimate_speed(setting, gpu, tokens), total)
     others = layouts.fitting(cfg, setting, gpu, tokens, typed, chosen_micro_batch)
-    single = advice.changes(setting, gpu, tokens=tokens, chosen_split=typed is not None)
+    single = [_change(change, gpu) for change in advice.changes(setting, gpu, 1, tokens, typed is not None)]
     best = None
     if not fits:
         best = _cheapest(advice.fitting(setting, gpu, tokens, typed is not None), gpu, speed, replan)
+    if best is not None:
+        for change in single:
+            if change["overrides"] == best["overrides"]:
+                change.update(best)
     return {
         "model": str(cfg.model.path),
         "parameters": _parameters(setting),
@@ -90,7 +94,7 @@ def build_plan(
             "count": world,
             "memory_gib": round(gpu.memory_gib, 1),
             "bf16_tflops": gpu.tflops,
-            "host_room_gib": host_room(gpu),
+            "host_room_gib": _host_room(gpu),
         },
         "layout": {
             "tensor": setting.tensor,
@@ -104,7 +108,7 @@ def build_plan(
         "memory_gib": _in_gib(memory),
         "fits": fits,
         "layouts": [_layout(layout) for layout in others],
-        "changes": [_change(change, gpu) for change in single],
+        "changes": single,
         "cheapest_change": best,
         "data": data,
         "steps": steps,
@@ -233,6 +237,13 @@ def _cheapest(
             entry["time"] = round(before["tokens_per_second"] / after["tokens_per_second"], 2)
         return entry
     return None
+
+
+def _host_room(gpu: Gpu) -> float | None:
+    room = host_room(gpu)
+    if room is None:
+        return None
+    return round(room, 2)
 
 
 def _layout(layout: layouts.Layout) -> dict[str, Any]:

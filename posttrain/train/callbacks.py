@@ -283,9 +283,10 @@ class RunCallback(Callback):
             self.summary["profile"] = self.profile.table["milliseconds_per_step"]
         if self.metrics:
             rundir.write_json(run.run_dir, "summary.json", self.summary)
-            if self.sampler.records:
-                rundir.write_json(run.run_dir, "samples.json", self.sampler.records)
-            self.metrics.finish(self.summary, self.sampler.records)
+            samples = self.sampler.comparison
+            if samples:
+                rundir.write_json(run.run_dir, "samples.json", samples)
+            self.metrics.finish(self.summary, samples)
         if refused:  # the run's numbers are kept
             raise refused
 

@@ -203,7 +203,7 @@ class Screen:
                 table.add_column(name, overflow="fold")
             for sample in samples:
                 prompt = _tail(sample["prompt"])
-                answers = map(sample.get, ("before", "after", "reference"))
+                answers = [_without_blank_lines(sample.get(name, "")) for name in ("before", "after", "reference")]
                 table.add_row(*map(shown, (prompt, *answers)))
             self.console.print(table, soft_wrap=False)
         if summary.get("profile"):
@@ -242,6 +242,11 @@ class Screen:
             self.print(f"export: {shown(summary['export'])}{which}")
             self.print(f"ask it: python -m posttrain.generate {directory} 'your question'")
         self.print(f"its curves as a page: python -m posttrain.report {directory}")
+
+
+def _without_blank_lines(answer: str) -> str:
+    """An answer as a table has room for it: a weak model's can be hundreds of empty lines."""
+    return "\n".join(filter(str.strip, answer.splitlines()))
 
 
 def _tail(prompt: str, most: int = 240) -> str:

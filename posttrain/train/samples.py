@@ -61,6 +61,13 @@ class Sampler:
             return
         self.prompts = list(islice(split_answers(validation), settings.num_generations))
 
+    @property
+    def comparison(self) -> list[dict[str, str]]:
+        """The records, none where this run asks nothing: those of a resumed one lack its last answers."""
+        if not self.prompts:
+            return []
+        return self.records
+
     def run(self, model: list[torch.nn.Module], when: str | None) -> list[dict[str, str]]:
         """Answer every prompt, and keep the text under `when` unless that is None; a collective call.
 

@@ -34,6 +34,7 @@ KNOWN = {
     "A6000": (155.0, 47.4, 0.77, (8, 6)),
     "RTX 4090": (165.0, 23.5, 1.0, (8, 9)),
 }
+SIZE_TOLERANCE = 0.1  # of a memory's size by its name against what a process can have of it
 HOST_LINK = 53e9  # of Hopper and newer
 HOST_LINKS = 4 * 36e9  # of all GPUs of a machine together: four H200s that copy at the same time
 HOPPER = (9, 0)
@@ -102,10 +103,10 @@ class Gpu:
 
 
 def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
-    """Return the GPU of a name such as `h100` or `4090`.
+    """Return the GPU of a name such as `h100`, `4090` or, as nvidia-smi has it, `NVIDIA H100 80GB HBM3`.
 
     Args:
-        name: in any spelling.
+        name: in any spelling; a size in it has to be that of the kind.
         memory_gib: None: what that kind has.
 
     Returns:
@@ -115,7 +116,7 @@ def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
         UserError: it isn't known, and no memory is given.
     """
     names = {_normalize(known): known for known in KNOWN}
-    key = _normalize(name)
+    key = _normalize(_kind_with_size(name) or name)
     if key not in names:
         if memory_gib is not None:
             return Gpu(name, None, memory_gib)
@@ -127,6 +128,22 @@ def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
     known = names[key]
     tflops, usual_gib, bandwidth, capability = KNOWN[known]
     return Gpu(known, tflops, memory_gib or usual_gib, bandwidth, capability=capability)
+
+
+def _kind_with_size(name: str) -> str | None:
+    """The kind of a GPU in a driver's words; None: they aren't, or the kind is not known with the size in them."""
+    kind = _kind(name)
+    if kind is None or not name.startswith("NVIDIA "):
+        return None
+    size = re.search(r"(\d+) ?GB", name)
+    if size and abs(float(size[1]) - KNOWN[kind][1]) > SIZE_TOLERANCE * KNOWN[kind][1]:
+        return None
+    return kind
+
+
+def _kind(device_name: str) -> str | None:
+    """The name in KNOWN of the GPU that a driver calls so, the longest that is part of it; None: there is none."""
+    return max((name for name in KNOWN if name in device_name), key=len, default=None)
 
 
 def _normalize(name: str) -> str:
@@ -145,10 +162,10 @@ def named_by_driver(device_name: str, memory_gib: float = 0.0) -> Gpu:
         device_name: e.g. NVIDIA H200.
         memory_gib: as in `Gpu`.
     """
-    known = [name for name in KNOWN if name in device_name]
-    if not known:
+    kind = _kind(device_name)
+    if kind is None:
         return Gpu(device_name, None, memory_gib)
-    tflops, _, bandwidth, capability = KNOWN[max(known, key=len)]  # of several that are part of it
+    tflops, _, bandwidth, capability = KNOWN[kind]
     return Gpu(device_name, tflops, memory_gib, bandwidth, capability=capability)
 
 

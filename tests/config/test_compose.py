@@ -78,6 +78,7 @@ def test_an_experiment_without_its_package(tmp_path):
         (["peft.rank=abc"], "`peft.rank=abc`: Value 'abc' of type 'str' could not be converted to Integer"),
         (["trainer.deterministic=perhaps"], "`trainer.deterministic=perhaps`"),
         (["optimizer.lr=fast"], "`optimizer.lr=fast`"),
+        (["model=smollm2"], "`model=smollm2`: there is no such choice. Choices that begin so: smollm2_135m"),
         (["model=lama3_8b"], "`model=lama3_8b`: there is no such choice; did you mean `llama3_8b`?"),
         (["experiment=smokey"], "did you mean `smoke`?"),
         (["optimzer=adam"], "did you mean `optimizer`?"),

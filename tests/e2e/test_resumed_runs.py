@@ -113,12 +113,18 @@ def test_a_finished_run_is_not_trained_again_and_can_be_prolonged(posttrain, who
     again = posttrain(*words, run_dir=tmp_path / "run")
     assert again.code == 0, again.err + again.log()
     same_run(result, again)
-    longer = posttrain(*words, "trainer.max_steps=10", "trainer.log_interval=2", run_dir=tmp_path / "run")
+    more = ["trainer.max_steps=10", "trainer.log_interval=2", "trainer.num_generations=0"]
+    longer = posttrain(*words, *more, run_dir=tmp_path / "run")
     assert longer.code == 0, longer.err + longer.log()
+    assert (
+        "Sample answers" in result.out and "Sample answers" not in longer.out
+    )  # half of them would be of a run before
     assert [line["step"] for line in longer.metrics if "loss" in line] == [*range(1, 9), 10]
     assert longer.summary["steps"] == 10 and longer.summary["val_loss_before"] == result.summary["val_loss_before"]
+    status = (tmp_path / "run" / "status.json").read_text(encoding="utf-8")
     less = posttrain(*words, "trainer.max_steps=6", run_dir=tmp_path / "run")
     assert less.code == 2 and "6 steps are asked for" in less.err
+    assert (tmp_path / "run" / "status.json").read_text(encoding="utf-8") == status  # it is a finished run still
 
 
 @pytest.mark.parametrize("whole", ["full"], indirect=True)

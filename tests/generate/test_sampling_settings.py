@@ -220,6 +220,10 @@ def test_tools_are_told_or_refused(copy, run, tmp_path):
         (["hi", "--temperature", "1e30"], "argument --temperature: must be at least 0, at most 1000"),
         (["hi", "--repetition-penalty", "1e-300"], "must be at least 0.01"),
         (["hi", "--max-new-tokens", str(10**30)], "must be at most"),
+        (
+            ["hi", "max_new_tokens=8"],
+            "max_new_tokens=8: a setting, not a prompt; of this command it is --max-new-tokens 8",
+        ),
     ],
 )
 def test_refused_before_anything_is_loaded(run, words, message):

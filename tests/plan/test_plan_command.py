@@ -110,6 +110,19 @@ def test_the_verdict_comes_first_and_overrides_stay_whole(capsys, monkeypatch):
     assert any(len(override) > 40 for override in overrides) and all(override in out for override in overrides)
 
 
+def test_no_column_is_cut_off_in_eighty_characters(capsys, monkeypatch):
+    """The last one is narrower there, and overrides are whole as far as half of it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ["model=qwen3_32b", "peft=none", "parallelism=auto", "plan.gpu=h200", "plan.gpus=4", "plan.read_data=false"]
+    words.append("trainer.seq_length=4096")
+    print_plan(estimate(compose(words, config_name="plan"), [], None))
+    table = capsys.readouterr().out.partition("One change")[2].partition("Memory per GPU")[0]
+    rows = [line for line in table.splitlines() if line.startswith("│")]
+    assert rows and all(line.endswith("│") and len(line) <= 80 for line in rows)
+    for text in ("parallelism.tensor_model_parallel_size=8", "sequences", "different", "training"):
+        assert text in table
+
+
 @pytest.mark.parametrize(
     ("more", "line"),
     [
@@ -242,6 +255,32 @@ def test_an_estimated_change_is_what_its_overrides_make(words):
         assert before.tokens_per_second / after.tokens_per_second == pytest.approx(change.slower), change.overrides
 
 
+@pytest.mark.parametrize(
+    ("words", "overrides"),
+    [
+        (["model=qwen3_32b", "peft=none", "plan.gpu=h200", "plan.gpus=4", "parallelism=auto"], ["optimizer=adam_bf16"]),
+        (["model=llama3_8b", "peft=none", "plan.gpu=h200"], ["optimizer=adam_bf16"]),
+        # Two GPUs are needed either way, and then Adam's moments need no rounding.
+        (["model=llama3_8b", "peft=none", "plan.gpu=h100"], ["trainer.recompute=full", "parallelism=tp2"]),
+        (["model=llama3_8b", "peft=none", "plan.gpu=h200", "optimizer.adam_beta2=0.999"], ["parallelism=tp2"]),
+    ],
+)
+def test_a_smaller_state_is_advised_where_it_saves_gpus(typed, words, overrides):
+    """And the table says of the advised change what the line above it says."""
+    found = typed(*words, "plan.read_data=false", "trainer.seq_length=4096")
+    best = found["cheapest_change"]
+    assert best["overrides"] == overrides
+    rows = [change for change in found["changes"] if change["overrides"] == overrides]
+    assert all(row["needed_gib"] == best["needed_gib"] and row["time"] == best["time"] for row in rows)
+
+
+def test_a_smaller_state_is_of_all_weights():
+    for words in (["peft=lora"], ["peft=none", "optimizer=sgd"], ["peft=none", "precision=fp32"]):
+        s = resolve_spec(compose(["model=llama3_8b", *words]), 1)
+        for change in (*advice.changes(s, GPU), *advice.changes(s, GPU, 2)):
+            assert "optimizer=adam_bf16" not in change.overrides
+
+
 @pytest.fixture
 def typed(monkeypatch, capsys):
     """The plan of a command line, by the command itself in this process."""
@@ -350,6 +389,25 @@ def test_a_gpu_that_is_not_known_is_planned_with_its_memory(typed, monkeypatch, 
     with pytest.raises(SystemExit):
         main()
     assert "or give plan.memory_gib as well" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("h100 nvl", "H100 NVL"),
+    ],
+)
+def test_a_gpu_may_be_called_as_its_driver_calls_it(name, kind):
+    assert gpus.find_gpu(name) == gpus.find_gpu(kind) and gpus.find_gpu(name).name == kind
+
+
+@pytest.mark.parametrize("name", ["NVIDIA A100-SXM4-40GB", "4xh200", "NVIDIA H200 80GB"])
+def test_a_gpu_of_another_size_or_several_are_not_taken_for_one(name):
+    with pytest.raises(UserError, match="not known"):
+        gpus.find_gpu(name)
 
 
 def test_gpus_that_are_left_idle_are_said(monkeypatch, capsys):

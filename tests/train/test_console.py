@@ -143,6 +143,15 @@ def test_a_pipe_gets_lines_without_control_characters(monkeypatch):
     assert steps[0].endswith("norm 1.27  12,345 supervised tok/s of 34,567  MFU 41%  eta 2 h 13 min")
 
 
+def test_an_answer_of_empty_lines_takes_none():
+    file = io.StringIO()
+    sample = {"prompt": "Why?", "before": "\n" * 200, "after": "So.\n\n \nAnd so.", "reference": "Because."}
+    Screen(file).result({"run_dir": "r"}, [sample])
+    lines = file.getvalue().splitlines()
+    assert sum("│" in line for line in lines) == 2
+    assert any("So." in line and "Because." in line for line in lines)
+
+
 @pytest.mark.parametrize("after, worse", [(4.18, True), (3.5, False)])
 def test_a_model_that_is_worse_than_before_is_said_to_be(after, worse):
     file = io.StringIO()

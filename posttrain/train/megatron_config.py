@@ -88,6 +88,23 @@ def build_model(run: RunContext) -> MegatronModel:
     check_length(groups.model.hf_config().to_dict(), run.settings.seq_length)
     bridge = groups.model.bridge()
     provider = bridge.to_megatron_provider(load_weights=False)
+    set_layers(run, bridge, provider)
+    divide_model(run, provider)
+    set_numbers(run, provider)
+    set_recomputation(run, provider)
+    if run.spec.cuda_graph:
+        provider.cuda_graph_impl = "full_iteration"
+        provider.use_te_rng_tracker = True
+    vocab_size = provider.vocab_size
+    provider.vocab_size = padded_rows(vocab_size, provider.tensor_model_parallel_size)
+    if provider.vocab_size > vocab_size and not groups.model.random_init:
+        fill_up_as_read(bridge, provider.vocab_size)
+    register_hooks(run, bridge, provider, vocab_size)
+    return MegatronModel(bridge, provider, vocab_size, build_adapter(run, bridge))
+
+
+def set_layers(run: RunContext, bridge: "AutoBridge", provider: "GPTModelProvider") -> None:
+    """Choose the implementation of the model's layers."""
     if run.platform.transformer_engine:
         provider.gradient_accumulation_fusion = False  # requires Apex; without it: sum_gradients_in_products
         provider.apply_rope_fusion = provider.position_embedding_type == "rope"
@@ -105,7 +122,15 @@ def build_model(run: RunContext) -> MegatronModel:
         provider.transformer_layer_spec = partial(
             eight_bit_layer_spec, provider.transformer_layer_spec, fully_sharded=run.spec.divided_before_read
         )
-    groups.parallelism.apply(provider, run.platform, run.spec.sequence_parallel)
+
+
+def divide_model(run: RunContext, provider: "GPTModelProvider") -> None:
+    """Divide the model over processes.
+
+    Raises:
+        UserError: the platform can't do it, or the layers can't be divided so.
+    """
+    run.groups.parallelism.apply(provider, run.platform, run.spec.sequence_parallel)
     predictions = provider.mtp_num_layers
     check_stages(run.settings.megatron, provider.num_layers, run.spec.pipeline, run.spec.recompute_layers, predictions)
     run.spec.check_layers(provider.num_layers)
@@ -114,7 +139,14 @@ def build_model(run: RunContext) -> MegatronModel:
         provider.pipeline_model_parallel_layout = format_layout(stages)
     if run.spec.heads_exchanged:
         provider.cp_comm_type = "a2a"
-    dtype = getattr(torch, groups.precision.dtype(run.platform.device))
+    if run.spec.shapes_exchanged:
+        provider.variable_seq_lengths = True
+        provider.moe_token_dispatcher_type = "alltoall"  # Megatron refuses the other, of models without experts too
+
+
+def set_numbers(run: RunContext, provider: "GPTModelProvider") -> None:
+    """Set number formats, the length of sequences, and how losses are summed."""
+    dtype = getattr(torch, run.groups.precision.dtype(run.platform.device))
     provider.params_dtype = dtype
     provider.autocast_dtype = dtype
     provider.pipeline_dtype = dtype
@@ -123,10 +155,11 @@ def build_model(run: RunContext) -> MegatronModel:
     provider.seq_length = run.settings.seq_length
     provider.use_cpu_initialization = not run.on_gpu
     provider.calculate_per_token_loss = True  # the weighted sum of all losses, divided by the normaliser, once
-    if run.spec.shapes_exchanged:
-        provider.variable_seq_lengths = True
-        provider.moe_token_dispatcher_type = "alltoall"  # Megatron refuses the other, of models without experts too
     provider.deterministic_mode = run.settings.deterministic and run.on_gpu
+
+
+def set_recomputation(run: RunContext, provider: "GPTModelProvider") -> None:
+    """Have layers be computed again in the backward pass, as many as the run's specification says."""
     if run.spec.recompute != "none":
         provider.recompute_granularity = run.spec.recompute
     if run.spec.recompute == "full":
@@ -135,17 +168,19 @@ def build_model(run: RunContext) -> MegatronModel:
         if run.spec.recompute_layers is not None:
             provider.recompute_method = "block"  # of a stage's layers, the first ones
             provider.recompute_num_layers = run.spec.recompute_layers
-    if run.spec.cuda_graph:
-        provider.cuda_graph_impl = "full_iteration"
-        provider.use_te_rng_tracker = True
-    vocab_size = provider.vocab_size
-    provider.vocab_size = padded_rows(vocab_size, provider.tensor_model_parallel_size)
-    padded = provider.vocab_size > vocab_size
-    if padded and not groups.model.random_init:
-        fill_up_as_read(bridge, provider.vocab_size)
+
+
+def register_hooks(run: RunContext, bridge: "AutoBridge", provider: "GPTModelProvider", vocab_size: int) -> None:
+    """Register what is done to the model as soon as it is built.
+
+    Args:
+        run, bridge, provider: of the model.
+        vocab_size: rows of the vocabulary, without padding.
+    """
     clock = run.clock
     transformer_engine = run.platform.transformer_engine
     offloaded = run.spec.offloaded_layers
+    padded = provider.vocab_size > vocab_size
 
     def model_built(parts: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """A plain function: experts copy their configuration deeply, and a bound method with its object."""
@@ -161,7 +196,6 @@ def build_model(run: RunContext) -> MegatronModel:
     provider.register_pre_wrap_hook(model_built)
     if run.spec.divided_before_read:
         provider.register_post_wrap_hook(partial(fully_sharded.filled, base_loader(run, bridge)))
-    return MegatronModel(bridge, provider, vocab_size, build_adapter(run, bridge))
 
 
 def build_adapter(run: RunContext, bridge: "AutoBridge") -> "PEFT | None":

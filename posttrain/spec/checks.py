@@ -270,12 +270,23 @@ def check_parallelism(
         shape: see `model_checks.architecture`.
         count: what an error says of the number of processes, see `process_count`; None: nothing, it is being searched.
     """
-    chosen, t = cfg.parallelism, cfg.trainer
     nproc = nproc_per_node(cfg, visible_gpus)
     sizes = ParallelSizes(world=nproc * cfg.launch.nnodes, **model_parallel_sizes(cfg))
-    if t.generation_interval and not sizes.whole_in_one:
+    _check_together(cfg, visible_gpus, sizes)
+    if visible_gpus and nproc > visible_gpus:
+        raise UserError(f"`parallelism.nproc_per_node={nproc}`: this machine has {visible_gpus} visible GPUs")
+    _check_divisible(cfg, sizes, count)
+    if shape is not None:
+        _check_shape(cfg, shape, sizes)
+
+
+def _check_together(cfg: DictConfig, visible_gpus: int, sizes: ParallelSizes) -> None:
+    """What goes together with the parallel sizes, whatever their numbers."""
+    chosen = cfg.parallelism
+    interval = cfg.trainer.generation_interval
+    if interval and not sizes.whole_in_one:
         raise UserError(
-            f"`trainer.generation_interval={t.generation_interval}`: needs all layers and whole sequences in one "
+            f"`trainer.generation_interval={interval}`: needs all layers and whole sequences in one "
             "process, not pipeline or context parallelism; leave it out, and ask the run's checkpoints: "
             "python -m posttrain.generate"
         )
@@ -296,8 +307,11 @@ def check_parallelism(
             f"`optimizer.optimizer={cfg.optimizer.optimizer}`: Megatron divides Adam's state alone over processes; use "
             "optimizer=adam, or a layout without parallelism.distributed_optimizer and parallelism.fsdp"
         )
-    if visible_gpus and nproc > visible_gpus:
-        raise UserError(f"`parallelism.nproc_per_node={nproc}`: this machine has {visible_gpus} visible GPUs")
+
+
+def _check_divisible(cfg: DictConfig, sizes: ParallelSizes, count: ProcessCount | None) -> None:
+    """The processes can be divided by the sizes, and batch and sequences by the processes."""
+    t = cfg.trainer
     if sizes.world % sizes.model_parallel:
         raise UserError(
             f"`parallelism`: {sizes.world} processes can't be divided into groups of tensor x pipeline x context = "
@@ -323,8 +337,6 @@ def check_parallelism(
         if sizes.context > 1:
             multiple = "tensor x 2 x context parallel size"
         raise UserError(f"`trainer.seq_length={t.seq_length}`: must be a multiple of {multiple}")
-    if shape is not None:
-        _check_shape(cfg, shape, sizes)
 
 
 def check_eight_bit_fsdp(section: Mapping[str, Any]) -> None:

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHOWN = re.compile(r"python -m (posttrain(?:\.\w+)*)((?: [^`\n]*)?)")
 NAMES = "|".join([*subcommands.ALIASES, *subcommands.files(PACKAGE)])
 AS_SCRIPT = re.compile(rf"(?<=[ `/])posttrain ({NAMES})(?= |`|$)", re.MULTILINE)
+LAYOUT = re.compile(r"`(?:parallelism=)?((?:[tpce]p\d+)(?:_[tpce]p\d+)*)`")
 EXAMPLE = re.compile(r"(?:Example|Your own): (.*)")
 DATA_COMMANDS = {"posttrain": "config", "posttrain.preview": "preview", "posttrain.plan": "plan"}
 CONFIGS = {**DATA_COMMANDS, "posttrain.evaluate": "evaluate", "posttrain.convert": "convert"}
@@ -119,6 +120,15 @@ def test_commands_are_found():
     assert ("posttrain", "template=custom template.file=my.jinja") in commands()
     for module in found:
         assert importlib.util.find_spec(module), module
+
+
+def test_layouts_that_are_named_can_be_chosen():
+    """A table's `ep4` is typed as `parallelism=ep4`."""
+    known = {path.stem for path in (CONF_DIR / "parallelism").glob("*.yaml")}
+    named = set()
+    for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "bench" / "README.md"]:
+        named |= set(LAYOUT.findall(path.read_text(encoding="utf-8")))
+    assert {"tp2", "ep4"} <= named <= known, named - known
 
 
 @pytest.fixture

@@ -62,8 +62,9 @@ LAYOUT = (
     "parallelism.pipeline_model_parallel_size",
     "parallelism.expert_model_parallel_size",
 )
+DIVIDED_STATE = "parallelism.distributed_optimizer"
 DIVIDED_OPTIMIZER = (
-    "parallelism.distributed_optimizer",
+    DIVIDED_STATE,
     "parallelism.fsdp",
     "optimizer.use_precision_aware_optimizer",
 )
@@ -129,6 +130,9 @@ def check(cfg: DictConfig, run_dir: Path) -> None:
     changed = differences(before, after)
     if changed:
         listed = "".join(f"\n  {key}: {old} -> {new}" for key, (old, new) in sorted(changed.items()))
+        if list(changed) == [DIVIDED_STATE]:  # a file of conf/parallelism says it as well
+            old, _ = changed[DIVIDED_STATE]
+            listed += f"\n  {DIVIDED_STATE}={str(old).lower()} beside the layout keeps it"
         raise UserError(
             f"{checkpoint}: was trained with another configuration; take these changes back, or choose another "
             f"hydra.run.dir{listed}"

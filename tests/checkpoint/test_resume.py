@@ -113,6 +113,21 @@ def test_a_divided_optimizer_stays_divided_in_the_same_way(tmp_path):
         resume.check(compose(words), tmp_path)
 
 
+def test_a_divided_optimizer_on_another_number_of_processes_says_what_keeps_it(tmp_path):
+    save(tmp_path, 2, compose(["trainer.max_steps=4", "parallelism=zero1"]))
+    with pytest.raises(UserError) as refused:
+        resume.check(compose(["trainer.max_steps=4", "parallelism=single"]), tmp_path)
+    override = "parallelism.distributed_optimizer=true"
+    assert str(refused.value).endswith(f"\n  {override} beside the layout keeps it")
+    resume.check(compose(["trainer.max_steps=4", "parallelism=single", override]), tmp_path)
+
+
+def test_fewer_steps_than_were_trained_are_refused_before_the_run_starts(tmp_path, cfg):
+    save(tmp_path, 3, cfg)
+    with pytest.raises(UserError, match=r"2 steps are asked for, and .* has been trained for 3"):
+        resume.check(compose(["trainer.max_steps=2"]), tmp_path)
+
+
 def test_a_checkpoint_without_optimizer_state_is_not_gone_on_from(tmp_path):
     cfg = compose(["trainer.max_steps=4", "checkpoint.save_optimizer=false"])
     save(tmp_path, 2, cfg)

@@ -83,7 +83,7 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
     several = SEVERAL_VALUES.search(text)
     if several:
         as_list = shlex.quote(f"{several[1]}=[{several[2]}]")
-        return f"`{several[1]}`: several values are a list: {as_list}; to try one after the other: --multirun"
+        return f"`{several[1]}`: several values: --multirun tries one after the other; a list of them is {as_list}"
     if "does not support sweep type" in text:
         return (
             "a range, as interval(1e-5,1e-3), is a search's: add hydra/sweeper=optuna; a grid takes values: "

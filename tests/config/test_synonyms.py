@@ -115,7 +115,10 @@ def test_names_of_transformers_and_peft_are_theirs(package, file, name):
         ("gradient_accumulation_steps=8", "here it is `trainer.global_batch_size=32` (packed sequences of a step"),
         ("load_in_4bit=true", "there are no weights in 4 bits"),
         ("hydra/launcher=joblib", "here it is `hydra/launcher=local sweep.parallel=4`"),
-        ("logger=csv,tensorboard", "several values are a list: 'logger=[csv,tensorboard]'; to try one after the other"),
+        (
+            "logger=csv,tensorboard",
+            "--multirun tries one after the other; a list of them is 'logger=[csv,tensorboard]'",
+        ),
         ("trainer.steps=5", "here it is `trainer.max_steps=1000`"),
         ("data.file=a.json", "here it is `data=alpaca data.path=my.json`"),
         ("launch.nproc=2", "here it is `parallelism.nproc_per_node=8`"),

@@ -47,10 +47,6 @@ TRAINED = {
     "all_bf16_adam": ["peft=none", "optimizer=adam_bf16"],
 }
 DATA = {"messages": ["data=messages"], "text": ["objective=text"]}
-DIVIDED = {
-    "cp4": ["parallelism=cp2", "parallelism.context_parallel_size=4"],
-    "ep4": ["parallelism=ep2", "parallelism.expert_model_parallel_size=4"],
-}  # others are options of `parallelism`
 RATES = {
     "all": 1e-5,
     "all_bf16_adam": 1e-5,
@@ -206,7 +202,7 @@ class Bench:
             f"data.path={model / case.data}.jsonl", "data.validation_fraction=0.1", "trainer.seq_length=256",
             "trainer.global_batch_size=8", f"trainer.max_steps={STEPS}", "trainer.num_generations=0",
             f"optimizer.lr={RATES.get(case.trained, 1e-4)}", "scheduler=constant", "scheduler.lr_warmup_fraction=0",
-            "checkpoint.save=false", *TRAINED[case.trained], *DIVIDED.get(case.layout, [f"parallelism={case.layout}"]),
+            "checkpoint.save=false", *TRAINED[case.trained], f"parallelism={case.layout}",
             *case.more, *overrides, f"hydra.run.dir={run_dir}",
         ]  # fmt: skip
         began = time.monotonic()

@@ -10,52 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.errors import UserError
+from posttrain.spec.megatron_keys import KEYS
 
-# section -> key there -> key here; values are taken as they are.
-KEYS = {
-    "train": {
-        "train_iters": "trainer.max_steps",
-        "global_batch_size": "trainer.global_batch_size",
-        "micro_batch_size": "trainer.micro_batch_size",
-    },
-    "validation": {
-        "eval_interval": "trainer.validation_interval",
-        "eval_iters": "trainer.validation_batches",
-    },
-    "logger": {"log_interval": "trainer.log_interval"},
-    "rng": {"seed": "seed"},
-    "checkpoint": {
-        "save_interval": "checkpoint.save_interval",
-        "save_optim": "checkpoint.save_optimizer",
-        "async_save": "checkpoint.async_save",
-    },
-    "optimizer": {
-        "optimizer": "optimizer.optimizer",
-        "lr": "optimizer.lr",
-        "min_lr": "optimizer.min_lr",
-        "adam_beta1": "optimizer.adam_beta1",
-        "adam_beta2": "optimizer.adam_beta2",
-        "adam_eps": "optimizer.adam_eps",
-        "sgd_momentum": "optimizer.sgd_momentum",
-        "clip_grad": "optimizer.clip_grad",
-    },
-    "scheduler": {
-        "lr_decay_style": "scheduler.lr_decay_style",
-        "lr_warmup_iters": "scheduler.lr_warmup_iters",
-        "lr_decay_iters": "scheduler.lr_decay_iters",
-        "lr_wsd_decay_iters": "scheduler.lr_wsd_decay_iters",
-        "lr_wsd_decay_style": "scheduler.lr_wsd_decay_style",
-    },
-    "model": {
-        "seq_length": "trainer.seq_length",
-        "tensor_model_parallel_size": "parallelism.tensor_model_parallel_size",
-        "pipeline_model_parallel_size": "parallelism.pipeline_model_parallel_size",
-        "context_parallel_size": "parallelism.context_parallel_size",
-        "expert_model_parallel_size": "parallelism.expert_model_parallel_size",
-    },
-    "ddp": {"use_megatron_fsdp": "parallelism.fsdp"},
-    "peft": {"dim": "peft.rank", "alpha": "peft.alpha", "dropout": "peft.dropout"},
-}
 NULL_INSTEAD_OF_ZERO = (
     "trainer.validation_interval",
     "trainer.validation_batches",

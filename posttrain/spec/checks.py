@@ -25,6 +25,7 @@ from posttrain.models.families import (
 )
 from posttrain.models.hf import HFModel
 from posttrain.spec import model_checks
+from posttrain.spec.megatron_keys import check_own_keys
 from posttrain.spec.parallel_sizes import FARTHEST, KEYS, Counts, ParallelSizes, ProcessCount, model_parallel_sizes
 from posttrain.spec.resolve import AUTO, has_validation, resolve_spec
 from posttrain.spec.schedule import schedule_of
@@ -75,6 +76,7 @@ def check_settings(
     if missing:
         raise UserError(f"`{missing[0]}`: has no value; give it on the command line or in your configuration")
     secrets.check(cfg)
+    check_own_keys(cfg.trainer.megatron)
     check_ranges(cfg)
     rows, _ = data_checks.check(cfg)
     check_objective(cfg, rows)

@@ -108,6 +108,13 @@ AGAIN = ["trainer.recompute=full"]
             "trainer.megatron.model=3: must hold keys; +trainer.megatron.model.KEY=VALUE",
         ),
         (["+trainer.megatron.ddp=null"], 0, "trainer.megatron.ddp=None: must hold keys"),
+        (
+            [f"{MEGATRON}tensor_model_parallel_size=2"],
+            0,
+            "set parallelism.tensor_model_parallel_size instead",
+        ),
+        (["+trainer.megatron.train.global_batch_size=4"], 0, "set trainer.global_batch_size instead"),
+        (["+trainer.megatron.ddp.use_distributed_optimizer=true"], 0, "set parallelism.distributed_optimizer instead"),
         ([*LLAMA, "parallelism=cp2"], 0, "Transformer Engine's, which needs GPUs"),
         (["trainer.recompute_layers=3"], 0, "has no effect with trainer.recompute=auto; add trainer.recompute=full"),
         (

@@ -34,7 +34,7 @@ TOGETHER = {
 DECIDED = {
     "model": r"\w*fusion\w*|attention_backend|attention_softmax_in_fp32|cuda_graph_\w+|use_te_rng_tracker"
     r"|offload_modules|params_dtype|pipeline_dtype|calculate_per_token_loss|persist_layer_norm",
-    "optimizer": r"bf16|overlap_param_gather",
+    "optimizer": r"bf16|overlap_param_gather|use_precision_aware_optimizer|store_param_remainders|\w+_dtype",
     "scheduler": r"max_lr|min_lr|override_opt_param_scheduler|lr_warmup_init",
     "ddp": r"overlap_\w+|check_for_\w+|average_in_collective|grad_reduce_in_fp32"
     r"|data_parallel_sharding_strategy",

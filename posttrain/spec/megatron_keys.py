@@ -63,6 +63,7 @@ RELATED = {
     "optimizer": {
         "weight_decay": "optimizer.weight_decay",
         "use_distributed_optimizer": "parallelism.distributed_optimizer",
+        "use_precision_aware_optimizer": "optimizer.use_precision_aware_optimizer",
     },
     "ddp": {"use_distributed_optimizer": "parallelism.distributed_optimizer"},
     "scheduler": {"lr_warmup_fraction": "scheduler.lr_warmup_fraction"},

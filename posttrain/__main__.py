@@ -33,8 +33,8 @@ from posttrain.spec import checks, first_rows
 from posttrain.spec.record import specify
 from posttrain.sweep import dry_run, optuna, slurm
 from posttrain.sweep.trial import Trial
+from posttrain.utils.command_line import typed_command
 from posttrain.utils.gpus import visible_gpus
-from posttrain.utils.typed_command import typed_command
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class LocalLauncher(Launcher):
         return self.config.hydra.sweeper.get("n_trials") or len(self.trials)
 
     def _stopped(self, error: KeyboardInterrupt) -> "Stopped":
-        """The error of a command that was told to stop, with what is done and how to go on."""
+        """The error of a command that was told to stop, with what is done and how to continue."""
         from posttrain.sweep import continuation
         from posttrain.utils.stop import Stopped, signal_of
 

@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from posttrain.config.overrides import format_value
 from posttrain.sweep.trial import Trial
 from posttrain.utils import rundir
+from posttrain.utils.command_line import typed_command
 from posttrain.utils.escape import escape_control
-from posttrain.utils.typed_command import typed_command
 
 FINISHED, FAILED, BEGUN, ABSENT = "finished", "failed", "interrupted", "not begun"
 ENDS = {"finished": FINISHED, "pruned": FINISHED, "failed": FAILED}  # by the state of a trial's status.json
@@ -41,7 +41,7 @@ def describe_progress(trials: Sequence[Trial], total: int, begun: str = BEGUN) -
 
 
 def how_to_continue(config: DictConfig, directory: Path) -> str:
-    """The command that goes on with a sweep, or why there is none.
+    """The command that continues a sweep, or why there is none.
 
     Args:
         config: of the sweep, composed with `hydra`.
@@ -58,7 +58,7 @@ def how_to_continue(config: DictConfig, directory: Path) -> str:
 
 
 def _changed(config: DictConfig, directory: Path) -> dict[str, str]:
-    """What the command that goes on says otherwise than the one that began."""
+    """What the command that continues has to say otherwise than the one that began."""
     changed = {}
     if config.run.resume == "never":  # refuses a trial that was interrupted
         changed["run.resume"] = "auto"

@@ -29,7 +29,7 @@ class BFloat16Adam(FusedAdam):
         return state
 
     def set_scaled_state(self, param: torch.nn.Parameter, state_name: str, unscaled_state: torch.Tensor) -> None:
-        """Copy into the state; what is there already stays."""
+        """Copy into the state's own tensor, rounded to its format."""
         if unscaled_state.is_floating_point():
             unscaled_state = unscaled_state.float()
         super().set_scaled_state(param, state_name, unscaled_state)

@@ -36,7 +36,8 @@ KNOWN = {
 }
 SIZE_TOLERANCE = 0.1  # of a memory's size by its name against what a process can have of it
 HOST_LINK = 53e9  # of Hopper and newer
-HOST_LINKS = 4 * 36e9  # of all GPUs of a machine together: four H200s that copy at the same time
+# Of all GPUs of a machine together: four H200s that copy at the same time. Of more it is an assumption.
+HOST_LINKS = 4 * 36e9
 HOPPER = (9, 0)
 # Of products of E4M3 numbers, torch's with a scale per row and Transformer Engine's: Ada.
 EIGHT_BIT = (8, 9)

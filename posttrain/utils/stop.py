@@ -34,7 +34,7 @@ class Stopped(KeyboardInterrupt):
     Args:
         number: of the signal.
         done: what of its work is done, in a few words; empty: nothing is said of it.
-        advice: a line about how to go on; empty: there is none.
+        advice: a line about how to continue; empty: there is none.
     """
 
     def __init__(self, number: int, done: str = "", advice: str = "") -> None:
@@ -53,7 +53,7 @@ def signal_of(error: KeyboardInterrupt) -> int:
 
 
 def exit_for(error: KeyboardInterrupt) -> NoReturn:
-    """Say in one line what ended the command, in another how to go on if that is known, and exit with its code."""
+    """Say in one line what ended the command, in another how to continue if that is known, and exit with its code."""
     stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
     print(f"posttrain: {stopped}", file=sys.stderr)
     if stopped.advice:

@@ -9,14 +9,8 @@ RATE, BETAS, DECAY = 1e-3, (0.9, 0.95), 0.1
 
 
 @pytest.fixture(scope="module")
-def adam():
+def adam(gpu):
     """The class, on this process's GPU."""
-    from posttrain import patches
-
-    # Not torch.cuda: the patches for a CPU, if they are applied in this process, answer it.
-    if not torch._C._cuda_getDeviceCount() or "cpu-placement" in patches.applied():
-        pytest.skip("no GPU, or this process is patched for a CPU: run these tests alone with -m gpu")
-    patches.apply(patches.Platform.detect("cuda"))
     from posttrain.train.bf16_adam import BFloat16Adam
 
     return BFloat16Adam

@@ -13,7 +13,7 @@ from posttrain.utils.durations import format_duration
 # What a change of a kind costs besides time; see posttrain.plan.advice.Edit.
 KINDS = {
     "speed": "",
-    "state": "16-bit state, untried on GPUs",
+    "state": "16-bit state",
     "format": "8-bit products",
     "data": "shorter sequences",
     "result": "different training",

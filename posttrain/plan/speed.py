@@ -34,10 +34,13 @@ WAITING_S = 0.0275
 # Bytes a second that NCCL moves between GPUs of one machine over NVLink, tens of megabytes at a time: the size of the
 # gathered tensor over the time, measured on 4 H200s.
 LINK = 285e9
-# The same beside products, over the time that it adds to them: Llama 3 8B, two H200s, bf16 and fp8.
-OVERLAPPED_LINK = 365e9
+# The same beside products, over the time that it adds to them; and, whatever the size, seconds a layer and micro-batch
+# for each of the pieces that products are in, and for as many more: Llama 3 8B, 4,096 and 8,192 tokens, 2 and 4 H200s.
+OVERLAPPED_LINK = 900e9
+PIECE_S = 0.000115
+OTHER_PIECES = 1.5
 # What of the gathers and sums of Megatron-FSDP, at NCCL's rate, a step waits for: Llama 3 8B, all weights, two H200s.
-FULLY_SHARDED_WAIT = 0.36
+FULLY_SHARDED_WAIT = 0.34
 # Bytes a second of expert parallelism's gathers and sums, with its small sums of adapters and the wait for the process
 # that more tokens have chosen: Qwen3-30B-A3B, two H200s.
 EXPERT_LINK = 142e9
@@ -154,11 +157,26 @@ def bytes_passed(s: RunSpec, tokens: float) -> float:
     if not s.grouped_experts:  # whose rate has it
         layer += gate * shape.ffn * (shape.chosen or 1)
     passed = tokens * s.width * (shape.layers * layer + 4 * shape.vocab)
-    if s.adapters is None:  # gradients, moments and master weights in fp32
-        passed += 28.0 * shape.parameters
-    if s.bf16_state:  # read and written
-        passed -= 12.0 * shape.parameters
+    if s.adapters is None:
+        passed += shape.parameters * bytes_of_update(s)
     return passed
+
+
+def bytes_of_update(s: RunSpec) -> float:
+    """Bytes that the processes read and write for a weight after the last backward pass, all of it trained.
+
+    Gradients, in fp32, are set to zero and divided by the number of tokens; then there are their norm, clipping, and
+    the optimizer, which reads them and the moments and writes these, fp32 weights and bf16 ones.
+    """
+    replicas = s.data_parallel * s.context
+    update = 4 + 8 + 30
+    if s.bf16_state:
+        update -= 10
+    if s.fsdp:
+        return 12 + update
+    if s.divides_state:
+        return 12 * replicas + update
+    return (12 + update) * replicas
 
 
 def work_of_experts(s: RunSpec, tokens: float) -> float:
@@ -193,10 +211,14 @@ def exchange_seconds(s: RunSpec) -> float:
     """Seconds of a step that a GPU waits for tensor, context and expert parallelism's exchanges, or Megatron-FSDP's."""
     shape = s.known_shape
     layers = max(s.stage_layers)
-    token = 0.0  # seconds for a token in a layer
+    layer = 0.0  # seconds of a layer, whatever its tokens
+    token = 0.0  # and for each of them
     if s.tensor > 1:
         passes = EXCHANGES * (1 + s.share_again / 2)
-        rate = OVERLAPPED_LINK if s.overlapped_exchanges else LINK
+        rate = LINK
+        if s.overlapped_exchanges:
+            rate = OVERLAPPED_LINK
+            layer = PIECE_S * (s.tensor + OTHER_PIECES)
         token += passes * shape.hidden * s.width / rate
     if s.context > 1:  # queries, keys, values and outputs, forward and backward
         token += 2 * (2 * shape.query + 2 * shape.key) * s.width / s.tensor / LINK
@@ -206,7 +228,7 @@ def exchange_seconds(s: RunSpec) -> float:
             sent = s.expert
         passes = EXPERT_EXCHANGES * (1 + s.share_again / 2)
         token += passes * sent * shape.hidden * s.width / s.tensor / EXPERT_LINK
-    return s.micro_batches * (layers * s.tokens * token + fully_sharded_seconds(s))
+    return s.micro_batches * (layers * (layer + s.tokens * token) + fully_sharded_seconds(s))
 
 
 def fully_sharded_seconds(s: RunSpec) -> float:
@@ -230,8 +252,12 @@ def offload_seconds(s: RunSpec, gpu: Gpu, arithmetic: float) -> float:
         return 0.0
     passes = (2 if s.adapters is not None else 3) + s.share_again  # of which one is forward
     copy = s.micro_batches * s.tokens * copied / gpu.host_link(s.world // s.machines)
+    beside = 1.0
+    if s.share_again < 1:  # hardly anything is copied beside the first layers, which are computed again
+        beside -= s.share_again
     forward = arithmetic / passes
-    return max(0.0, copy - forward) + max(0.0, copy - (arithmetic - forward))
+    backward = arithmetic - forward
+    return max(0.0, copy - beside * forward) + max(0.0, copy - beside * backward)
 
 
 def interpolate(measured: dict[int, float], width: float) -> float:

@@ -37,7 +37,7 @@ SHARED_AT_ONCE = 4  # on GPUs that processes share
 STEPS = 20
 LOSSES = 1e-3  # in bf16, whose rounding depends on the order of sums
 # Each process rounds its half of an adapter's sum, or scales its half of a row to 8 bits, by itself.
-COARSER = {("canonical", "tp2"): 3e-3, ("fp8", "tp2"): 4e-3}
+COARSER = {("canonical", "tp2"): 3e-3, ("fp8", "tp2"): 4e-3, ("fp8", "tp4"): 4e-3}
 TRAINED = {
     "lora": ["peft=lora"],
     "dora": ["peft=dora"],
@@ -141,7 +141,7 @@ def write_model(directory: Path, kind: str) -> None:
     tiny_model.write(directory)
     texts = []
     for i in range(400):
-        texts.append({"text": f"{i:03d}-" * (1 + i % 12) + "xyz"})  # with its end, a multiple of 4 tokens
+        texts.append({"text": f"{i:07d}-" * (1 + i % 6) + "stuvxyz"})  # with its end, a multiple of 8 tokens
     rows = []
     for i in range(400):
         turns = [("user", f"say {i} " + "la " * (i % 5)), ("assistant", f"number {i}, hello world")]

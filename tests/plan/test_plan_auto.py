@@ -98,7 +98,7 @@ def test_activations_in_the_hosts_memory_are_chosen_where_they_are_faster_than_a
     assert choice.setting.data_parallel == 2 and choice.setting.offload_layers
     assert choice.without is not None
     sizes_without, slower = choice.without
-    assert sizes_without == "tensor 2" and slower == pytest.approx(1.16, abs=0.03)
+    assert sizes_without == "tensor 2" and slower == pytest.approx(1.09, abs=0.03)
     line = choice.describe(139.8)
     assert f"since tensor 2 without takes {slower:.2f} times the time" in line
 
@@ -213,7 +213,7 @@ def test_answers_during_training_are_a_reason_for_another_split():
 def test_why_less_is_not_possible():
     cfg = composed("parallelism=auto", "model=llama32_1b", "trainer.global_batch_size=12")
     line = auto.resolve(cfg, 8, 80, True)
-    assert cfg.parallelism.tensor_model_parallel_size == 2
+    assert cfg.parallelism.pipeline_model_parallel_size == 2
     assert "a smaller split was rejected: `trainer.global_batch_size=12`: must be a multiple" in line
 
 

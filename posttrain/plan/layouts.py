@@ -23,6 +23,7 @@ from posttrain.utils.gpus import Gpu
 
 SIZES = (1, 2, 4, 8, 16)
 RECOMPUTE = ("none", "full")
+LARGER = (2, 4, 8)  # times the micro-batch that was asked for
 MOST_SHOWN = 4  # with weights alike, beside what was asked for
 HEADROOM = 0.03  # of a GPU's memory that is left where activations of as few layers as possible are not kept
 
@@ -206,6 +207,7 @@ def fitting(
 ) -> list[Layout]:
     """The ways in which a run fits on as many GPUs, the fastest first: by split, recomputation and precision.
 
+    Beside tensor parallelism, of which a micro-batch costs something whatever its size, also by larger micro-batches.
     Of those with weights alike, one that is slower and needs no less memory than another is left out.
 
     Args:
@@ -234,6 +236,8 @@ def fitting(
             numbers = [asked.recompute_layers, None]
         for number in numbers:
             variants.append({"recompute": recompute, "recompute_layers": number, "precision": precision})
+    if not chosen_micro_batch:
+        variants += [variants[0] | {"micro_batch": times * given.micro_batch} for times in LARGER]
     room = gpu.memory_gib * GIB
     local = given.world // int(cfg.launch.nnodes)
     layouts = []
@@ -242,6 +246,8 @@ def fitting(
         if layout.refusal or setting.context != given.context:  # which is asked for
             continue
         if setting.precision != given.precision and not setting.eight_bit_base:
+            continue
+        if setting.micro_batch != given.micro_batch and not _gains_by_larger(setting):
             continue
         if setting.recompute == "full" and asked.recompute != "full":
             if _fits(replace(setting, recompute=asked.recompute), room):
@@ -256,6 +262,13 @@ def fitting(
             words += (f"trainer.micro_batch_size={given.micro_batch}",)
         named.append(replace(layout, overrides=words))
     return _worthwhile(named)
+
+
+def _gains_by_larger(setting: RunSpec) -> bool:
+    """Whether a run is possible with its micro-batches, larger than asked for, and may be faster."""
+    is_whole = setting.global_batch % (setting.micro_batch * setting.data_parallel) == 0
+    is_captured = not setting.graph or bool(setting.cuda_graph)  # if it has to be
+    return setting.tensor > 1 and is_whole and is_captured
 
 
 def _fits(setting: RunSpec, room: float) -> bool:
@@ -302,7 +315,7 @@ def _first_that_fits(possible: list[RunSpec], gpu: Gpu) -> RunSpec | None:
 
 
 def overrides(given: RunSpec, setting: RunSpec, typed: TypedSavings | None = None) -> tuple[str, ...]:
-    """What makes one run of the other, where they differ in split, recomputation and precision.
+    """What makes one run of the other, where they differ in split, recomputation, precision and micro-batches.
 
     Args:
         given: the run that was asked for, or what `parallelism=auto` has made of it.
@@ -324,6 +337,8 @@ def overrides(given: RunSpec, setting: RunSpec, typed: TypedSavings | None = Non
         changed.append(f"trainer.offload_layers={setting.offload_layers or 'null'}")
     if setting.precision != given.precision:
         changed.append(f"precision={setting.precision}")
+    if setting.micro_batch != given.micro_batch:
+        changed.append(f"trainer.micro_batch_size={setting.micro_batch}")
     return tuple(changed)
 
 
@@ -346,7 +361,8 @@ def _asked(given: RunSpec, typed: TypedSavings | None) -> RunSpec:
 
 def _chosen(setting: RunSpec) -> tuple[object, ...]:
     """All that `overrides` compares."""
-    return _sizes(setting), setting.recompute, setting.recompute_layers, setting.offload_layers, setting.precision
+    kept = setting.recompute, setting.recompute_layers, setting.offload_layers
+    return _sizes(setting), *kept, setting.precision, setting.micro_batch
 
 
 def _worthwhile(layouts: list[Layout]) -> list[Layout]:

@@ -71,7 +71,7 @@ MEASURED = {  # per GPU: bench/README.md, docs/scaling.md
     "32b_full_fsdp4": 1_740,
     "70b_fp8_8k_ddp4": 2_417,
     "70b_fp8_8k_both_ddp4": 2_413,
-    "70b_fp8_8k_fsdp4": 2_533,
+    "70b_fp8_8k_fsdp4": 2_524,
     "70b_fp8_8k_tp2_ddp2": 2_488,
     "qwen3_30b_a3b_ddp4": 21_787,
     "qwen3_30b_a3b_ep4": 14_283,

@@ -35,6 +35,9 @@ from posttrain.sweep import dry_run, optuna, slurm
 from posttrain.sweep.trial import Trial
 from posttrain.utils.command_line import typed_command
 from posttrain.utils.gpus import visible_gpus
+from posttrain.utils.output_paths import check_directory
+
+SWEEP_DIR = "hydra.sweep.dir"
 
 
 @dataclass(frozen=True)
@@ -117,17 +120,19 @@ def submit(cfg: DictConfig, run_dir: Path) -> float | None:
     return trial.value
 
 
-def before(cfg: DictConfig, jobs: list[dry_run.PlannedJob]) -> None:
+def before(cfg: DictConfig, jobs: list[dry_run.PlannedJob], places: dict[str, Path]) -> None:
     """What can be refused before there is a directory for the run.
 
     Args:
         cfg: composed with `hydra`.
         jobs: gets the Slurm job that the run is to be, if it is.
+        places: gets the directory that is to be written, by the key that names it.
     """
     options = slurm.options_of(cfg.hydra.launcher)
     sweeping = bool({"-m", "--multirun"} & set(sys.argv))
     overrides = list(cfg.hydra.overrides.task)
     directory = directory_of(cfg, sweeping)
+    places[SWEEP_DIR if sweeping else rerun.RUN_DIR] = directory
     swept: dict[str, str] = {}
     search = None
     if sweeping:
@@ -173,16 +178,25 @@ def directory_of(cfg: DictConfig, sweeping: bool) -> Path:
     return Path(cfg.hydra.sweep.dir).absolute()
 
 
-def before_jobs(jobs: Sequence[dry_run.PlannedJob]) -> None:
-    """See that what has been checked can be submitted, where it is to be; or show it and leave."""
-    if not jobs:
-        return
+def before_writing(jobs: Sequence[dry_run.PlannedJob], places: Mapping[str, Path]) -> None:
+    """See that what has been checked can be written, and submitted where it is to be; or show it and leave.
+
+    Args:
+        jobs: the Slurm jobs that the runs are to be, if they are.
+        places: the directories that are to be written, by the keys that name them.
+
+    Raises:
+        UserError: a directory can't be written, or there is no Slurm.
+    """
     if any(job.options.dry_run for job in jobs):
         dry_run.show(jobs)
         if len(jobs) == precheck.MOST_TRIALS and not jobs[0].search:
             print(f"posttrain: no more than {len(jobs)} trials of a grid are shown; all are submitted", file=sys.stderr)
         raise SystemExit
-    slurm.require()
+    for key, directory in places.items():
+        check_directory(directory, key)
+    if jobs:
+        slurm.require()
 
 
 @stop.command
@@ -205,8 +219,9 @@ def main() -> None:
         stop.fail(str(error))
     prestart.start(sys.argv[1:])
     jobs: list[dry_run.PlannedJob] = []
-    check = functools.partial(before, jobs=jobs)
-    command.run(task, check=check, checked=lambda: before_jobs(jobs), sized=True)
+    places: dict[str, Path] = {}
+    check = functools.partial(before, jobs=jobs, places=places)
+    command.run(task, check=check, checked=lambda: before_writing(jobs, places), sized=True)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from posttrain.spec import checks, first_rows
 from posttrain.spec.epochs import Epoch
 from posttrain.utils import stop, working
 from posttrain.utils.cache import cache_root
+from posttrain.utils.output_paths import check_file
 from posttrain.utils.user_paths import expand_home
 
 if TYPE_CHECKING:
@@ -126,8 +127,8 @@ def check_options(cfg: DictConfig) -> None:
     options = cfg.preview
     for key in ("out", "html"):
         path = options[key]
-        if path is not None and not expand_home(path).absolute().parent.is_dir():
-            raise UserError(f"`preview.{key}={path}`: there is no such folder")
+        if path is not None:
+            check_file(expand_home(path), f"preview.{key}")
     for key in ("model.path", "data.path", "data.sources"):
         if OmegaConf.is_missing(cfg, key):
             raise UserError(f"`{key}`: has no value; give it on the command line")

@@ -28,6 +28,8 @@ from posttrain.utils.stop import FULL_ERROR, fail
 from posttrain.utils.suggest import did_you_mean
 
 PRINTS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}  # options that print and end
+# Of a command that doesn't train: what it is asked about is a run whose directory isn't to be made now.
+WITHOUT_RUN = ("hydra.run.dir=.", "hydra.output_subdir=null")
 UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that its encoding doesn't have
 
 
@@ -143,6 +145,7 @@ def run(
         fail("--multirun: sweeps over trainings alone; run this command once for each")
     if not set(sys.argv[1:]) & PRINTS:
         working.begin(working.READING)
+    trains = config_name == "config"
     before = os.environ.get(FULL_ERROR)
     full = before == "1"
     # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.
@@ -162,6 +165,8 @@ def run(
             checked()
         if sized and not layered.note:
             sys.argv[1:] = cpu_sizes.complete(sys.argv[1:], config_name)
+        if not trains:
+            sys.argv[1:] += WITHOUT_RUN
         working.phase("composing")
         try:
             single = not {"-m", "--multirun"} & set(sys.argv[1:])

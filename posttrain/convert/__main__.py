@@ -34,6 +34,7 @@ from posttrain.errors import UserError
 from posttrain.generate import load
 from posttrain.spec import model_checks
 from posttrain.utils import stop, working
+from posttrain.utils.output_paths import check_directory
 from posttrain.utils.user_paths import expand_home
 
 PUSH = ("push", "repo", "private", "allow_unverified")
@@ -190,8 +191,9 @@ def run(cfg: DictConfig, repo_given: bool = True) -> None:
         raise UserError(f"`convert.out`: has no value; give the directory to write: {usage}")
     if c.dtype not in (None, *DTYPES):
         raise UserError(f"`convert.dtype={c.dtype}`: must be one of {', '.join(DTYPES)}")
-    out = expand_home(c.out)
+    out = Path(os.path.normpath(expand_home(c.out)))
     check_free(out, c.overwrite)
+    check_directory(out.parent, "convert.out", out)
     if c.checkpoint is not None:
         check_apart(out, expand_home(c.checkpoint))
     if c.command == "import":

@@ -10,8 +10,12 @@ from posttrain.errors import UserError
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Raise a UserError where `out` exists and must not be replaced, or is not a directory."""
-    if out.is_file() or (out.exists() and not overwrite and any(out.iterdir())):
+    """Raise a UserError where `out` exists and must not be replaced, or is not a directory of its own."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"convert.out={out}: is not a directory; choose another")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UserError(f"convert.out={out}: this command runs in it, and it would be replaced; name a new directory")
+    if out.exists() and not overwrite and any(out.iterdir()):
         raise UserError(f"convert.out={out}: already exists; choose another, or add convert.overwrite=true")
 
 

@@ -41,6 +41,7 @@ from posttrain.generate import load
 from posttrain.spec import checks
 from posttrain.utils import stop, working
 from posttrain.utils.atomic_files import finite, write_json, write_text
+from posttrain.utils.output_paths import check_directory
 from posttrain.utils.user_paths import expand_home
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def evaluate(cfg: DictConfig, what: str, run_dir: Path | None, late: list[str], 
     settings.refuse_model(overrides)
     metric = check_and_build(cfg, datasets, overrides)
     out = expand_home(cfg.evaluate.out)
+    check_directory(out, "evaluate.out")
 
     with load.open_export(what) as directory:
         started = time.monotonic()

@@ -30,6 +30,7 @@ from posttrain.utils import stop
 from posttrain.utils.atomic_files import write_text
 from posttrain.utils.escape import escape_control
 from posttrain.utils.gpus import visible_gpus
+from posttrain.utils.output_paths import check_directory
 from posttrain.utils.stop import fail
 from posttrain.utils.user_paths import expand_home
 
@@ -85,9 +86,10 @@ def import_config(arguments: list[str]) -> str:
 
     out = folder / "experiment" / f"{file_name(primus)}.yaml"
     if "out" in options:
-        out = Path(options["out"])
+        out = expand_home(options["out"])
     if out.exists() and options.get("overwrite") != "true":
         raise UserError(f"{out}: already exists; add overwrite=true, or out=FILE")
+    check_directory(out.parent, "out", out)
     # Before anything is written.
     cfg = compose([*experiment.format_overrides(translation), *overrides])
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from posttrain.utils import rundir, working
 from posttrain.utils.atomic_files import write_text
 
 PAGE = "report.html"
+TABLE = ".csv"
 
 
 def write_report(directory: Path, out: Path | None = None) -> Path:
@@ -39,6 +40,8 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     trials = read_trials(directory)
     working.phase("drawing the page")
     page = out or directory / PAGE
+    if page.suffix == TABLE or not page.name:
+        raise UserError(f"--out {page}: is not the name of a page; the table beside it ends in {TABLE}: --out my.html")
     if trials[0].path == directory:
         print_run(trials[0])
         _write(directory, page, render_run(trials[0]))
@@ -49,7 +52,7 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
         link_best(directory, comparison)
     except UserError as error:  # the page can be made all the same
         print(f"posttrain: {error}", file=sys.stderr)
-    table = page.with_suffix(".csv")
+    table = page.with_suffix(TABLE)
     _write(directory, page, render_sweep(comparison, directory.resolve().name, table.name))
     _write(directory, table, csv_text(comparison))
     return page
@@ -83,4 +86,5 @@ def _write(directory: Path, path: Path, text: str) -> None:
         else:
             write_text(path, text)
     except OSError as error:
-        raise UserError(f"{path}: can't be written: {error.strerror}") from None
+        advice = "choose another place for the page: --out PAGE"
+        raise UserError(f"{path}: can't be written: {error.strerror}; {advice}") from None

@@ -118,10 +118,20 @@ def check_private(target: Path) -> None:
 
 
 def make_private(directory: Path) -> None:
-    """Make `directory`, and those above it that are missing, for this user alone."""
+    """Make `directory`, and those above it that are missing, for this user alone.
+
+    Raises:
+        UserError: one of them can't be made.
+    """
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     for path in reversed(missing):
-        path.mkdir(mode=0o700, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{path}: a directory for cached data can't be made in {path.parent} ({error.strerror}); choose "
+                "another place: cache_dir=DIR or POSTTRAIN_CACHE=DIR"
+            ) from None
 
 
 def _is_whole(target: Path, problem: Callable[[Path], str | None]) -> bool:

@@ -353,6 +353,8 @@ def test_a_file_is_not_replaced_unasked(folder):
     with pytest.raises(UserError, match="overwrite=true"):
         import_config([str(path)])
     import_config([str(path), "overwrite=true"])
+    with pytest.raises(UserError, match=r"out=/proc/x/a\.yaml: nothing can be written in /proc .*; choose another"):
+        import_config([str(path), "out=/proc/x/a.yaml"])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from posttrain.config.composition import compose
+from posttrain.errors import UserError
 from posttrain.launch import launcher
 from posttrain.report import __main__ as command
 from posttrain.report import write_report
@@ -434,6 +435,21 @@ def test_best_is_a_link_to_the_best_export_and_moves(sweep):
     write_report(sweep)
     assert (sweep / "best").resolve() == (sweep / "4/adapter").resolve()
     assert len(read_trials(sweep)) == 5  # the link is not a trial
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("page.csv", r"--out .*page\.csv: is not the name of a page"),  # the table would take the page's place
+        ("", r"--out \.: is not the name of a page"),
+        ("/proc/x.html", r"/proc/x\.html: can't be written: .*; choose another place for the page: --out PAGE"),
+    ],
+)
+def test_a_page_that_cannot_be_written(sweep, tmp_path, monkeypatch, out, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        write_report(sweep, Path(out))
+    assert not (tmp_path / "page.csv").exists()
 
 
 def test_one_run_alone(sweep, tmp_path, capsys):

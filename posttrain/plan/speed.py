@@ -10,11 +10,12 @@ from posttrain.spec.run_spec import RunSpec
 from posttrain.utils.gpus import Gpu
 
 # Shares of a GPU's peak rate, and of its memory's bandwidth, that a captured step reaches: LoRA in bf16, an H200.
-PRODUCTS = 0.66
+# Of products by width of the residual stream: GPT-2 XL's 1,600 fill no whole tiles.
+PRODUCTS = {1600: 0.53, 2048: 0.66}
 # Of attention by features of a head, forward and backward together, whole rows of 4,096.
 ATTENTION = {64: 0.29, 128: 0.326, 256: 0.295}
-# How much more of the rate longer rows reach.
-LONG = {4096: 1.0, 32768: 1.4}
+# How much more or less of the rate other rows reach.
+LONG = {1024: 0.5, 4096: 1.0, 32768: 1.4}
 # The same of soft-capped attention (posttrain.ops.capped_attention), heads of 256.
 CAPPED_ATTENTION = 0.21
 PASSES = 0.54
@@ -121,7 +122,7 @@ class Rates:
     def of(cls, s: RunSpec) -> "Rates":
         """Those of the kernels that the run uses."""
         shape = s.known_shape
-        products = PRODUCTS
+        products = interpolate(PRODUCTS, shape.hidden)
         attention = interpolate(ATTENTION, shape.head_width) * interpolate(LONG, s.squares or s.length)
         experts = interpolate(EXPERTS, shape.ffn)
         if shape.score_softcap is not None:

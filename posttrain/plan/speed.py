@@ -14,9 +14,9 @@ from posttrain.utils.gpus import Gpu
 PRODUCTS = {1600: 0.53, 2048: 0.66}
 # Of attention by features of a head, forward and backward together, whole rows of 4,096.
 ATTENTION = {64: 0.29, 128: 0.326, 256: 0.295}
-# How much more or less of the rate other rows reach.
-LONG = {1024: 0.5, 4096: 1.0, 32768: 1.4}
-# The same of soft-capped attention (posttrain.ops.capped_attention), heads of 256.
+# How much more or less of that rows of other lengths reach.
+LENGTHS = {1024: 0.5, 4096: 1.0, 32768: 1.4}
+# The share of soft-capped attention (posttrain.ops.capped_attention), heads of 256.
 CAPPED_ATTENTION = 0.21
 PASSES = 0.54
 # Width of the residual stream -> how much faster products are with frozen weights in 8 bits.
@@ -123,7 +123,7 @@ class Rates:
         """Those of the kernels that the run uses."""
         shape = s.known_shape
         products = interpolate(PRODUCTS, shape.hidden)
-        attention = interpolate(ATTENTION, shape.head_width) * interpolate(LONG, s.squares or s.length)
+        attention = interpolate(ATTENTION, shape.head_width) * interpolate(LENGTHS, s.squares or s.length)
         experts = interpolate(EXPERTS, shape.ffn)
         if shape.score_softcap is not None:
             attention = CAPPED_ATTENTION
@@ -215,12 +215,12 @@ def exchange_seconds(s: RunSpec) -> float:
     layer = 0.0  # seconds of a layer, whatever its tokens
     token = 0.0  # and for each of them
     if s.tensor > 1:
-        passes = EXCHANGES * (1 + s.share_again / 2)
+        more = 1 + s.share_again / 2
         rate = LINK
         if s.overlapped_exchanges:
             rate = OVERLAPPED_LINK
-            layer = PIECE_S * (s.tensor + OTHER_PIECES)
-        token += passes * shape.hidden * s.width / rate
+            layer = more * PIECE_S * (s.tensor + OTHER_PIECES)
+        token += more * EXCHANGES * shape.hidden * s.width / rate
     if s.context > 1:  # queries, keys, values and outputs, forward and backward
         token += 2 * (2 * shape.query + 2 * shape.key) * s.width / s.tensor / LINK
     if s.expert > 1:

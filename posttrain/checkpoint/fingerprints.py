@@ -68,7 +68,19 @@ def check(before: dict[str, str], now: dict[str, str], checkpoint: Path) -> None
     Raises:
         UserError: something has changed.
     """
-    different = changed(before, now)
+    refuse(changed(before, now), checkpoint)
+
+
+def refuse(different: list[str], checkpoint: Path) -> None:
+    """Refuse to resume from a checkpoint where something has changed.
+
+    Args:
+        different: what, in words.
+        checkpoint: to resume from.
+
+    Raises:
+        UserError: that is not empty.
+    """
     if different:
         raise UserError(
             f"{checkpoint}: {' and '.join(different)} changed since it was saved; put back what was there, or choose "

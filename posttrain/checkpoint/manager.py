@@ -55,6 +55,8 @@ class SavedRun:
     Attributes:
         config: the frozen configuration.
         steps: of the whole run.
+        rows: packed sequences of an epoch.
+        digests: of what the configuration names, as the command found it.
         total_limit: how many of the newest checkpoints stay; None: all but temporary ones.
         keep_best: whether the one with the lowest validation loss stays as well.
         progress: written to each checkpoint, read from the one that is loaded.
@@ -68,6 +70,8 @@ class SavedRun:
 
     config: DictConfig
     steps: int
+    rows: int
+    digests: dict[str, str]
     total_limit: int | None
     keep_best: bool
     progress: Progress
@@ -165,6 +169,8 @@ class Manager(DefaultCheckpointManager):
             super().save(ctx, callback_manager)
             if self.rank == 0:
                 self.run.progress.inputs = self.inputs
+                self.run.progress.rows = self.run.rows
+                self.run.progress.digests = self.run.digests
                 self.run.progress.write(partial)
                 write_text(partial / resume.CONFIG, frozen.text(self.run.config))
             self.pending = step
@@ -198,7 +204,7 @@ class Manager(DefaultCheckpointManager):
             log.warning("skipped %s", line)
         if found is None:
             raise UserError(resume.none_left(where, skipped))
-        resume.check_steps(found, self.run.steps)
+        resume.check_steps(found, self.run.steps, self.run.config)
         config.load = str(found)
         self.loaded = found
         self.checked.add(found)

@@ -26,6 +26,8 @@ class Progress:
         losses: the last logged ones, by which a spike is measured.
         rollbacks: see posttrain/train/rollback.py.
         inputs: see posttrain/checkpoint/fingerprints.py.
+        rows: packed sequences of an epoch.
+        digests: of what the configuration names, as the command found it; see posttrain/spec/inputs.py.
         window: sums of metrics since the last logged step; see posttrain/train/loss_window.py.
         val_loss: after the last step, if there was a validation then.
         validations: (step, loss) of every validation after a step, the oldest first.
@@ -42,6 +44,8 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
+    rows: int = 0
+    digests: dict[str, str] = field(default_factory=dict)
     window: dict[str, float] = field(default_factory=dict)
     val_loss: float | None = None
     validations: list[tuple[int, float]] = field(default_factory=list)
@@ -84,6 +88,18 @@ def validation_loss(checkpoint: Path) -> float | None:
     """Of the weights in a checkpoint, where they were validated before it was written."""
     loss = rundir.object_if_any(checkpoint, FILE).get("val_loss")
     return loss if isinstance(loss, float) else None
+
+
+def rows(checkpoint: Path) -> int | None:
+    """Packed sequences of an epoch of the run that saved; None: it doesn't say."""
+    count = rundir.object_if_any(checkpoint, FILE).get("rows")
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def digests(checkpoint: Path) -> dict[str, object]:
+    """Digests of what the configuration of the run that saved names; empty: it doesn't say."""
+    found = rundir.object_if_any(checkpoint, FILE).get("digests")
+    return found if isinstance(found, dict) else {}
 
 
 def is_temporary(checkpoint: Path) -> bool:

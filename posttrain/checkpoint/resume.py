@@ -1,5 +1,6 @@
 """From which checkpoint a run resumes, and whether its configuration allows it. No torch here."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,28 +109,49 @@ def none_left(where: Path, skipped: list[str]) -> str:
     return f"{where}: no checkpoint is whole; choose another hydra.run.dir to start from the beginning{listed}"
 
 
-def check(cfg: DictConfig, run_dir: Path) -> None:
-    """Refuse to resume where that can't be intended.
+def find_allowed(cfg: DictConfig, run_dir: Path) -> Path | None:
+    """As `find`, where a run may resume from a checkpoint at all.
 
     Raises:
-        UserError: run.resume=never and there is a checkpoint, the configuration differs from the checkpoint's, or fewer
-            steps are asked for than it has.
+        UserError: as `find`; or run.resume=never and there is a checkpoint, or it has no optimizer's state.
     """
     if cfg.run.resume == "never" and directories.checkpoints(run_dir / "checkpoints"):
         raise UserError(f"run.resume=never: {run_dir} has a checkpoint; choose another hydra.run.dir or resume=auto")
     checkpoint = find(cfg, run_dir)
     if checkpoint is None:
-        return
-    before = frozen.read(checkpoint, CONFIG)
-    if OmegaConf.select(before, "checkpoint.save_optimizer") is False:
+        return None
+    if OmegaConf.select(frozen.read(checkpoint, CONFIG), "checkpoint.save_optimizer") is False:
         raise UserError(f"{checkpoint}: was saved with checkpoint.save_optimizer=false, a run can't resume from it")
-    if cfg.trainer.max_steps is not None:
-        check_steps(checkpoint, cfg.trainer.max_steps)
+    return checkpoint
+
+
+def check_configuration(
+    checkpoint: Path, before: DictConfig, cfg: DictConfig, contents: Mapping[str, bool] | None = None
+) -> None:
+    """Refuse to resume with another configuration.
+
+    Args:
+        checkpoint: to resume from.
+        before: its configuration.
+        cfg: of the run that is to resume.
+        contents: of keys that name files, whether the files have the content that they had; such a key may change.
+
+    Raises:
+        UserError: they differ in more than may.
+    """
     after = OmegaConf.create(frozen.text(cfg))  # as it will be read
     assert isinstance(after, DictConfig)
-    changed = differences(before, after)
+    known = contents or {}
+    changed = {}
+    listed = ""
+    for key, values in sorted(differences(before, after).items()):
+        if known.get(key):
+            continue
+        changed[key] = values
+        listed += f"\n  {key}: {values[0]} -> {values[1]}"
+        if key in known:
+            listed += ", whose content is another"
     if changed:
-        listed = "".join(f"\n  {key}: {old} -> {new}" for key, (old, new) in sorted(changed.items()))
         if list(changed) == [DIVIDED_STATE]:  # a file of conf/parallelism says it as well
             old, _ = changed[DIVIDED_STATE]
             listed += f"\n  {DIVIDED_STATE}={str(old).lower()} beside the layout keeps it"
@@ -139,21 +161,25 @@ def check(cfg: DictConfig, run_dir: Path) -> None:
         )
 
 
-def check_steps(checkpoint: Path, steps: int) -> None:
+def check_steps(checkpoint: Path, steps: int, cfg: DictConfig) -> None:
     """Refuse fewer steps than were trained.
 
     Args:
         checkpoint: to resume from.
         steps: of the run, in all.
+        cfg: its configuration, which says so.
 
     Raises:
         UserError: the checkpoint has more.
     """
     trained = directories.step_of(checkpoint)
     if trained > steps:
+        setting = f"trainer.max_steps={cfg.trainer.max_steps}"
+        if cfg.trainer.max_steps is None:
+            setting = f"trainer.epochs={cfg.trainer.epochs or 1:g}"
         raise UserError(
-            f"trainer.max_steps: {steps} steps are asked for, and {checkpoint} has been trained for {trained}; ask for "
-            "more, or choose another hydra.run.dir"
+            f"{setting}: {steps} steps are asked for, and {checkpoint} has been trained for {trained}; ask for more, "
+            "or choose another hydra.run.dir"
         )
 
 

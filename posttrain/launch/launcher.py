@@ -15,13 +15,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from posttrain.checkpoint import resume
 from posttrain.config import frozen
 from posttrain.errors import Pruned, RunFailed, UserError
 from posttrain.launch import nodes
 from posttrain.launch.node_run import NodeRun
 from posttrain.launch.signals import SignalRelay
-from posttrain.spec import inputs
+from posttrain.spec import inputs, resumption
 from posttrain.spec.record import FILE as SPEC_FILE
 from posttrain.spec.record import format_spec
 from posttrain.spec.run_spec import RunSpec
@@ -54,7 +53,7 @@ def launch(cfg: DictConfig, run_dir: Path, gpus: int, spec: RunSpec | None = Non
             rundir.sweep(run_dir, lone=cfg.launch.nnodes == 1 and not nodes.torchrun())
         nodes.check_port(cfg)
         if nodes.first(cfg):
-            resume.check(cfg, run_dir)
+            resumption.check(cfg, run_dir)
         prepare(cfg, run_dir)
         if nodes.first(cfg):
             record_inputs(cfg, run_dir)
@@ -97,7 +96,7 @@ def check_place(cfg: DictConfig, run_dir: Path) -> None:
         rundir.check(run_dir)
         if rundir.is_in_use(run_dir):
             raise _in_use(run_dir)
-    resume.check(cfg, run_dir)
+    resumption.check(cfg, run_dir)
 
 
 def _run(cfg: DictConfig, run_dir: Path, gpus: int, relay: SignalRelay) -> None:

@@ -5,6 +5,7 @@ empty: nothing is trained there, and since a step's loss is divided by its super
 smaller batch.
 """
 
+import math
 from dataclasses import dataclass
 
 
@@ -48,3 +49,22 @@ class Epoch:
         if self.last_batch < self.batch:
             words += f", the last of {self.last_batch}"
         return words
+
+
+def planned_steps(max_steps: int | None, epochs: float | None, epoch: Epoch | None) -> int | None:
+    """Optimizer steps of a whole run; of a part of an epoch, a step that has begun counts.
+
+    Args:
+        max_steps: `trainer.max_steps`, which decides where it is given.
+        epochs: `trainer.epochs`; None: one.
+        epoch: of the training rows; None: they are not counted.
+
+    Returns:
+        None where it depends on the rows and these are not counted.
+    """
+    if max_steps is not None:
+        return max_steps
+    if epoch is None:
+        return None
+    steps = (epochs or 1.0) * epoch.steps
+    return math.ceil(round(steps, 6))  # 1.1 x 10 is a little more than 11

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from posttrain.spec.epochs import Epoch
+from posttrain.spec.epochs import Epoch, planned_steps
 from posttrain.spec.parallel_sizes import ParallelSizes
 from posttrain.spec.shape import Adapters, Shape
 from posttrain.spec.stages import divide_layers, own_stages
@@ -181,12 +181,10 @@ class RunSizes(ParallelSizes):
         Returns:
             None where it depends on `rows` and these are not counted.
         """
-        if self.max_steps is not None:
-            return self.max_steps
-        if rows is None:
-            return None
-        steps = (self.epochs or 1.0) * self.epoch(rows).steps
-        return math.ceil(round(steps, 6))  # 1.1 x 10 is a little more than 11
+        epoch = None
+        if rows is not None:
+            epoch = self.epoch(rows)
+        return planned_steps(self.max_steps, self.epochs, epoch)
 
     def validation_batch(self, rows: int) -> int:
         """Rows of a validation batch: no more than there are, in whole micro-batches of every process."""

@@ -36,11 +36,13 @@ from posttrain.models.padding import fill_up_as_read, hide_padding, padded_rows
 from posttrain.models.whole_parameters import draw_model
 from posttrain.peft import adapter_checks, load_adapter
 from posttrain.peft.lora_plus import LoRAPlus
+from posttrain.spec import inputs
 from posttrain.spec.stages import check_stages, format_layout
 from posttrain.train.console import shown
 from posttrain.train.context import RunContext
 from posttrain.train.dataset_provider import RowsProvider
 from posttrain.train.run_batches import RunBatches
+from posttrain.utils import rundir
 from posttrain.utils.gpus import Gpu
 from posttrain.utils.suggest import did_you_mean
 
@@ -350,6 +352,8 @@ def saved_run(run: RunContext, model: MegatronModel, before_save: Callable[[], N
     return SavedRun(
         config=run.config,
         steps=run.steps,
+        rows=len(run.splits.train),
+        digests=rundir.object_if_any(run.run_dir, inputs.FILE),
         total_limit=groups.checkpoint.save_total_limit,
         keep_best=run.keeps_best,
         progress=run.progress,

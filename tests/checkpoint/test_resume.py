@@ -10,9 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from posttrain.checkpoint import directories, resume
-from posttrain.checkpoint.progress import Progress
+from posttrain.checkpoint.progress import FILE, Progress
 from posttrain.config.composition import compose
 from posttrain.errors import UserError
+from posttrain.spec import resumption
 from posttrain.train.metrics import kept_lines
 from posttrain.utils import rundir
 from posttrain.utils.atomic_files import write_text
@@ -23,12 +24,16 @@ def cfg():
     return compose(["trainer.max_steps=4"])
 
 
-def save(run_dir, step, cfg):
-    """A checkpoint as far as this project's own files go."""
+def save(run_dir, step, cfg, progress=None):
+    """A checkpoint as far as this project's own files go; its progress as such, or as the text of its file."""
     partial = directories.directory(run_dir / "checkpoints" / directories.PARTIAL, step)
     partial.mkdir(parents=True)
     write_text(partial / resume.CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
     (partial / "train_state.pt").write_bytes(b"state")
+    if isinstance(progress, str):
+        (partial / FILE).write_text(progress)
+    elif progress is not None:
+        progress.write(partial)
     directories.finish(run_dir / "checkpoints", step)
     return directories.directory(run_dir / "checkpoints", step)
 
@@ -46,16 +51,16 @@ def test_where_a_run_goes_on(tmp_path, cfg):
     own = save(ours, 3, cfg)  # a run that began from another's resumes from its own
     assert resume.find(other, ours) == resume.find(cfg, ours) == own
     with pytest.raises(UserError, match="resume=never"):
-        resume.check(compose(["trainer.max_steps=4", "run.resume=never"]), ours)
+        resumption.check(compose(["trainer.max_steps=4", "run.resume=never"]), ours)
 
 
 def test_a_template_that_nothing_is_rendered_with_may_differ(tmp_path):
     text = ["objective=text", "data.path=a.txt"]
     save(tmp_path / "text", 2, compose([*text, "template=chatml"]))
-    resume.check(compose(text), tmp_path / "text")
+    resumption.check(compose(text), tmp_path / "text")
     save(tmp_path / "sft", 2, compose(["template=chatml"]))
     with pytest.raises(UserError, match=r"template\.name: chatml -> model"):
-        resume.check(compose([]), tmp_path / "sft")
+        resumption.check(compose([]), tmp_path / "sft")
 
 
 @pytest.mark.parametrize("word", ["optimizer.lr=3.3e-5", "trainer.global_batch_size=24", "seed=1", "peft.rank=4",
@@ -64,7 +69,7 @@ def test_a_template_that_nothing_is_rendered_with_may_differ(tmp_path):
 def test_a_changed_configuration_is_refused(tmp_path, cfg, word):
     save(tmp_path, 2, cfg)
     with pytest.raises(UserError, match="was trained with another configuration") as refused:
-        resume.check(compose(["trainer.max_steps=4", word]), tmp_path)
+        resumption.check(compose(["trainer.max_steps=4", word]), tmp_path)
     key = word.lstrip("+").partition("=")[0]
     assert f"\n  {key.partition('.')[0]}" in str(refused.value)
 
@@ -75,8 +80,8 @@ def test_a_changed_configuration_is_refused(tmp_path, cfg, word):
                                   "parallelism=tp2", "parallelism=pp2", "parallelism=tp2_pp2"])  # fmt: skip
 def test_harmless_changes_are_not(tmp_path, cfg, word):
     save(tmp_path, 2, cfg)
-    resume.check(cfg, tmp_path)
-    resume.check(compose(["trainer.max_steps=4", word]), tmp_path)
+    resumption.check(cfg, tmp_path)
+    resumption.check(compose(["trainer.max_steps=4", word]), tmp_path)
 
 
 @pytest.mark.parametrize("used", [False, True])
@@ -103,36 +108,56 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, cfg, used):
 def test_layouts_that_pack_or_save_otherwise_are_refused(tmp_path, cfg, words):
     save(tmp_path, 2, cfg)
     with pytest.raises(UserError, match="parallelism"):
-        resume.check(compose(["trainer.max_steps=4", *words]), tmp_path)
+        resumption.check(compose(["trainer.max_steps=4", *words]), tmp_path)
 
 
 def test_a_divided_optimizer_stays_divided_in_the_same_way(tmp_path):
     save(tmp_path, 2, compose(["trainer.max_steps=4", "parallelism=zero1"]))
     words = ["trainer.max_steps=4", "parallelism=zero1", "+parallelism.tensor_model_parallel_size=2"]
     with pytest.raises(UserError, match="tensor_model_parallel_size"):
-        resume.check(compose(words), tmp_path)
+        resumption.check(compose(words), tmp_path)
 
 
 def test_a_divided_optimizer_on_another_number_of_processes_says_what_keeps_it(tmp_path):
     save(tmp_path, 2, compose(["trainer.max_steps=4", "parallelism=zero1"]))
     with pytest.raises(UserError) as refused:
-        resume.check(compose(["trainer.max_steps=4", "parallelism=single"]), tmp_path)
+        resumption.check(compose(["trainer.max_steps=4", "parallelism=single"]), tmp_path)
     override = "parallelism.distributed_optimizer=true"
     assert str(refused.value).endswith(f"\n  {override} beside the layout keeps it")
-    resume.check(compose(["trainer.max_steps=4", "parallelism=single", override]), tmp_path)
+    resumption.check(compose(["trainer.max_steps=4", "parallelism=single", override]), tmp_path)
 
 
 def test_fewer_steps_than_were_trained_are_refused_before_the_run_starts(tmp_path, cfg):
     save(tmp_path, 3, cfg)
     with pytest.raises(UserError, match=r"2 steps are asked for, and .* has been trained for 3"):
-        resume.check(compose(["trainer.max_steps=2"]), tmp_path)
+        resumption.check(compose(["trainer.max_steps=2"]), tmp_path)
+
+
+@pytest.mark.parametrize("words", [["trainer.epochs=1"], ["trainer.epochs=1.6"], ["trainer.epochs=0.1"], []])
+def test_fewer_epochs_than_were_trained(tmp_path, words):
+    """Two epochs of 9 rows in batches of 4 are 6 steps; no epochs are one."""
+    common = ["trainer.max_steps=null", "trainer.global_batch_size=4"]
+    cfg = compose([*common, "trainer.epochs=2"])
+    save(tmp_path, 6, cfg, Progress(rows=9))
+    resumption.check(cfg, tmp_path)
+    resumption.check(compose([*common, "trainer.epochs=1.7"]), tmp_path)  # 5.1 steps: the sixth has begun
+    fewer = compose([*common, *words])
+    with pytest.raises(UserError, match=r"trainer\.epochs=.*: \d steps are asked for, and .* has been trained for 6"):
+        resumption.check(fewer, tmp_path)
+
+
+def test_a_checkpoint_that_does_not_say_its_rows_is_left_to_the_ranks(tmp_path):
+    for number, text in enumerate(['{"rows": null}', '{"rows": -3}', '{"rows": "9"}', "{}"]):
+        root = tmp_path / str(number)
+        save(root, 6, compose(["trainer.max_steps=null", "trainer.epochs=2"]), text)
+        resumption.check(compose(["trainer.max_steps=null", "trainer.epochs=1"]), root)
 
 
 def test_a_checkpoint_without_optimizer_state_is_not_gone_on_from(tmp_path):
     cfg = compose(["trainer.max_steps=4", "checkpoint.save_optimizer=false"])
     save(tmp_path, 2, cfg)
     with pytest.raises(UserError, match="save_optimizer=false"):
-        resume.check(cfg, tmp_path)
+        resumption.check(cfg, tmp_path)
 
 
 def test_totals_come_back(tmp_path):

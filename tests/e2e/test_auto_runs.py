@@ -3,10 +3,10 @@
 import pytest
 from omegaconf import OmegaConf
 
-from posttrain.checkpoint import resume
 from posttrain.config.composition import compose
 from posttrain.errors import UserError
 from posttrain.plan import auto
+from posttrain.spec import resumption
 
 pytestmark = pytest.mark.nightly
 
@@ -20,6 +20,6 @@ def test_sizes_are_recorded_and_the_same_command_may_go_on(posttrain, words):
     assert (frozen.auto, frozen.nproc_per_node, frozen.tensor_model_parallel_size) == (False, 1, 1)
     again = compose([*words, "trainer.max_steps=2"])
     with pytest.raises(UserError, match=r"parallelism\.context_parallel_size: 1 -> 2"):
-        resume.check(OmegaConf.merge(again, {"parallelism": {"context_parallel_size": 2}}), run.run_dir)
+        resumption.check(OmegaConf.merge(again, {"parallelism": {"context_parallel_size": 2}}), run.run_dir)
     auto.resolve(again, 0)
-    resume.check(again, run.run_dir)
+    resumption.check(again, run.run_dir)

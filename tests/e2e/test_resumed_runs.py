@@ -66,8 +66,11 @@ def test_resumed_run_is_the_whole_run(posttrain, whole, tmp_path):
     same_state(saved(again.run_dir, 8), saved(result.run_dir, 8))
 
 
-def test_a_run_resumed_within_an_epoch_and_between_two_lines(posttrain, words, tmp_path):
-    """Whole epochs, the last step of each with the rows that are left; every third step is logged, TensorBoard too."""
+def test_a_run_resumed_within_an_epoch_and_between_two_lines(posttrain, words, tiny, tmp_path):
+    """Whole epochs, the last step of each with the rows that are left; every third step is logged, TensorBoard too.
+
+    Its rows have been moved meanwhile.
+    """
     words = [word for word in words if not word.startswith("trainer.max_steps")]
     words += [*SAVED, "trainer.epochs=2", "trainer.log_interval=3", "checkpoint.save_interval=2", "peft.dropout=0.1",
               "trainer.generation_interval=4", "logger=tensorboard"]  # fmt: skip
@@ -81,6 +84,8 @@ def test_a_run_resumed_within_an_epoch_and_between_two_lines(posttrain, words, t
     for path in (tmp_path / "run/checkpoints").glob("iter_*"):
         if int(path.name[5:]) > 4:
             shutil.rmtree(path)
+    moved = shutil.copy(tiny / "data.jsonl", tmp_path / "moved.jsonl")
+    words = [word for word in words if not word.startswith("data.path")] + [f"data.path={moved}"]
     again = posttrain(*words, run_dir=tmp_path / "run")
     assert again.code == 0, again.err + again.log()
     assert "resuming after step 4" in again.out
@@ -94,6 +99,10 @@ def test_a_run_resumed_within_an_epoch_and_between_two_lines(posttrain, words, t
         steps = [event.step for event in events.Tensors("train/loss")]
         assert steps == [line["step"] for line in run.metrics if "loss" in line]
         assert [event.step for event in events.Tensors("samples/0/text_summary")] == [0, 4, 8, 12, 14]
+    status = (again.run_dir / "status.json").read_text(encoding="utf-8")
+    fewer = posttrain(*words, "trainer.epochs=1.5", run_dir=again.run_dir)
+    assert fewer.code == 2 and f"trainer.epochs=1.5: {-(-per_epoch * 3 // 2)} steps are asked for" in fewer.err
+    assert (again.run_dir / "status.json").read_text(encoding="utf-8") == status  # it is a finished run still
 
 
 @pytest.mark.parametrize("whole", ["lora"], indirect=True)

@@ -32,6 +32,9 @@ CAPTURED_S = 0.0009
 LAUNCH_S = 0.0063
 # The same of a mixture whose host waits for counts in each layer: Qwen3-30B-A3B, an H200.
 WAITING_S = 0.0275
+# GB/s between the GPUs on which the following rates were measured, both ways together, by the data sheet. Others are
+# taken to be faster or slower in proportion.
+MEASURED_LINK = 900.0
 # Bytes a second that NCCL moves between GPUs of one machine over NVLink, tens of megabytes at a time: the size of the
 # gathered tensor over the time, measured on 4 H200s.
 LINK = 285e9
@@ -73,8 +76,8 @@ class Speed:
 def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     """Estimate the time of a step with `tokens` tokens.
 
-    Counted of the communication is what the GPUs wait for: tensor, context and expert parallelism's and
-    Megatron-FSDP's, over NVLink. Gradients are small (adapters) or summed beside the backward pass. Experts are taken
+    Counted of the communication is what the GPUs of a machine wait for: tensor, context and expert parallelism's and
+    Megatron-FSDP's. Gradients are small (adapters) or summed beside the backward pass. Experts are taken
     to get equally many tokens.
     """
     if gpu.tflops is None:
@@ -101,7 +104,7 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     if arithmetic >= launches:
         bound = "arithmetic"
     arithmetic += offload_seconds(s, gpu, arithmetic)
-    seconds = (max(arithmetic * imbalance(s), launches) + exchange_seconds(s)) * bubble(s)
+    seconds = (max(arithmetic * imbalance(s), launches) + exchange_seconds(s, gpu)) * bubble(s)
     return Speed(useful / peak / seconds, seconds, tokens / seconds, bound)
 
 
@@ -208,8 +211,11 @@ def imbalance(s: RunSpec) -> float:
     return max(stages) * s.pipeline / shape.products
 
 
-def exchange_seconds(s: RunSpec) -> float:
-    """Seconds of a step that a GPU waits for tensor, context and expert parallelism's exchanges, or Megatron-FSDP's."""
+def exchange_seconds(s: RunSpec, gpu: Gpu) -> float:
+    """Seconds of a step that a GPU waits for tensor, context and expert parallelism's exchanges, or Megatron-FSDP's.
+
+    Exchanges beside products are copies between GPUs that NVLink connects.
+    """
     shape = s.known_shape
     layers = max(s.stage_layers)
     layer = 0.0  # seconds of a layer, whatever its tokens
@@ -217,7 +223,7 @@ def exchange_seconds(s: RunSpec) -> float:
     if s.tensor > 1:
         more = 1 + s.share_again / 2
         rate = LINK
-        if s.overlapped_exchanges:
+        if s.overlapped_exchanges and gpu.nvlink:
             rate = OVERLAPPED_LINK
             layer = more * PIECE_S * (s.tensor + OTHER_PIECES)
         token += more * EXCHANGES * shape.hidden * s.width / rate
@@ -229,7 +235,8 @@ def exchange_seconds(s: RunSpec) -> float:
             sent = s.expert
         passes = EXPERT_EXCHANGES * (1 + s.share_again / 2)
         token += passes * sent * shape.hidden * s.width / s.tensor / EXPERT_LINK
-    return s.micro_batches * (layers * (layer + s.tokens * token) + fully_sharded_seconds(s))
+    slower = MEASURED_LINK / (gpu.link or MEASURED_LINK)
+    return s.micro_batches * (layers * (layer + slower * s.tokens * token) + slower * fully_sharded_seconds(s))
 
 
 def fully_sharded_seconds(s: RunSpec) -> float:

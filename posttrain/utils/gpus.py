@@ -14,26 +14,27 @@ from posttrain.errors import UserError
 from posttrain.utils.suggest import nearest
 
 # Name -> dense bf16 TFLOP/s by the vendor's data sheet, without sparsity; GiB that a process can have, as torch reports
-# them: less than the number on the box; TB/s of its memory by the data sheet; compute capability. A100 and H100 are the
-# 80 GB ones.
+# them: less than the number on the box; TB/s of its memory by the data sheet; GB/s between GPUs of a machine, both ways
+# together, by the data sheet: NVLink's, else PCIe's; compute capability. A100 and H100 are the 80 GB ones.
 KNOWN = {
-    "B200": (2250.0, 178.0, 8.0, (10, 0)),
-    "GB200": (2500.0, 184.0, 8.0, (10, 0)),
-    "H200": (989.0, 139.8, 4.8, (9, 0)),
-    "H100 NVL": (835.0, 93.1, 3.9, (9, 0)),
-    "H100 PCIe": (756.0, 79.2, 2.0, (9, 0)),
-    "H100": (989.0, 79.2, 3.35, (9, 0)),
-    "GH200": (989.0, 94.5, 4.0, (9, 0)),
-    "H20": (148.0, 95.1, 4.0, (9, 0)),
-    "A100": (312.0, 79.2, 2.0, (8, 0)),
-    "A800": (312.0, 79.2, 2.0, (8, 0)),
-    "L40S": (362.0, 44.4, 0.86, (8, 9)),
-    "L40": (181.0, 44.4, 0.86, (8, 9)),
-    "L4": (121.0, 22.0, 0.3, (8, 9)),
-    "A10": (125.0, 22.1, 0.6, (8, 6)),
-    "A6000": (155.0, 47.4, 0.77, (8, 6)),
-    "RTX 4090": (165.0, 23.5, 1.0, (8, 9)),
+    "B200": (2250.0, 178.0, 8.0, 1800, (10, 0)),
+    "GB200": (2500.0, 184.0, 8.0, 1800, (10, 0)),
+    "H200": (989.0, 139.8, 4.8, 900, (9, 0)),
+    "H100 NVL": (835.0, 93.1, 3.9, 600, (9, 0)),
+    "H100 PCIe": (756.0, 79.2, 2.0, 128, (9, 0)),
+    "H100": (989.0, 79.2, 3.35, 900, (9, 0)),
+    "GH200": (989.0, 94.5, 4.0, 900, (9, 0)),
+    "H20": (148.0, 95.1, 4.0, 900, (9, 0)),
+    "A100": (312.0, 79.2, 2.0, 600, (8, 0)),
+    "A800": (312.0, 79.2, 2.0, 400, (8, 0)),
+    "L40S": (362.0, 44.4, 0.86, 64, (8, 9)),
+    "L40": (181.0, 44.4, 0.86, 64, (8, 9)),
+    "L4": (121.0, 22.0, 0.3, 64, (8, 9)),
+    "A10": (125.0, 22.1, 0.6, 64, (8, 6)),
+    "A6000": (155.0, 47.4, 0.77, 64, (8, 6)),
+    "RTX 4090": (165.0, 23.5, 1.0, 64, (8, 9)),
 }
+NVLINK = 400  # GB/s from which on it is NVLink
 SIZE_TOLERANCE = 0.1  # of a memory's size by its name against what a process can have of it
 HOST_LINK = 53e9  # of Hopper and newer
 # Of all GPUs of a machine together: four H200s that copy at the same time. Of more it is an assumption.
@@ -54,6 +55,7 @@ class Gpu:
         tflops: dense bf16 TFLOP/s by the data sheet; None where unknown.
         memory_gib: GiB that a process can have.
         bandwidth: TB/s of its memory; None where unknown.
+        link: GB/s between GPUs of a machine, both ways together; None where unknown.
         host_gib: memory of its machine that is there for each GPU; None where unknown.
         capability: compute capability; None where unknown.
     """
@@ -62,6 +64,7 @@ class Gpu:
     tflops: float | None
     memory_gib: float
     bandwidth: float | None = None
+    link: float | None = None
     host_gib: float | None = None
     capability: tuple[int, int] | None = None
 
@@ -73,6 +76,11 @@ class Gpu:
         """
         own = HOST_LINK if self.eight_bit else HOST_LINK / 2
         return min(own, HOST_LINKS / gpus)
+
+    @property
+    def nvlink(self) -> bool:
+        """Whether GPUs of a machine are taken to be connected by NVLink, as those of an unknown kind are."""
+        return self.link is None or self.link >= NVLINK
 
     @property
     def eight_bit(self) -> bool:
@@ -127,8 +135,8 @@ def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
             f"`plan.gpu={name}`: not known{hint} Known: {', '.join(names)}; or give plan.memory_gib as well"
         )
     known = names[key]
-    tflops, usual_gib, bandwidth, capability = KNOWN[known]
-    return Gpu(known, tflops, memory_gib or usual_gib, bandwidth, capability=capability)
+    tflops, usual_gib, bandwidth, link, capability = KNOWN[known]
+    return Gpu(known, tflops, memory_gib or usual_gib, bandwidth, link, capability=capability)
 
 
 def _kind_with_size(name: str) -> str | None:
@@ -166,8 +174,8 @@ def named_by_driver(device_name: str, memory_gib: float = 0.0) -> Gpu:
     kind = _kind(device_name)
     if kind is None:
         return Gpu(device_name, None, memory_gib)
-    tflops, _, bandwidth, capability = KNOWN[kind]
-    return Gpu(device_name, tflops, memory_gib, bandwidth, capability=capability)
+    tflops, _, bandwidth, link, capability = KNOWN[kind]
+    return Gpu(device_name, tflops, memory_gib, bandwidth, link, capability=capability)
 
 
 def visible_gpus() -> int:

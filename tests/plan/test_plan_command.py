@@ -489,18 +489,33 @@ def test_mixtures_wait_for_the_host_unless_their_experts_are_grouped():
     assert grouped.tokens_per_second > 3 * waiting.tokens_per_second
 
 
+def test_exchanges_are_slower_where_the_gpus_are():
+    """By the data sheets: an A100's NVLink is two thirds of an H200's, PCIe 4 a fourteenth, and nothing overlaps."""
+    words = ["model=llama3_8b", "trainer.seq_length=4096", "parallelism=fsdp", "trainer.global_batch_size=4"]
+    kinds = [gpus.find_gpu(name) for name in ("h200", "a100", "4090")]
+    h200, a100, rtx = (exchange_seconds(resolve_spec(compose(words), 2), kind) for kind in kinds)
+    assert a100 == pytest.approx(1.5 * h200) and rtx == pytest.approx(900 / 64 * h200)
+    words[2] = "parallelism=tp2"
+    spec = resolve_spec(compose([*words, "peft=lora"]), 2, True)
+    assert spec.overlapped_exchanges
+    apart = replace(spec, overlap=False)
+    assert exchange_seconds(spec, kinds[2]) == exchange_seconds(apart, kinds[2])
+    assert exchange_seconds(apart, kinds[2]) == pytest.approx(900 / 64 * exchange_seconds(apart, kinds[0]))
+    assert exchange_seconds(spec, gpus.Gpu("new", None, 80)) == exchange_seconds(spec, kinds[0])
+
+
 def test_exchanges_of_expert_parallelism_are_counted():
     """Each layer gathers or sums four times what the group's tokens are; Megatron sends eight copies of each."""
     words = ["model=qwen3_30b_a3b", "trainer.seq_length=4096", "parallelism=ddp", "trainer.global_batch_size=4"]
     upstream = ["+trainer.megatron.model.moe_permute_fusion=true"]
     layer = 4 * 4096 * 2048 * 2 / EXPERT_LINK  # of one process's tokens
+    h200 = gpus.find_gpu("h200")
     for size, more, times in ((1, [], 0), (2, [], 2), (4, [], 4), (2, upstream, 8)):
         divided = [f"parallelism.expert_model_parallel_size={size}", "trainer.recompute=none", *more]
         s = resolve_spec(compose([*words, *divided]), 4)
-        assert exchange_seconds(s) == pytest.approx(48 * times * layer)
+        assert exchange_seconds(s, h200) == pytest.approx(48 * times * layer)
         again = replace(s, recompute="full")
-        assert exchange_seconds(again) == pytest.approx(1.5 * exchange_seconds(s))
-    h200 = gpus.find_gpu("h200")
+        assert exchange_seconds(again, h200) == pytest.approx(1.5 * exchange_seconds(s, h200))
     whole, divided, waiting = (
         estimate_speed(resolve_spec(compose([*words, *more]), 4), h200, 4 * 4096).tokens_per_second
         for more in ([], ["parallelism=ep2"], ["parallelism=ep2", *upstream])

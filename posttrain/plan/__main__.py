@@ -26,9 +26,9 @@ from posttrain.errors import UserError
 from posttrain.models.families import position_limit_of
 from posttrain.plan import auto
 from posttrain.plan.advice import Change
-from posttrain.plan.layouts import TypedSavings
 from posttrain.plan.memory import HOST_MEMORY
 from posttrain.plan.report import Plan, Replan, build_plan
+from posttrain.plan.typed_settings import PROCESSES, TypedSavings, TypedSettings
 from posttrain.spec import checks, first_rows, model_checks
 from posttrain.spec.parallel_sizes import ProcessCount
 from posttrain.spec.resolve import AUTO
@@ -36,6 +36,7 @@ from posttrain.utils import gpus, stop, working
 
 # What conf/data/demo.yaml sets of the trainer, on which memory, steps and time depend.
 OF_DEMO = ("seq_length", "global_batch_size", "micro_batch_size", "max_steps")
+UNDIVIDED = "parallelism=ddp"
 
 
 @dataclass
@@ -98,10 +99,11 @@ def plan(cfg: DictConfig, overrides: Sequence[str] = ()) -> bool:
 
 def plan_change(overrides: Sequence[str], change: Change) -> Plan | None:
     """The plan of a change's overrides besides those of the command line; None: they don't go together."""
-    gpus_needed = f"plan.gpus={change.setting.world}"
+    changed = [*overrides, *change.overrides]
+    if "gpus" in change.kinds or "plan.gpus" not in cpu_sizes.keys_of(overrides):
+        changed.append(f"plan.gpus={change.setting.world // change.setting.machines}")
     try:
-        cfg = command.compose([*overrides, *change.overrides, gpus_needed], "plan")
-        return estimate(cfg, overrides, None)
+        return estimate(command.compose(changed, "plan"), changed, None)
     except (UserError, HydraException, OmegaConfBaseException):
         return None
 
@@ -131,10 +133,7 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     # Of several kinds of GPUs here the check itself looks for the oldest one.
     shape = checks.check_settings(cfg, local, elsewhere=not here, gpu=None if here else gpu)
     count = process_count(cfg, options.gpus, local, bool(here))
-    typed = None
-    if cfg.parallelism.auto:
-        typed = TypedSavings(cfg.trainer.recompute, cfg.trainer.offload_layers)
-    chosen_micro_batch = cfg.trainer.micro_batch_size == AUTO
+    typed = typed_settings(cfg, overrides, local, fewest=not here and not options.gpus)
     chosen_for = replace(gpu, memory_gib=cfg.parallelism.memory_gib or gpu.memory_gib)
     lines = auto.resolve_on(cfg, local, chosen_for, transformer_engine=True, has_to_fit=False)
     checks.check_parallelism(cfg, local, shape, count)
@@ -142,7 +141,7 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
         first_rows.look(cfg)
     working.phase("planning")
     world = checks.world_size(cfg, local)
-    result = build_plan(cfg, world, gpu, options.read_data and note is None, replan, typed, chosen_micro_batch)
+    result = build_plan(cfg, world, gpu, options.read_data and note is None, replan, typed)
     if note is not None:
         result["data"] = {"not_counted": note}
     result["gpu"]["assumed"] = assumed
@@ -152,6 +151,33 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
     result["sizes_on_this_cpu"] = of_cpu
     result["auto"] = "\n".join(lines) or None
     return result
+
+
+def typed_settings(cfg: DictConfig, overrides: Sequence[str], local: int, fewest: bool) -> TypedSettings:
+    """How a run was asked for.
+
+    Args:
+        cfg: as composed, before anything is chosen.
+        overrides: that it was composed of.
+        local: GPUs of each machine.
+        fewest: whether nothing says how many there are.
+    """
+    savings = None
+    if cfg.parallelism.auto:
+        savings = TypedSavings(cfg.trainer.recompute, cfg.trainer.offload_layers)
+    micro_batch = cfg.trainer.micro_batch_size == AUTO
+    return TypedSettings(savings, micro_batch, pinned_keys(overrides), cfg.parallelism[PROCESSES], local, fewest)
+
+
+def pinned_keys(overrides: Sequence[str]) -> frozenset[str]:
+    """The keys of `parallelism` that are set beside its file, by the command line or by a ready run."""
+    keys = cpu_sizes.keys_of(overrides)
+    pinned = {key.removeprefix("parallelism.") for key in keys if key.startswith("parallelism.")}
+    if keys & {"experiment", "recipe"}:
+        left = command.compose([*overrides, UNDIVIDED], "plan").parallelism
+        alone = command.compose([UNDIVIDED], "plan").parallelism
+        pinned |= {key for key in alone if left[key] != alone[key]}
+    return frozenset(pinned)
 
 
 def process_count(cfg: DictConfig, asked: int | None, local: int, here: bool) -> ProcessCount:
@@ -204,7 +230,7 @@ def leave_demo(cfg: DictConfig, overrides: Sequence[str]) -> str | None:
     Returns:
         What is planned instead; None: nothing is changed.
     """
-    keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    keys = cpu_sizes.keys_of(overrides)
     groups = {key.partition(".")[0] for key in keys}
     if "model" not in groups or groups & {"data", "objective", "experiment", "recipe"}:
         return None

@@ -1,6 +1,7 @@
 """Find changes that make a run fit: single ones and combinations, by their cost."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 from posttrain.peft import LoRA
 from posttrain.plan.memory import Memory, estimate_memory
 from posttrain.plan.speed import estimate_speed, with_rate
+from posttrain.plan.typed_settings import TypedSettings
 from posttrain.spec.parallel_sizes import Counts
 from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.shape import Adapters
 from posttrain.utils.gpus import Gpu
 
+PLAIN = TypedSettings()
 KINDS = ("speed", "state", "format", "gpus", "data", "result")  # the first are preferred
 
 
@@ -69,7 +72,7 @@ class Change:
         return self.memory.fits(gpu)
 
 
-def edits(s: RunSpec, gpu: Gpu, chosen_split: bool = False) -> Iterator[list[Edit]]:
+def edits(s: RunSpec, gpu: Gpu, typed: TypedSettings = PLAIN) -> Iterator[list[Edit]]:
     """Yield lists of alternatives; a combination takes one of each list at most. For the arguments see `changes`."""
     smaller = []
     for size in (8, 4, 2, 1):
@@ -91,7 +94,7 @@ def edits(s: RunSpec, gpu: Gpu, chosen_split: bool = False) -> Iterator[list[Edi
     if s.bf16_adam and not s.bf16_state:
         yield [Edit("state", ("optimizer=adam_bf16",), {"bf16_state": True})]
     if not s.fsdp:  # which divides over data-parallel processes alone
-        yield list(_tensor_edits(s, chosen_split))
+        yield list(_tensor_edits(s, typed))
     if s.packing and s.length >= 1024:
         half = int(s.length) // 2
         yield [Edit("data", (f"trainer.seq_length={half}",), {"length": half})]
@@ -118,24 +121,32 @@ def _lora_fields(s: RunSpec) -> dict[str, Any]:
     }
 
 
-def _tensor_edits(s: RunSpec, chosen_split: bool) -> Iterator[Edit]:
-    """Larger tensor-parallel sizes, with more GPUs where there are too few."""
+def _tensor_edits(s: RunSpec, typed: TypedSettings) -> Iterator[Edit]:
+    """Larger tensor-parallel sizes, with more GPUs where there are too few or their number can't be divided."""
     shape = s.known_shape
     counts = Counts(heads=shape.heads, groups=shape.groups)
     for size in (2, 4, 8):
         divided = replace(s, tensor=size)
         if size <= s.tensor or any(counts.undivided(divided)) or s.length % divided.micro_batch_multiple:
             continue
-        world = max(s.world, divided.model_parallel)
-        kind = "speed" if world == s.world and world % divided.model_parallel == 0 else "gpus"
-        override = f"parallelism.tensor_model_parallel_size={size}"
-        if not chosen_split and s.pipeline * s.context * s.expert == 1 and not s.distributed_optimizer:
-            override = f"parallelism=tp{size}"
-        yield Edit(kind, (override,), {"tensor": size, "world": world})
+        unit = math.lcm(divided.model_parallel, s.machines)
+        divided = replace(divided, world=math.ceil(s.world / unit) * unit)
+        kind = "speed" if divided.world == s.world else "gpus"
+        words = [f"parallelism.tensor_model_parallel_size={size}"]
+        has_file = _is_undivided(s) and not typed.chosen_split and not typed.pins_split
+        if has_file:
+            words = [f"parallelism=tp{size}"]
+        words += typed.processes_override(divided, has_file)
+        yield Edit(kind, tuple(words), {"tensor": size, "world": divided.world})
+
+
+def _is_undivided(s: RunSpec) -> bool:
+    """Whether there is nothing that another file of `parallelism` would take back."""
+    return s.model_parallel * s.expert == 1 and not s.distributed_optimizer
 
 
 def changes(
-    s: RunSpec, gpu: Gpu, together: int = 1, tokens: float | None = None, chosen_split: bool = False
+    s: RunSpec, gpu: Gpu, together: int = 1, tokens: float | None = None, typed: TypedSettings = PLAIN
 ) -> list[Change]:
     """Return every possible combination of `together` changes, the cheapest first.
 
@@ -144,15 +155,14 @@ def changes(
         gpu: what it runs on.
         together: how many changes.
         tokens: of a step; None: full sequences.
-        chosen_split: whether `parallelism=auto` has chosen the split and what is computed again. Beside a change it
-            would choose again, from a given size on; another file of `parallelism` would take it away.
+        typed: how the run was asked for.
     """
     possible = []
     if tokens is None:
         tokens = s.global_batch * s.length
     gpu = with_rate(gpu)
     before = estimate_speed(s, gpu, tokens).step_s
-    for lists in itertools.combinations(list(edits(s, gpu, chosen_split)), together):
+    for lists in itertools.combinations(list(edits(s, gpu, typed)), together):
         for chosen in itertools.product(*lists):
             change = _apply(s, gpu, chosen, tokens, before)
             if change is not None:
@@ -180,6 +190,8 @@ def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], tokens: float, before
         return None
     if changed.global_batch % (changed.micro_batch * changed.data_parallel):
         return None
+    if changed.world // changed.pipeline % changed.expert:
+        return None
     shorter = changed.length / s.length
     after = estimate_speed(changed, gpu, tokens * shorter).step_s
     slower = 1.0
@@ -191,7 +203,7 @@ def _apply(s: RunSpec, gpu: Gpu, chosen: tuple[Edit, ...], tokens: float, before
     return Change(overrides, worst, changed, estimate_memory(changed), slower, kinds)
 
 
-def fitting(s: RunSpec, gpu: Gpu, tokens: float | None = None, chosen_split: bool = False) -> list[Change]:
+def fitting(s: RunSpec, gpu: Gpu, tokens: float | None = None, typed: TypedSettings = PLAIN) -> list[Change]:
     """Return the combinations of up to three changes with which the run fits, the cheapest first.
 
     The same training is preferred to a different one, the same number of GPUs to more, then what is
@@ -199,12 +211,12 @@ def fitting(s: RunSpec, gpu: Gpu, tokens: float | None = None, chosen_split: boo
     """
     found = []
     for together in (1, 2, 3):
-        for change in changes(s, gpu, together, tokens, chosen_split):
+        for change in changes(s, gpu, together, tokens, typed):
             if change.fits(gpu):
                 found.append(change)
     return sorted(found, key=lambda change: (*change.cost, len(change.overrides)))
 
 
-def cheapest(s: RunSpec, gpu: Gpu, chosen_split: bool = False) -> Change | None:
+def cheapest(s: RunSpec, gpu: Gpu, typed: TypedSettings = PLAIN) -> Change | None:
     """Return the first of `fitting`, or None."""
-    return next(iter(fitting(s, gpu, chosen_split=chosen_split)), None)
+    return next(iter(fitting(s, gpu, typed=typed)), None)

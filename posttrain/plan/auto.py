@@ -16,6 +16,7 @@ from posttrain.patches import Platform
 from posttrain.plan import advice, layouts
 from posttrain.plan.memory import GIB, Memory, estimate_memory, host_room
 from posttrain.plan.speed import estimate_speed, with_rate
+from posttrain.plan.typed_settings import TypedSettings
 from posttrain.spec import checks, model_checks
 from posttrain.spec.parallel_sizes import KEYS
 from posttrain.spec.resolve import AUTO, resolve_spec
@@ -177,9 +178,10 @@ def resolve_on(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool
         cfg.trainer.micro_batch_size = 1
     lines = []
     if cfg.parallelism.auto:
+        typed = TypedSettings.of_auto(cfg, visible)
         choice = choose(cfg, visible, gpu, transformer_engine)
         if has_to_fit and not choice.memory.fits(gpu):
-            raise UserError(_refusal(choice, gpu))
+            raise UserError(_refusal(choice, gpu, typed))
         layouts.apply(cfg, choice.setting, choice.local)
         lines.append(choice.describe(gpu.memory_gib))
     if choose_batch:
@@ -266,6 +268,7 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
     given = resolve_spec(cfg, most * cfg.launch.nnodes, transformer_engine)
     whole = replace(given, tensor=1, pipeline=1, context=1, expert=1, distributed_optimizer=False)
     undivided = estimate_memory(whole).needed / GIB
+    typed = TypedSettings.of_auto(cfg, most)
     refusals: list[str] = []
     # Fewer processes than GPUs only where the batch can't be divided by their number.
     for local in range(most, 0, -1):
@@ -295,7 +298,7 @@ def choose(cfg: DictConfig, visible: int, gpu: Gpu, transformer_engine: bool) ->
             saves = best in saved
             choice = Choice(local, best.setting, best.memory, undivided, most, refused[saves], saves)
             choice = replace(choice, without=_without(best, kept) if saves else None)
-            return replace(choice, answering=_answering(choice, best, kept, saved))
+            return replace(choice, answering=_answering(typed, best, kept, saved))
         if least:
             return least
         if cfg.parallelism.nproc_per_node:
@@ -336,22 +339,20 @@ def _without(best: layouts.Layout, kept: list[layouts.Layout]) -> tuple[str, flo
 
 
 def _answering(
-    choice: Choice, best: layouts.Layout, kept: list[layouts.Layout], saved: list[layouts.Layout]
+    typed: TypedSettings, best: layouts.Layout, kept: list[layouts.Layout], saved: list[layouts.Layout]
 ) -> tuple[str, float] | None:
     """See `Choice.answering`.
 
     Args:
-        choice: that is made.
-        best: its layout.
+        typed: how the run was asked for.
+        best: the layout of the choice.
         kept, saved: see `_fastest`.
     """
     others = [layout for layout in [*kept, *saved] if layout.setting.sample_answers]
     other = min(others, key=lambda layout: layout.step_s or 0.0, default=None)
     if other is None or not other.step_s or not best.step_s:
         return None
-    overrides = layouts.split_overrides(other.setting)
-    if choice.local < choice.gpus:
-        overrides.append(f"parallelism.nproc_per_node={choice.local}")
+    overrides = layouts.split_overrides(other.setting, typed)
     if other in saved:
         overrides.append(_saving(other.setting))
     return " ".join(overrides), other.step_s / best.step_s
@@ -363,7 +364,7 @@ def _first_refusal(found: list[layouts.Layout], gpu: Gpu) -> str:
     return fitting[0].refusal if fitting else ""
 
 
-def _refusal(choice: Choice, gpu: Gpu) -> str:
+def _refusal(choice: Choice, gpu: Gpu, typed: TypedSettings) -> str:
     """The message for a run that fits in no way."""
     s = choice.setting
     sizes = ", ".join(format_sizes(s)) or "undivided"
@@ -379,7 +380,7 @@ def _refusal(choice: Choice, gpu: Gpu) -> str:
             f", and {choice.memory.host / GIB:.1f} GiB of the host's memory for the activations of each, "
             f"which may have {host_room(gpu):.1f}"
         )
-    best = advice.cheapest(s, gpu, chosen_split=True)
+    best = advice.cheapest(s, gpu, typed)
     if best is None:
         return message
     message += f"; it would with {' '.join(best.overrides)}"

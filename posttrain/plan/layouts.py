@@ -15,6 +15,7 @@ from posttrain.config.policy import SHIPPED
 from posttrain.errors import UserError
 from posttrain.plan.memory import GIB, Memory, estimate_memory
 from posttrain.plan.speed import estimate_speed
+from posttrain.plan.typed_settings import DIVIDED_STATE, TypedSavings, TypedSettings
 from posttrain.spec import checks, model_checks
 from posttrain.spec.parallel_sizes import KEYS
 from posttrain.spec.resolve import read_recompute
@@ -25,19 +26,8 @@ SIZES = (1, 2, 4, 8, 16)
 RECOMPUTE = ("none", "full")
 LARGER = (2, 4, 8)  # times the micro-batch that was asked for
 MOST_SHOWN = 4  # with weights alike, beside what was asked for
+PLAIN = TypedSettings()
 HEADROOM = 0.03  # of a GPU's memory that is left where activations of as few layers as possible are not kept
-
-
-@dataclass(frozen=True)
-class TypedSavings:
-    """What was typed of how activations are kept, before `parallelism=auto` has chosen.
-
-    Attributes:
-        recompute, offload_layers: as in `trainer`.
-    """
-
-    recompute: str
-    offload_layers: int | None
 
 
 @dataclass(frozen=True)
@@ -202,8 +192,7 @@ def fitting(
     given: RunSpec,
     gpu: Gpu,
     tokens: float,
-    typed: TypedSavings | None = None,
-    chosen_micro_batch: bool = False,
+    typed: TypedSettings = PLAIN,
 ) -> list[Layout]:
     """The ways in which a run fits on as many GPUs, the fastest first: by split, recomputation and precision.
 
@@ -215,13 +204,12 @@ def fitting(
         given: the run that was asked for.
         gpu: what each process runs on.
         tokens: of a step.
-        typed: see `overrides`.
-        chosen_micro_batch: whether `trainer.micro_batch_size=auto` has chosen that of `given`. Beside another split it
-            would choose another, so it is said.
+        typed: how the run was asked for. Where `trainer.micro_batch_size=auto` has chosen it would choose another size
+            beside another split, so its choice is said.
     """
     if given.fsdp:  # divides the weights itself
         return []
-    asked = _asked(given, typed)
+    asked = _asked(given, typed.savings)
     whole = replace(asked, tensor=1, pipeline=1, expert=1, distributed_optimizer=False)
     precisions = [given.precision]
     if gpu.eight_bit and given.precision == "bf16" and replace(whole, precision="fp8").eight_bit_base:
@@ -236,7 +224,7 @@ def fitting(
             numbers = [asked.recompute_layers, None]
         for number in numbers:
             variants.append({"recompute": recompute, "recompute_layers": number, "precision": precision})
-    if not chosen_micro_batch:
+    if not typed.chosen_micro_batch:
         variants += [variants[0] | {"micro_batch": times * given.micro_batch} for times in LARGER]
     room = gpu.memory_gib * GIB
     local = given.world // int(cfg.launch.nnodes)
@@ -258,7 +246,7 @@ def fitting(
     named = []
     for layout in layouts:
         words = overrides(given, layout.setting, typed)
-        if words and chosen_micro_batch:
+        if words and typed.chosen_micro_batch:
             words += (f"trainer.micro_batch_size={given.micro_batch}",)
         named.append(replace(layout, overrides=words))
     return _worthwhile(named)
@@ -314,21 +302,20 @@ def _first_that_fits(possible: list[RunSpec], gpu: Gpu) -> RunSpec | None:
     return possible[first] if estimate_memory(possible[first]).fits_host(gpu) else None
 
 
-def overrides(given: RunSpec, setting: RunSpec, typed: TypedSavings | None = None) -> tuple[str, ...]:
+def overrides(given: RunSpec, setting: RunSpec, typed: TypedSettings = PLAIN) -> tuple[str, ...]:
     """What makes one run of the other, where they differ in split, recomputation, precision and micro-batches.
 
     Args:
         given: the run that was asked for, or what `parallelism=auto` has made of it.
         setting: the other one.
-        typed: what `parallelism=auto` has chosen from, and would again: so the split is always said; None: it has not
-            chosen.
+        typed: how the run was asked for. Where `parallelism=auto` has chosen the split is always said.
     """
     if _chosen(setting) == _chosen(given):
         return ()
     changed = []
-    if typed is not None or _sizes(setting) != _sizes(given):
-        changed += split_overrides(setting)
-    asked = _asked(given, typed)
+    if typed.chosen_split or _sizes(setting) != _sizes(given):
+        changed += split_overrides(setting, typed)
+    asked = _asked(given, typed.savings)
     if setting.recompute != asked.recompute:
         changed.append(f"trainer.recompute={setting.recompute}")
     if setting.recompute_layers != asked.recompute_layers:
@@ -386,20 +373,36 @@ def _sizes(setting: RunSpec) -> tuple[int, ...]:
     return (*(getattr(setting, name) for name in KEYS), int(setting.distributed_optimizer))
 
 
-def split_overrides(setting: RunSpec) -> list[str]:
-    """The file of conf/parallelism with these sizes, else the sizes themselves."""
+def split_overrides(setting: RunSpec, typed: TypedSettings = PLAIN) -> list[str]:
+    """The file of conf/parallelism with a run's sizes, else the sizes themselves; and what another file doesn't set.
+
+    Args:
+        setting: the run.
+        typed: how the run was asked for.
+    """
+    words = _split_by_file(setting)
+    values = {key: str(getattr(setting, size)) for size, key in KEYS.items()}
+    values[DIVIDED_STATE] = str(setting.distributed_optimizer).lower()
+    for key, value in values.items():
+        word = f"parallelism.{key}={value}"
+        if key in typed.pinned and word not in words:
+            words.append(word)
+    return words + typed.processes_override(setting, other_file=True)
+
+
+def _split_by_file(setting: RunSpec) -> list[str]:
     for sharded in (setting.distributed_optimizer, False):
         name = _files().get(_sizes(replace(setting, distributed_optimizer=sharded)))
         if name is not None and sharded == setting.distributed_optimizer:
             return [f"parallelism={name}"]
         if name is not None:
-            return [f"parallelism={name}", "parallelism.distributed_optimizer=true"]
+            return [f"parallelism={name}", f"parallelism.{DIVIDED_STATE}=true"]
     words = ["parallelism=ddp"]
     for size, key in KEYS.items():
         if getattr(setting, size) > 1:
             words.append(f"parallelism.{key}={getattr(setting, size)}")
     if setting.distributed_optimizer:
-        words.append("parallelism.distributed_optimizer=true")
+        words.append(f"parallelism.{DIVIDED_STATE}=true")
     return words
 
 

@@ -1,7 +1,7 @@
 """Build a plan as numbers, for `python -m posttrain.plan --json` and the tables."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from posttrain.plan import advice, layouts
 from posttrain.plan.data_stats import DataStats, estimate_data
 from posttrain.plan.memory import GIB, Memory, estimate_memory, host_room
 from posttrain.plan.speed import Speed, estimate_speed
+from posttrain.plan.typed_settings import TypedSettings
 from posttrain.spec.epochs import Epoch
 from posttrain.spec.resolve import resolve_spec
 from posttrain.spec.run_spec import RunSpec
@@ -36,8 +37,7 @@ def build_plan(
     gpu: Gpu,
     read_data: bool = True,
     replan: Replan | None = None,
-    typed: layouts.TypedSavings | None = None,
-    chosen_micro_batch: bool = False,
+    typed: TypedSettings = advice.PLAIN,
 ) -> Plan:
     """Return the plan of a checked configuration.
 
@@ -47,8 +47,7 @@ def build_plan(
         gpu: what each of them runs on.
         read_data: count the data.
         replan: plans a change's overrides in full, None where they can't be; None: changes are estimated.
-        typed: what `parallelism=auto` has chosen from; None: it has not chosen.
-        chosen_micro_batch: whether `trainer.micro_batch_size=auto` has chosen.
+        typed: how the run was asked for.
 
     Returns:
         JSON-able; memory in GiB per GPU, times in seconds.
@@ -77,11 +76,14 @@ def build_plan(
         total = round(row * (epoch.trained(steps) if epoch else steps * batch))
     fits = memory.fits(gpu)
     speed = _speed(estimate_speed(setting, gpu, tokens), total)
-    others = layouts.fitting(cfg, setting, gpu, tokens, typed, chosen_micro_batch)
-    single = [_change(change, gpu) for change in advice.changes(setting, gpu, 1, tokens, typed is not None)]
+    others = layouts.fitting(cfg, setting, gpu, tokens, typed)
+    # What would choose again beside a change makes another run of it than is estimated.
+    in_full = replan if typed.chooses else None
+    single = list(_changes(advice.changes(setting, gpu, 1, tokens, typed), gpu, speed, in_full))
     best = None
     if not fits:
-        best = _cheapest(advice.fitting(setting, gpu, tokens, typed is not None), gpu, speed, replan)
+        found = advice.fitting(setting, gpu, tokens, typed)
+        best = _cheapest(_changes(found[:MOST_REPLANNED], gpu, speed, replan))
     if best is not None:
         for change in single:
             if change["overrides"] == best["overrides"]:
@@ -212,31 +214,38 @@ def _speed(speed: Speed, tokens: int | None) -> dict[str, Any]:
     return rounded
 
 
-def _cheapest(
+def _changes(
     changes: list[advice.Change], gpu: Gpu, before: dict[str, Any], replan: Replan | None
-) -> dict[str, Any] | None:
-    """The first of `changes` that fits when it is planned in full, with what that plan says.
+) -> Iterator[dict[str, Any]]:
+    """Yield changes, with what their plans say where they are planned in full; those that can't be are left out.
 
     Args:
-        changes: that fit by their estimates, the cheapest first.
+        changes: as estimated.
         gpu: what the run is on.
         before: the speed without a change.
-        replan: see `build_plan`.
+        replan: see `build_plan`; None: they are estimated.
     """
-    for change in changes[:MOST_REPLANNED]:
+    for change in changes:
         entry = _change(change, gpu)
         if replan is None:
-            return entry
-        planned = replan(change)
-        if planned is None or not planned["fits"]:
+            yield entry
             continue
+        planned = replan(change)
+        if planned is None:
+            continue
+        entry["fits"] = planned["fits"]
+        entry["gpus"] = planned["gpu"]["count"]
         entry["needed_gib"] = planned["memory_gib"]["needed"]
         entry["host_gib"] = round(planned["memory_gib"]["host"], 1)
         after = planned["speed"]
         if before["tokens_per_second"] and after["tokens_per_second"]:
             entry["time"] = round(before["tokens_per_second"] / after["tokens_per_second"], 2)
-        return entry
-    return None
+        yield entry
+
+
+def _cheapest(changes: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first of changes that fits; None: there is none."""
+    return next((change for change in changes if change["fits"]), None)
 
 
 def _host_room(gpu: Gpu) -> float | None:

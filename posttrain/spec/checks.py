@@ -448,8 +448,7 @@ def nproc_per_node(cfg: DictConfig, visible_gpus: int) -> int:
         return visible_gpus
     nnodes: int = cfg.launch.nnodes
     sizes = ParallelSizes(world=1, **model_parallel_sizes(cfg))
-    least = sizes.pipeline * max(sizes.tensor * sizes.context, sizes.expert)
-    return max(1, least // nnodes)
+    return max(1, sizes.fewest // nnodes)
 
 
 def process_count(cfg: DictConfig, visible_gpus: int, setting: str | None = None) -> ProcessCount:

@@ -46,6 +46,11 @@ class ParallelSizes:
         return max(1, self.world // self.model_parallel)
 
     @property
+    def fewest(self) -> int:
+        """The fewest processes that the model-parallel sizes need."""
+        return self.pipeline * max(self.tensor * self.context, self.expert)
+
+    @property
     def whole_in_one(self) -> bool:
         """Whether one process sees all layers and whole sequences, as answers during training need."""
         return self.pipeline == 1 and self.context == 1

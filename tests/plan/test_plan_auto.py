@@ -19,6 +19,7 @@ from posttrain.plan.display import print_plan
 from posttrain.plan.memory import GIB, estimate_memory
 from posttrain.plan.report import build_plan
 from posttrain.plan.speed import estimate_speed, with_rate
+from posttrain.plan.typed_settings import TypedSettings
 from posttrain.spec import checks
 from posttrain.spec.resolve import resolve_spec
 from posttrain.sweep.job import set_launch
@@ -140,7 +141,9 @@ def test_it_is_the_fastest_that_plan_lists(words, world, kind):
     choice = auto.choose(cfg, world, gpu, True)
     plain = composed("trainer.global_batch_size=32", *words)
     given = resolve_spec(plain, world, True)
-    listed = layouts.fitting(plain, given, gpu, given.global_batch * given.length, chosen_micro_batch=True)
+    listed = layouts.fitting(
+        plain, given, gpu, given.global_batch * given.length, TypedSettings(chosen_micro_batch=True)
+    )
     listed = [layout for layout in listed if not layout.eight_bit]
     keeping = [layout for layout in listed if keeps_all(layout.setting)]
     first = listed[0]
@@ -485,7 +488,7 @@ def test_activations_that_the_host_has_no_room_for_do_not_fit(capsys):
     for gpu in (roomy, small):
         choice = auto.choose(composed(*words, "parallelism=auto"), 1, gpu, True)
         assert choice.memory.fits(gpu) == (gpu is roomy)
-    assert f"{host:.1f} GiB of the host's memory" in auto._refusal(choice, small)
+    assert f"{host:.1f} GiB of the host's memory" in auto._refusal(choice, small, TypedSettings())
 
 
 @pytest.mark.parametrize("words", [[], ["data.packing=false"], ["peft=none", "trainer.global_batch_size=64"]])

@@ -27,7 +27,7 @@ from posttrain.utils import stop, working
 from posttrain.utils.stop import FULL_ERROR, fail
 from posttrain.utils.suggest import did_you_mean
 
-PRINTS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}  # options that print and end
+PRINTS = rerun.PRINTS | {"--hydra-help", "--shell-completion", "-sc"}  # options that print and end
 # Of a command that doesn't train: what it is asked about is a run whose directory isn't to be made now.
 WITHOUT_RUN = ("hydra.run.dir=.", "hydra.output_subdir=null")
 UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that its encoding doesn't have
@@ -57,7 +57,7 @@ def typed_overrides() -> list[str]:
     Those that the name of a run's file, `--rerun RUN` or `--resume RUN` stand for are put into sys.argv instead of it.
     Ends the command where an option isn't known.
     """
-    _expand()
+    _expand(trains=False)
     _refuse_unknown_options(sys.argv[1:])
     overrides, extra = split_overrides(get_args_parser().parse_intermixed_args(sys.argv[1:]))
     return [*overrides, *extra]
@@ -123,7 +123,8 @@ def run(
 
     A mistake of the user's is printed as one message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback.
     """
-    _expand()
+    trains = config_name == "config"
+    _expand(trains)
     # argparse refuses options between overrides (`model=x --multirun optimizer.lr=1,2`): a stable sort puts them first.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda arg: not arg.startswith("-") and ("=" in arg or arg.startswith("~")))
     for position, arg in enumerate(sys.argv[1:], 2):
@@ -145,7 +146,6 @@ def run(
         fail("--multirun: sweeps over trainings alone; run this command once for each")
     if not set(sys.argv[1:]) & PRINTS:
         working.begin(working.READING)
-    trains = config_name == "config"
     before = os.environ.get(FULL_ERROR)
     full = before == "1"
     # Hydra's own report would print a traceback and exit with 1; with this it re-raises and we report.
@@ -199,10 +199,10 @@ def run(
             os.environ[FULL_ERROR] = before
 
 
-def _expand() -> None:
+def _expand(trains: bool) -> None:
     """Replace in sys.argv what stands for overrides; nothing is left of it to be replaced again."""
     try:
-        sys.argv[1:] = rerun.expand(run_file.expand(quote_expressions(sys.argv[1:])))
+        sys.argv[1:] = rerun.expand(run_file.expand(quote_expressions(sys.argv[1:])), trains)
     except UserError as error:
         fail(str(error))
 

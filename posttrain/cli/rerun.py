@@ -33,13 +33,18 @@ OVERRIDES = ".hydra/overrides.yaml"
 SETTINGS = ".hydra/hydra.yaml"
 CONFIG = "config.yaml"
 TEXT = "posttrain.objectives.Text"  # the objective beside which a template was once accepted, and had no effect
+PRINTS = {"--cfg", "-c", "--info", "-i"}  # options that print and end
 NEVER = "run.resume=never"  # refuses to continue, which is what was asked for now
 
 
-def expand(arguments: list[str]) -> list[str]:
+def expand(arguments: list[str], trains: bool = True) -> list[str]:
     """A command line with `--rerun RUN` or `--resume RUN` replaced by the overrides of RUN, but those given anew.
 
-    Prints the command line that it stands for.
+    Prints the overrides that it stands for.
+
+    Args:
+        arguments: of the command line.
+        trains: whether it is of the command that trains; others, and options that print, ask about that.
 
     Raises:
         UserError: there is no such run, or its overrides can't be read or are not a file's to set.
@@ -75,18 +80,29 @@ def expand(arguments: list[str]) -> list[str]:
     if file is not None and JOB_NAME not in given:
         kept.append(format_override(JOB_NAME, file))
     expanded = [*kept, *arguments]
+    asks = not trains or bool(PRINTS & set(arguments))
     if option == RESUME:
         expanded = [*kept, *_in_place(root, arguments, given)]
-        notes.append(f"{run} continues {_progress(root)}: {shlex.join(expanded)}")
+        verb = "would continue" if asks else "continues"
+        notes.append(f"{run} {verb} {_progress(root)}: {_shown(expanded, JOB_NAME, RUN_DIR)}")
     else:
-        notes.append(f"{run} again: {shlex.join(expanded)}")
-    if option == RERUN and _unfinished(root) and RUN_DIR not in given:
+        notes.append(f"{run} again: {_shown(expanded, JOB_NAME)}")
+    if option == RERUN and not asks and _unfinished(root) and RUN_DIR not in given:
         continues = command_of(RESUME, run)
         notes.append(f"{run} has not finished; this starts at step 0. To continue {_progress(root)}: {continues}")
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
             print(f"posttrain: {escape_control(note)}", file=sys.stderr)
     return expanded
+
+
+def _shown(arguments: list[str], *without: str) -> str:
+    """The overrides of a command line for a person, without some keys that this module and run_file add."""
+    told = []
+    for override in _parse([argument for argument in arguments if not argument.startswith("-")]):
+        if _key(override) not in without:
+            told.append(str(override.input_line))
+    return shlex.join(told) or "no overrides"
 
 
 def _ignored(root: Path, given: set[str]) -> tuple[str, ...]:

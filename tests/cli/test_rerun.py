@@ -8,7 +8,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from posttrain.cli import command
+from posttrain.cli import command, rerun
 from posttrain.report.trials import read_trial
 
 
@@ -67,6 +67,7 @@ def test_a_run_continues_in_its_own_directory(start, run, tmp_path, capsys):
     }
     printed = capsys.readouterr().err
     assert printed.startswith(f"posttrain: {directory} continues from step 0, since it has no checkpoint: model=")
+    assert "trainer.max_steps=9\n" in printed and "hydra." not in printed
     hydra = OmegaConf.load(directory / ".hydra" / "hydra.yaml").hydra
     assert hydra.runtime.output_dir == str(directory)
     assert not (tmp_path / "outputs").exists()
@@ -98,6 +99,21 @@ def test_a_template_that_an_older_run_was_given_without_effect_is_left_out(start
         assert "left out" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ask", [["--cfg", "job"], ["-c", "hydra"], ["--info", "defaults"]])
+def test_what_a_run_would_be_is_not_said_as_if_it_were(run, ask, capsys):
+    directory, _ = run
+    (directory / "status.json").write_text('{"state": "stopped"}')
+    rerun.expand(["--resume", str(directory), *ask])
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"posttrain: {directory} would continue from step 0, since it has no checkpoint: model=")
+    assert ask[0] not in printed and "hydra." not in printed
+    rerun.expand(["--rerun", str(directory), *ask])
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and ask[0] not in printed and "this starts at step 0" not in printed
+    rerun.expand(["--resume", str(directory)], trains=False)  # `plan --resume RUN`
+    assert "would continue" in capsys.readouterr().err
+
+
 def test_starting_over_names_the_way_to_continue(start, run, tmp_path, capsys, monkeypatch):
     directory, _ = run
     monkeypatch.chdir(tmp_path)
@@ -121,14 +137,16 @@ def test_a_file_of_overrides_comes_on_top(start, run, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--rerun", "--resume"])
-def test_the_name_of_the_run_file_is_kept(start, tmp_path, option):
+def test_the_name_of_the_run_file_is_kept(start, tmp_path, option, capsys):
     file, first, again = tmp_path / "my run.yaml", tmp_path / "first", tmp_path / "again"
     file.write_text("peft: {rank: 3}\n")
     start(file, f"hydra.run.dir={first}")
     assert read_trial(first, tmp_path).file == str(file)
     (first / ".hydra" / "config.yaml").unlink()  # Hydra writes it again
     place = [] if option == "--resume" else [f"hydra.run.dir={again}"]
+    capsys.readouterr()
     assert start(option, first, *place)["peft"]["rank"] == 3
+    assert "hydra.job.name" not in capsys.readouterr().err
     where = first if option == "--resume" else again
     assert (where / ".hydra" / "config.yaml").is_file() and read_trial(where, tmp_path).file == str(file)
     start("--rerun", first, "hydra.job.name=mine", f"hydra.run.dir={tmp_path}/third")

@@ -38,6 +38,8 @@ def print_plan(plan: dict[str, Any], file: IO[str] | None = None) -> None:
         console.print(plan["auto"])
     for line in _verdict(plan):
         console.print(line)
+    if plan["settings_not_counted"]:
+        console.print(f"[yellow]not counted[/] in memory and time: {', '.join(plan['settings_not_counted'])}")
     if plan["layouts"]:
         console.print(_layout_table(plan, console))
     elif plan["changes"]:

@@ -14,6 +14,7 @@ from posttrain.plan.memory import GIB, Memory, estimate_memory, host_room
 from posttrain.plan.speed import Speed, estimate_speed
 from posttrain.plan.typed_settings import TypedSettings
 from posttrain.spec.epochs import Epoch
+from posttrain.spec.megatron_keys import uncounted_keys
 from posttrain.spec.resolve import resolve_spec
 from posttrain.spec.run_spec import RunSpec
 from posttrain.spec.schedule import schedule_of
@@ -108,6 +109,7 @@ def build_plan(
         "stage_layers": setting.stages,
         "decisions": {name: str(decision) for name, decision in setting.decisions().items()},
         "memory_gib": _in_gib(memory),
+        "settings_not_counted": uncounted_keys(cfg.trainer.megatron),
         "fits": fits,
         "layouts": [_layout(layout) for layout in others],
         "changes": single,

@@ -408,9 +408,10 @@ def _translate_recompute(reader: Reader, done: Translation) -> None:
     if granularity != "full":
         for key in ("recompute_method", "recompute_num_layers"):
             reader.leave_out(key, "goes with recompute_granularity: full")
-    elif (method, layers) not in ((None, None), ("uniform", 1)):
-        done.values["trainer.megatron.model.recompute_method"] = method or "uniform"
-        done.values["trainer.megatron.model.recompute_num_layers"] = layers or 1
+    elif method == "block":
+        done.values["trainer.recompute_layers"] = layers or 1
+    elif layers not in (1, None):
+        reader.leave_out("recompute_num_layers", "layers are computed again one by one")
 
 
 def _translate_precision(reader: Reader, done: Translation) -> None:

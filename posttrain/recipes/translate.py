@@ -186,9 +186,11 @@ def _translate_parallelism(sections: dict[str, Any], done: Translation) -> None:
     )
     values["trainer.recompute"] = model["recompute_granularity"] or "auto"
     if model["recompute_granularity"] == "full":
-        for key, own in (("recompute_method", "uniform"), ("recompute_num_layers", 1)):
-            if model[key] not in (own, None):
-                values[f"trainer.megatron.model.{key}"] = model[key]
+        layers = model["recompute_num_layers"]
+        if model["recompute_method"] == "block":
+            values["trainer.recompute_layers"] = layers
+        elif layers not in (1, None):
+            done.left_out.append(f"model.recompute_num_layers={layers}: layers are computed again one by one")
 
 
 def _translate_precision(name: str, precision: dict[str, Any], done: Translation) -> None:

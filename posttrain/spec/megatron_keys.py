@@ -54,11 +54,16 @@ KEYS = {
     "ddp": {"use_megatron_fsdp": "parallelism.fsdp"},
     "peft": {"dim": "peft.rank", "alpha": "peft.alpha", "dropout": "peft.dropout"},
 }
+SOME_LAYERS = "trainer.recompute=full and, for some of the layers, trainer.recompute_layers"
 # The same, but what the key here means depends on several of these.
 RELATED = {
     "model": {
         "sequence_parallel": "parallelism.sequence_parallel",
         "recompute_granularity": "trainer.recompute",
+        "recompute_method": SOME_LAYERS,
+        "recompute_num_layers": SOME_LAYERS,
+        "cpu_offloading": "trainer.offload_layers",
+        "cpu_offloading_num_layers": "trainer.offload_layers",
     },
     "optimizer": {
         "weight_decay": "optimizer.weight_decay",
@@ -68,6 +73,32 @@ RELATED = {
     "ddp": {"use_distributed_optimizer": "parallelism.distributed_optimizer"},
     "scheduler": {"lr_warmup_fraction": "scheduler.lr_warmup_fraction"},
 }
+# What has no key here, and changes memory or time: the plan is of a run without it.
+UNCOUNTED = {
+    "model": (
+        "recompute_modules",
+        "moe_layer_recompute",
+        "distribute_saved_activations",
+        "fine_grained_activation_offloading",
+    ),
+    "optimizer": ("optimizer_cpu_offload", "optimizer_offload_fraction"),
+    "ddp": ("data_parallel_sharding_strategy",),
+}
+
+
+def uncounted_keys(sections: Mapping[str, Any]) -> list[str]:
+    """The keys in `trainer.megatron` that change memory or time, and that the plan doesn't count.
+
+    Args:
+        sections: of Megatron-Bridge's configuration, each with its keys.
+    """
+    found = []
+    for section, keys in UNCOUNTED.items():
+        values = sections.get(section, {})
+        for key in keys:
+            if values.get(key):
+                found.append(f"trainer.megatron.{section}.{key}")
+    return found
 
 
 def check_own_keys(sections: Mapping[str, Any]) -> None:

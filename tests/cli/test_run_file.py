@@ -47,7 +47,7 @@ optimizer:
   lr: 1e-4
 trainer:
   epochs: 2
-  megatron: {model: {recompute_num_layers: 4}}
+  megatron: {model: {init_method_std: 0.5}}
 run: {name: null}
 """
 
@@ -56,7 +56,7 @@ def test_overrides_in_a_file(start, write):
     cfg = start(write(RUN))
     assert cfg["peft"]["_target_"].endswith("DoRA") and set(cfg["logger"]) == {"wandb", "tensorboard"}
     assert (cfg["data"]["path"], cfg["optimizer"]["lr"], cfg["trainer"]["epochs"]) == ("a, b.jsonl", 1e-4, 2.0)
-    assert cfg["trainer"]["megatron"] == {"model": {"recompute_num_layers": 4}} and cfg["run"]["name"] is None
+    assert cfg["trainer"]["megatron"] == {"model": {"init_method_std": 0.5}} and cfg["run"]["name"] is None
 
 
 @pytest.mark.parametrize("named", [True, False])

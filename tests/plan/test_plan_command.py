@@ -98,6 +98,16 @@ def test_tables(capsys, monkeypatch):
     assert lines[2].startswith("does not fit: needs ") and lines[3].startswith("cheapest change that fits: add ")
 
 
+def test_what_the_plan_does_not_count_is_said(capsys):
+    words = ["model=llama3_8b", "plan.read_data=false", "plan.gpu=h100", "trainer.recompute=selective"]
+    assert planned(capsys, *words)["settings_not_counted"] == []
+    keys = ["trainer.megatron.model.recompute_modules", "trainer.megatron.optimizer.optimizer_cpu_offload"]
+    words += [f"+{keys[0]}=[mlp]", f"+{keys[1]}=true", "+trainer.megatron.model.distribute_saved_activations=false"]
+    assert planned(capsys, *words)["settings_not_counted"] == keys
+    plan(compose(words, config_name="plan"))
+    assert f"not counted in memory and time: {', '.join(keys)}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_verdict_comes_first_and_overrides_stay_whole(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     words = ["model=llama31_70b", "plan.read_data=false", "plan.gpu=h100", "plan.gpus=8", "parallelism=tp8"]

@@ -125,8 +125,7 @@ MODULES_MEAN = {
     "model.path": "Qwen/Qwen3-30B-A3B", "peft.rank": 8, "peft.alpha": 16, "trainer.max_steps": 200,
     "parallelism.expert_model_parallel_size": 4, "trainer.megatron.model.expert_tensor_parallel_size": 1,
     "trainer.global_batch_size": 128, "optimizer.lr": 1e-4, "scheduler.lr_warmup_iters": 50, "precision.name": "fp8",
-    "trainer.recompute": "full", "trainer.megatron.model.recompute_method": "block",
-    "trainer.megatron.model.recompute_num_layers": 3, "trainer.megatron.model.moe_aux_loss_coeff": 0.01,
+    "trainer.recompute": "full", "trainer.recompute_layers": 3, "trainer.megatron.model.moe_aux_loss_coeff": 0.01,
     "data.path": "hf://databricks/databricks-dolly-15k", "data.packing": True, "data.validation_fraction": 0.1,
     "data.format._target_": "posttrain.data.formats.Dolly", "checkpoint.save_interval": None,
 }  # fmt: skip

@@ -44,6 +44,19 @@ def test_a_recipe_alone(cached):
     assert full.peft._target_ is None and full.optimizer.lr == 5e-6 and full.parallelism.distributed_optimizer
 
 
+def test_layers_that_are_computed_again():
+    found = resolve.resolve_recipe(catalog.recipes()[PEFT])
+    model = found["sections"]["model"]["values"]
+    model |= {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 7}
+    done = translate_recipe(PEFT, found)
+    assert (done.values["trainer.recompute"], done.values["trainer.recompute_layers"]) == ("full", 7)
+    model |= {"recompute_method": "uniform"}
+    done = translate_recipe(PEFT, found)
+    assert "trainer.recompute_layers" not in done.values
+    assert "model.recompute_num_layers=7: layers are computed again one by one" in done.left_out
+    assert not [key for key in done.values if "megatron.model.recompute" in key]
+
+
 @pytest.mark.parametrize(
     "words, key, value",
     [

@@ -19,7 +19,7 @@ from posttrain.cli import conf_options, cpu_sizes, data_format, help_screen, rer
 from posttrain.cli.precheck import check_ahead, split_overrides
 from posttrain.config import composition as config
 from posttrain.config import hydra_guard, synonyms
-from posttrain.config.overrides import format_override, quote_expressions
+from posttrain.config.overrides import format_override, list_globs, quote_expressions
 from posttrain.errors import RunFailed, UserError, location_error
 from posttrain.recipes import layer
 from posttrain.sweep.optuna import set_defaults as set_optuna_defaults
@@ -202,7 +202,10 @@ def run(
 def _expand(trains: bool) -> None:
     """Replace in sys.argv what stands for overrides; nothing is left of it to be replaced again."""
     try:
-        sys.argv[1:] = rerun.expand(run_file.expand(quote_expressions(sys.argv[1:])), trains)
+        arguments = rerun.expand(run_file.expand(quote_expressions(sys.argv[1:])), trains)
+        known, _ = get_args_parser().parse_known_args(arguments)
+        folders = [config.CONF_DIR, *map(Path, filter(None, [known.config_dir]))]
+        sys.argv[1:] = list_globs(arguments, folders)
     except UserError as error:
         fail(str(error))
 

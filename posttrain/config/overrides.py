@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
+
+from posttrain.errors import UserError
 
 OPEN = ("hydra.launcher.sbatch.", "trainer.megatron.")  # groups that take any key; Hydra requires a plus to add one
 PLAIN = re.compile(r"[\w./:@%+-]*[A-Za-z./][\w./:@%+-]*", re.ASCII)
@@ -29,6 +32,47 @@ def quote_expressions(arguments: Sequence[str]) -> list[str]:
                 argument = format_override(key, value)
         quoted.append(argument)
     return quoted
+
+
+def list_globs(arguments: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """The arguments of a command line with the names that Hydra's `glob(...)` stands for.
+
+    So a sweep's trials are known wherever its command line is read.
+
+    Args:
+        arguments: of a command line.
+        folders: of configurations, with a folder for each group.
+
+    Raises:
+        UserError: no choice of the group has such a name.
+    """
+    listed = []
+    for argument in arguments:
+        pattern = _glob(argument)
+        if pattern is None:
+            listed.append(argument)
+            continue
+        group = argument.partition("=")[0]
+        names: set[str] = set()
+        for folder in folders:
+            names.update(path.stem for path in (folder / group.lstrip("+").partition("@")[0]).glob("*.yaml"))
+        found = pattern.filter(sorted(names))
+        if not found:
+            choices = f"choices: {', '.join(sorted(names))}" if names else "there is no such group"
+            raise UserError(f"{argument}: no file of a group is called so; {choices}")
+        listed.append(f"{group}={','.join(map(format_value, found))}")
+    return listed
+
+
+def _glob(argument: str) -> Glob | None:
+    """The pattern that is an override's value; None: it is something else."""
+    if "glob(" not in argument:
+        return None
+    try:
+        value = OverridesParser.create().parse_override(argument).value()
+    except HydraException:  # said when it is composed
+        return None
+    return value if isinstance(value, Glob) else None
 
 
 def quote_choices(arguments: Sequence[str], conf: Path) -> list[str]:

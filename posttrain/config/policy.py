@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from posttrain.errors import UserError
@@ -193,6 +193,8 @@ def _check_space(values: dict[str, Any], allowed: dict[str, Any], files: str) ->
             continue
         name = key.removeprefix(f"{space}.")
         swept = OverridesParser.create().parse_override(f"{name}={value}")
+        if isinstance(swept.value(), Glob):
+            raise UserError(f"{space}: {name}={value}: a file names the choices themselves, as a,b,c ({files})")
         if swept.is_discrete_sweep():
             points *= len(list(itertools.islice(swept.sweep_iterator(), MOST_TRIALS + 1)))
         if points > MOST_TRIALS:

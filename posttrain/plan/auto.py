@@ -223,7 +223,9 @@ def fill_memory(cfg: DictConfig, world: int, gpu: Gpu, transformer_engine: bool)
     """
     given = resolve_spec(cfg, world, transformer_engine)
     given.check()
-    sequences = given.global_batch // given.data_parallel  # of a process and step
+    sequences, rest = divmod(given.global_batch, given.data_parallel)  # of a process and step
+    if rest:  # which no size divides, and the check of the batch says
+        sequences = 1
     tokens = given.global_batch * given.length
     chosen, needed = given, estimate_memory(given).needed
     fastest = math.inf

@@ -154,7 +154,8 @@ def test_a_mistyped_key_exits_with_2_and_no_traceback(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     code, out, err, _ = command("parallelism=single", f"hydra.run.dir={tmp_path}/file/run")
-    assert (code, out, err) == (2, "", f"posttrain: {tmp_path}/file/run: Not a directory\n")
+    said = f"hydra.run.dir={tmp_path}/file/run: {tmp_path}/file is not a directory; choose another place"
+    assert (code, out, err) == (2, "", f"posttrain: {said}\n")
 
 
 def test_only_errors_about_places_are():

@@ -5,7 +5,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.config.overrides import format_override, quote_expressions
+from posttrain.config.composition import CONF_DIR
+from posttrain.config.overrides import format_override, list_globs, quote_expressions
+from posttrain.errors import UserError
 
 PARSER = OverridesParser.create()
 
@@ -38,3 +40,17 @@ def test_an_expression_is_read_as_it_is_typed(expression):
     assert quote_expressions(typed)[2:] == typed[2:]
     assert quote_expressions(quote_expressions(typed)) == quote_expressions(typed)
     assert PARSER.parse_override(quote_expressions(["data.where=a,b"])[0]).is_sweep_override()
+
+
+def test_a_pattern_of_choices_is_the_choices(tmp_path):
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "mine.yaml").write_text("")
+    words = ["model=gpt2", "scheduler=glob(*,exclude=w*)", "logger=glob([c*,t*])", "data.where='glob(x)'"]
+    listed = list_globs(words, [CONF_DIR, tmp_path])
+    schedulers = sorted({path.stem for path in (CONF_DIR / "scheduler").glob("[!w]*.yaml")} | {"mine"})
+    assert listed == [
+        "model=gpt2", f"scheduler={','.join(schedulers)}", "logger=csv,tensorboard,trackio", "data.where='glob(x)'",
+    ]  # fmt: skip
+    for wrong in ("scheduler=glob(x*)", "optimizer.lr=glob(*)"):
+        with pytest.raises(UserError, match="no file of a group is called so"):
+            list_globs([wrong], [CONF_DIR])

@@ -457,6 +457,14 @@ def test_other_micro_batch_sizes(value, said):
         checks.check(composed(f"trainer.micro_batch_size={value}"), 0)
 
 
+def test_a_batch_that_no_micro_batch_divides_is_advised_by_the_processes_alone():
+    cfg = composed("model=llama32_1b", "trainer.micro_batch_size=auto", "trainer.global_batch_size=7")
+    auto.resolve_on(cfg, 2, find_gpu("h100"), True)
+    with pytest.raises(UserError, match=r"micro_batch_size x data-parallel size = 1 x 2 = 2") as error:
+        checks.check_parallelism(cfg, 2, None, checks.process_count(cfg, 2))
+    assert "trainer.global_batch_size=8 " in str(error.value)
+
+
 def test_micro_batches_leave_room_in_the_hosts_memory():
     """Activations that wait there fill it before the GPU's."""
     words = ["model=llama3_8b", "trainer.offload_layers=32", "trainer.global_batch_size=64", "trainer.seq_length=4096"]

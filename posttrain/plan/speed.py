@@ -77,8 +77,7 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
     """Estimate the time of a step with `tokens` tokens.
 
     Counted of the communication is what the GPUs of a machine wait for: tensor, context and expert parallelism's and
-    Megatron-FSDP's. Gradients are small (adapters) or summed beside the backward pass. Experts are taken
-    to get equally many tokens.
+    Megatron-FSDP's, and sums of all weights' gradients. Experts are taken to get equally many tokens.
     """
     if gpu.tflops is None:
         return Speed(None, None, None, "unknown")
@@ -105,6 +104,7 @@ def estimate_speed(s: RunSpec, gpu: Gpu, tokens: float) -> Speed:
         bound = "arithmetic"
     arithmetic += offload_seconds(s, gpu, arithmetic)
     seconds = (max(arithmetic * imbalance(s), launches) + exchange_seconds(s, gpu)) * bubble(s)
+    seconds += sum_seconds(s, gpu, seconds)
     return Speed(useful / peak / seconds, seconds, tokens / seconds, bound)
 
 
@@ -245,6 +245,28 @@ def fully_sharded_seconds(s: RunSpec) -> float:
         return 0.0
     moved = 2 * bytes_of_weights(s, 0) + 4 * parameters(s, 0).all_trained
     return FULLY_SHARDED_WAIT * moved / LINK
+
+
+def sum_seconds(s: RunSpec, gpu: Gpu, seconds: float) -> float:
+    """Seconds of a step that data-parallel processes wait for the sums of all weights' gradients; adapters' are small.
+
+    Where they divide the optimizer's state each sums its part beside the last backward pass, and gets the others'
+    weights beside the first forward pass.
+
+    Args:
+        s: the run.
+        gpu: what it runs on.
+        seconds: of the step without them.
+    """
+    if s.adapters is not None or s.fsdp or s.data_parallel * s.context == 1:
+        return 0.0
+    passed, beside = 4 + 4, 0.0
+    if s.divides_state:
+        passed = 4 + s.width
+        if s.overlap:
+            beside = seconds / s.micro_batches
+    link = LINK * (gpu.link or MEASURED_LINK) / MEASURED_LINK
+    return max(0.0, passed * parameters(s, 0).all_trained / link - beside)
 
 
 def offload_seconds(s: RunSpec, gpu: Gpu, arithmetic: float) -> float:

@@ -17,7 +17,7 @@ from posttrain.plan import advice
 from posttrain.plan.__main__ import estimate, main, plan
 from posttrain.plan.display import print_plan
 from posttrain.plan.memory import GIB, estimate_memory
-from posttrain.plan.speed import EXPERT_LINK, estimate_speed, exchange_seconds
+from posttrain.plan.speed import EXPERT_LINK, LINK, estimate_speed, exchange_seconds, sum_seconds
 from posttrain.spec import checks
 from posttrain.spec.resolve import resolve_spec
 from posttrain.utils import gpus
@@ -512,6 +512,25 @@ def test_exchanges_are_slower_where_the_gpus_are():
     assert exchange_seconds(spec, kinds[2]) == exchange_seconds(apart, kinds[2])
     assert exchange_seconds(apart, kinds[2]) == pytest.approx(900 / 64 * exchange_seconds(apart, kinds[0]))
     assert exchange_seconds(spec, gpus.Gpu("new", None, 80)) == exchange_seconds(spec, kinds[0])
+
+
+def test_sums_of_all_weights_gradients_are_counted():
+    """Of bf16 weights 8 bytes are summed and shared; a divided state shares 6, beside products where these take longer."""
+    words = ["model=llama32_1b", "peft=none", "trainer.seq_length=4096", "trainer.global_batch_size=8"]
+    h200, rtx = gpus.find_gpu("h200"), gpus.find_gpu("4090")
+    whole = resolve_spec(compose([*words, "parallelism=ddp"]), 2, True)
+    divided = replace(whole, distributed_optimizer=True)
+    weights = whole.known_shape.parameters
+    assert sum_seconds(whole, h200, 1.0) == pytest.approx(8 * weights / LINK)
+    assert sum_seconds(whole, rtx, 1.0) == pytest.approx(900 / 64 * 8 * weights / LINK)
+    assert sum_seconds(divided, h200, 1.0) == 0
+    assert sum_seconds(replace(divided, overlap=False), h200, 1.0) == pytest.approx(6 * weights / LINK)
+    assert whole.micro_batches == 4
+    assert sum_seconds(divided, rtx, 0.4) == pytest.approx(900 / 64 * 6 * weights / LINK - 0.1)
+    lora = resolve_spec(compose([*words, "parallelism=ddp", "peft=lora"]), 2, True)
+    assert sum_seconds(lora, rtx, 1.0) == 0
+    slower = estimate_speed(whole, rtx, 8 * 4096).step_s - estimate_speed(divided, rtx, 8 * 4096).step_s
+    assert slower > 0
 
 
 def test_exchanges_of_expert_parallelism_are_counted():

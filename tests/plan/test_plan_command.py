@@ -515,7 +515,7 @@ def test_exchanges_are_slower_where_the_gpus_are():
 
 
 def test_sums_of_all_weights_gradients_are_counted():
-    """Of bf16 weights 8 bytes are summed and shared; a divided state shares 6, beside products where these take longer."""
+    """Of bf16 weights 8 bytes are passed on; with a divided state 6, beside products where these take longer."""
     words = ["model=llama32_1b", "peft=none", "trainer.seq_length=4096", "trainer.global_batch_size=8"]
     h200, rtx = gpus.find_gpu("h200"), gpus.find_gpu("4090")
     whole = resolve_spec(compose([*words, "parallelism=ddp"]), 2, True)

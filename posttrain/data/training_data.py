@@ -16,6 +16,8 @@ from posttrain.data.sources import Source
 from posttrain.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from posttrain.data.cached import DatasetBuilder
     from posttrain.data.dataset import PackedDataset
     from posttrain.data.prepare import RowEncoder, Sample
@@ -163,14 +165,10 @@ class TrainingData:
 
         from posttrain.data import splits
 
-        if self.seed is not None:
-            seed = self.seed
+        seed = self.seed_of(seed)
         started = time.monotonic()
         limit = self._most_read()
-        parts, weights = [], []
-        for source in self._sources():
-            parts.append(builder.store(source, limit))
-            weights.append(source.weight)
+        parts = [builder.store(source, limit) for source in self._sources()]
         train, counts = splits.join_stores(parts)
         if counts["split"]:
             builder.notes.append(
@@ -178,23 +176,18 @@ class TrainingData:
                 f"{counts['turns']:,}, one for each turn"
             )
         validation, validation_rows, validation_counts = None, np.empty(0, np.int64), None
+        train_rows, held_out = self.divide(train.digests, train.trees, train.sources, seed)
         own_validation = self._validation_source()
         if own_validation is not None:
             validation, validation_counts = builder.store(own_validation, self.max_validation_rows)
             validation_rows = np.arange(len(validation))
-            train_rows = np.arange(len(train))
-        else:
-            train_rows, held_out = splits.hold_out(
-                train.digests, self.validation_fraction or 0, self.split_seed, train.trees
+        elif len(held_out):
+            validation, validation_rows = train, held_out[: self.max_validation_rows]
+        elif self.validation_fraction is not None:
+            builder.notes.append(
+                f"data.validation_fraction={self.validation_fraction}: nothing is held out: all of the "
+                f"{len(train)} {builder.encoder.unit}s are the same, or of one tree"
             )
-            if len(held_out):
-                validation, validation_rows = train, held_out[: self.max_validation_rows]
-            elif self.validation_fraction is not None:
-                builder.notes.append(
-                    f"data.validation_fraction={self.validation_fraction}: nothing is held out: all of the "
-                    f"{len(train)} {builder.encoder.unit}s are the same, or of one tree"
-                )
-        train_rows = splits.repeat_by_weight(train_rows, train.sources, np.array(weights), seed)[: self.max_train_rows]
         if not len(train_rows):
             left_out = [f"{count:,} ({reason})" for reason, count in counts["dropped"].items()]
             why = f"left out: {', '.join(left_out)}" if left_out else "there are no rows"
@@ -229,11 +222,44 @@ class TrainingData:
         Raises:
             UserError: as `build`.
         """
+        for _, sample in self.samples_of_sources(encoder, cache_dir):
+            yield sample
+
+    def samples_of_sources(self, encoder: "RowEncoder", cache_dir: Path) -> "Iterator[tuple[int, Sample]]":
+        """As `samples`, each with the index of its source."""
         from posttrain.data.prepare import Counts  # loads NumPy
 
-        for source in self._sources():
+        for index, source in enumerate(self._sources()):
             batches = encoder.samples(sources.rows(source, Path(cache_dir)), Counts())
-            yield from islice(chain.from_iterable(batches), self._most_read())
+            for sample in islice(chain.from_iterable(batches), self._most_read()):
+                yield index, sample
+
+    def seed_of(self, run_seed: int) -> int:
+        """Seed of parts of sources and of the packing of training rows."""
+        return run_seed if self.seed is None else self.seed
+
+    def divide(
+        self, digests: "np.ndarray", trees: "np.ndarray", origins: "np.ndarray", seed: int
+    ) -> "tuple[np.ndarray, np.ndarray]":
+        """Which samples are trained on in an epoch, and which are held out of it.
+
+        Args:
+            digests: int64[n], see `Sample`.
+            trees: int64[n], see `Sample`; 0: by itself.
+            origins: int64[n], index of the source.
+            seed: see `seed_of`.
+
+        Returns:
+            Indices of the samples to train on, as often as their source's weight says and as far as `max_train_rows`,
+            and of those held out.
+        """
+        import numpy as np
+
+        from posttrain.data import splits
+
+        weights = np.array([source.weight for source in self._sources()])
+        train, held_out = splits.hold_out(digests, self.validation_fraction or 0, self.split_seed, trees)
+        return splits.repeat_by_weight(train, origins, weights, seed)[: self.max_train_rows], held_out
 
     def _sources(self) -> list[Source]:
         """What to train on."""

@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from posttrain.config.instantiate import built
 from posttrain.data import packing, sources
 from posttrain.data.checks import check
 from posttrain.data.conversation import RowError
+from posttrain.data.training_data import TrainingData
 from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
 from posttrain.utils import working
@@ -20,10 +21,11 @@ from posttrain.utils.cache import cache_root
 
 if TYPE_CHECKING:
     from posttrain.data.dataset import PackedDataset
+    from posttrain.data.prepare import RowEncoder
     from posttrain.data.readers import Place
-    from posttrain.data.training_data import TrainingData
 
-SECONDS = 1.0  # of rendering conversations, and of counting the others
+SECONDS = 1.0  # of rendering conversations
+COUNT_SECONDS = 1.0  # of counting the others
 LEAST = 512  # conversations rendered in any case
 LINES = (".jsonl", ".ndjson")
 
@@ -33,7 +35,7 @@ class DataStats:
     """The training data as they would be packed.
 
     Attributes:
-        conversations: in all.
+        conversations: of an epoch.
         tokens: in all.
         supervised_tokens: in all.
         rows: sequences of trainer.seq_length per epoch.
@@ -43,7 +45,8 @@ class DataStats:
         squares: mean over tokens of the length of the conversation they are in.
         sequences: most conversations in a micro-batch.
         longest: tokens of the longest conversation in a micro-batch.
-        read: conversations that were read; the rest is assumed to be like them.
+        read: conversations that were read, those held out included.
+        all_read: whether these are all; else the rest is assumed to be like them.
     """
 
     conversations: int
@@ -57,6 +60,7 @@ class DataStats:
     sequences: int
     longest: int
     read: int
+    all_read: bool = True
 
     @classmethod
     def from_packing(
@@ -116,58 +120,96 @@ class DataStats:
         return cls.from_packing(lengths, supervised, dataset.starts, cfg)
 
 
-def estimate_data(cfg: DictConfig) -> DataStats:
-    """Render the first conversations, all where there is time, and pack them.
+def estimate_data(cfg: DictConfig, multiple: int = 1) -> DataStats:
+    """Render the first conversations, all where there is time, divide them as a run does, and pack them.
+
+    Args:
+        cfg: of the run.
+        multiple: what a conversation is padded to a multiple of; see ParallelSizes.
 
     Raises:
         UserError: there is no tokenizer on this machine, or the data can't be read.
     """
     data, template = check(cfg)
+    if not isinstance(data, TrainingData):
+        raise UserError("data: is of a class of its own, and only a run counts its rows")
     seq_length = cfg.trainer.seq_length
     cache = cache_root(cfg.cache_dir)
     encoder = built(cfg.objective).encoder(data, template, load_tokenizer(cfg), seq_length)
-    samples = data.samples(encoder, cache)
-    lengths: list[int] = []
-    supervised: list[int] = []
-    complete = True
-    limit = data.max_train_rows if data.validation_fraction is None else None
-    began = None
-    for sample in samples:
-        working.phase("reading data", len(lengths), unit="conversations")
-        began = began or time.monotonic()  # not before everything is imported
-        lengths.append(len(sample.encoded.input_ids))
-        supervised.append(int(sample.encoded.mask[1:].sum()))
-        last = sample.place
-        if limit and len(lengths) >= limit:
-            break
-        if len(lengths) >= LEAST and time.monotonic() - began > SECONDS:
-            complete = False
-            break
-    if not lengths:
-        raise UserError("data: no conversation is left to train on; see preview")
+    read = _read(data, encoder, cache)
     scale = 1.0
-    if not complete:
-        scale = _estimate_total(data, last, len(lengths), cache) / len(lengths)
-    scale *= 1 - (data.validation_fraction or 0)
+    if read.last is not None:
+        scale = _estimate_total(data, read.last, len(read.lengths), cache) / len(read.lengths)
+    seed = data.seed_of(cfg.seed)
+    trained, _ = data.divide(np.array(read.digests), np.array(read.trees), np.array(read.origins), seed)
+    if not len(trained):
+        raise UserError("data: no conversation is left to train on; see preview")
     if data.max_train_rows:
-        scale = min(scale, data.max_train_rows / len(lengths))
-    sizes = np.array(lengths)
+        scale = min(scale, data.max_train_rows / len(trained))
+    lengths = np.array(read.lengths)[trained]
     if data.packing:
-        order, starts = packing.pack(sizes, seq_length, cfg.seed)
+        order, starts = packing.pack(-(-lengths // multiple) * multiple, seq_length, seed)
     else:
-        order, starts = packing.one_per_sequence(len(sizes))
-    return DataStats.from_packing(sizes[order], np.array(supervised)[order], starts, cfg, scale)
+        order, starts = packing.one_per_sequence(len(lengths))
+    supervised = np.array(read.supervised)[trained]
+    stats = DataStats.from_packing(lengths[order], supervised[order], starts, cfg, scale)
+    return replace(stats, read=len(read.lengths), all_read=read.last is None)
 
 
-def _estimate_total(data: "TrainingData", last: "Place", seen: int, cache: Path) -> float:
-    """Estimate the number of conversations of all files.
+@dataclass
+class _Read:
+    """The first samples of the data.
 
-    They are counted where that is quick, else judged by their lines.
+    Attributes:
+        lengths, supervised: tokens of each, and how many of them are supervised.
+        digests, trees, origins: what decides on which side of a split each is, and how often it is trained.
+        last: where the last one was read; None: there are no more.
+    """
+
+    lengths: list[int] = field(default_factory=list)
+    supervised: list[int] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+    trees: list[int] = field(default_factory=list)
+    origins: list[int] = field(default_factory=list)
+    last: "Place | None" = None
+
+
+def _read(data: TrainingData, encoder: "RowEncoder", cache: Path) -> _Read:
+    """Encode samples for a while, of the last row that is read all.
+
+    Raises:
+        UserError: there are none, or the data can't be read.
+    """
+    read = _Read()
+    began = None
+    place = None
+    for origin, sample in data.samples_of_sources(encoder, cache):
+        working.phase("reading data", len(read.lengths), unit="conversations")
+        began = began or time.monotonic()  # not before everything is imported
+        next_row = place is not None and sample.place != place
+        if next_row and len(read.lengths) >= LEAST and time.monotonic() - began > SECONDS:
+            read.last = place
+            break
+        read.lengths.append(len(sample.encoded.input_ids))
+        read.supervised.append(int(sample.encoded.mask[1:].sum()))
+        read.digests.append(sample.digest)
+        read.trees.append(sample.tree or 0)
+        read.origins.append(origin)
+        place = sample.place
+    if not read.lengths:
+        raise UserError("data: no conversation is left to train on; see preview")
+    return read
+
+
+def _estimate_total(data: TrainingData, last: "Place", seen: int, cache: Path) -> float:
+    """Estimate the number of samples of all files.
+
+    Rows are counted where that is quick, else judged by their lines.
 
     Args:
         data: the files.
-        last: where the last conversation was read.
-        seen: conversations up to there.
+        last: where the last sample was read.
+        seen: samples up to there.
         cache: the cache's root.
 
     Raises:
@@ -178,12 +220,15 @@ def _estimate_total(data: "TrainingData", last: "Place", seen: int, cache: Path)
         raise UserError("data: too many to count quickly, and from several sources")
     began = time.monotonic()
     count = 0
-    for _, row in sources.rows(source, cache):
+    up_to_last = 0
+    for place, row in sources.rows(source, cache):
         count += not isinstance(row, RowError)
-        if time.monotonic() - began > SECONDS:
+        if place == last:
+            up_to_last = count
+        if time.monotonic() - began > COUNT_SECONDS:
             break
     else:
-        return count
+        return seen * count / up_to_last
     files = source.files(cache)
     if str(files[0]) != str(last.file) or files[0].suffix not in LINES:
         raise UserError("data: too many to count quickly; of large files only JSON Lines can be")

@@ -184,7 +184,7 @@ def _data(data: dict[str, Any]) -> str:
     if "not_counted" in data:
         return f"not counted: {escape(data['not_counted'])}; all tokens taken as supervised"
     sampled = ""
-    if data["read"] < data["conversations"]:
+    if not data["all_read"]:
         sampled = f" (by the first {data['read']:,})"
     return (
         f"{data['conversations']:,} conversations{sampled}, {data['tokens']:,} tokens, "

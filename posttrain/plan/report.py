@@ -58,7 +58,7 @@ def build_plan(
     data: dict[str, Any] = {"not_counted": "plan.read_data=false"}
     if read_data:
         try:
-            stats = estimate_data(cfg)
+            stats = estimate_data(cfg, setting.conversation_multiple)
             setting = with_data(setting, stats)
             data = vars(stats)
         except UserError as error:

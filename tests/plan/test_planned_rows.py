@@ -29,6 +29,11 @@ def conversation(number, turns=1):
     return {"messages": messages}
 
 
+def document(number):
+    """A text whose length differs from that of the next."""
+    return {"text": f"{number:03} " + "z" * random.Random(number % PERIOD).randint(0, 700)}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Files of rows, and a tokenizer of bytes."""
@@ -39,7 +44,7 @@ def folder(tmp_path_factory):
         "others": [conversation(number + COUNT, 2) for number in range(COUNT // 2)],
         "turns": [conversation(number, 1 + number % 4) for number in range(COUNT)],
         "same": [conversation(number % 3) for number in range(COUNT)],
-        "texts": [{"text": f"{number:03} " + "z" * random.Random(number % PERIOD).randint(0, 700)} for number in range(COUNT)],
+        "texts": [document(number) for number in range(COUNT)],
         "unusable": [conversation(number) if number % 2 else {"messages": []} for number in range(COUNT)],
     }
     for name, rows in files.items():

@@ -10,6 +10,7 @@ Megatron nor torch.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from posttrain.errors import UserError
 from posttrain.models.tokenizer import load_tokenizer
 from posttrain.spec import checks, first_rows
 from posttrain.spec.epochs import Epoch
+from posttrain.spec.parallel_sizes import ParallelSizes, model_parallel_sizes
 from posttrain.utils import stop, working
 from posttrain.utils.cache import cache_root
 from posttrain.utils.output_paths import check_file
@@ -78,6 +80,9 @@ def show_data(cfg: DictConfig) -> None:
     data, template = check_data(cfg)
     checks.check_objective(cfg, data)
     first_rows.look(cfg)
+    by_name = model_parallel_sizes(cfg)
+    sizes = ParallelSizes(world=math.prod(by_name.values()), **by_name)
+    checks.check_sequences(cfg.trainer.seq_length, sizes)
 
     working.phase("importing")
     from posttrain.data import preview_text
@@ -91,6 +96,7 @@ def show_data(cfg: DictConfig) -> None:
         seq_length=cfg.trainer.seq_length,
         seed=cfg.seed,
         cache_dir=cache_root(cfg.cache_dir),
+        length_multiple=sizes.conversation_multiple,
     )
     report = splits.report
     epoch = Epoch(len(splits.train), cfg.trainer.global_batch_size)

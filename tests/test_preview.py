@@ -57,6 +57,19 @@ def test_terminal(words, capsys):
     assert found["epoch"] == "1 step of 1 row" and found["train: sequences"].startswith("1 of 256 tokens, ")
 
 
+def test_rows_are_those_of_context_parallelism(words, tmp_path, capsys):
+    """Which pads each conversation to a multiple of what its processes divide."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"instruction": "x", "output": "y" * length} for length in range(1, 129)]))
+    rows = {}
+    for layout in ("ddp", "cp4"):
+        run(words, f"data.path={path}", f"parallelism={layout}", "trainer.seq_length=248")
+        rows[layout] = int(re.search(r"train: sequences +(\d+) of 248 tokens", capsys.readouterr().out)[1])
+    assert rows["cp4"] > rows["ddp"]
+    with pytest.raises(UserError, match=r"trainer\.seq_length=250`: must be a multiple of tensor x 2 x context"):
+        run(words, f"data.path={path}", "parallelism=cp4", "trainer.seq_length=250")
+
+
 def test_out(words, tmp_path, capsys):
     run(words, "preview.limit=0", f"preview.out={tmp_path / 'o.jsonl'}")
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]

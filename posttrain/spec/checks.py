@@ -334,11 +334,20 @@ def _check_divisible(cfg: DictConfig, sizes: ParallelSizes, count: ProcessCount 
             f"`parallelism.expert_model_parallel_size={sizes.expert}`: must divide data x context x tensor parallel "
             f"size {holders}{_advice(cfg, sizes, count)}"
         )
-    if t.seq_length % sizes.micro_batch_multiple:
+    check_sequences(t.seq_length, sizes)
+
+
+def check_sequences(seq_length: int, sizes: ParallelSizes) -> None:
+    """Whether sequences can be divided among processes.
+
+    Raises:
+        UserError: they can't.
+    """
+    if seq_length % sizes.micro_batch_multiple:
         multiple = f"tensor_model_parallel_size={sizes.tensor}"
         if sizes.context > 1:
             multiple = "tensor x 2 x context parallel size"
-        raise UserError(f"`trainer.seq_length={t.seq_length}`: must be a multiple of {multiple}")
+        raise UserError(f"`trainer.seq_length={seq_length}`: must be a multiple of {multiple}")
 
 
 def check_eight_bit_fsdp(section: Mapping[str, Any]) -> None:

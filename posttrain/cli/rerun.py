@@ -135,7 +135,9 @@ def _unfinished(root: Path) -> bool:
 
 def _progress(root: Path) -> str:
     """From where a run continues."""
-    checkpoint, _ = directories.newest(root / "checkpoints")
+    checkpoint, skipped = directories.newest(root / "checkpoints")
+    if checkpoint is None and skipped:
+        return "from no step, since none of its checkpoints is whole"
     if checkpoint is None:
         return "from step 0, since it has no checkpoint"
     return f"after step {directories.step_of(checkpoint)}, its newest checkpoint"

@@ -8,7 +8,7 @@ from posttrain.config.composition import CONF_DIR
 from posttrain.errors import UserError
 from posttrain.primus.read import Primus
 from posttrain.recipes.resolve import option_of
-from posttrain.recipes.translate import DECIDED, SCHEDULERS, null_instead_of_zero
+from posttrain.recipes.translate import BF16_MOMENTS, DECIDED, MOMENTS, SCHEDULERS, is_bf16, null_instead_of_zero
 
 # Primus's key -> ours. Where two are listed, the first that the file has.
 KEYS = {
@@ -488,6 +488,8 @@ def _translate_rest(reader: Reader, done: Translation) -> None:
             continue
         if PASSED.fullmatch(key):
             done.values[f"trainer.megatron.model.{key}"] = value
+        elif key in MOMENTS and is_bf16(value):
+            reader.leave_out(key, BF16_MOMENTS)
         elif decided.fullmatch(key):
             reader.leave_out(key, "decided by posttrain for the machine")
         elif key == "moe_router_force_load_balancing":

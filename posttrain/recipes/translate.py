@@ -45,6 +45,9 @@ DECIDED = {
     "tokenizer": r".*",
     "checkpoint": r"save|load|ckpt_\w+|fully_parallel_\w+|dist_ckpt_strictness|async_strategy|save_rng",
 }
+# Of the optimizer's settings those of which this project leaves the choice to its user.
+MOMENTS = ("exp_avg_dtype", "exp_avg_sq_dtype")
+BF16_MOMENTS = "moments are in fp32 unless optimizer=adam_bf16 is chosen, for all weights on GPUs"
 # Settings that change the model itself, which its Hugging Face form would not show.
 ARCHITECTURE = re.compile(r"position_embedding_type|yarn_\w+|mtp_\w+|rotary_\w+|num_layers|hidden_size")
 PASSED = ("model", "optimizer")  # sections whose other settings go through trainer.megatron
@@ -228,9 +231,16 @@ def _translate_others(sections: dict[str, Any], done: Translation) -> None:
                 continue
             if key in content["strays"]:
                 done.left_out.append(f"{section}.{key}={value}: Megatron-Bridge itself has no such setting")
+            elif key in MOMENTS and is_bf16(value):
+                done.left_out.append(f"{section}.{key}={value}: {BF16_MOMENTS}")
             elif re.fullmatch(DECIDED.get(section, ""), key):
                 done.decided.append(f"{section}.{key}")
             elif section in PASSED and "<" not in str(value):
                 done.values[f"trainer.megatron.{section}.{key}"] = value
             else:
                 done.left_out.append(f"{section}.{key}={value}")
+
+
+def is_bf16(dtype: object) -> bool:
+    """Whether a data type, as a recipe (`<torch.bfloat16>`) or a file (`bf16`) has it, is bf16."""
+    return str(dtype).strip("<>").removeprefix("torch.") in ("bf16", "bfloat16")

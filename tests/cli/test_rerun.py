@@ -75,6 +75,13 @@ def test_a_run_continues_in_its_own_directory(start, run, tmp_path, capsys):
     assert "leave --multirun out" in start("--resume", directory, "--multirun", "seed=1,2")
 
 
+def test_a_run_without_a_whole_checkpoint_is_not_said_to_have_none(run, capsys):
+    directory, _ = run
+    (directory / "checkpoints" / "iter_0000004").mkdir(parents=True)
+    rerun.expand(["--resume", str(directory)])
+    assert "continues from no step, since none of its checkpoints is whole: model=" in capsys.readouterr().err
+
+
 def test_resuming_leaves_out_what_would_refuse_it(start, run):
     directory, _ = run
     (directory / ".hydra" / "overrides.yaml").write_text("- run.resume=never\n- peft.rank=3\n")

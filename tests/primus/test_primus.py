@@ -105,6 +105,7 @@ modules:
       eval_interval: 30
       save_interval: null
       finetune_lr: 1.0e-4
+      exp_avg_dtype: bf16
       lr_warmup_iters: 50
       lr_decay_iters: null
       precision_config: bf16_with_fp8_hybrid
@@ -132,6 +133,7 @@ MODULES_MEAN = {
 MODULES_LACK = [
     "fp8 is scaled per tensor", "moe_router_force_load_balancing=True: sends tokens to experts at random",
     "cross_entropy_loss_fusion=True: decided by posttrain", "use_turbo_attention=True: kernels for AMD GPUs",
+    "exp_avg_dtype=bf16: moments are in fp32 unless optimizer=adam_bf16 is chosen",
 ]  # fmt: skip
 FORMS = [(SECTIONS, SECTIONS_MEAN, SECTIONS_LACK), (MODULES, MODULES_MEAN, MODULES_LACK)]
 

@@ -195,6 +195,19 @@ def test_nothing_is_dropped_silently(cached):
                 assert not (passed and key in content["strays"]), f"{name}: {section}.{key}"
 
 
+def test_moments_in_bf16_are_said_with_what_has_them_here(cached):
+    """Twice the memory of the optimizer's state is needed without."""
+    saying = set()
+    for name in set(TEXT) - set(UNUSABLE):
+        found = resolve.resolve_recipe(catalog.find(name))
+        left_out = "\n".join(translate_recipe(name, found, model_chosen=True).left_out)
+        is_bf16 = "bfloat16" in str(found["sections"]["optimizer"]["values"]["exp_avg_dtype"])
+        assert is_bf16 == ("unless optimizer=adam_bf16 is chosen" in left_out), name
+        if is_bf16:
+            saying.add(name)
+    assert saying
+
+
 def layer_words() -> set[tuple[str, str]]:
     """(section, key) of all that has a key of its own here."""
     from posttrain.recipes.translate import KEYS, TOGETHER

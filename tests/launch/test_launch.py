@@ -225,7 +225,7 @@ def test_ranks_that_go_back_are_started_again_without_counting(ranks, tmp_path, 
             os._exit(1)
     """)
     (tmp_path / "rank.py").write_text(script)
-    monkeypatch.setattr(launcher.resume, "check", lambda *_: None)
+    monkeypatch.setattr(launcher.resumption, "check", lambda *_: None)
     launcher.launch(compose(["parallelism.nproc_per_node=1"]), tmp_path, 0)
     assert (tmp_path / "logs" / "starts").read_text() == "xxx"
     assert capsys.readouterr().err.count("going back") == 2

@@ -125,9 +125,7 @@ def find_allowed(cfg: DictConfig, run_dir: Path) -> Path | None:
     return checkpoint
 
 
-def check_configuration(
-    checkpoint: Path, before: DictConfig, cfg: DictConfig, contents: Mapping[str, bool] | None = None
-) -> None:
+def check_configuration(checkpoint: Path, before: DictConfig, cfg: DictConfig, contents: Mapping[str, bool]) -> None:
     """Refuse to resume with another configuration.
 
     Args:
@@ -141,15 +139,14 @@ def check_configuration(
     """
     after = OmegaConf.create(frozen.text(cfg))  # as it will be read
     assert isinstance(after, DictConfig)
-    known = contents or {}
     changed = {}
     listed = ""
     for key, values in sorted(differences(before, after).items()):
-        if known.get(key):
+        if contents.get(key):
             continue
         changed[key] = values
         listed += f"\n  {key}: {values[0]} -> {values[1]}"
-        if key in known:
+        if key in contents:
             listed += ", whose content is another"
     if changed:
         if list(changed) == [DIVIDED_STATE]:  # a file of conf/parallelism says it as well

@@ -26,6 +26,7 @@ from posttrain.errors import UserError
 from posttrain.models.families import position_limit_of
 from posttrain.plan import auto
 from posttrain.plan.advice import Change
+from posttrain.plan.data_stats import Kept
 from posttrain.plan.memory import HOST_MEMORY
 from posttrain.plan.report import Plan, Replan, build_plan
 from posttrain.plan.typed_settings import PROCESSES, TypedSavings, TypedSettings
@@ -86,8 +87,9 @@ def plan(cfg: DictConfig, overrides: Sequence[str] = ()) -> bool:
         UserError: as training would for the same overrides, or an unknown GPU.
     """
     as_json = cfg.plan.json
-    replan = functools.partial(plan_change, overrides) if overrides else None
-    result = estimate(cfg, overrides, replan)
+    kept: Kept = {}
+    replan = functools.partial(plan_change, overrides, kept=kept) if overrides else None
+    result = estimate(cfg, overrides, replan, kept)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -97,18 +99,18 @@ def plan(cfg: DictConfig, overrides: Sequence[str] = ()) -> bool:
     return result["fits"]
 
 
-def plan_change(overrides: Sequence[str], change: Change) -> Plan | None:
+def plan_change(overrides: Sequence[str], change: Change, kept: Kept | None = None) -> Plan | None:
     """The plan of a change's overrides besides those of the command line; None: they don't go together."""
     changed = [*overrides, *change.overrides]
     if "gpus" in change.kinds or "plan.gpus" not in cpu_sizes.keys_of(overrides):
         changed.append(f"plan.gpus={change.setting.world // change.setting.machines}")
     try:
-        return estimate(command.compose(changed, "plan"), changed, None)
+        return estimate(command.compose(changed, "plan"), changed, None, kept)
     except (UserError, HydraException, OmegaConfBaseException):
         return None
 
 
-def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -> Plan:
+def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None, kept: Kept | None = None) -> Plan:
     """The plan of a composed configuration, which is changed; for the arguments and errors see `plan`, `build_plan`."""
     checks.check_ranges(cfg, PlanConfig)
     options = cfg.plan
@@ -141,7 +143,7 @@ def estimate(cfg: DictConfig, overrides: Sequence[str], replan: Replan | None) -
         first_rows.look(cfg)
     working.phase("planning")
     world = checks.world_size(cfg, local)
-    result = build_plan(cfg, world, gpu, options.read_data and note is None, replan, typed)
+    result = build_plan(cfg, world, gpu, options.read_data and note is None, replan, typed, kept)
     if note is not None:
         result["data"] = {"not_counted": note}
     result["gpu"]["assumed"] = assumed

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from posttrain.config.instantiate import built
 from posttrain.data import packing, sources
@@ -28,6 +28,7 @@ SECONDS = 1.0  # of rendering conversations
 COUNT_SECONDS = 1.0  # of counting the others
 LEAST = 512  # conversations rendered in any case
 LINES = (".jsonl", ".ndjson")
+READ_BY = ["data", "objective", "template", "model", "cache_dir"]  # and trainer.seq_length, to which rows are cut
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,13 @@ class DataStats:
         return cls.from_packing(lengths, supervised, dataset.starts, cfg)
 
 
-def estimate_data(cfg: DictConfig, multiple: int = 1) -> DataStats:
+def estimate_data(cfg: DictConfig, multiple: int = 1, kept: "Kept | None" = None) -> DataStats:
     """Render the first conversations, all where there is time, divide them as a run does, and pack them.
 
     Args:
         cfg: of the run.
         multiple: what a conversation is padded to a multiple of; see ParallelSizes.
+        kept: of other plans of the same command, which read the same; added to.
 
     Raises:
         UserError: there is no tokenizer on this machine, or the data can't be read.
@@ -134,12 +136,13 @@ def estimate_data(cfg: DictConfig, multiple: int = 1) -> DataStats:
     if not isinstance(data, TrainingData):
         raise UserError("data: is of a class of its own, and only a run counts its rows")
     seq_length = cfg.trainer.seq_length
-    cache = cache_root(cfg.cache_dir)
-    encoder = built(cfg.objective).encoder(data, template, load_tokenizer(cfg), seq_length)
-    read = _read(data, encoder, cache)
-    scale = 1.0
-    if read.last is not None:
-        scale = _estimate_total(data, read.last, len(read.lengths), cache) / len(read.lengths)
+    kept = {} if kept is None else kept
+    key = f"{seq_length}\n{OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, READ_BY))}"
+    if key not in kept:
+        encoder = built(cfg.objective).encoder(data, template, load_tokenizer(cfg), seq_length)
+        kept[key] = _read(data, encoder, cache_root(cfg.cache_dir))
+    read = kept[key]
+    scale = read.total / len(read.lengths)
     seed = data.seed_of(cfg.seed)
     trained, _ = data.divide(np.array(read.digests), np.array(read.trees), np.array(read.origins), seed)
     if not len(trained):
@@ -153,7 +156,7 @@ def estimate_data(cfg: DictConfig, multiple: int = 1) -> DataStats:
         order, starts = packing.one_per_sequence(len(lengths))
     supervised = np.array(read.supervised)[trained]
     stats = DataStats.from_packing(lengths[order], supervised[order], starts, cfg, scale)
-    return replace(stats, read=len(read.lengths), all_read=read.last is None)
+    return replace(stats, read=len(read.lengths), all_read=read.all_read)
 
 
 @dataclass
@@ -163,7 +166,8 @@ class _Read:
     Attributes:
         lengths, supervised: tokens of each, and how many of them are supervised.
         digests, trees, origins: what decides on which side of a split each is, and how often it is trained.
-        last: where the last one was read; None: there are no more.
+        all_read: whether there are no more.
+        total: how many there are in all; an estimate where these aren't all.
     """
 
     lengths: list[int] = field(default_factory=list)
@@ -171,7 +175,11 @@ class _Read:
     digests: list[int] = field(default_factory=list)
     trees: list[int] = field(default_factory=list)
     origins: list[int] = field(default_factory=list)
-    last: "Place | None" = None
+    all_read: bool = True
+    total: float = 0.0
+
+
+type Kept = dict[str, _Read]  # by all that they depend on
 
 
 def _read(data: TrainingData, encoder: "RowEncoder", cache: Path) -> _Read:
@@ -188,7 +196,7 @@ def _read(data: TrainingData, encoder: "RowEncoder", cache: Path) -> _Read:
         began = began or time.monotonic()  # not before everything is imported
         next_row = place is not None and sample.place != place
         if next_row and len(read.lengths) >= LEAST and time.monotonic() - began > SECONDS:
-            read.last = place
+            read.all_read = False
             break
         read.lengths.append(len(sample.encoded.input_ids))
         read.supervised.append(int(sample.encoded.mask[1:].sum()))
@@ -198,6 +206,9 @@ def _read(data: TrainingData, encoder: "RowEncoder", cache: Path) -> _Read:
         place = sample.place
     if not read.lengths:
         raise UserError("data: no conversation is left to train on; see preview")
+    read.total = len(read.lengths)
+    if place is not None and not read.all_read:
+        read.total = _estimate_total(data, place, len(read.lengths), cache)
     return read
 
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from posttrain.errors import UserError
 from posttrain.plan import advice, layouts
-from posttrain.plan.data_stats import DataStats, estimate_data
+from posttrain.plan.data_stats import DataStats, Kept, estimate_data
 from posttrain.plan.memory import GIB, Memory, estimate_memory, host_room
 from posttrain.plan.speed import Speed, estimate_speed
 from posttrain.plan.typed_settings import TypedSettings
@@ -39,6 +39,7 @@ def build_plan(
     read_data: bool = True,
     replan: Replan | None = None,
     typed: TypedSettings = advice.PLAIN,
+    kept: Kept | None = None,
 ) -> Plan:
     """Return the plan of a checked configuration.
 
@@ -49,6 +50,7 @@ def build_plan(
         read_data: count the data.
         replan: plans a change's overrides in full, None where they can't be; None: changes are estimated.
         typed: how the run was asked for.
+        kept: see `estimate_data`.
 
     Returns:
         JSON-able; memory in GiB per GPU, times in seconds.
@@ -58,7 +60,7 @@ def build_plan(
     data: dict[str, Any] = {"not_counted": "plan.read_data=false"}
     if read_data:
         try:
-            stats = estimate_data(cfg, setting.conversation_multiple)
+            stats = estimate_data(cfg, setting.conversation_multiple, kept)
             setting = with_data(setting, stats)
             data = vars(stats)
         except UserError as error:

@@ -39,10 +39,10 @@ MEASURED_LINK = 900.0
 # gathered tensor over the time, measured on 4 H200s.
 LINK = 285e9
 # The same beside products, over the time that it adds to them; and, whatever the size, seconds a layer and micro-batch
-# for each of the pieces that products are in, and for as many more: Llama 3 8B, 4,096 and 8,192 tokens, 2 and 4 H200s.
+# for each of the chunks that products are in, and for as many more: Llama 3 8B, 4,096 and 8,192 tokens, 2 and 4 H200s.
 OVERLAPPED_LINK = 900e9
-PIECE_S = 0.000115
-OTHER_PIECES = 1.5
+CHUNK_S = 0.000115
+OTHER_CHUNKS = 1.5
 # What of the gathers and sums of Megatron-FSDP, at NCCL's rate, a step waits for: Llama 3 8B, all weights, two H200s.
 FULLY_SHARDED_WAIT = 0.34
 # Bytes a second of expert parallelism's gathers and sums, with its small sums of adapters and the wait for the process
@@ -225,7 +225,7 @@ def exchange_seconds(s: RunSpec, gpu: Gpu) -> float:
         rate = LINK
         if s.overlapped_exchanges and gpu.nvlink:
             rate = OVERLAPPED_LINK
-            layer = more * PIECE_S * (s.tensor + OTHER_PIECES)
+            layer = more * CHUNK_S * (s.tensor + OTHER_CHUNKS)
         token += more * EXCHANGES * shape.hidden * s.width / rate
     if s.context > 1:  # queries, keys, values and outputs, forward and backward
         token += 2 * (2 * shape.query + 2 * shape.key) * s.width / s.tensor / LINK

@@ -155,3 +155,25 @@ def test_nothing_left_to_train_on(folder):
     cfg = configuration(folder, "rows", *several(folder, 0, 0))
     with pytest.raises(UserError, match="no conversation is left to train on"):
         estimate_data(cfg)
+
+
+def test_plans_of_one_command_read_the_same_rows_once(folder, monkeypatch):
+    reads = []
+    read = data_stats._read
+
+    def counted(*arguments):
+        reads.append(arguments)
+        return read(*arguments)
+
+    monkeypatch.setattr(data_stats, "_read", counted)
+    kept = {}
+    cfg = configuration(folder, "rows")
+    first = estimate_data(cfg, kept=kept)
+    batched = configuration(folder, "rows", "trainer.global_batch_size=64", "peft=none", "parallelism=tp2")
+    assert planned(estimate_data(batched, kept=kept)) == planned(first)
+    assert len(reads) == 1
+    shorter = configuration(folder, "rows", "trainer.seq_length=128")
+    assert planned(estimate_data(shorter, kept=kept)) == counts(shorter)
+    other = configuration(folder, "turns")
+    assert planned(estimate_data(other, kept=kept)) == counts(other)
+    assert len(reads) == 3
